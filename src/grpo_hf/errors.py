@@ -1,0 +1,90 @@
+"""Every error that grpo-hf raises on purpose.
+
+    GrpoError
+    ├── ConfigError        (ValueError)       a setting is unknown, or settings contradict each other
+    ├── DataError          (ValueError)       a dataset is missing, empty or lacks a column
+    ├── ModelError         (ValueError)       a model, tokenizer or adapter cannot be used as asked
+    ├── ReferenceDriftError (RuntimeError)    the reference is not what it has to be
+    ├── RewardError        (Exception)
+    │   ├── RewardNotFound (LookupError)      a reward spec names nothing
+    │   ├── RewardSpecError (ValueError)      a reward was found but cannot be used as asked
+    │   └── RewardOutputError (ValueError)    a reward returned something that is not a list of rewards
+    ├── OutputExistsError  (FileExistsError)  the output folder holds another run
+    └── HubUnreachable     (ConnectionError)  the Hub was needed and did not answer
+
+Each is also a standard-library exception, so callers can catch what they already catch. Each message says what came,
+what was expected and what to do. Programs print the message and leave with exit code 2 (`exit_on_error`).
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class GrpoError(Exception):
+    """Base of everything that grpo-hf raises on purpose."""
+
+
+class ConfigError(GrpoError, ValueError):
+    """A setting is unknown, or settings contradict each other."""
+
+
+class DataError(GrpoError, ValueError):
+    """A dataset is missing, empty or lacks a column."""
+
+
+class ModelError(GrpoError, ValueError):
+    """A model, tokenizer or adapter cannot be used as asked."""
+
+
+class ReferenceDriftError(GrpoError, RuntimeError):
+    """The reference, or the frozen base under it, is not what it has to be."""
+
+
+class RewardError(GrpoError):
+    """Base of the errors about rewards."""
+
+
+class RewardNotFound(RewardError, LookupError):
+    """A reward spec names nothing that is installed, registered or on disk."""
+
+
+class RewardSpecError(RewardError, ValueError):
+    """A reward was found, but not with this signature or these options."""
+
+
+class RewardOutputError(RewardError, ValueError):
+    """A reward returned something that is not one number or None per completion."""
+
+
+class OutputExistsError(GrpoError, FileExistsError):
+    """The output folder holds another run."""
+
+
+class HubUnreachable(GrpoError, ConnectionError):
+    """The Hub was needed and did not answer."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the closest known spelling, or nothing.
+
+    >>> did_you_mean("acuracy", ["accuracy", "overlong"])
+    " Did you mean 'accuracy'?"
+    >>> did_you_mean("zzz", ["accuracy"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Turn a `GrpoError` into its message on stderr (first process only) and exit code 2."""
+    try:
+        yield
+    except GrpoError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
