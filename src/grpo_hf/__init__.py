@@ -1,1 +1,33 @@
-"""Group Relative Policy Optimization on one frozen base model."""
+"""Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) on one frozen base model.
+
+from grpo_hf import GRPOConfig, GRPOTrainer, load_reward, register_reward
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import GRPOConfig
+    from .plugins import Reward, load_reward, register_reward
+    from .trainer import GRPOTrainer
+
+__all__ = ["GRPOConfig", "GRPOTrainer", "Reward", "load_reward", "register_reward"]
+
+_HOMES = {
+    "GRPOConfig": "config",
+    "GRPOTrainer": "trainer",
+    "Reward": "plugins",
+    "load_reward": "plugins",
+    "register_reward": "plugins",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that a light part of the library stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

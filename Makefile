@@ -1,0 +1,42 @@
+# Every target works from a bare clone: it makes what it needs first.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+SEED ?= 0
+RUN ?= runs/gsm8k_tiny/seed$(SEED)-$(shell date +%Y%m%d-%H%M%S)
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+install: $(READY) ## make .venv with the pinned dependencies and this package in it
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## embedded model and problems: cold start, GRPO, base against adapter (SEED=1 for another seed)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml --seed $(SEED) --output_dir $(RUN)
+
+test: $(READY) ## the whole test suite, without the slow proofs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## the slow proofs alone: the demo on three seeds
+	$(BIN)/python -m pytest -m slow
+
+smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model without the Hub, in models/
+
+models/smollm2-135m-instruct/config.json: $(READY)
+	$(BIN)/python recipes/smollm2.py models/smollm2-135m-instruct
+
+check: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: help install demo test test-slow smollm2 check

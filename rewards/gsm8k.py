@@ -1,0 +1,75 @@
+r"""Pays for the right final number of a grade-school word problem (GSM8K, arXiv 2110.14168).
+
+The answer of a completion is the number after the last `####`; without `####`, the number in the last `\boxed{}`;
+without either, the last number of the text. A marker decides: if it is there and no number follows, the answer is
+wrong, whatever the text said before. A line `#### ...` (or a box) that holds a second number is wrong too, even if the
+two are equal, because neither a hedge ("42 or 43") nor an unfinished sum ("3 * 3") is an answer. Units and words beside
+the number are ignored. `_text.py` says what counts as a number, and what makes one unreadable.
+"""
+
+from fractions import Fraction
+from typing import Any
+
+from grpo_hf.rewards._text import Completion, completion_text, numbers_as_written, parse_number
+
+
+def gsm8k(completions: list[Completion], answer: list[Any], **columns: Any) -> list[float | None]:
+    r"""1.0 where the completion's final number equals the gold answer's exactly, else 0.0.
+
+    Args:
+        completions: texts, or lists of messages.
+        answer: gold answers: GSM8K solutions that end in `#### n`, or bare numbers (text, int or float).
+
+    Returns:
+        One reward per completion; None where the gold answer holds no readable number.
+
+    >>> gsm8k(["18 + 24 = 42\n#### $42.00", "#### 41", "#### 42 or 43", r"So \boxed{42}"], answer=["#### 42"] * 4)
+    [1.0, 0.0, 0.0, 1.0]
+    >>> gsm8k(["It is 1,234."], answer=[1234]), gsm8k(["#### 7"], answer=["seven"])
+    ([1.0], [None])
+    """
+    rewards: list[float | None] = []
+    for completion, gold in zip(completions, answer, strict=True):
+        gold_value = _gold_value(gold)
+        if gold_value is None:
+            rewards.append(None)
+        else:
+            rewards.append(float(_final_value(completion_text(completion)) == gold_value))
+    return rewards
+
+
+def _gold_value(gold: Any) -> Fraction | None:
+    if isinstance(gold, str):
+        return _final_value(gold)
+    try:
+        # By way of text: the 0.1 of a dataset means 1/10, not the binary fraction nearest to it.
+        return Fraction(str(gold))
+    except ValueError:  # not a finite number, or one with more digits than str() converts
+        return None
+
+
+def _final_value(text: str) -> Fraction | None:
+    _, hash_marker, after_hash = text.rpartition("####")
+    if hash_marker:
+        lines = after_hash.strip().splitlines()
+        return _only_value(lines[0]) if lines else None
+    _, box_marker, after_box = text.rpartition(r"\boxed{")
+    if box_marker:
+        return _only_value(_until_closing_brace(after_box))
+    numbers = numbers_as_written(text)
+    return parse_number(numbers[-1]) if numbers else None
+
+
+def _only_value(text: str) -> Fraction | None:
+    numbers = numbers_as_written(text)
+    return parse_number(numbers[0]) if len(numbers) == 1 else None
+
+
+def _until_closing_brace(text: str) -> str:
+    """What stands before the brace that closes an opened one; nothing if none does (the completion was cut off)."""
+    depth = 1
+    for position, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[:position]
+    return ""

@@ -1,0 +1,38 @@
+"""Takes away reward as a completion nears its length limit, instead of all at once (DAPO, arXiv 2503.14476, eq. 13)."""
+
+from typing import Any
+
+from grpo_hf.errors import RewardSpecError
+from grpo_hf.rewards._text import Completion
+
+
+def overlong(
+    completions: list[Completion],
+    completion_ids: list[list[int]],
+    *,
+    max_length: int = 512,
+    cache: int = 128,
+    **columns: Any,
+) -> list[float | None]:
+    """DAPO's soft overlong punishment: min(0, max(-1, (max_length - cache - |o|) / cache)).
+
+    Nothing up to max_length - cache tokens, linearly down to -1 at max_length tokens, -1 beyond.
+
+    Args:
+        completions: not read; part of every reward's signature.
+        completion_ids: the tokens of each completion, without padding; |o| is their number.
+        max_length: tokens at which the punishment is complete; the trainer's `max_completion_length` or less.
+        cache: tokens over which the punishment grows.
+
+    Raises:
+        RewardSpecError: not 0 < cache <= max_length.
+
+    >>> overlong(["short", "long", "endless"], [[0] * 10, [0] * 15, [0] * 99], max_length=20, cache=10)
+    [0.0, -0.5, -1.0]
+    """
+    if not 0 < cache <= max_length:
+        raise RewardSpecError(
+            f"overlong: max_length={max_length}, cache={cache}; expected 0 < cache <= max_length. "
+            "Set max_length to the limit of a completion in tokens, and cache to the part of it that is punished."
+        )
+    return [min(0.0, max(-1.0, (max_length - cache - len(ids)) / cache)) for ids in completion_ids]

@@ -1,0 +1,147 @@
+"""The command `grpo-hf`: train a recipe, see and try rewards, draw a run.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .console import quiet
+from .errors import ConfigError, DataError, exit_on_error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; errors that are the user's to mend leave with exit code 2."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not _train:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    with exit_on_error():
+        options.command(options, rest)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="grpo-hf", description="GRPO on one frozen base model.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a recipe", description=_train.__doc__)
+    train.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
+    train.set_defaults(command=_train)
+
+    group = commands.add_parser("rewards", help="list and try rewards")
+    rewards = group.add_subparsers(required=True, metavar="COMMAND")
+    listing = rewards.add_parser("list", help="every installed reward", description=_rewards_list.__doc__)
+    listing.set_defaults(command=_rewards_list)
+    test = rewards.add_parser("test", help="score texts with a reward", description=_rewards_test.__doc__)
+    test.add_argument("reward", help="name, ./file.py:function or package.module:function, with options")
+    test.add_argument("--completion", action="append", default=[], help="a text to score; repeat for more")
+    test.add_argument("--completions", type=Path, help="jsonl file: rows with `completion` and the columns it needs")
+    test.add_argument("--column", action="append", default=[], metavar="NAME=VALUE", help="a column, as answer=42")
+    test.set_defaults(command=_rewards_test)
+
+    plot = commands.add_parser("plot", help="draw a run's rewards", description=_plot.__doc__)
+    plot.add_argument("run", type=Path, help="output folder of a run")
+    plot.add_argument("picture", type=Path, help="PNG or SVG file to write")
+    plot.set_defaults(command=_plot)
+    return parser
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> None:
+    """Train any dataset with any rewards, named in a YAML file and flags. On several devices: accelerate launch -m
+    grpo_hf.cli train recipe.yaml."""
+    quiet()
+    from .recipe import read_recipe
+
+    recipe = read_recipe(["--config", str(options.recipe), *rest])
+    from .run import train
+
+    train(recipe)
+
+
+def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
+    """List every reward that can be named, with the columns that it reads and its options."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .plugins import installed_rewards
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("reward", "columns", "options", "from", "what it pays for"):
+        table.add_column(title)
+    for reward in installed_rewards():
+        options_shown = ", ".join(f"{name}={value!r}" for name, value in reward.options.items())
+        columns = ", ".join(reward.columns)
+        table.add_row(reward.name, columns, options_shown, reward.source, reward.error or reward.doc)
+    Console(highlight=False).print(table)
+
+
+def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
+    """Score completions given as text or as a jsonl file, one line of output each."""
+    from .plugins import load_reward
+    from .scoring import checked_values
+
+    reward = load_reward(options.reward)
+    rows = _rows(options)
+    missing = [name for name in reward.columns if any(name not in row for row in rows)]
+    if missing:
+        raise DataError(
+            f"reward {reward.name!r} needs the column {missing[0]!r}: give --column {missing[0]}=VALUE, or rows with "
+            "it in --completions."
+        )
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    columns.setdefault("prompts", columns.pop("prompt", [""] * len(rows)))
+    columns.setdefault("completion_ids", [str(text).split() for text in columns["completion"]])
+    completions = columns.pop("completion")
+    values = reward(completions=completions, **columns)
+    if reward.is_async:
+        import asyncio
+
+        values = asyncio.run(values)
+    for value, text in zip(checked_values(reward.name, values, len(rows)), completions, strict=True):
+        print(f"{'cannot judge' if value is None else format(value, '.3f')}  {str(text)[:100]!r}")
+
+
+def _plot(options: argparse.Namespace, rest: list[str]) -> None:
+    """Draw the mean of every reward and the KL over the steps of a run (needs matplotlib)."""
+    if not (options.run / "metrics.jsonl").is_file():
+        raise DataError(f"{options.run} is not the output folder of a run: it has no metrics.jsonl.")
+    from .report import plot_rewards
+
+    plot_rewards(options.run, options.picture)
+    print(options.picture)
+
+
+def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of `--completions` and `--completion`, each with the columns of `--column`."""
+    shared: dict[str, Any] = {}
+    for entry in options.column:
+        name, found, value = entry.partition("=")
+        if not found or not name:
+            raise ConfigError(f"--column {entry}: expected NAME=VALUE, as in --column answer=42.")
+        shared[name] = _literal(value)
+    rows = [{"completion": text} for text in options.completion]
+    if options.completions is not None:
+        try:
+            rows += [json.loads(line) for line in options.completions.read_text().splitlines() if line.strip()]
+        except (OSError, json.JSONDecodeError) as error:
+            raise DataError(f"{options.completions}: not a readable jsonl file ({error}).") from error
+    if not rows or any("completion" not in row for row in rows):
+        raise DataError("no text to score: give --completion TEXT, or --completions FILE with rows that have one.")
+    return [{**shared, **row} for row in rows]
+
+
+def _literal(value: str) -> Any:
+    """A value as Python would read it, else the text itself."""
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

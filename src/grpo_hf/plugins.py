@@ -1,0 +1,226 @@
+"""The one door for rewards: every way to name one ends in the same checked `Reward`.
+
+A reward is a plain function with TRL's signature, so it works in both libraries:
+
+    fn(prompts, completions, completion_ids, **columns) -> list[float | None]
+
+Its parameters with a default, and the keyword-only ones, are options. Those without a default that the trainer does not
+pass are the dataset columns that it needs.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from importlib.metadata import entry_points
+from operator import attrgetter
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, TypeVar
+
+from .errors import RewardError, RewardNotFound, RewardSpecError, did_you_mean
+
+_GROUP = "grpo_hf.rewards"
+_EXPECTED = "fn(prompts, completions, completion_ids, **columns) -> list[float | None]"
+_FROM_TRAINER = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_registered: dict[str, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Reward:
+    """A reward function with its options, called as TRL calls one: by keyword.
+
+    Args:
+        name: short name, for metrics and tables.
+        spec: what identifies it, options included, for logs and cards.
+        function: the function; it gets the columns that it can take, and `options` instead of columns of that name.
+        options: keyword arguments of every call.
+        source: who provides it: `grpo-hf 0.1.0`, `registered in my_module`, `path/to/file.py`, or a module.
+    """
+
+    name: str
+    spec: str
+    function: Callable[..., Any]
+    options: dict[str, Any]
+    source: str
+
+    is_async: ClassVar[bool] = False
+
+    def __call__(self, **columns: Any) -> Any:
+        return self.function(**self._arguments(columns))
+
+    @property
+    def __name__(self) -> str:  # TRL names a reward's metrics by it
+        return self.name
+
+    @property
+    def doc(self) -> str:
+        """First line of the function's docstring, or nothing."""
+        return (inspect.getdoc(_definition(self.function)) or "").partition("\n")[0]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Dataset columns without which it cannot be called."""
+        required = (name for name, parameter in self._parameters.items() if parameter.default is parameter.empty)
+        return tuple(name for name in required if name not in _FROM_TRAINER and name not in self.options)
+
+    @cached_property
+    def _parameters(self) -> dict[str, inspect.Parameter]:
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return {name: p for name, p in inspect.signature(self.function).parameters.items() if p.kind in kinds}
+
+    @cached_property
+    def _takes_all(self) -> bool:
+        parameters = inspect.signature(self.function).parameters.values()
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+    @property
+    def _known_options(self) -> dict[str, Any]:
+        """Every option that it takes, with its default (`Parameter.empty` for none)."""
+        return {
+            name: parameter.default
+            for name, parameter in self._parameters.items()
+            if (parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not parameter.empty)
+            and name not in _FROM_TRAINER
+        }
+
+    def _arguments(self, columns: dict[str, Any]) -> dict[str, Any]:
+        taken = {name: value for name, value in columns.items() if self._takes_all or name in self._parameters}
+        return taken | self.options
+
+
+class AsyncReward(Reward):
+    """A `Reward` whose function is `async def`; TRL awaits all of them together."""
+
+    is_async = True
+
+    async def __call__(self, **columns: Any) -> Any:
+        return await self.function(**self._arguments(columns))
+
+
+@dataclass(frozen=True)
+class InstalledReward:
+    """A reward that can be named: its options with their defaults, or `error`, the reason why it cannot be used."""
+
+    name: str
+    source: str
+    doc: str = ""
+    columns: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+def register_reward(name: str) -> Callable[[_Function], _Function]:
+    """Give the decorated function a reward name in this process.
+
+    A function that is defined again, by a reload or in a notebook, takes its own place.
+
+    Raises:
+        RewardSpecError: the name is not made of letters, digits, `_`, `-` and `.`, or it is another function's.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise RewardSpecError(f"register_reward got {name!r}; expected a name, as in @register_reward('concise').")
+
+    def register(function: _Function) -> _Function:
+        owner = _target(_registered.get(name, function))
+        if owner != _target(function):
+            raise RewardSpecError(
+                f"reward name {name!r} is taken by {owner}; register {_target(function)} under another name."
+            )
+        _registered[name] = function
+        return function
+
+    return register
+
+
+def load_reward(
+    spec: str | Mapping[str, Mapping[str, Any] | None] | Callable[..., Any], *, relative_to: Path | None = None
+) -> Reward:
+    """The reward that `spec` names, its signature and options checked.
+
+    Args:
+        spec: a function, or text, tried in this order: a registered name or one of the entry-point group
+            `grpo_hf.rewards`; `./file.py:function`; `package.module:function`. With options it is text,
+            `name(key=value)`, or a mapping with one key, `{"name": {"key": value}}`.
+        relative_to: folder that relative files are relative to; by default the current one.
+
+    Raises:
+        RewardNotFound: nothing has this name.
+        RewardSpecError: two provide it, it cannot be imported, or its signature or options do not fit.
+    """
+    if isinstance(spec, Reward):
+        return spec
+    if isinstance(spec, str):
+        name, options = _split(spec.strip())
+    elif isinstance(spec, Mapping) and len(spec) == 1 and all(isinstance(v, Mapping | None) for v in spec.values()):
+        name, options = next((str(name), dict(options or {})) for name, options in spec.items())
+    elif callable(spec):
+        definition = _definition(spec)
+        return _checked(spec, definition.__name__, _target(spec), {}, definition.__module__)
+    else:
+        raise RewardSpecError(f"reward {spec!r}: expected a function, a name, or one {{name: {{option: value}}}}.")
+    function, short_name, source = _find(name, relative_to or Path.cwd())
+    return _checked(function, short_name, name, options, source)
+
+
+def installed_rewards() -> list[InstalledReward]:
+    """Every reward that has a name, sorted by it; what cannot be used is listed with its error."""
+    listing = []
+    for name in _known_names():
+        try:
+            reward = load_reward(name)
+        except RewardError as error:
+            listing.append(InstalledReward(name, ", ".join(_providers(name).values()), error=str(error)))
+        else:
+            defaults = {k: v for k, v in reward._known_options.items() if v is not inspect.Parameter.empty}
+            listing.append(InstalledReward(name, reward.source, reward.doc, reward.columns, defaults))
+    return listing
+
+
+def _split(text: str) -> tuple[str, dict[str, Any]]:
+    """`name(key=value, ...)` as the name and the options; values are literals, nothing is evaluated."""
+    if not text.endswith(")"):
+        return text, {}
+    for bracket in re.finditer(r"\(", text):  # the first that opens a call: a path may contain brackets as well
+        try:
+            call = ast.parse(f"options{text[bracket.start() :]}", mode="eval").body
+            assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
+            options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        except (SyntaxError, ValueError, TypeError, AssertionError):
+            continue
+        return text[: bracket.start()].rstrip(), options
+    raise RewardSpecError(f"reward {text!r}: expected options as name(key=value, other='text'), with literal values.")
+
+
+def _find(name: str, folder: Path) -> tuple[Any, str, str]:
+    """The function that `name` means, its short name and its source."""
+    providers = _providers(name)
+    if len(providers) > 1:
+        owners = " and by ".join(f"{source} ({target})" for target, source in providers.items())
+        raise RewardSpecError(
+            f"reward {name!r} is provided twice, by {owners}. Remove one, or name the one that you mean as "
+            f"{next(iter(providers))!r}."
+        )
+    for target, source in providers.items():
+        return _registered.get(name) or _function(*target.split(":"), f"{target} of {source}"), name, source
+    place, _, attribute = name.rpartition(":")
+    if place.endswith(".py"):
+        file = folder / Path(place).expanduser()
+        return _attribute(_import_file(file), attribute), attribute, str(file)
+    if all(part.isidentifier() for part in place.split(".")):
+        return _function(place, attribute, place), attribute, place
+    known = _known_names()
+    raise RewardNotFound(
+        f"reward {name!r} is not known.{did_you_mean(name, known)} Installed: {', '.join(known) or 'none'} (see "
+        "`grpo-hf rewards list`). Name a function of your own as './my_rewards.py:my_function' or "
+        "'package.module:function'."
+    )

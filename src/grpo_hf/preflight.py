@@ -1,0 +1,194 @@
+"""Everything that can be wrong with a run and can be known before a model is loaded."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+
+from . import data, roles
+from .errors import ConfigError, DataError, HubUnreachable, OutputExistsError, did_you_mean
+from .plugins import Reward, load_reward
+from .progress import claim_output_folder
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rewards and rows that fit each other, and an output folder that is free."""
+
+    rewards: list[Reward]
+    eval_reward: Reward
+    train: data.Split
+    held_out: data.Split | None
+    resume: str | None
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Datasets whose prompts fit the model, and the tokenizer that said so."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    held_out: Dataset | None
+    notes: list[str]
+
+
+def check_task(recipe: Recipe) -> Task:
+    """Check rewards, data and output folder: what needs no model at all.
+
+    Raises:
+        GrpoError: the first thing that is wrong; see errors.py.
+    """
+    rewards, eval_reward = _rewards(recipe)
+    train, held_out, notes = _data(recipe, rewards)
+    resume = _output(recipe)
+    if recipe.training.push_to_hub:
+        _hub_login(recipe)
+    return Task(rewards, eval_reward, train, held_out, resume, notes)
+
+
+def check_model(recipe: Recipe, task: Task) -> Prompts:
+    """Check the model's files, the adapter, and that every prompt fits: what needs no weights.
+
+    Raises:
+        GrpoError: the first thing that is wrong; see errors.py.
+    """
+    settings, name = recipe.task, recipe.model.model_name_or_path
+    if name is None:
+        raise ConfigError("no model named: give --model_name_or_path (a local folder, or a model on the Hub).")
+    config = roles.read_model_config(name, revision=recipe.model.model_revision, gguf_file=settings.gguf_file)
+    tokenizer = roles.load_tokenizer(name, revision=recipe.model.model_revision, gguf_file=settings.gguf_file)
+    if settings.adapter is not None:
+        roles.check_adapter(settings.adapter, config)
+    build = data.prompt_builder(
+        chat=tokenizer.chat_template is not None,
+        system_prompt=settings.system_prompt,
+        instruction=settings.instruction,
+    )
+    needed = sorted({column for reward in task.rewards for column in reward.columns} - {"prompt"})
+    notes: list[str] = []
+
+    def prompts_of(split: data.Split) -> Dataset:
+        dataset, checked = data.build_dataset(split, data.prompt_column(split, settings.prompt_column), build, needed)
+        notes.extend([checked.describe_bad()] if checked.bad else [])
+        _check_lengths(dataset, checked.source, tokenizer, config, recipe.training.max_completion_length or 0)
+        return dataset
+
+    train = prompts_of(task.train)
+    return Prompts(tokenizer, train, prompts_of(task.held_out) if task.held_out else None, notes)
+
+
+def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
+    task = recipe.task
+    if not task.rewards:
+        raise ConfigError("no reward named: give --rewards, as in --rewards gsm8k. Try `grpo-hf rewards list`.")
+    rewards = [load_reward(spec, relative_to=recipe.folder) for spec in task.rewards]
+    weights = recipe.training.reward_weights
+    if weights is not None and len(weights) != len(rewards):
+        raise ConfigError(
+            f"reward_weights has {len(weights)} entries for {len(rewards)} rewards "
+            f"({', '.join(reward.name for reward in rewards)}); expected one weight per reward, in their order."
+        )
+    if task.eval_reward is None:
+        return rewards, rewards[0]
+    by_name = {reward.name: reward for reward in rewards}
+    if task.eval_reward not in by_name:
+        raise ConfigError(
+            f"eval_reward is {task.eval_reward!r}, which is not among the rewards {', '.join(by_name)}."
+            f"{did_you_mean(task.eval_reward, by_name)}"
+        )
+    return rewards, by_name[task.eval_reward]
+
+
+def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[data.Split, data.Split | None, list[str]]:
+    task, seed = recipe.task, recipe.training.seed
+    where = {"path": task.dataset_path, "name": task.dataset_name, "config": task.dataset_config, "seed": seed}
+    train = data.read_split(**where, split=task.dataset_train_split)
+    assert train is not None  # only an optional split may be missing
+    train = data.rename_columns(train, recipe.column_map)
+    data.require_columns(train, {reward.name: reward.columns for reward in rewards})
+    if not task.eval_rows:
+        return train, None, []
+    test = data.read_split(**where, split=task.dataset_test_split, optional=True)
+    if test is not None:
+        test = data.rename_columns(test, recipe.column_map)
+        data.require_columns(test, {reward.name: reward.columns for reward in rewards})
+        return train, data.Split(test.rows[: task.eval_rows], test.bad, test.source), []
+    if len(train.rows) <= task.eval_rows:
+        raise DataError(
+            f"{train.source} has no split {task.dataset_test_split!r} and {len(train.rows)} rows, too few to hold out "
+            f"{task.eval_rows} of them. Give --eval_rows a smaller number, or 0 to train without an evaluation."
+        )
+    held_out, rest = data.hold_out(train, task.eval_rows, seed)
+    note = f"{train.source} has no split {task.dataset_test_split!r}: {task.eval_rows} of its rows are held out."
+    return rest, held_out, [note]
+
+
+def _output(recipe: Recipe) -> str | None:
+    """The checkpoint to resume from, or None for a new run into a folder that is free."""
+    folder, resume = Path(recipe.training.output_dir), recipe.training.resume_from_checkpoint
+    if not resume or str(resume).lower() == "false":
+        claim_output_folder(folder)
+        return None
+    if str(resume).lower() != "true":
+        if not Path(resume).is_dir():
+            raise ConfigError(f"--resume_from_checkpoint {resume}: no such checkpoint folder.")
+        return str(resume)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        raise OutputExistsError(
+            f"{folder} holds no checkpoint to resume from. Leave --resume_from_checkpoint out to start a new run, and "
+            "set --save_steps below the number of steps to have checkpoints."
+        )
+    return last
+
+
+def _hub_login(recipe: Recipe) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    token = recipe.training.hub_token or os.environ.get("HF_TOKEN")
+    try:
+        HfApi().whoami(token=token)
+    except LocalTokenNotFoundError as error:
+        raise ConfigError("--push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN.") from error
+    except HfHubHTTPError as error:
+        raise ConfigError(f"--push_to_hub: the Hub refused the token ({error}). Run `hf auth login` again.") from error
+    except OSError as error:
+        raise HubUnreachable(
+            f"--push_to_hub: the Hub does not answer ({type(error).__name__}). Train without it and push the output "
+            "folder later."
+        ) from error
+
+
+def _check_lengths(
+    dataset: Dataset, source: str, tokenizer: PreTrainedTokenizerBase, config: Any, completion: int
+) -> None:
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return
+    lengths = prompt_lengths(dataset["prompt"], tokenizer)
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] + completion > context:
+        too_long = sum(length + completion > context for length in lengths)
+        raise DataError(
+            f"{source}: {too_long} of {len(lengths)} prompts do not fit the model's context of {context} tokens: the "
+            f"longest (row {longest}) has {lengths[longest]}, and max_completion_length adds {completion}. Shorten or "
+            "leave out those rows, lower --max_completion_length, or take a model with a longer context."
+        )
+
+
+def prompt_lengths(prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of each prompt, as the trainer will feed it."""
+    prompts = list(prompts)
+    if isinstance(prompts[0], list):
+        encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)
+    else:
+        encoded = tokenizer(prompts)
+    return [len(ids) for ids in encoded["input_ids"]]

@@ -1,0 +1,109 @@
+"""What a run says while it runs: one readable line a step, every number in metrics.jsonl, and a folder of its own."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from .errors import OutputExistsError
+
+METRICS_FILE = "metrics.jsonl"
+_RUN_TRACES = (METRICS_FILE, "adapter_config.json", "model.safetensors", "checkpoint-*")
+
+
+def claim_output_folder(folder: Path, accelerator: Any = None) -> None:
+    """Check that a new run may write into the folder, on every process before the first of them writes.
+
+    Raises:
+        OutputExistsError: the folder holds another run, or cannot be written to.
+    """
+    trace = next((found for pattern in _RUN_TRACES for found in sorted(folder.glob(pattern))), None)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    if trace is not None:
+        raise OutputExistsError(
+            f"{folder} holds another run ({trace.name}), which is not overwritten. Continue it with "
+            "--resume_from_checkpoint true, or give this run another --output_dir."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputExistsError(
+            f"{folder} cannot be written to ({error.strerror}). Give another --output_dir."
+        ) from error
+
+
+class MetricsFile(TrainerCallback):
+    """Append everything that is logged to `metrics.jsonl` in the output folder, one object per logging step."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        values = {key: None if _is_nan(value) else value for key, value in logs.items()}
+        with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **values}, default=float) + "\n")
+
+
+class ProgressLine(TrainerCallback):
+    """Print a line per logging step: rewards, KL, completion length, tokens per second and time left."""
+
+    def __init__(self, reward_names: list[str]) -> None:
+        self.reward_names = reward_names
+        self._started = self._tokens = self._last_log = 0.0
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._started = self._last_log = time.monotonic()
+        self._first_step, self._tokens = state.global_step, float(state.num_input_tokens_seen)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs or "reward" not in logs:
+            return
+        now, tokens = time.monotonic(), float(logs.get("num_tokens", 0))
+        rate = (tokens - self._tokens) / max(now - self._last_log, 1e-9)
+        done = state.global_step - self._first_step
+        left = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
+        self._last_log, self._tokens = now, tokens
+        print(progress_line(state.global_step, state.max_steps, logs, self.reward_names, rate, left), flush=True)
+
+
+def progress_line(
+    step: int, steps: int, logs: dict[str, Any], reward_names: list[str], tokens_per_second: float, seconds_left: float
+) -> str:
+    """One line about one logging step.
+
+    >>> logs = {"reward": 0.5, "rewards/gsm8k/mean": 0.25, "kl": 0.0012, "completions/mean_length": 41.6}
+    >>> progress_line(20, 100, logs, ["gsm8k"], 1234.5, 75)
+    'step  20/100  reward 0.500  gsm8k 0.250  kl 0.0012  length 42  1,234 tokens/s  1:15 left'
+    """
+    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"reward {_shown(logs['reward'])}"]
+    parts += [f"{name} {_shown(logs.get(f'rewards/{name}/mean'))}" for name in reward_names]
+    if "kl" in logs:
+        parts.append(f"kl {logs['kl']:.4f}")
+    parts.append(f"length {logs.get('completions/mean_length', 0):.0f}")
+    parts.append(f"{tokens_per_second:,.0f} tokens/s")
+    minutes, seconds = divmod(int(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts.append(f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left")
+    return "  ".join(parts)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The logged steps of a run, oldest first; of a step that was logged again after a resume, the last."""
+    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    by_step = {row["step"]: row for row in map(json.loads, lines) if "reward" in row}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None or _is_nan(value) else f"{value:.3f}"
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,84 @@
+"""The end of a run: base against adapter in one table, the answers behind it on disk, and the curve of its rewards."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import evaluation, roles
+from .progress import METRICS_FILE, read_metrics
+
+if TYPE_CHECKING:
+    from .plugins import Reward
+    from .trainer import GRPOTrainer
+
+EVALUATION_FILE = "evaluation.jsonl"
+
+
+def compare_with_base(trainer: "GRPOTrainer", held_out: Any, reward: "Reward") -> evaluation.Comparison:
+    """Answer the held-out prompts greedily with and without the adapter, and keep both answers in evaluation.jsonl."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    rows = held_out.to_list()
+    options = {
+        "max_new_tokens": trainer.max_completion_length,
+        "batch_size": max(trainer.args.per_device_eval_batch_size, trainer.args.per_device_train_batch_size),
+    }
+    prompts = [row["prompt"] for row in rows]
+    answers = {"adapter": evaluation.greedy_completions(model, trainer.processing_class, prompts, **options)}
+    with roles.as_base(model):
+        answers["base"] = evaluation.greedy_completions(model, trainer.processing_class, prompts, **options)
+    right = {name: evaluation.right_answers(reward, rows, texts) for name, texts in answers.items()}
+    if trainer.is_world_process_zero():
+        with (Path(trainer.args.output_dir) / EVALUATION_FILE).open("w", encoding="utf-8") as file:
+            for index, row in enumerate(rows):
+                record = {name: {"answer": answers[name][index], "right": right[name][index]} for name in answers}
+                file.write(json.dumps({"prompt": row["prompt"], **record}, ensure_ascii=False) + "\n")
+    return evaluation.compare(right["base"], right["adapter"])
+
+
+def show(comparison: evaluation.Comparison | None, trainer: "GRPOTrainer", console: Console | None = None) -> None:
+    """Print the comparison and where everything lies."""
+    console = console or Console(highlight=False)
+    folder = trainer.args.output_dir
+    if comparison is not None:
+        table = Table(title=f"accuracy on {comparison.base.total} held-out prompts, greedy")
+        for column in ("model", "right", "accuracy", "95% interval"):
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for name, share in (("base (adapter disabled)", comparison.base), ("adapter", comparison.adapter)):
+            interval = f"{share.low:.3f} to {share.high:.3f}"
+            table.add_row(name, f"{share.right}/{share.total}", f"{share.value:.3f}", interval)
+        interval = f"{comparison.low:+.3f} to {comparison.high:+.3f}"
+        table.add_row("difference (paired)", "", f"{comparison.difference:+.3f}", interval, style="bold")
+        console.print(table)
+    console.print(f"adapter: {folder}", soft_wrap=True)
+    console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True)
+    if comparison is not None:
+        console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True)
+
+
+def plot_rewards(run: Path, picture: Path) -> None:
+    """Draw every reward's mean over the steps of a run, with KL below, as a PNG or SVG.
+
+    Raises:
+        ImportError: matplotlib is missing (`pip install 'grpo-hf[plot]'`).
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_metrics(run)
+    steps = [row["step"] for row in rows]
+    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), height_ratios=(3, 1))
+    for key in [key for key in rows[0] if key.startswith("rewards/") and key.endswith("/mean")]:
+        above.plot(steps, [row.get(key) for row in rows], marker=".", label=key.split("/")[1])
+    above.set_ylabel("mean reward")
+    above.legend()
+    below.plot(steps, [row.get("kl") for row in rows], color="grey")
+    below.set_ylabel("KL")
+    below.set_xlabel("step")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=120)
+    pyplot.close(figure)

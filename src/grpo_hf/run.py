@@ -1,0 +1,76 @@
+"""One run from recipe to result: check, load, train, save, compare with the base, push."""
+
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers.utils import logging
+from trl import get_peft_config
+
+from . import evaluation, preflight, report, roles
+from .recipe import Recipe
+from .trainer import GRPOTrainer
+
+
+def train(recipe: Recipe) -> evaluation.Comparison | None:
+    """Run a recipe.
+
+    Returns:
+        Base against adapter on the held-out prompts, or None where `eval_rows` is 0.
+
+    Raises:
+        GrpoError: something is wrong with the recipe, before the model is loaded where that can be known.
+    """
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    say = PartialState().print
+    task = preflight.check_task(recipe)
+    if recipe.task.cold_start_steps:
+        recipe.model.model_name_or_path = _cold_started(recipe)
+    prompts = preflight.check_model(recipe, task)
+    for note in task.notes + prompts.notes:
+        say(f"note: {note}", flush=True)
+    named = ", ".join(reward.spec for reward in task.rewards)
+    say(f"{len(prompts.train):,} prompts from {task.train.source}; rewards: {named}", flush=True)
+
+    model = roles.load_base(
+        recipe.model, gguf_file=recipe.task.gguf_file, trust_remote_code=recipe.training.trust_remote_code
+    )
+    peft_config = get_peft_config(recipe.model)
+    if recipe.task.adapter is not None:
+        model, peft_config = roles.continue_adapter(model, recipe.task.adapter), None
+    trainer = GRPOTrainer(
+        model,
+        task.rewards,
+        recipe.training,
+        train_dataset=prompts.train,
+        processing_class=prompts.tokenizer,
+        peft_config=peft_config,
+    )
+    trainer.dataset_source = task.train.source
+    trainer.train(resume_from_checkpoint=task.resume)
+
+    comparison = None
+    if prompts.held_out is not None:
+        say(f"comparing base and adapter on {len(prompts.held_out)} held-out prompts", flush=True)
+        comparison = report.compare_with_base(trainer, prompts.held_out, task.eval_reward)
+        trainer.results = comparison.as_dict()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        recipe.save(Path(recipe.training.output_dir))
+    if recipe.training.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        report.show(comparison, trainer)
+    trainer.end()
+    return comparison
+
+
+def _cold_started(recipe: Recipe) -> str:
+    """The embedded model, taught the format; its checkpoint lies beside the run, for the next one."""
+    from .cold_start import cold_start  # TRL's supervised trainer is not imported for runs that need none
+
+    cache = Path(recipe.training.output_dir).parent
+    return str(cold_start(cache, steps=recipe.task.cold_start_steps, seed=recipe.training.seed))

@@ -1,0 +1,103 @@
+"""Rewards as the trainer calls them: loaded through the one door, and their answers checked.
+
+B = N·G completions of a rollout; a reward returns one number or None for each.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from .errors import RewardOutputError
+from .plugins import Reward, load_reward
+
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+def checked_rewards(reward_funcs: Any) -> list[Any] | None:
+    """Load every entry of `reward_funcs` and wrap it so that what it returns is checked.
+
+    Reward models (modules, model folders, `org/name`) pass through for TRL to load.
+    """
+    if reward_funcs is None:
+        return None
+    entries = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    return [entry if _is_reward_model(entry) else CheckedReward.of(load_reward(entry)) for entry in entries]
+
+
+def _is_reward_model(entry: Any) -> bool:
+    if isinstance(entry, str):
+        is_file = entry.startswith(".") or entry.endswith(".py")
+        return Path(entry).is_dir() or (not is_file and bool(_HUB_NAME.match(entry)))
+    return hasattr(entry, "parameters") and hasattr(entry, "forward")  # a torch module, without importing torch
+
+
+class CheckedReward:
+    """A reward whose every answer is one finite number or None per completion, or a clear error."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+        self.__name__ = reward.name  # TRL names the reward's metrics by it
+
+    @classmethod
+    def of(cls, reward: Reward) -> "CheckedReward":
+        """The wrapper that fits a synchronous or an `async def` reward."""
+        return (AsyncCheckedReward if reward.is_async else cls)(reward)
+
+    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> Any:
+        return checked_values(self.reward.name, self.reward(completions=completions, **columns), len(completions))
+
+
+class AsyncCheckedReward(CheckedReward):
+    """`CheckedReward` for an `async def` reward; TRL awaits all of them together."""
+
+    async def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        return checked_values(self.reward.name, await self.reward(completions=completions, **columns), len(completions))
+
+
+def checked_values(name: str, values: Any, expected: int) -> list[float | None]:
+    """What a reward returned, as `list[float | None]` of the expected length.
+
+    Numbers of any kind become floats, numpy and torch scalars and booleans among them; NaN means "cannot judge", like
+    None. A list, tuple, array or tensor of them is accepted.
+
+    Raises:
+        RewardOutputError: not a sequence, the wrong length, an infinite value, or an entry that is not a number.
+
+    >>> checked_values("demo", (True, None, 0.5), 3)
+    [1.0, None, 0.5]
+    """
+    if hasattr(values, "tolist"):  # numpy array or torch tensor
+        values = values.tolist()
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise RewardOutputError(
+            f"reward {name!r} returned {type(values).__name__}; expected a list of {expected} numbers or None, one per "
+            "completion."
+        )
+    if len(values) != expected:
+        raise RewardOutputError(
+            f"reward {name!r} returned {len(values)} values for {expected} completions; expected one per completion, "
+            "None for those it cannot judge."
+        )
+    return [_checked_value(name, index, value) for index, value in enumerate(values)]
+
+
+def _checked_value(name: str, index: int, value: Any) -> float | None:
+    if value is None:
+        return None
+    if hasattr(value, "item") and getattr(value, "size", 1) in (1, ()):  # numpy scalar
+        value = value.item()
+    if not isinstance(value, Real):
+        raise RewardOutputError(
+            f"reward {name!r} returned {value!r} ({type(value).__name__}) for completion {index}; expected a number or "
+            "None."
+        )
+    number = float(value)
+    if math.isinf(number):
+        raise RewardOutputError(
+            f"reward {name!r} returned {number} for completion {index}; infinity makes every advantage of its "
+            "group NaN. Clip it in the reward."
+        )
+    return None if math.isnan(number) else number

