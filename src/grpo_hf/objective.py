@@ -60,9 +60,11 @@ def clipped_surrogate(
 
 
 def kl_estimate(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """The unbiased, never negative estimate of KL(π_θ ‖ π_ref) from one sample, per token, eq. 4 (arXiv 2402.03300).
+    """The unbiased and never negative estimate of KL(π_θ ‖ π_ref) from each sampled token, (B, T).
 
-    D_KL = π_ref/π_θ − log(π_ref/π_θ) − 1                                 (B, T)
+        D_KL = π_ref/π_θ − log(π_ref/π_θ) − 1
+
+    Source: arXiv 2402.03300, eq. 4; the "k3" of http://joschu.net/blog/kl-approx.html.
     """
     log_ratio = ref_logps - logps
     return log_ratio.exp() - log_ratio - 1
@@ -94,8 +96,8 @@ def grpo_loss(
     gradient accumulation splits a window into micro-batches of B rows, add up their losses for `dapo`, and average them
     for the others.
 
-    At ρ = 1 the gradient of J in log π_θ(o_it), times the divisor above, is Â + β (π_ref/π_θ − 1): the gradient
-    coefficient of GRPO in the paper's unified paradigm (arXiv 2402.03300, appendix A.1.6).
+    At ρ = 1, token by token, the gradient of J in log π_θ(o_it) times the divisor above is Â + β (π_ref/π_θ − 1): the
+    gradient coefficient of GRPO in the paper's unified paradigm (arXiv 2402.03300, appendix A.1.6).
 
     Args:
         ref_logps: may be None at beta = 0, where the reference has no say.

@@ -16,7 +16,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import entry_points
@@ -168,7 +168,7 @@ def load_reward(
         return _checked(spec, definition.__name__, _target(spec), {}, definition.__module__)
     else:
         raise RewardSpecError(f"reward {spec!r}: expected a function, a name, or one {{name: {{option: value}}}}.")
-    function, short_name, source = _find(name, relative_to or Path.cwd())
+    function, short_name, source = _find(name, relative_to or Path())
     return _checked(function, short_name, name, options, source)
 
 
@@ -187,18 +187,20 @@ def installed_rewards() -> list[InstalledReward]:
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """`name(key=value, ...)` as the name and the options; values are literals, nothing is evaluated."""
+    """`name(key=value, ...)` as name and options, which are literals: nothing is evaluated."""
     if not text.endswith(")"):
         return text, {}
-    for bracket in re.finditer(r"\(", text):  # the first that opens a call: a path may contain brackets as well
-        try:
+    for bracket in re.finditer(r"\(", text):  # the first that opens a call: a path may hold brackets as well
+        with suppress(SyntaxError, ValueError, TypeError):  # TypeError: a literal {[]: 1}
             call = ast.parse(f"options{text[bracket.start() :]}", mode="eval").body
-            assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
-            options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        except (SyntaxError, ValueError, TypeError, AssertionError):
-            continue
-        return text[: bracket.start()].rstrip(), options
-    raise RewardSpecError(f"reward {text!r}: expected options as name(key=value, other='text'), with literal values.")
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+                options = {key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg}
+                if len(options) == len(call.keywords):
+                    return text[: bracket.start()].rstrip(), options
+    raise RewardSpecError(
+        f"reward {text!r}: its options cannot be read; expected name(key=value, other='text'), each key once and each "
+        "value a literal."
+    )
 
 
 def _find(name: str, folder: Path) -> tuple[Any, str, str]:
@@ -211,16 +213,122 @@ def _find(name: str, folder: Path) -> tuple[Any, str, str]:
             f"{next(iter(providers))!r}."
         )
     for target, source in providers.items():
-        return _registered.get(name) or _function(*target.split(":"), f"{target} of {source}"), name, source
+        return _registered.get(name) or _imported(target, f"{target} of {source}"), name, source
     place, _, attribute = name.rpartition(":")
     if place.endswith(".py"):
         file = folder / Path(place).expanduser()
-        return _attribute(_import_file(file), attribute), attribute, str(file)
+        return _attribute(_import_file(file), attribute, str(file)), attribute, str(file)
     if all(part.isidentifier() for part in place.split(".")):
-        return _function(place, attribute, place), attribute, place
+        return _imported(name, name), attribute, place
     known = _known_names()
     raise RewardNotFound(
         f"reward {name!r} is not known.{did_you_mean(name, known)} Installed: {', '.join(known) or 'none'} (see "
         "`grpo-hf rewards list`). Name a function of your own as './my_rewards.py:my_function' or "
         "'package.module:function'."
     )
+
+
+def _known_names() -> list[str]:
+    return sorted({entry_point.name for entry_point in entry_points(group=_GROUP)} | _registered.keys())
+
+
+def _providers(name: str) -> dict[str, str]:
+    """Who provides a name: `module:function` to source. The same function twice is no contradiction."""
+    providers = {
+        f"{entry_point.module}:{entry_point.attr}": f"{entry_point.dist.name} {entry_point.dist.version}"
+        for entry_point in entry_points(group=_GROUP, name=name)
+        if entry_point.dist is not None
+    }
+    if name in _registered:
+        function = _registered[name]
+        providers.setdefault(_target(function), f"registered in {_definition(function).__module__}")
+    return providers
+
+
+def _imported(target: str, what: str) -> Any:
+    module_name, _, attribute = target.rpartition(":")
+    with _importing(what, module_name):
+        module = importlib.import_module(module_name)
+    return _attribute(module, attribute, what)
+
+
+def _import_file(file: Path) -> ModuleType:
+    """The file as a module, run once per process, under a name on which all processes agree."""
+    path = file.resolve()
+    if not path.is_file():
+        siblings = [sibling.name for sibling in path.parent.glob("*.py")]
+        raise RewardNotFound(f"there is no reward file {path}.{did_you_mean(path.name, siblings)}")
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]  # hash() of text differs from process to process
+    name = "_".join(["grpo_hf_file", re.sub(r"\W", "_", path.stem), digest])
+    if name in sys.modules:
+        return sys.modules[name]
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None  # the path ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(module_spec)
+    with _importing(str(path), name):
+        try:
+            module_spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return module
+
+
+@contextmanager
+def _importing(what: str, module: str) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        # A module that is there and lacks one of its own imports was found; it is broken.
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        hint = " Install its package; a file is named as './my_rewards.py:my_function'." if missing else ""
+        message = f"reward {what} cannot be imported: {type(error).__name__}: {error}.{hint}"
+        raise (RewardNotFound if missing else RewardSpecError)(message) from error
+
+
+def _attribute(module: ModuleType, name: str, what: str) -> Any:
+    try:
+        return attrgetter(name)(module)
+    except AttributeError:
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise RewardNotFound(
+            f"reward {what}: no function {name!r} there.{did_you_mean(name, public)} Expected one of: "
+            f"{', '.join(public) or 'none is there'}."
+        ) from None
+
+
+def _checked(function: Any, name: str, spec: str, options: dict[str, Any], source: str) -> Reward:
+    """The function as a `Reward`, if it can be called as one and takes these options."""
+    if inspect.isclass(function) or inspect.isbuiltin(function) or not callable(function):
+        what = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
+        raise RewardSpecError(f"reward {spec!r} is {what}; expected a function {_EXPECTED}.")
+    forms = (function.func if isinstance(function, partial) else function, function.__call__)
+    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms):
+        raise RewardSpecError(f"reward {spec!r} is a generator; expected a function that returns: {_EXPECTED}.")
+    kind = AsyncReward if any(map(inspect.iscoroutinefunction, forms)) else Reward
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    reward = kind(name, f"{spec}({given})" if given else spec, function, options, source)
+    # The trainer passes prompts and completions; a column named in the singular never arrives.
+    if not (reward._takes_all or "completions" in reward._parameters) or {"prompt", "completion"} & {*reward.columns}:
+        signature = inspect.signature(function)
+        raise RewardSpecError(f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}.")
+    known = reward._known_options
+    for option in options:
+        if option not in known:
+            raise RewardSpecError(
+                f"reward {spec!r} has no option {option!r}.{did_you_mean(str(option), known)} Its options: "
+                f"{', '.join(known) or 'none'}."
+            )
+    return reward
+
+
+def _definition(function: Any) -> Any:
+    """What carries a callable's name, module and docstring: the function under partials, or an object's class."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if hasattr(function, "__qualname__") else type(function)
+
+
+def _target(function: Any) -> str:
+    definition = _definition(function)
+    return f"{definition.__module__}:{definition.__qualname__}"
