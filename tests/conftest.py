@@ -1,17 +1,40 @@
 """Fixtures that more than one test module uses."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from fakehub import FakeHub
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grpo_hf import GRPOConfig, GRPOTrainer
 from grpo_hf.tiny_model import tiny_model, tiny_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
 torch.set_num_threads(1)  # the models are too small for more, and a test run shares its cores
+
+CONSTRUCTOR = [name for name in signature(GRPOTrainer).parameters if name != "args"]
+TINY_RUN = {
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 8,
+    "max_steps": 2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+}
+
+
+def count_ones(completions: list[str], **_: Any) -> list[float]:
+    """A reward that differs within a group of an untrained model's babble."""
+    return [float(len(text)) + text.count("1") for text in completions]
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +61,25 @@ def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
     """An empty Hub on a free loopback port; run clients in a subprocess with `env=fake_hub.environment()`."""
     with FakeHub(tmp_path / "hf_home") as hub:
         yield hub
+
+
+@pytest.fixture
+def make_trainer(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., GRPOTrainer]:
+    """A function that makes a trainer of 2 prompts x 4 completions on the embedded model; anything can be set."""
+
+    def make(**settings: Any) -> GRPOTrainer:
+        constructor = {name: settings.pop(name) for name in CONSTRUCTOR if name in settings}
+        base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint) if "model" not in constructor else None
+        rows = [{"prompt": f"{a} + {a + 1} = ", "answer": str(2 * a + 1)} for a in range(32)]
+        return GRPOTrainer(
+            **{
+                "model": base,
+                "reward_funcs": count_ones,
+                "args": GRPOConfig(**(TINY_RUN | {"output_dir": str(tmp_path / "run")} | settings)),
+                "train_dataset": Dataset.from_list(rows),
+                "processing_class": AutoTokenizer.from_pretrained(tiny_checkpoint, padding_side="left"),
+            }
+            | constructor
+        )
+
+    return make

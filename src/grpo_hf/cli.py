@@ -93,7 +93,8 @@ def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
             f"reward {reward.name!r} needs the column {missing[0]!r}: give --column {missing[0]}=VALUE, or rows with "
             "it in --completions."
         )
-    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
     columns.setdefault("prompts", columns.pop("prompt", [""] * len(rows)))
     columns.setdefault("completion_ids", [str(text).split() for text in columns["completion"]])
     completions = columns.pop("completion")
@@ -112,7 +113,10 @@ def _plot(options: argparse.Namespace, rest: list[str]) -> None:
         raise DataError(f"{options.run} is not the output folder of a run: it has no metrics.jsonl.")
     from .report import plot_rewards
 
-    plot_rewards(options.run, options.picture)
+    try:
+        plot_rewards(options.run, options.picture)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"`grpo-hf plot` needs {error.name}: pip install 'grpo-hf[plot]'.") from error
     print(options.picture)
 
 
@@ -126,13 +130,27 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         shared[name] = _literal(value)
     rows = [{"completion": text} for text in options.completion]
     if options.completions is not None:
-        try:
-            rows += [json.loads(line) for line in options.completions.read_text().splitlines() if line.strip()]
-        except (OSError, json.JSONDecodeError) as error:
-            raise DataError(f"{options.completions}: not a readable jsonl file ({error}).") from error
+        rows += _json_lines(options.completions)
     if not rows or any("completion" not in row for row in rows):
         raise DataError("no text to score: give --completion TEXT, or --completions FILE with rows that have one.")
     return [{**shared, **row} for row in rows]
+
+
+def _json_lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error}).") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}:{number}: not JSON ({error.msg}).") from None
+        if line.strip() and not isinstance(row, dict):
+            raise DataError(f"{file}:{number}: expected an object, got {type(row).__name__}.")
+        rows += [row] if row is not None else []
+    return rows
 
 
 def _literal(value: str) -> Any:

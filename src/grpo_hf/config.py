@@ -2,6 +2,8 @@
 
 import os
 from dataclasses import dataclass, field
+from math import lcm
+from typing import Any
 
 import torch
 from trl import GRPOConfig as TRLGRPOConfig
@@ -51,6 +53,10 @@ class GRPOConfig(TRLGRPOConfig):
             self.bf16: bool | None = not self.fp16 and not self.use_cpu and _accelerator_has_bf16()
         super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the token: transformers pickles the arguments to `training_args.bin`, and pushes that."""
+        return {**vars(self), "hub_token": None}
+
 
 def check_geometry(args: TRLGRPOConfig) -> None:
     """Check that a generation batch holds whole groups, before TRL does with fewer words.
@@ -59,27 +65,32 @@ def check_geometry(args: TRLGRPOConfig) -> None:
         ConfigError: G < 2, or processes x batch x accumulation is not a multiple of G.
     """
     group = args.num_generations
-    if group < 2:
+    if group is None or group < 2:
         raise ConfigError(
             f"num_generations is {group}; a group needs at least 2 completions, because the advantage of one compares "
             "it with the others. Set --num_generations 8, for example."
         )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    batch = args.per_device_train_batch_size
     if args.generation_batch_size is not None:
         rows, product = args.generation_batch_size, f"generation_batch_size {args.generation_batch_size}"
+        unit = lcm(group, processes * batch)  # TRL 1.16 wants whole micro-batches in it as well
+        whole = -(-rows // unit) * unit
+        larger, otherwise = f"--generation_batch_size {whole}", f"--generation_batch_size {whole + unit}"
     else:
-        steps = args.steps_per_generation or accumulation
         label = "steps_per_generation" if args.steps_per_generation else "gradient_accumulation_steps"
+        steps = getattr(args, label)
         rows = processes * batch * steps
-        product = f"{processes} processes x per_device_train_batch_size {batch} x {label} {steps} = {rows} completions"
+        named = f"{processes} process{'es' if processes > 1 else ''}"
+        product = f"{named} x per_device_train_batch_size {batch} x {label} {steps} = {rows} completions"
+        larger, otherwise = f"--per_device_train_batch_size {-(-batch // group) * group}", f"--{label} {group}"
     if rows % group:
-        whole = -(-batch // group) * group
-        divisor = min((d for d in range(2, rows + 1) if rows % d == 0), key=lambda d: abs(d - group), default=None)
-        other = f", or --num_generations {divisor}" if divisor else f", or --gradient_accumulation_steps {group}"
+        divisors = [d for d in range(2, rows + 1) if rows % d == 0 and rows % (processes * batch) == 0]
+        if divisors:
+            otherwise = f"--num_generations {min(divisors, key=lambda divisor: abs(divisor - group))}"
         raise ConfigError(
             f"{product}: not a multiple of num_generations {group}, so a group would be torn. Two settings that work: "
-            f"--per_device_train_batch_size {whole}{other}."
+            f"{larger}, or {otherwise}."
         )
 
 

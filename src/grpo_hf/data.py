@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
 
 from .errors import DataError, HubUnreachable, ModelError, did_you_mean
 from .word_problems import word_problems
@@ -21,7 +22,8 @@ from .word_problems import word_problems
 EMBEDDED = "embedded:word_problems"
 PROMPT_COLUMNS = ("prompt", "messages", "question", "problem")
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_EMBEDDED_TRAIN_ROWS = 4096  # more than the demo draws, so that every prompt of a run is fresh
+_EMBEDDED_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+_EMBEDDED_ROWS = 4096  # more than the demo draws, so that every prompt of a run is fresh
 _NAMED_BAD_ROWS = 5
 
 Row = dict[str, Any]
@@ -74,24 +76,41 @@ def read_split(
         HubUnreachable: the dataset is on the Hub, and the Hub does not answer.
     """
     if path == EMBEDDED:
-        rows = islice(word_problems("test" if split == "test" else "train", seed=seed), _EMBEDDED_TRAIN_ROWS)
-        return Split(list(rows), [], EMBEDDED)
-    if path is not None:
+        found = _read_embedded(split, seed, optional)
+    elif path is not None:
         file = _split_file(Path(path), split, optional)
-        return None if file is None else _read_file(file)
-    if name is not None:
-        return _read_hub(name, config, split, optional)
-    raise DataError(
-        f"no dataset named: give --dataset_path (a folder or a {', '.join(SUFFIXES)} file), or --dataset_name "
-        "(a dataset on the Hub)."
-    )
+        found = None if file is None else _read_file(file)
+    elif name is not None:
+        found = _read_hub(name, config, split, optional)
+    else:
+        raise DataError(
+            f"no dataset named: give --dataset_path (a folder or a {', '.join(SUFFIXES)} file), or --dataset_name "
+            "(a dataset on the Hub)."
+        )
+    if found is not None:
+        _check_filled(found)
+    return found
+
+
+def _read_embedded(split: str, seed: int, optional: bool) -> Split | None:
+    known = next((known for known in _EMBEDDED_SPLITS if known == split), None)
+    if known is not None:
+        return Split(list(islice(word_problems(known, seed=seed), _EMBEDDED_ROWS)), [], EMBEDDED)
+    if optional:
+        return None
+    raise DataError(f"{EMBEDDED} has no split {split!r}; it has train and test.{did_you_mean(split, _EMBEDDED_SPLITS)}")
 
 
 def _split_file(path: Path, split: str, optional: bool) -> Path | None:
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(f"{path}: a dataset file ends in one of {', '.join(SUFFIXES)}; not {path.suffix!r}.")
-        return path if split == "train" else None
+        if split == "train" or optional:
+            return path if split == "train" else None
+        raise DataError(
+            f"{path}: one file is the split 'train', and the split {split!r} was asked for. Point --dataset_path at a "
+            f"folder with {split}{path.suffix}, or leave --dataset_train_split out."
+        )
     if not path.is_dir():
         siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise DataError(
@@ -112,73 +131,87 @@ def _split_file(path: Path, split: str, optional: bool) -> Path | None:
 
 
 def _read_file(file: Path) -> Split:
-    if file.suffix == ".parquet":
-        return Split(Dataset.from_parquet(str(file)).to_list(), [], str(file))
-    if file.suffix == ".json":
-        return _collect(file, _json_array(file))
-    return _collect(file, _csv_lines(file) if file.suffix == ".csv" else _json_lines(file))
-
-
-def _collect(file: Path, numbered: Iterable[tuple[int, Row | str]]) -> Split:
-    """Sort parsed rows from complaints (a str in place of a row)."""
+    readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv_lines, ".parquet": _parquet_rows}
     rows: list[Row] = []
     bad: list[BadRow] = []
-    for number, row in numbered:
-        if isinstance(row, str):
-            bad.append(BadRow(f"{file.name}:{number}", row))
-        else:
-            rows.append({**row, _PLACE: f"{file.name}:{number}"})
+    try:
+        for place, row in readers[file.suffix](file):
+            if isinstance(row, str):
+                bad.append(BadRow(f"{file.name}{place}", row))
+            else:
+                rows.append({**row, _PLACE: f"{file.name}{place}"})
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
     return Split(rows, bad, str(file))
 
 
 _PLACE = "__place__"  # travels with a raw row until its prompt is built, to name it by file and line
 
 
-def _json_lines(file: Path) -> Iterator[tuple[int, Row | str]]:
-    with file.open(encoding="utf-8") as lines:
+# Readers yield where in the file a row stands, and the row, or the reason why it cannot be used. utf-8-sig reads UTF-8
+# with and without the byte order mark that spreadsheets and Windows editors put in front.
+_Rows = Iterator[tuple[str, Row | str]]
+
+
+def _json_lines(file: Path) -> _Rows:
+    with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                yield number, f"not JSON ({error.msg})"
+                yield f":{number}", f"not JSON ({error.msg})"
                 continue
-            yield number, row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
+            yield f":{number}", _object(row)
 
 
-def _json_array(file: Path) -> Iterator[tuple[int, Row | str]]:
+def _json_array(file: Path) -> _Rows:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{error.lineno}: not JSON ({error.msg}). An object per line? Name it .jsonl.") from None
     if not isinstance(rows, list):
         raise DataError(f"{file}: expected a JSON list of objects, got {type(rows).__name__}.")
-    for number, row in enumerate(rows, 1):
-        yield number, row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
+    for index, row in enumerate(rows):
+        yield f"[{index}]", _object(row)
 
 
-def _csv_lines(file: Path) -> Iterator[tuple[int, Row | str]]:
-    with file.open(encoding="utf-8", newline="") as lines:
+def _object(row: Any) -> Row | str:
+    return row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
+
+
+def _csv_lines(file: Path) -> _Rows:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
             for row in reader:
                 torn = None in row or None in row.values()
-                yield reader.line_num, f"expected {len(reader.fieldnames or ())} fields" if torn else row
+                filled = {key: value or None for key, value in row.items()}  # CSV has no other null
+                yield f":{reader.line_num}", f"expected {len(reader.fieldnames or ())} fields" if torn else filled
         except csv.Error as error:
-            yield reader.line_num, f"not CSV ({error}); the rest of the file is unread"
+            yield f":{reader.line_num}", f"not CSV ({error}); the rest of the file is unread"
+
+
+def _parquet_rows(file: Path) -> _Rows:
+    try:
+        rows = Dataset.from_parquet(str(file))
+    except DatasetsError as error:
+        raise DataError(f"{file}: not a Parquet file ({error.__cause__ or error}).") from error
+    for index, row in enumerate(rows):
+        yield f"[{index}]", row
 
 
 def _read_hub(name: str, config: str | None, split: str, optional: bool) -> Split | None:
     try:
         loaded = load_dataset(name, config)
-    except (ConnectionError, OSError) as error:
+    except (DatasetsError, ValueError, RuntimeError) as error:
+        raise DataError(f"dataset {name!r} cannot be loaded: {error}") from error
+    except OSError as error:
         raise HubUnreachable(
             f"dataset {name!r} could not be fetched from the Hub ({type(error).__name__}: {error}). Without a network, "
             f"point --dataset_path at a local folder or file, or use --dataset_path {EMBEDDED}."
         ) from error
-    except ValueError as error:
-        raise DataError(f"dataset {name!r}: {error}") from error
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
     if split not in splits:
         if optional:
@@ -191,6 +224,12 @@ def _read_hub(name: str, config: str | None, split: str, optional: bool) -> Spli
     return Split(rows, [], f"{name} ({split})")
 
 
+def _check_filled(split: Split) -> None:
+    if not split.rows:
+        detail = split.describe_bad() if split.bad else "it holds no rows"
+        raise DataError(f"{split.source}: no usable row: {detail}.")
+
+
 def rename_columns(split: Split, mapping: dict[str, str]) -> Split:
     """Give columns the names that rewards know (`{"answer": "Answer"}`: new name, name in the data)."""
     columns = column_names(split.rows)
@@ -200,8 +239,12 @@ def rename_columns(split: Split, mapping: dict[str, str]) -> Split:
                 f"{split.source}: --columns {new}={old}: there is no column {old!r}.{did_you_mean(old, columns)} "
                 f"The columns are {', '.join(columns)}."
             )
-    old_names = {old: new for new, old in mapping.items()}
-    rows = [{old_names.get(key, key): value for key, value in row.items()} for row in split.rows]
+    replaced = {*mapping, *mapping.values()}
+    rows = [
+        {key: value for key, value in row.items() if key not in replaced}
+        | {new: row[old] for new, old in mapping.items() if old in row}
+        for row in split.rows
+    ]
     return Split(rows, split.bad, split.source)
 
 
@@ -273,12 +316,13 @@ def _from_messages(raw: list[Any], chat: bool, system_prompt: str | None, instru
             "the prompts are lists of messages, and the tokenizer has no chat template to render them. Use an instruct "
             "model, or a column of plain text (--prompt_column)."
         )
-    messages = [dict(message) for message in raw if isinstance(message, dict) and message.get("content")]
-    if len(messages) != len(raw) or not all(isinstance(message.get("role"), str) for message in messages):
-        raise ValueError("a message lacks its role or content")
+    messages = [dict(message) for message in raw if isinstance(message, dict)]
+    parts = [message.get(key) for message in messages for key in ("role", "content")]
+    if len(messages) != len(raw) or not all(isinstance(part, str) and part for part in parts):
+        raise ValueError("a message lacks its role or text content")
     while messages and messages[-1]["role"] == "assistant":  # the answer of a supervised dataset is not the prompt
         messages.pop()
-    if not messages:
+    if not messages or messages[-1]["role"] == "system":
         raise ValueError("no message of a user")
     if instruction:
         messages[-1]["content"] = f"{messages[-1]['content']}\n{instruction}"
@@ -314,9 +358,7 @@ def build_dataset(
             continue
         rows.append({key: value for key, value in raw.items() if key not in (_PLACE, "messages")} | {"prompt": prompt})
     checked = Split(rows, bad, split.source)
-    if not rows:
-        detail = f" {checked.describe_bad()}." if bad else " It holds no rows."
-        raise DataError(f"{split.source}: no usable row.{detail}")
+    _check_filled(checked)
     try:
         return Dataset.from_list(rows), checked
     except (TypeError, ValueError, OverflowError) as error:  # pyarrow's ArrowInvalid is a ValueError

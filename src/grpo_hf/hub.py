@@ -1,6 +1,7 @@
 """The model card: what a run was, written from the run itself, beside its adapter and on the Hub."""
 
-import math
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +38,12 @@ def write_model_card(
     trainer: "GRPOTrainer", *, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
 ) -> None:
     """Write the card of a run as `README.md` in its output folder; names of local folders stay out of it."""
-    base = public_name(trainer.model.config._name_or_path)
+    base = public_name(trainer.model.config._name_or_path) or "unnamed model"
     data = public_name(dataset_name or trainer.dataset_source)
     extra = [tags] if isinstance(tags, str) else list(tags or ())
     card_data = ModelCardData(
-        base_model=base if "/" in base else None,
-        datasets=[data] if "/" in data else None,
+        base_model=next(iter(_hub_names(base)), None),
+        datasets=_hub_names(data) or None,
         library_name="peft" if hasattr(trainer.model, "peft_config") else "transformers",
         pipeline_tag="text-generation",
         tags=sorted({"grpo", "grpo-hf", "trl", *extra}),
@@ -71,8 +72,13 @@ def public_name(name: str) -> str:
     >>> public_name("/home/me/models/llama"), public_name("org/llama")
     ('llama', 'org/llama')
     """
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.exists(name)
     return Path(name).name if is_path else name
+
+
+def _hub_names(name: str) -> list[str]:
+    """The `org/name` of a Hub repository, without the split that may follow it; empty for anything else."""
+    return re.findall(r"^[\w.-]+/[\w.-]+(?= \(|$)", name)
 
 
 def _rewards(trainer: "GRPOTrainer") -> list[tuple[str, str]]:
@@ -81,7 +87,8 @@ def _rewards(trainer: "GRPOTrainer") -> list[tuple[str, str]]:
         getattr(getattr(function, "reward", None), "spec", name)
         for function, name in zip(trainer.reward_funcs, trainer.reward_func_names, strict=True)
     ]
-    return [(_code(public_name(spec)), f"{weight:g}") for spec, weight in zip(specs, weights, strict=True)]
+    shown = [re.sub(r"^.*?([^/]+\.py:)", r"\1", spec) for spec in specs]  # a reward's file, without its folder
+    return [(_code(spec), f"{weight:g}") for spec, weight in zip(shown, weights, strict=True)]
 
 
 def _objective(args: Any) -> str:
@@ -118,14 +125,12 @@ def _results(results: dict[str, Any]) -> list[str]:
 
 
 def _table(header: tuple[str, ...], rows: list[Any]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ("---",) * len(header), *rows]]
-    return "\n".join(lines)
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in [header, ("---",) * len(header), *rows]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}" if math.isfinite(value) else str(value)
-    return str(getattr(value, "value", value))
+    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))
 
 
 def _code(text: str) -> str:

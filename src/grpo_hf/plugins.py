@@ -290,7 +290,7 @@ def _attribute(module: ModuleType, name: str, what: str) -> Any:
     try:
         return attrgetter(name)(module)
     except AttributeError:
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        public = [key for key, value in vars(module).items() if inspect.isroutine(value) and key[0] != "_"]
         raise RewardNotFound(
             f"reward {what}: no function {name!r} there.{did_you_mean(name, public)} Expected one of: "
             f"{', '.join(public) or 'none is there'}."

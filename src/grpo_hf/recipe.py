@@ -4,10 +4,13 @@ Flags win over the YAML file, which wins over the defaults. There is no second c
 `TrlParser`, the fields are `ModelConfig`'s, `GRPOConfig`'s and `TaskArguments`'.
 """
 
+import os
+from argparse import Action, ArgumentTypeError, Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import ModelConfig, TrlParser
@@ -32,7 +35,8 @@ class TaskArguments:
         columns (`list[str]`): renames, `name_that_rewards_know=name_in_the_data`.
         system_prompt (`str`, *optional*): system message of every prompt.
         instruction (`str`, *optional*): text below every prompt.
-        rewards (`list[str]`): names, `./file.py:function` relative to the recipe, or `package.module:function`.
+        rewards (`list[str]`): names, `./file.py:function` relative to the recipe, or `package.module:function`; with
+            options `name(key=value)`, or in YAML `name: {key: value}`.
         adapter (`str`, *optional*): a saved adapter to continue; the reference is then its frozen copy.
         gguf_file (`str`, *optional*): a GGUF file inside the model folder or repository to take the base from.
         eval_rows (`int`): held-out prompts to compare base and adapter on at the end; 0 for none.
@@ -59,6 +63,10 @@ class TaskArguments:
     cold_start_steps: int = field(default=0, metadata={"help": "Supervised steps of the embedded model."})
 
 
+_KINDS = (TaskArguments, ModelConfig, GRPOConfig)
+_SECRETS = ("hub_token",)  # given, used, and never written down
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One run, fully described."""
@@ -67,7 +75,7 @@ class Recipe:
     model: ModelConfig
     training: GRPOConfig
     file: Path | None = None
-    given: dict[str, Any] = field(default_factory=dict)  # what the YAML file and the flags set, without defaults
+    given: dict[str, Any] = field(default_factory=dict)  # by file and flags; no secrets
 
     @property
     def folder(self) -> Path:
@@ -84,8 +92,11 @@ class Recipe:
         return {new: old for new, _, old in pairs}
 
     def save(self, folder: Path) -> None:
-        """Write what was given as `recipe.yaml`, which runs again as it is."""
-        text = yaml.safe_dump(self.given, sort_keys=True, allow_unicode=True)
+        """Write what was given as `recipe.yaml`, which runs again as it is: reward files are found from there."""
+        given = dict(self.given)
+        if "rewards" in given:
+            given["rewards"] = [_relocated(reward, self.folder, folder) for reward in given["rewards"]]
+        text = yaml.safe_dump(given, sort_keys=True, allow_unicode=True)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
@@ -97,28 +108,27 @@ def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Rec
             value does not fit.
     """
     arguments = list(arguments)
-    parser = TrlParser((TaskArguments, ModelConfig, GRPOConfig), allow_abbrev=False)
     file = _config_file(arguments) or default
-    settings = _read_yaml(file) if file is not None else {}
-    known = {f.name for kind in (TaskArguments, ModelConfig, GRPOConfig) for f in fields(kind)}
-    unknown = next((key for key in settings if key not in known and key != "env"), None)
-    if unknown is not None:
-        raise ConfigError(f"{file}: setting {unknown!r} is not known.{did_you_mean(unknown, known)}")
-    parser.set_defaults_with_config(**{"use_peft": True, **{k: v for k, v in settings.items() if k != "env"}})
+    parser = TrlParser(_KINDS, allow_abbrev=False)
     parser.error = _raise_config_error
+    # TRL's parser reads the same list; of the two actions of a boolean the first is not its --no_ form.
+    known = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
+    settings = _read_yaml(file, known) if file is not None else {}
+    parser.set_defaults(**settings)  # for --help
+    flags, rest = parser.parse_known_args(arguments, Namespace(**dict.fromkeys(known)))
+    if rest and not rest[0].startswith("-"):
+        raise ConfigError(f"{rest[0]!r} is not a flag. A recipe is named as --config {rest[0]}.")
+    if rest:
+        flag = rest[0].lstrip("-").partition("=")[0].replace("-", "_")
+        raise ConfigError(f"flag {rest[0]} is not known.{did_you_mean(flag, known)} Try --help.")
+    given = settings | {name: value for name, value in vars(flags).items() if value is not None}
     try:
-        task, model, training, rest = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+        task, model, training = parser.parse_dict({"use_peft": True} | given)
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file or 'flags'}: {error}") from error
-    if rest:
-        flag = rest[0].lstrip("-").partition("=")[0]
-        raise ConfigError(f"flag {rest[0]} is not known.{did_you_mean(flag, known)} Try --help.")
-    flags = {arg[2:].partition("=")[0].replace("-", "_") for arg in arguments if arg.startswith("--")}
-    values = {**vars(training), **vars(model), **vars(task)}
-    given = settings | {name: values[name] for name in flags if name in values}
-    return Recipe(task, model, training, file, given)
+    return Recipe(task, model, training, file, {name: given[name] for name in given if name not in _SECRETS})
 
 
 def _config_file(arguments: list[str]) -> Path | None:
@@ -134,7 +144,7 @@ def _config_file(arguments: list[str]) -> Path | None:
     return None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path, known: dict[str, Action]) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -144,7 +154,55 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: not a YAML file ({error}).") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{file}: expected settings as `key: value` lines, got {type(settings).__name__}.")
+    if "env" in settings:
+        raise ConfigError(f"{file}: `env` is not read; set environment variables in the shell that starts the run.")
+    unknown = next((str(key) for key in settings if key not in known), None)
+    if unknown is not None:
+        raise ConfigError(f"{file}: setting {unknown!r} is not known.{did_you_mean(unknown, known)}")
+    hints = {name: hint for kind in _KINDS for name, hint in get_type_hints(kind).items()}
+    for name, value in settings.items():
+        try:
+            settings[name] = _converted(value, known[name], hints[name])
+        except (ValueError, TypeError, ArgumentTypeError):
+            choices, hint = known[name].choices, hints[name]
+            wanted = f"one of {', '.join(choices)}" if choices else hint.__name__ if isinstance(hint, type) else hint
+            got = f"{value!r} ({type(value).__name__})"
+            raise ConfigError(f"{file}: {name} is {got}; expected {wanted}.") from None
     return settings
+
+
+def _converted(value: Any, action: Action, hint: Any) -> Any:
+    """A value from YAML as its setting's type, by the conversion of the flag (to YAML, 5e-4 is text)."""
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [get_origin(kind) or kind for kind in alternatives]
+    if value is None and NoneType in kinds:
+        return None
+    if value is False and "no" in (action.choices or ()):
+        return "no"  # which YAML reads as false
+    if action.nargs == "+":
+        entries = value if isinstance(value, list) else [value]
+        return [e if action.dest == "rewards" and isinstance(e, dict) else _as_flag(e, action) for e in entries]
+    return value if type(value) in kinds and not action.choices else _as_flag(value, action)
+
+
+def _as_flag(value: Any, action: Action) -> Any:
+    if not isinstance(value, str | int | float):
+        raise TypeError(value)
+    converted = action.type(str(value)) if callable(action.type) else value
+    if action.choices and converted not in action.choices:
+        raise ValueError(value)
+    return converted
+
+
+def _relocated(reward: Any, old: Path, new: Path) -> Any:
+    """A reward spec that was read in folder `old`, for a recipe in folder `new`."""
+    if isinstance(reward, dict):
+        return {_relocated(name, old, new): options for name, options in reward.items()}
+    stem, _, rest = reward.partition(".py:")
+    file = Path(f"{stem}.py")
+    if file.is_absolute() or not (old / file).is_file():
+        return reward
+    return f"{os.path.relpath(old / file, new)}:{rest}"
 
 
 def _raise_config_error(message: str) -> None:

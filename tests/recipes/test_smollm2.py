@@ -7,21 +7,15 @@ import zipfile
 from pathlib import Path
 from types import ModuleType
 
-import gguf
-import numpy as np
 import pytest
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tiny_gguf import SPECIAL, tiny_llama, write_gguf
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from grpo_hf.errors import ModelError, OutputExistsError
 from grpo_hf.roles import dequantized
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2.py"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGED = {"ĊĊ": "Ċ Ċ", "ĠĠ": "Ġ Ġ"}
-VOCAB = [*SPECIAL, *sorted(ByteLevel.alphabet()), *MERGED]
-CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 
 
 @pytest.fixture
@@ -44,62 +38,14 @@ def no_index(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture(scope="module")
 def written() -> LlamaForCausalLM:
     """The model whose weights stand in the GGUF file of these tests."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(VOCAB),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config)
+    return tiny_llama()
 
 
 @pytest.fixture(scope="module")
 def gguf_file(written: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    config = written.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(VOCAB)
-    writer.add_token_types([gguf.TokenType.CONTROL if t in SPECIAL else gguf.TokenType.NORMAL for t in VOCAB])
-    writer.add_token_merges(list(MERGED.values()))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_chat_template(CHAT_TEMPLATE)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, parameter in written.named_parameters():
-        values = parameter.detach().numpy()
-        if "q_proj" in name:
-            values = rope_pairs_adjacent(values, config.num_attention_heads)
-        elif "k_proj" in name:
-            values = rope_pairs_adjacent(values, config.num_key_value_heads)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(written, path)
     return path
-
-
-def rope_pairs_adjacent(weight: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF keeps the two rows that RoPE rotates together side by side; transformers keeps them half a head apart."""
-    halves = weight.reshape(heads, 2, -1, weight.shape[1])  # (heads, half, pair, in)
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
 
 def load(path: Path) -> LlamaForCausalLM:
