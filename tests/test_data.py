@@ -33,7 +33,8 @@ def jsonl(rows):
 def read(path, **options):
     """The rows as a user knows them, without what travels along."""
     split = read_split(path=str(path), **options)
-    return [{name: row[name] for name in data.column_names(split.rows)} for row in split.rows]
+    names = data.column_names(split.rows)
+    return [{name: row[name] for name in names} for row in split.rows]
 
 
 def as_text(raw):

@@ -158,7 +158,7 @@ def test_the_pushed_weights_are_the_adapter_s_alone(pushed: Pushed):
 def test_the_card_says_what_the_run_was(pushed: Pushed):
     text, settings = pushed.card.text, tables(pushed.card.text)
     assert text.lstrip().startswith("# demo\n")
-    assert f"from `{pushed.base.name}` on `embedded:word_problems (train)`" in text
+    assert f"from `{pushed.base.name}` on `embedded:word_problems" in text
     assert settings["Rewards"] == {
         "reward": ["weight"],
         "---": ["---"],
@@ -212,7 +212,9 @@ def test_the_pushed_recipe_describes_the_run_again(pushed: Pushed):
 def card(tmp_path: Path) -> Callable[..., ModelCard]:
     """Write the card of a trainer of which only what is given is special."""
 
-    def write(*rewards: Any, base: str = "org/base", named: dict[str, Any] | None = None, **attributes: Any) -> ModelCard:
+    def write(
+        *rewards: Any, base: str = "org/base", named: dict[str, Any] | None = None, **attributes: Any
+    ) -> ModelCard:
         functions = [CheckedReward.of(load_reward(reward)) for reward in rewards or ["gsm8k"]]
         usual = {
             "model": SimpleNamespace(config=SimpleNamespace(_name_or_path=base), peft_config={"default": LoraConfig()}),

@@ -51,9 +51,7 @@ def test_kl_is_shown_where_there_is_one():
 
 
 def state(step: int, *, steps: int = 10, main: bool = True, tokens: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(
-        global_step=step, max_steps=steps, is_world_process_zero=main, num_input_tokens_seen=tokens
-    )
+    return SimpleNamespace(global_step=step, max_steps=steps, is_world_process_zero=main, num_input_tokens_seen=tokens)
 
 
 def test_rates_and_time_left_are_of_this_run_alone(monkeypatch, capsys):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
+from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
 from .errors import DataError, HubUnreachable, ModelError, did_you_mean
 from .word_problems import word_problems
@@ -190,14 +191,14 @@ def _csv_lines(file: Path) -> _Rows:
                 filled = {key: value or None for key, value in row.items()}  # CSV has no other null
                 yield f":{reader.line_num}", f"expected {len(reader.fieldnames or ())} fields" if torn else filled
         except csv.Error as error:
-            yield f":{reader.line_num}", f"not CSV ({error}); the rest of the file is unread"
+            yield f":{reader.line_num + 1}", f"not CSV ({error}); the rest of the file is unread"
 
 
 def _parquet_rows(file: Path) -> _Rows:
     try:
-        rows = Dataset.from_parquet(str(file))
-    except DatasetsError as error:
-        raise DataError(f"{file}: not a Parquet file ({error.__cause__ or error}).") from error
+        rows = parquet.read_table(file).to_pylist()
+    except ArrowException as error:
+        raise DataError(f"{file}: not a Parquet file ({error}).") from error
     for index, row in enumerate(rows):
         yield f"[{index}]", row
 

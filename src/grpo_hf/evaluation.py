@@ -1,5 +1,7 @@
 """Did the model get better: greedy answers of base and adapter to the same held-out prompts, with 95% intervals."""
 
+import asyncio
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -110,16 +112,31 @@ def greedy_completions(
 
 
 def right_answers(
-    reward: Callable[..., list[float | None]], rows: Sequence[dict[str, Any]], completions: Sequence[str]
+    reward: Callable[..., Any], rows: Sequence[dict[str, Any]], completions: Sequence[str], *, trainer_state: Any = None
 ) -> list[bool]:
-    """Whether each completion gets the reward's full mark, 1.0; what it cannot judge counts as wrong."""
+    """Whether each completion gets the reward's full mark, 1.0; what it cannot judge counts as wrong.
+
+    The reward, synchronous or not, is called as the trainer calls it; what it logs is not kept.
+    """
     chat = isinstance(rows[0]["prompt"], list)
     shaped: list[Any] = [[{"role": "assistant", "content": text}] if chat else text for text in completions]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
     values = reward(
-        prompts=[row["prompt"] for row in rows], completions=shaped, completion_ids=[[]] * len(rows), **columns
+        prompts=[row["prompt"] for row in rows],
+        completions=shaped,
+        completion_ids=[[]] * len(rows),
+        trainer_state=trainer_state,
+        log_extra=_unheard,
+        log_metric=_unheard,
+        **columns,
     )
+    if inspect.iscoroutine(values):
+        values = asyncio.run(values)
     return [value is not None and value >= 1.0 for value in values]
+
+
+def _unheard(*_: Any) -> None:
+    """In the place of the trainer's logs."""
 
 
 def _token_ids(tokenizer: Any, prompt: Any) -> list[int]:

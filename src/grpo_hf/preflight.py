@@ -15,6 +15,7 @@ from .errors import ConfigError, DataError, HubUnreachable, OutputExistsError, d
 from .plugins import Reward, load_reward
 from .progress import claim_output_folder
 from .recipe import Recipe
+from .scoring import refuse_namesakes
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         system_prompt=settings.system_prompt,
         instruction=settings.instruction,
     )
-    needed = sorted({column for reward in task.rewards for column in reward.columns} - {"prompt"})
+    needed = sorted({column for reward in task.rewards for column in reward.columns})
     notes: list[str] = []
 
     def prompts_of(split: data.Split) -> Dataset:
@@ -89,6 +90,7 @@ def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
     if not task.rewards:
         raise ConfigError("no reward named: give --rewards, as in --rewards gsm8k. Try `grpo-hf rewards list`.")
     rewards = [load_reward(spec, relative_to=recipe.folder) for spec in task.rewards]
+    refuse_namesakes(rewards)
     weights = recipe.training.reward_weights
     if weights is not None and len(weights) != len(rewards):
         raise ConfigError(

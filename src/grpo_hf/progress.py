@@ -45,9 +45,9 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        values = {key: None if _is_nan(value) else value for key, value in logs.items()}
+        values = {key: _finite(value) for key, value in logs.items()}
         with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **values}, default=float) + "\n")
+            file.write(json.dumps({"step": state.global_step, **values}) + "\n")
 
 
 class ProgressLine(TrainerCallback):
@@ -102,8 +102,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _shown(value: float | None) -> str:
-    return "-" if value is None or _is_nan(value) else f"{value:.3f}"
+    return "-" if _finite(value) is None else f"{value:.3f}"
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _finite(value: Any) -> Any:
+    """A value as JSON has it: no NaN or infinity, and a scalar of numpy or torch as a plain number."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -182,6 +182,8 @@ def _converted(value: Any, action: Action, hint: Any) -> Any:
     if action.nargs == "+":
         entries = value if isinstance(value, list) else [value]
         return [e if action.dest == "rewards" and isinstance(e, dict) else _as_flag(e, action) for e in entries]
+    if isinstance(value, bool) and action.type is str:
+        kinds.append(bool)  # TRL means true and false in some of its text settings: scale_rewards
     return value if type(value) in kinds and not action.choices else _as_flag(value, action)
 
 

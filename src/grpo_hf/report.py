@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from . import evaluation, roles
+from .errors import DataError
 from .progress import METRICS_FILE, read_metrics
+from .scoring import CheckedReward
 
 if TYPE_CHECKING:
     from .plugins import Reward
@@ -29,7 +31,10 @@ def compare_with_base(trainer: "GRPOTrainer", held_out: Any, reward: "Reward") -
     answers = {"adapter": evaluation.greedy_completions(model, trainer.processing_class, prompts, **options)}
     with roles.as_base(model):
         answers["base"] = evaluation.greedy_completions(model, trainer.processing_class, prompts, **options)
-    right = {name: evaluation.right_answers(reward, rows, texts) for name, texts in answers.items()}
+    checked, state = CheckedReward.of(reward), trainer.state
+    right = {
+        name: evaluation.right_answers(checked, rows, texts, trainer_state=state) for name, texts in answers.items()
+    }
     if trainer.is_world_process_zero():
         with (Path(trainer.args.output_dir) / EVALUATION_FILE).open("w", encoding="utf-8") as file:
             for index, row in enumerate(rows):
@@ -52,10 +57,10 @@ def show(comparison: evaluation.Comparison | None, trainer: "GRPOTrainer", conso
         interval = f"{comparison.low:+.3f} to {comparison.high:+.3f}"
         table.add_row("difference (paired)", "", f"{comparison.difference:+.3f}", interval, style="bold")
         console.print(table)
-    console.print(f"adapter: {folder}", soft_wrap=True)
-    console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True)
+    console.print(f"adapter: {folder}", soft_wrap=True, markup=False)
+    console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True, markup=False)
     if comparison is not None:
-        console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True)
+        console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True, markup=False)
 
 
 def plot_rewards(run: Path, picture: Path) -> None:
@@ -63,6 +68,7 @@ def plot_rewards(run: Path, picture: Path) -> None:
 
     Raises:
         ImportError: matplotlib is missing (`pip install 'grpo-hf[plot]'`).
+        DataError: the run has not logged a step yet.
     """
     import matplotlib
 
@@ -70,6 +76,8 @@ def plot_rewards(run: Path, picture: Path) -> None:
     from matplotlib import pyplot
 
     rows = read_metrics(run)
+    if not rows:
+        raise DataError(f"{run}: {METRICS_FILE} has no training step yet. Draw it once the run has logged one.")
     steps = [row["step"] for row in rows]
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), height_ratios=(3, 1))
     for key in [key for key in rows[0] if key.startswith("rewards/") and key.endswith("/mean")]:

@@ -4,16 +4,19 @@ B = N·G completions of a rollout; a reward returns one number or None for each.
 """
 
 import math
+import os
 import re
+import reprlib
 from collections.abc import Sequence
+from decimal import Decimal
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
-from .errors import RewardOutputError
+from .errors import RewardOutputError, RewardSpecError
 from .plugins import Reward, load_reward
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_LARGEST = 3.4028234663852886e38  # float32's, which the trainer keeps rewards in
 
 
 def checked_rewards(reward_funcs: Any) -> list[Any] | None:
@@ -24,13 +27,32 @@ def checked_rewards(reward_funcs: Any) -> list[Any] | None:
     if reward_funcs is None:
         return None
     entries = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    return [entry if _is_reward_model(entry) else CheckedReward.of(load_reward(entry)) for entry in entries]
+    loaded = [entry if _is_reward_model(entry) else load_reward(entry) for entry in entries]
+    refuse_namesakes([entry for entry in loaded if isinstance(entry, Reward)])
+    return [CheckedReward.of(entry) if isinstance(entry, Reward) else entry for entry in loaded]
+
+
+def refuse_namesakes(rewards: Sequence[Reward]) -> None:
+    """Refuse two rewards of one name, because metrics and the final table go by name.
+
+    Raises:
+        RewardSpecError: names both.
+    """
+    specs: dict[str, str] = {}
+    for reward in rewards:
+        if reward.name in specs:
+            raise RewardSpecError(
+                f"two rewards are called {reward.name!r}: {specs[reward.name]} and {reward.spec}, and their metrics could "
+                "not be told apart. Rename one function, or give it another name with @register_reward."
+            )
+        specs[reward.name] = reward.spec
 
 
 def _is_reward_model(entry: Any) -> bool:
     if isinstance(entry, str):
         is_file = entry.startswith(".") or entry.endswith(".py")
-        return Path(entry).is_dir() or (not is_file and bool(_HUB_NAME.match(entry)))
+        is_folder = os.path.isfile(os.path.join(entry, "config.json"))
+        return is_folder or (not is_file and bool(_HUB_NAME.match(entry)))
     return hasattr(entry, "parameters") and hasattr(entry, "forward")  # a torch module, without importing torch
 
 
@@ -64,14 +86,15 @@ def checked_values(name: str, values: Any, expected: int) -> list[float | None]:
     None. A list, tuple, array or tensor of them is accepted.
 
     Raises:
-        RewardOutputError: not a sequence, the wrong length, an infinite value, or an entry that is not a number.
+        RewardOutputError: not a sequence, the wrong length, an entry that is not a number, or one beyond float32's
+            range.
 
     >>> checked_values("demo", (True, None, 0.5), 3)
     [1.0, None, 0.5]
     """
     if hasattr(values, "tolist"):  # numpy array or torch tensor
         values = values.tolist()
-    if isinstance(values, str) or not isinstance(values, Sequence):
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise RewardOutputError(
             f"reward {name!r} returned {type(values).__name__}; expected a list of {expected} numbers or None, one per "
             "completion."
@@ -87,17 +110,20 @@ def checked_values(name: str, values: Any, expected: int) -> list[float | None]:
 def _checked_value(name: str, index: int, value: Any) -> float | None:
     if value is None:
         return None
-    if hasattr(value, "item") and getattr(value, "size", 1) in (1, ()):  # numpy scalar
+    if getattr(value, "ndim", None) == 0:  # numpy or torch scalar
         value = value.item()
-    if not isinstance(value, Real):
+    if not isinstance(value, Real | Decimal):
         raise RewardOutputError(
-            f"reward {name!r} returned {value!r} ({type(value).__name__}) for completion {index}; expected a number or "
-            "None."
+            f"reward {name!r} returned {reprlib.repr(value)} ({type(value).__name__}) for completion {index}; expected "
+            "a number or None."
         )
-    number = float(value)
-    if math.isinf(number):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
+    if abs(number) > _LARGEST:
         raise RewardOutputError(
-            f"reward {name!r} returned {number} for completion {index}; infinity makes every advantage of its "
-            "group NaN. Clip it in the reward."
+            f"reward {name!r} returned {number} for completion {index}; what float32 cannot hold makes every advantage "
+            "of its group NaN. Clip it in the reward."
         )
     return None if math.isnan(number) else number

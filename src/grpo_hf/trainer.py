@@ -38,13 +38,12 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     def __init__(self, *positional: Any, **named: Any) -> None:
         given = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
-        model, adapter = given["model"], given.get("peft_config")
-        roles.guard_adapter_config(adapter)
-        roles.guard_trainable(model)
-        given["args"] = given.get("args") or GRPOConfig(output_dir=f"{roles.model_name(model)}-GRPO")
+        roles.guard_adapter_config(given.get("peft_config"))
+        roles.guard_trainable(given["model"])
+        given["args"] = given.get("args") or GRPOConfig(output_dir=f"{roles.model_name(given['model'])}-GRPO")
         given["reward_funcs"] = checked_rewards(given.get("reward_funcs"))
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
-        self.continues_adapter = isinstance(model, PeftModel)
+        self.continues_adapter = isinstance(given["model"], PeftModel)
         roles.set_reference(self.model, getattr(self.args, "reference", "initial"))
         self.dataset_source = "unnamed data"  # these two are for the model card; run.py knows them
         self.results: dict[str, Any] = {}

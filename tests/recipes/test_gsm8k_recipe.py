@@ -1,0 +1,58 @@
+"""recipes/gsm8k.py as it is launched: a short run of the embedded demo, and the demo's promise on three seeds."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_hf.recipe import read_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", str(RECIPES / "gsm8k.py")]
+
+
+def demo(folder: Path, *flags: str, threads: int = 1) -> str:
+    command = [*LAUNCH, "--config", str(RECIPES / "gsm8k_tiny.yaml"), "--output_dir", str(folder), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_demo_runs_from_cold_start_to_table(tmp_path: Path) -> None:
+    short = ["--cold_start_steps", "4", "--max_steps", "2", "--logging_steps", "1", "--eval_rows", "12"]
+    said = demo(tmp_path / "first", *short)
+    assert "cold start: 4 supervised steps" in said
+    assert re.search(r"^step 2/2  reward .*gsm8k .*answer_format .*kl .*tokens/s", said, re.MULTILINE)
+    for row in ("base (adapter disabled)", "adapter", "difference (paired)"):
+        assert row in said
+    first = tmp_path / "first"
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "metrics.jsonl", "README.md"} <= {
+        path.name for path in first.iterdir()
+    }
+    answers = [json.loads(line) for line in (first / "evaluation.jsonl").read_text().splitlines()]
+    assert len(answers) == 12
+    assert "using the checkpoint in" in demo(tmp_path / "second", *short, "--save_strategy", "no")
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k_smollm2", "gsm8k_tiny"])
+def test_every_recipe_file_is_read(name: str) -> None:
+    recipe = read_recipe(["--config", str(RECIPES / f"{name}.yaml"), "--learning_rate", "0.5"])
+    assert recipe.task.rewards == ["gsm8k", "answer_format"]
+    assert recipe.training.learning_rate == 0.5
+    assert recipe.model.use_peft
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_demo_gets_better_on_every_seed(tmp_path: Path, seed: int) -> None:
+    said = demo(tmp_path / "run", "--seed", str(seed), threads=2)
+    difference = re.search(r"difference \(paired\).*?([+-]\d\.\d{3}).*?([+-]\d\.\d{3}) to", said)
+    assert difference is not None, said
+    assert float(difference[1]) >= 0.15
+    assert float(difference[2]) > 0

@@ -1,0 +1,59 @@
+"""Several processes: two do what one with twice the batch does, and groups are scored across them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from safetensors.torch import load_file
+
+from grpo_hf.progress import read_metrics
+
+SCRIPT = Path(__file__).parent / "scripts" / "replay_training.py"
+
+
+def launch(processes: int, *arguments: object) -> None:
+    several = ["--multi_gpu"] if processes > 1 else []
+    command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    done = subprocess.run(
+        [*command, str(SCRIPT), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process with 8 rows a step, sampled and recorded."""
+    folder = tmp_path_factory.mktemp("processes") / "one"
+    launch(1, tiny_checkpoint, folder, 8)
+    return folder
+
+
+def test_two_processes_learn_what_one_with_twice_the_batch_learns(one_process: Path, tiny_checkpoint: Path) -> None:
+    two = one_process.parent / "two"
+    launch(2, tiny_checkpoint, two, 4, one_process / "rollouts-0.json")
+    adapter, expected = (load_file(folder / "adapter_model.safetensors") for folder in (two, one_process))
+    assert adapter.keys() == expected.keys()
+    moved = max(weight.abs().max().item() for name, weight in expected.items() if "lora_B" in name)
+    apart = max((adapter[name] - expected[name]).abs().max().item() for name in expected)
+    assert moved > 1e-3  # lora_B starts at 0: the runs did learn something
+    assert apart <= 1e-5
+    for row, other in zip(read_metrics(two), read_metrics(one_process), strict=True):
+        assert row["reward"] == pytest.approx(other["reward"], abs=1e-5)
+        assert row["kl"] == pytest.approx(other["kl"], abs=1e-5)
+
+
+def test_a_group_that_two_processes_share_is_scored_as_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    launch(2, tiny_checkpoint, folder, 2)  # 2 processes x 2 rows = one group of 4
+    ranks = [json.loads((folder / f"rollouts-{rank}.json").read_text()) for rank in (0, 1)]
+    for metrics, *steps in zip(read_metrics(folder), *ranks, strict=True):
+        assert steps[0]["prompts"] == steps[1]["prompts"]
+        ids = [row for step in steps for row in step["completion_ids"]]
+        assert len({tuple(row) for row in ids}) > 1  # the ranks sample differently
+        assert metrics["reward"] == pytest.approx(mean(len(row) + row[0] / 1000 for row in ids), abs=1e-4)
