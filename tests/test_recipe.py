@@ -230,7 +230,8 @@ class TestSave:
     def test_round_trip(self, recipe, tmp_path):
         read = recipe(
             "learning_rate: 5e-4\ninstruction: 'End with: ####'\nsystem_prompt: Größe „eins“\n"
-            "lora_target_modules: all-linear\nrewards:\n- gsm8k\n- overlong: {max_length: 64}\nsave_strategy: no\ngeneration_kwargs: {top_p: 0.9}\n",
+            "lora_target_modules: all-linear\nrewards:\n- gsm8k\n- overlong: {max_length: 64}\nsave_strategy: no\n"
+            "generation_kwargs: {top_p: 0.9}\n",
             *("--reward_weights", "1", "0.5", "--no_gradient_checkpointing", "--optim", "adamw_torch"),
             *("--lr_scheduler_type", "cosine", "--num_generations", "4", "--columns", "answer=gold"),
         )

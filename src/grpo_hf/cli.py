@@ -71,12 +71,13 @@ def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
     from .plugins import installed_rewards
 
     table = Table(box=None, pad_edge=False)
-    for title in ("reward", "columns", "options", "from", "what it pays for"):
+    table.add_column("reward", no_wrap=True)
+    for title in ("reads", "what it pays for", "from"):
         table.add_column(title)
     for reward in installed_rewards():
         options_shown = ", ".join(f"{name}={value!r}" for name, value in reward.options.items())
-        columns = ", ".join(reward.columns)
-        table.add_row(reward.name, columns, options_shown, reward.source, reward.error or reward.doc)
+        signature = f"{reward.name}({options_shown})" if options_shown else reward.name
+        table.add_row(signature, ", ".join(reward.columns), reward.error or reward.doc, reward.source)
     Console(highlight=False).print(table)
 
 

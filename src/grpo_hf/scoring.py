@@ -42,8 +42,8 @@ def refuse_namesakes(rewards: Sequence[Reward]) -> None:
     for reward in rewards:
         if reward.name in specs:
             raise RewardSpecError(
-                f"two rewards are called {reward.name!r}: {specs[reward.name]} and {reward.spec}, and their metrics could "
-                "not be told apart. Rename one function, or give it another name with @register_reward."
+                f"two rewards are called {reward.name!r}: {specs[reward.name]} and {reward.spec}, and their metrics "
+                "could not be told apart. Rename one function, or give it another name with @register_reward."
             )
         specs[reward.name] = reward.spec
 
