@@ -98,6 +98,10 @@ class TestSettings:
     def test_a_value_that_does_not_fit(self, run):
         assert "recipe.yaml: max_steps is 'many' (str); expected int." in run(max_steps="many")
 
+    def test_a_loss_that_trl_does_not_have(self, run):
+        assert "loss_type is 'grop' (str); expected one of grpo, dapo, dr_grpo" in run(loss_type="grop")
+        assert "argument --loss_type/--loss-type: invalid choice: 'grop'" in run("--loss_type", "grop")
+
     def test_group_of_one(self, run):
         assert "num_generations is 1; a group needs at least 2 completions" in run("--num_generations", "1")
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from trl import GRPOConfig as TRLGRPOConfig
+from trl import GRPOTrainer
 
 from grpo_hf import config
 from grpo_hf.config import GRPOConfig, check_geometry
@@ -136,3 +137,11 @@ def test_torn_groups_on_several_processes(monkeypatch, settings, processes):
         assert rows % mended["num_generations"] == 0
         assert rows % micro == 0  # whole micro-batches
         assert mended["num_generations"] >= 2
+
+
+def test_every_loss_of_trl_can_be_named():
+    """TRL names them where it computes them: `self.loss_type == "cispo"`, `self.loss_type in ["grpo", "sapo"]`."""
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    compared = re.findall(r"self\.loss_type (?:==|in) (\[[^]]*\]|\"\w+\")", source)
+    theirs = {name for names in compared for name in re.findall(r"\w+", names)}
+    assert theirs == set(GRPOConfig.__dataclass_fields__["loss_type"].metadata["choices"])

@@ -47,7 +47,8 @@ base = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="float32")
 model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
 question = torch.arange(10, 42).unsqueeze(0)
-torch.save({"logits": model(question).logits.detach(), "words": tokenizer.convert_ids_to_tokens(question[0])}, sys.argv[3])
+answer = {"logits": model(question).logits.detach(), "words": tokenizer.convert_ids_to_tokens(question[0])}
+torch.save(answer, sys.argv[3])
 """
 
 

@@ -140,7 +140,7 @@ def test_neighbours_that_a_pattern_would_match_do_not_count(tmp_path: Path):
 def test_a_file_in_the_way_is_an_error(tmp_path: Path):
     (tmp_path / "run").touch()
     for folder in (tmp_path / "run", tmp_path / "run" / "below"):
-        with pytest.raises(OutputExistsError, match="cannot be written to .*--output_dir"):
+        with pytest.raises(OutputExistsError, match=r"cannot be written to .*--output_dir"):
             claim_output_folder(folder)
 
 

@@ -23,10 +23,23 @@ PUBLIC = {
     "load_reward": "grpo_hf.plugins",
     "register_reward": "grpo_hf.plugins",
 }
-CONSTRUCTOR = (
-    "self model reward_funcs args train_dataset eval_dataset processing_class reward_processing_classes callbacks "
-    "optimizers quantization_config peft_config tools rollout_func environment_factory"
-).split()
+CONSTRUCTOR = [
+    "self",
+    "model",
+    "reward_funcs",
+    "args",
+    "train_dataset",
+    "eval_dataset",
+    "processing_class",
+    "reward_processing_classes",
+    "callbacks",
+    "optimizers",
+    "quantization_config",
+    "peft_config",
+    "tools",
+    "rollout_func",
+    "environment_factory",
+]
 
 
 def test_public_names():

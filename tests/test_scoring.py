@@ -115,7 +115,7 @@ def test_a_reward_is_called_with_its_columns_and_checked():
     (reward,) = checked_rewards(vowels)
     assert reward(prompts=["?", "?"], completions=["aeb", "b"], completion_ids=[[1], [2]], answer=[1, 2]) == [2.0, 0.0]
     (wrong,) = checked_rewards(lambda completions, **columns: [0.0])
-    with pytest.raises(RewardOutputError, match="<lambda>.*returned 1 values for 2 completions"):
+    with pytest.raises(RewardOutputError, match=r"<lambda>.*returned 1 values for 2 completions"):
         wrong(prompts=["?", "?"], completions=["a", "b"], completion_ids=[[1], [2]])
 
 
@@ -165,5 +165,5 @@ def test_files_and_long_options_are_not_taken_for_models(tmp_path: Path, monkeyp
     for spec in ("./mine.py:fixed", "mine.py:fixed", f"mine.py:fixed(text={'x' * 5000!r})"):
         (reward,) = checked_rewards(spec)
         assert get_callable_name(reward) == "fixed"
-    with pytest.raises(RewardNotFound, match="other.py"):
+    with pytest.raises(RewardNotFound, match=r"other\.py"):
         checked_rewards("./other.py:fixed")

@@ -29,7 +29,10 @@ class GRPOConfig(TRLGRPOConfig):
 
     loss_type: str = field(
         default="grpo",
-        metadata={"help": "Loss formulation: the paper's `grpo`, or any that TRL has (dapo, dr_grpo, bnpo, ...)."},
+        metadata={
+            "help": "Loss formulation: the paper's `grpo`, or another of TRL's.",
+            "choices": ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo"],
+        },
     )
     beta: float = field(default=0.04, metadata={"help": "Coefficient of the KL term (paper: 0.04)."})
     use_bias_correction_kl: bool = field(

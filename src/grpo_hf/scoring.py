@@ -120,7 +120,7 @@ def _checked_value(name: str, index: int, value: Any) -> float | None:
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf if value > 0 else -math.inf
+        number = math.inf
     if abs(number) > _LARGEST:
         raise RewardOutputError(
             f"reward {name!r} returned {number} for completion {index}; what float32 cannot hold makes every advantage "

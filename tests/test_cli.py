@@ -1,0 +1,190 @@
+"""The command `grpo-hf`: light, and clear about what it wants."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from grpo_hf.cli import main
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run a command; returns what it prints."""
+
+    def run(*arguments):
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that has to leave with exit code 2; returns what it says on stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        assert left.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+class TestLightness:
+    def test_help_within_a_second(self):
+        seconds = []
+        for _ in range(3):
+            started = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, "-m", "grpo_hf.cli", "--help"], capture_output=True, text=True, check=True
+            )
+            seconds.append(time.monotonic() - started)
+        assert all(command in done.stdout for command in ("train", "rewards", "plot"))
+        assert min(seconds) < 1
+
+    def test_trying_a_reward_imports_nothing_heavy(self):
+        program = (
+            "import sys; from grpo_hf.cli import main; main(['rewards', 'list']);"
+            "main(['rewards', 'test', 'gsm8k', '--completion', '#### 4', '--column', 'answer=4']);"
+            "print({'torch', 'transformers', 'trl', 'datasets', 'matplotlib'} & set(sys.modules))"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("1.000  '#### 4'\nset()\n")
+
+
+class TestArguments:
+    @pytest.mark.parametrize("arguments", [[], ["rewards"], ["rewards", "list", "--all"], ["plot", "run"], ["rewrds"]])
+    def test_wrong_commands(self, refused, arguments):
+        assert "usage: grpo-hf" in refused(*arguments)
+
+    def test_train_reads_the_recipe_and_passes_flags_on(self, refused, tmp_path):
+        (tmp_path / "mine.yaml").write_text("rewards: [gsm8k]\n")
+        assert "no such recipe. Did you mean 'mine.yaml'?" in refused("train", tmp_path / "mine.yml")
+        text = refused("train", tmp_path / "mine.yaml", "--num_generations", "1")
+        assert text.startswith("error: num_generations is 1;")
+
+
+class TestRewardsList:
+    def test_names_columns_and_options(self, cli, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")
+        lines = cli("rewards", "list").splitlines()
+        assert lines[0].split() == ["reward", "columns", "options", "from", "what", "it", "pays", "for"]
+        rows = {line.split()[0]: line for line in lines[1:]}
+        assert {"gsm8k", "answer_format", "overlong"} <= set(rows)
+        assert rows["gsm8k"].split()[1] == "answer"
+        assert "style='hash'" in rows["answer_format"]
+        assert "max_length=512, cache=128" in rows["overlong"]
+        assert "grpo-hf" in rows["gsm8k"]
+
+    def test_names_are_whole_in_a_narrow_terminal(self, cli, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "60")
+        words = cli("rewards", "list").split()
+        assert {"gsm8k", "answer_format", "overlong"} <= set(words)
+
+
+class TestRewardsTest:
+    def test_completions_and_a_column(self, cli):
+        flags = ("--completion", "so #### 42", "--completion", "#### 41", "--column", "answer=#### 42")
+        assert cli("rewards", "test", "gsm8k", *flags) == "1.000  'so #### 42'\n0.000  '#### 41'\n"
+
+    def test_file_of_completions(self, cli, tmp_path):
+        rows = [{"completion": "#### 1\u2028", "answer": "1"}, {"completion": "#### 2", "answer": 3}]
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        (tmp_path / "texts.jsonl").write_text(f"\ufeff{text}\n\n", encoding="utf-8")
+        printed = cli("rewards", "test", "gsm8k", "--completions", tmp_path / "texts.jsonl")
+        assert [line.split()[0] for line in printed.splitlines()] == ["1.000", "0.000"]
+
+    def test_a_column_of_the_file_wins(self, cli, tmp_path):
+        (tmp_path / "texts.jsonl").write_text('{"completion": "#### 1", "answer": "1"}\n{"completion": "#### 2"}\n')
+        printed = cli("rewards", "test", "gsm8k", "--completions", tmp_path / "texts.jsonl", "--column", "answer=2")
+        assert [line.split()[0] for line in printed.splitlines()] == ["1.000", "1.000"]
+
+    def test_cannot_judge(self, cli):
+        flags = ("--completion", "#### 42", "--column", "answer=unreadable")
+        assert cli("rewards", "test", "gsm8k", *flags) == "cannot judge  '#### 42'\n"
+
+    def test_options(self, cli):
+        flags = ("--completion", " ".join(["word"] * 15))
+        assert cli("rewards", "test", "overlong(max_length=20, cache=10)", *flags).startswith("-0.500  ")
+
+    @pytest.mark.parametrize("kind", ["def", "async def"])
+    def test_reward_of_a_file(self, cli, tmp_path, kind):
+        source = "score(prompts, completions, gold, *, bonus=0): return [len(p) + gold[0] + bonus for p in prompts]"
+        (tmp_path / "mine.py").write_text(f"{kind} {source}\n")
+        flags = ("--completion", "x", "--column", "gold=30", "--column", "prompt=abc")
+        assert cli("rewards", "test", f"{tmp_path}/mine.py:score(bonus=1)", *flags) == "34.000  'x'\n"
+
+    def test_column_that_is_missing(self, refused, tmp_path):
+        text = refused("rewards", "test", "gsm8k", "--completion", "#### 42")
+        assert text == (
+            "error: reward 'gsm8k' needs the column 'answer': give --column answer=VALUE, or rows with it in "
+            "--completions.\n"
+        )
+        (tmp_path / "texts.jsonl").write_text('{"completion": "a", "answer": "1"}\n{"completion": "b"}\n')
+        assert "needs the column 'answer'" in refused(
+            "rewards", "test", "gsm8k", "--completions", tmp_path / "texts.jsonl"
+        )
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            (["gsm9k", "--completion", "x"], "reward 'gsm9k' is not known. Did you mean 'gsm8k'?"),
+            (["gsm8k"], "no text to score: give --completion TEXT, or --completions FILE"),
+            (["gsm8k", "--completion", "x", "--column", "answer"], "--column answer: expected NAME=VALUE"),
+            (["gsm8k", "--completions", "nowhere.jsonl"], "nowhere.jsonl cannot be read ("),
+        ],
+    )
+    def test_mistakes(self, refused, arguments, message):
+        assert message in refused("rewards", "test", *arguments)
+
+    @pytest.mark.parametrize(
+        "content, message",
+        [
+            ('{"completion": "a"}\n{"completion": \n', "texts.jsonl:2: not JSON (Expecting value)"),
+            ('{"completion": "a"}\n[1]\n', "texts.jsonl:2: expected an object, got list"),
+            ("null\n", "texts.jsonl:1: expected an object, got NoneType"),
+            ('{"text": "a"}\n', "no text to score"),
+            ("", "no text to score"),
+            (b"\xff\xfe", "texts.jsonl cannot be read ("),
+        ],
+    )
+    def test_file_that_does_not_fit(self, refused, tmp_path, content, message):
+        file = tmp_path / "texts.jsonl"
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        assert message in refused("rewards", "test", "overlong", "--completions", file)
+
+    def test_what_a_reward_returns_is_checked(self, refused, tmp_path):
+        (tmp_path / "mine.py").write_text("def score(completions): return [1.0]\n")
+        text = refused("rewards", "test", f"{tmp_path}/mine.py:score", "--completion", "a", "--completion", "b")
+        assert "reward 'score' returned 1 values for 2 completions" in text
+
+
+class TestPlot:
+    @pytest.fixture
+    def finished(self, tmp_path):
+        rows = [{"step": n, "reward": n / 4, "rewards/gsm8k/mean": n / 4, "kl": 0.01 * n} for n in (1, 2, 3)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path
+
+    def test_png_and_svg(self, cli, finished):
+        picture = finished / "rewards.png"
+        assert cli("plot", finished, picture) == f"{picture}\n"
+        assert picture.read_bytes().startswith(PNG)
+        assert picture.stat().st_size > 5000
+        cli("plot", finished, finished / "rewards.svg")
+        assert "gsm8k" in (finished / "rewards.svg").read_text() or "<svg" in (finished / "rewards.svg").read_text()
+
+    def test_folder_that_is_no_run(self, refused, tmp_path):
+        text = refused("plot", tmp_path, tmp_path / "rewards.png")
+        assert f"{tmp_path} is not the output folder of a run: it has no metrics.jsonl." in text
+        assert not (tmp_path / "rewards.png").exists()
+
+    def test_without_matplotlib(self, refused, finished, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        assert "`grpo-hf plot` needs matplotlib: pip install 'grpo-hf[plot]'." in refused("plot", finished, "x.png")
