@@ -126,7 +126,7 @@ def convert(gguf: Path, folder: Path) -> None:
     from tokenizers.pre_tokenizers import Sequence as PreTokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from grpo_hf.roles import dequantized
+    from grpo_hf.base import dequantized
 
     print(f"Converting {gguf.name} to float32 ...", flush=True)
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}

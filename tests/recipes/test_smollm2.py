@@ -12,8 +12,8 @@ import torch
 from tiny_gguf import SPECIAL, tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from grpo_hf.base import dequantized
 from grpo_hf.errors import ModelError, OutputExistsError
-from grpo_hf.roles import dequantized
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2.py"
 
