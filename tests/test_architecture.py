@@ -15,8 +15,8 @@ SOURCE = Path(grpo_hf.__file__).parent
 # A module imports modules of lower rows only, so the data goes one way and every module can be read after those below.
 LAYERS = [
     {"errors", "console", "word_problems"},
-    {"advantages", "objective", "tiny_model", "data", "reward", "progress", "config", "hub", "base"},
-    {"plugins", "evaluation", "recipe", "roles", "cold_start"},
+    {"advantages", "objective", "tiny_model", "rows", "reward", "progress", "config", "hub", "base"},
+    {"data", "plugins", "evaluation", "recipe", "roles", "cold_start"},
     {"scoring"},
     {"preflight", "report", "trainer"},
     {"run"},
@@ -25,8 +25,8 @@ LAYERS = [
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
-# trainer, config, recipe and base build on TRL's classes; roles switches adapters with its helper, as the trainer does; run
-# turns its ModelConfig into a LoRA configuration with its helper; cold_start runs its supervised trainer.
+# trainer, config, recipe and base build on TRL's classes; roles switches adapters as TRL's trainer does; run turns its
+# ModelConfig into a LoRA configuration with TRL's helper; cold_start runs TRL's supervised trainer.
 IMPORT_TRL = {"trainer", "config", "recipe", "base", "roles", "run", "cold_start"}
 LIGHT = ["grpo_hf", "grpo_hf.errors", "grpo_hf.plugins", "grpo_hf.cli", "grpo_hf.console"]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy"}

@@ -10,8 +10,9 @@ from datasets.exceptions import DatasetNotFoundError
 from pyarrow import parquet
 
 from grpo_hf import data
-from grpo_hf.data import Split, build_dataset, hold_out, prompt_builder, prompt_column, read_split, rename_columns
+from grpo_hf.data import build_dataset, hold_out, prompt_builder, prompt_column, rename_columns
 from grpo_hf.errors import DataError, HubUnreachable, ModelError
+from grpo_hf.rows import EMBEDDED, SUFFIXES, Split, read_split
 
 ROWS = [{"question": "1 + 1?", "answer": "#### 2"}, {"question": "Wie groß?\nSehr, „so“.", "answer": "#### 3"}]
 
@@ -41,7 +42,7 @@ def as_text(raw):
     return prompt_builder(chat=False)(raw)
 
 
-@pytest.mark.parametrize("suffix", data.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("bom", [False, True], ids=["plain", "byte-order-mark"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["unix", "windows"])
 def test_every_format_gives_the_same_rows(tmp_path, suffix, bom, newline):
@@ -168,18 +169,18 @@ class TestSplits:
 
 class TestEmbedded:
     def test_same_rows_for_the_same_seed(self):
-        assert read(data.EMBEDDED, seed=3) == read(data.EMBEDDED, seed=3) != read(data.EMBEDDED, seed=4)
+        assert read(EMBEDDED, seed=3) == read(EMBEDDED, seed=3) != read(EMBEDDED, seed=4)
 
     def test_train_and_test_share_no_question(self):
-        questions = {name: {row["question"] for row in read(data.EMBEDDED, split=name)} for name in ("train", "test")}
+        questions = {name: {row["question"] for row in read(EMBEDDED, split=name)} for name in ("train", "test")}
         assert questions["train"] and questions["test"]
         assert not questions["train"] & questions["test"]
 
     def test_a_split_that_it_does_not_have(self):
         """Training rows under another name would make the evaluation a lie."""
-        assert read_split(path=data.EMBEDDED, split="validation", optional=True) is None
+        assert read_split(path=EMBEDDED, split="validation", optional=True) is None
         with pytest.raises(DataError, match=r"no split 'tset'; it has train and test. Did you mean 'test'"):
-            read_split(path=data.EMBEDDED, split="tset")
+            read_split(path=EMBEDDED, split="tset")
 
 
 class TestHub:
@@ -193,7 +194,7 @@ class TestHub:
                     raise value
                 return value
 
-            monkeypatch.setattr(data, "load_dataset", load_dataset)
+            monkeypatch.setattr("grpo_hf.rows.load_dataset", load_dataset)
 
         return answer
 
@@ -233,6 +234,8 @@ class TestColumns:
     def test_a_rename_wins_over_a_column_of_that_name(self):
         for row in ({"solution": "right", "answer": "old"}, {"answer": "old", "solution": "right"}):
             assert rename_columns(self.split(row), {"answer": "solution"}).rows == [{"answer": "right"}]
+        ragged = rename_columns(self.split({"solution": "right"}, {"answer": "old"}), {"answer": "solution"})
+        assert ragged.rows == [{"answer": "right"}, {}]
 
     def test_swapped_and_doubled(self):
         swapped = rename_columns(self.split({"a": 1, "b": 2, "c": 3}), {"a": "b", "b": "a"})

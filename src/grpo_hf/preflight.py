@@ -15,6 +15,7 @@ from .errors import ConfigError, DataError, HubUnreachable, OutputExistsError, d
 from .plugins import Reward, load_reward
 from .progress import claim_output_folder
 from .recipe import Recipe
+from .rows import Split, read_split
 from .scoring import refuse_namesakes
 
 
@@ -24,8 +25,8 @@ class Task:
 
     rewards: list[Reward]
     eval_reward: Reward
-    train: data.Split
-    held_out: data.Split | None
+    train: Split
+    held_out: Split | None
     resume: str | None
     notes: list[str]
 
@@ -75,7 +76,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     needed = sorted({column for reward in task.rewards for column in reward.columns})
     notes: list[str] = []
 
-    def prompts_of(split: data.Split) -> Dataset:
+    def prompts_of(split: Split) -> Dataset:
         dataset, checked = data.build_dataset(split, data.prompt_column(split, settings.prompt_column), build, needed)
         notes.extend([checked.describe_bad()] if checked.bad else [])
         _check_lengths(dataset, checked.source, tokenizer, config, recipe.training.max_completion_length or 0)
@@ -108,20 +109,20 @@ def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
     return rewards, by_name[task.eval_reward]
 
 
-def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[data.Split, data.Split | None, list[str]]:
+def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | None, list[str]]:
     task, seed = recipe.task, recipe.training.seed
     where = {"path": task.dataset_path, "name": task.dataset_name, "config": task.dataset_config, "seed": seed}
-    train = data.read_split(**where, split=task.dataset_train_split)
+    train = read_split(**where, split=task.dataset_train_split)
     assert train is not None  # only an optional split may be missing
     train = data.rename_columns(train, recipe.column_map)
     data.require_columns(train, {reward.name: reward.columns for reward in rewards})
     if not task.eval_rows:
         return train, None, []
-    test = data.read_split(**where, split=task.dataset_test_split, optional=True)
+    test = read_split(**where, split=task.dataset_test_split, optional=True)
     if test is not None:
         test = data.rename_columns(test, recipe.column_map)
         data.require_columns(test, {reward.name: reward.columns for reward in rewards})
-        return train, data.Split(test.rows[: task.eval_rows], test.bad, test.source), []
+        return train, Split(test.rows[: task.eval_rows], test.bad, test.source), []
     if len(train.rows) <= task.eval_rows:
         raise DataError(
             f"{train.source} has no split {task.dataset_test_split!r} and {len(train.rows)} rows, too few to hold out "
