@@ -18,7 +18,7 @@ PROGRAM = ROOT / "recipes" / "gsm8k.py"
 ROWS = [{"question": f"How much is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(8)]
 
 
-class ModelLoadedError(Exception):
+class ModelLoadedError(BaseException):
     """Stands for the start of the expensive part."""
 
 
@@ -208,6 +208,15 @@ class TestModelFolder:
         text = run(model_name_or_path=str(folder))
         assert f"{folder}: the model folder holds no tokenizer" in text
         assert "tokenizer.save_pretrained(folder)" in text
+
+    def test_no_weights(self, run, folder):
+        (folder / "model.safetensors").unlink()
+        assert f"{folder}: the model folder holds no weights" in run(model_name_or_path=str(folder))
+
+    @pytest.mark.parametrize(("file", "what"), [("config.json", "model"), ("tokenizer.json", "tokenizer")])
+    def test_broken_files(self, run, folder, file, what):
+        (folder / file).write_text("{")
+        assert f"the {what} in {folder} cannot be read (" in run(model_name_or_path=str(folder))
 
     def test_messages_without_a_chat_template(self, run, folder, tmp_path):
         (folder / "chat_template.jinja").unlink()

@@ -50,7 +50,7 @@ class TestDefaults:
         assert set(GRPOConfig.__annotations__) == OURS
         for name in OURS:
             assert GRPOConfig.__dataclass_fields__[name].metadata["help"]
-            assert f"`{name}" in inspect.getdoc(GRPOConfig)
+            assert name in inspect.getdoc(GRPOConfig)
 
     def test_trls_fields_pass_through(self, configured):
         args = configured(loss_type="dapo", beta=0.0, epsilon_high=0.28, top_p=0.9, steps_per_generation=4)
@@ -76,8 +76,16 @@ def test_a_group_of_less_than_two(configured, group):
 
 
 def test_unknown_reference(configured):
-    with pytest.raises(ConfigError, match="reference is 'start'; expected 'initial' or 'base'"):
+    with pytest.raises(ConfigError, match="reference is 'start'; expected one of 'initial', 'base'"):
         configured(reference="start")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("scale_rewards", "grop"), ("importance_sampling_level", "tokn"), ("temperature", 0.0)]
+)
+def test_what_trl_would_notice_in_the_middle_of_a_step(configured, name, value):
+    with pytest.raises(ConfigError, match=f"{name} is {value!r}; expected"):
+        configured(**{name: value})
 
 
 GEOMETRIES = [

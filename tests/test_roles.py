@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_gguf import tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -58,6 +59,29 @@ def test_a_4_bit_base_takes_an_adapter_and_trains(tiny_checkpoint: Path, make_tr
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     assert any(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n in before)
+
+
+def test_a_4_bit_base_still_learns_after_generation(tiny_checkpoint: Path, make_trainer: MakeTrainer) -> None:
+    """bitsandbytes 0.50 packs 4-bit weights at the first inference on some CPUs, and cannot train packed ones."""
+
+    def gradient(*, generated: bool) -> torch.Tensor:
+        model = make_trainer(model=load(tiny_checkpoint, load_in_4bit=True), peft_config=lora()).model
+        if generated:
+            logits(model.eval())
+        model.train()
+        model(input_ids=torch.arange(3, 13)[None], labels=torch.arange(3, 13)[None]).loss.backward()
+        return torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "lora_B" in n])
+
+    assert torch.equal(gradient(generated=True), gradient(generated=False))
+
+
+def test_a_4_bit_base_that_was_packed_is_refused(tiny_checkpoint: Path, make_trainer: MakeTrainer) -> None:
+    base = load(tiny_checkpoint, load_in_4bit=True)
+    logits(base.eval())
+    if not has_avx512bf16():
+        pytest.skip("bitsandbytes packs only on a CPU with AVX512-BF16")
+    with pytest.raises(ModelError, match="cannot train any more"):
+        make_trainer(model=base, peft_config=lora())
 
 
 def test_a_gguf_base_has_the_written_weights_and_is_an_ordinary_model(tmp_path: Path) -> None:

@@ -27,7 +27,11 @@ def read_model_config(name: str, *, revision: str = "main", gguf_file: str | Non
         HubUnreachable: the model is on the Hub, and the Hub does not answer.
     """
     check_local(name, "model", "config.json" if gguf_file is None else gguf_file)
-    with hub_errors(f"model {name!r}"):
+    folder = Path(name)
+    weights = [file for pattern in ("*.safetensors", "*.bin", "*.gguf") for file in folder.glob(pattern)]
+    if folder.is_dir() and not weights:
+        raise ModelError(f"{name}: the model folder holds no weights (*.safetensors, *.bin). Was it saved completely?")
+    with _loading("model", name):
         return AutoConfig.from_pretrained(name, revision=revision, **_gguf(gguf_file))
 
 
@@ -44,7 +48,7 @@ def load_tokenizer(name: str, *, revision: str = "main", gguf_file: str | None =
             f"{name}: the model folder holds no tokenizer (tokenizer.json, tokenizer_config.json). Save it there with "
             "tokenizer.save_pretrained(folder)."
         )
-    with hub_errors(f"tokenizer of {name!r}"):
+    with _loading("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left", **_gguf(gguf_file))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -62,7 +66,7 @@ def load_base(args: ModelConfig, *, gguf_file: str | None = None, trust_remote_c
     options: dict[str, Any] = {"quantization_config": quantization} if quantization is not None else {}
     if quantization is not None and torch.cuda.is_available():
         options["device_map"] = {"": PartialState().local_process_index}
-    with hub_errors(f"model {args.model_name_or_path!r}"):
+    with _loading("model", str(args.model_name_or_path)):
         model, loading = AutoModelForCausalLM.from_pretrained(
             args.model_name_or_path,
             revision=args.model_revision,
@@ -119,16 +123,27 @@ def check_local(name: str, what: str, expected: str) -> None:
 
 
 @contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Tell a name that the Hub does not have from a Hub that does not answer."""
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Tell apart a folder that cannot be read, a name that the Hub does not have, and a Hub that does not answer."""
     try:
         yield
-    except OSError as error:
-        chain: BaseException | None = error
-        while chain is not None and not isinstance(chain, RepositoryNotFoundError):
-            chain = chain.__cause__ or chain.__context__
-        if chain is not None:
+    except RuntimeError:  # out of memory, most of all: not about the files
+        raise
+    except Exception as error:  # every reader of configurations, tokenizers and weights raises its own
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if Path(name).is_dir():
+            raise ModelError(f"the {what} in {name} cannot be read ({reason}). Was it saved completely?") from error
+        if _caused_by(error, RepositoryNotFoundError):
             raise ModelError(
-                f"{what}: the Hub has no such repository, or it is private and you are not logged in (`hf auth login`)."
+                f"{what} {name!r}: the Hub has no such repository, or it is private and you are not logged in "
+                "(`hf auth login`)."
             ) from error
-        raise HubUnreachable(f"{what} could not be fetched from the Hub. {_LOCAL_HELP}") from error
+        if isinstance(error, OSError):
+            raise HubUnreachable(f"{what} {name!r} could not be fetched from the Hub. {_LOCAL_HELP}") from error
+        raise ModelError(f"{what} {name!r} cannot be loaded ({reason}).") from error
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -10,6 +10,15 @@ from trl import GRPOConfig as TRLGRPOConfig
 
 from .errors import ConfigError
 
+# What TRL 1.16 would refuse only in the middle of the first step.
+_CHOICES = {
+    "reference": ("initial", "base"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+_POSITIVE = ("temperature", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations")
+
 
 @dataclass
 class GRPOConfig(TRLGRPOConfig):
@@ -24,7 +33,7 @@ class GRPOConfig(TRLGRPOConfig):
             for a new adapter, a frozen copy for a continued one), or `"base"`, the base with every adapter disabled.
 
     Raises:
-        ConfigError: G < 2, a batch that does not hold whole groups, or an unknown `reference`.
+        ConfigError: G < 2, a batch that does not hold whole groups, or a value that is not possible.
     """
 
     loss_type: str = field(
@@ -49,8 +58,12 @@ class GRPOConfig(TRLGRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.reference not in ("initial", "base"):
-            raise ConfigError(f"reference is {self.reference!r}; expected 'initial' or 'base'.")
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")
+        for name in _POSITIVE:
+            if not (value := getattr(self, name)) > 0:
+                raise ConfigError(f"{name} is {value}; expected a number above 0.")
         check_geometry(self)
         if self.bf16 is None:
             self.bf16: bool | None = not self.fp16 and not self.use_cpu and _accelerator_has_bf16()

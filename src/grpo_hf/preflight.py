@@ -116,6 +116,8 @@ def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | Non
     assert train is not None  # only an optional split may be missing
     train = data.rename_columns(train, recipe.column_map)
     data.require_columns(train, {reward.name: reward.columns for reward in rewards})
+    if task.eval_rows < 0:
+        raise ConfigError(f"eval_rows is {task.eval_rows}; expected a number of prompts, or 0 for no evaluation.")
     if not task.eval_rows:
         return train, None, []
     test = read_split(**where, split=task.dataset_test_split, optional=True)

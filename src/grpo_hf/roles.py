@@ -99,13 +99,31 @@ def guard_trainable(model: Any) -> None:
         )
 
 
-def set_reference(model: Any, reference: str) -> None:
-    """Choose the reference of a continued adapter: TRL 1.16 has put a frozen copy of it on the base as `ref`.
+def prepare(model: Any, reference: str) -> None:
+    """Make what TRL has built what this library promises: its reference, and weights that stay trainable.
 
-    With `reference="base"` the copy goes, and TRL falls back to the base with adapters disabled.
+    For a continued adapter TRL 1.16 has put a frozen copy of it on the base as `ref`. With `reference="base"` the copy
+    goes, and TRL falls back to the base with adapters disabled.
+
+    Raises:
+        ModelError: a 4-bit base whose weights cannot train any more.
     """
     if reference == "base" and isinstance(model, PeftModel) and "ref" in model.peft_config:
         model.delete_adapter("ref")
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            _never_pack(module)
+
+
+def _never_pack(linear: Any) -> None:
+    """Keep a 4-bit layer differentiable: bitsandbytes 0.50 packs its weight at the first inference on some CPUs, and
+    the kernel for packed weights has no backward, so every adapter below would silently get no gradient."""
+    if getattr(linear.weight.quant_state, "packing_format_for_cpu", False):
+        raise ModelError(
+            "the 4-bit base has been used for inference, and bitsandbytes has packed its weights for that: they cannot "
+            "train any more. Load it again and give it to the trainer first."
+        )
+    linear.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         given["reward_funcs"] = checked_rewards(given.get("reward_funcs"))
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)
-        roles.set_reference(self.model, getattr(self.args, "reference", "initial"))
+        roles.prepare(self.model, getattr(self.args, "reference", "initial"))
         self.dataset_source = "unnamed data"  # these two are for the model card; run.py knows them
         self.results: dict[str, Any] = {}
         self._owns_output_folder = False
