@@ -16,8 +16,9 @@ SOURCE = Path(grpo_hf.__file__).parent
 LAYERS = [
     {"errors", "console", "word_problems"},
     {"advantages", "objective", "tiny_model", "rows", "reward", "progress", "config", "hub", "base"},
-    {"data", "plugins", "evaluation", "recipe", "roles", "cold_start"},
+    {"data", "plugins", "recipe", "roles", "cold_start"},
     {"scoring"},
+    {"evaluation"},
     {"preflight", "report", "trainer"},
     {"run"},
     {"cli"},

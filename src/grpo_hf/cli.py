@@ -4,7 +4,6 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 """
 
 import argparse
-import ast
 import json
 import sys
 from collections.abc import Sequence
@@ -84,7 +83,7 @@ def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
 def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     """Score completions given as text or as a jsonl file, one line of output each."""
     from .plugins import load_reward
-    from .scoring import checked_values
+    from .scoring import checked_values, score
 
     reward = load_reward(options.reward)
     rows = _rows(options)
@@ -99,11 +98,7 @@ def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     columns.setdefault("prompts", columns.pop("prompt", [""] * len(rows)))
     columns.setdefault("completion_ids", [str(text).split() for text in columns["completion"]])
     completions = columns.pop("completion")
-    values = reward(completions=completions, **columns)
-    if reward.is_async:
-        import asyncio
-
-        values = asyncio.run(values)
+    values = score(reward, completions=completions, **columns)
     for value, text in zip(checked_values(reward.name, values, len(rows)), completions, strict=True):
         print(f"{'cannot judge' if value is None else format(value, '.3f')}  {str(text)[:100]!r}")
 
@@ -155,10 +150,10 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _literal(value: str) -> Any:
-    """A value as Python would read it, else the text itself."""
+    """A value as JSON would read it (42, true, [1, 2]), else the text itself (1,234)."""
     try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        return json.loads(value)
+    except json.JSONDecodeError:
         return value
 
 

@@ -22,13 +22,14 @@ LEARNING_RATE = 3e-3
 _REVISION = 1  # raise it when the model, the problems or the settings above change, so that old caches are not used
 
 
-def cold_start(cache: Path, *, steps: int, seed: int = 0) -> Path:
+def cold_start(cache: Path, *, steps: int, seed: int = 0, use_cpu: bool = False) -> Path:
     """Train the embedded model for `steps` supervised steps, or find the checkpoint of an earlier run.
 
     Args:
         cache: folder that keeps the checkpoint, one subfolder per setting.
         steps: optimizer steps of 64 worked problems each.
         seed: of weights and problems.
+        use_cpu: as in the run that follows; accelerate keeps one device for the process, the last that was asked for.
 
     Returns:
         The folder of an ordinary checkpoint with its tokenizer.
@@ -54,6 +55,7 @@ def cold_start(cache: Path, *, steps: int, seed: int = 0) -> Path:
             warmup_steps=20,
             adam_beta2=0.98,
             weight_decay=0.01,
+            use_cpu=use_cpu,
             bf16=False,
             gradient_checkpointing=False,
             logging_steps=25,

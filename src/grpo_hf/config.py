@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
 
-import torch
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig as TRLGRPOConfig
 
 from .errors import ConfigError
@@ -66,7 +66,7 @@ class GRPOConfig(TRLGRPOConfig):
                 raise ConfigError(f"{name} is {value}; expected a number above 0.")
         check_geometry(self)
         if self.bf16 is None:
-            self.bf16: bool | None = not self.fp16 and not self.use_cpu and _accelerator_has_bf16()
+            self.bf16: bool | None = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         super().__post_init__()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,25 +92,19 @@ def check_geometry(args: TRLGRPOConfig) -> None:
         rows, product = args.generation_batch_size, f"generation_batch_size {args.generation_batch_size}"
         unit = lcm(group, processes * batch)  # TRL 1.16 wants whole micro-batches in it as well
         whole = -(-rows // unit) * unit
-        larger, otherwise = f"--generation_batch_size {whole}", f"--generation_batch_size {whole + unit}"
+        first, second = f"--generation_batch_size {whole}", f"--generation_batch_size {whole + unit}"
     else:
         label = "steps_per_generation" if args.steps_per_generation else "gradient_accumulation_steps"
         steps = getattr(args, label)
         rows = processes * batch * steps
         named = f"{processes} process{'es' if processes > 1 else ''}"
         product = f"{named} x per_device_train_batch_size {batch} x {label} {steps} = {rows} completions"
-        larger, otherwise = f"--per_device_train_batch_size {-(-batch // group) * group}", f"--{label} {group}"
+        first, second = f"--per_device_train_batch_size {-(-batch // group) * group}", f"--{label} {group}"
     if rows % group:
-        divisors = [d for d in range(2, rows + 1) if rows % d == 0 and rows % (processes * batch) == 0]
-        if divisors:
-            otherwise = f"--num_generations {min(divisors, key=lambda divisor: abs(divisor - group))}"
+        if rows > 1 and rows % (processes * batch) == 0:
+            divisors = [divisor for divisor in range(2, rows + 1) if rows % divisor == 0]
+            second = f"--num_generations {min(divisors, key=lambda divisor: abs(divisor - group))}"
         raise ConfigError(
             f"{product}: not a multiple of num_generations {group}, so a group would be torn. Two settings that work: "
-            f"{larger}, or {otherwise}."
+            f"{first}, or {second}."
         )
-
-
-def _accelerator_has_bf16() -> bool:
-    return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported()) or (
-        hasattr(torch, "xpu") and torch.xpu.is_available()
-    )

@@ -146,7 +146,8 @@ def build_dataset(
     checked = Split(rows, bad, split.source)
     check_filled(checked)
     try:
-        return Dataset.from_list(rows), checked
+        # not from_list: its columns are those of the first row alone
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in column_names(rows)}), checked
     except (TypeError, ValueError, OverflowError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise DataError(f"{split.source}: a column mixes types, so it cannot be loaded ({error}).") from error
 

@@ -1,7 +1,5 @@
 """Did the model get better: greedy answers of base and adapter to the same held-out prompts, with 95% intervals."""
 
-import asyncio
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +9,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+
+from .scoring import score
 
 Z_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 _RESAMPLES = 10_000
@@ -76,7 +76,14 @@ def compare(base: Sequence[bool], adapter: Sequence[bool]) -> Comparison:
 
 
 def greedy_completions(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], *, max_new_tokens: int, batch_size: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    eos_token_ids: list[int] | None = None,
+    template_options: dict[str, Any] | None = None,
 ) -> list[str]:
     """The model's most likely completion of each prompt, in order; processes share the prompts among them.
 
@@ -84,10 +91,12 @@ def greedy_completions(
         prompts: lists of messages, or plain texts.
         max_new_tokens: tokens at most per completion.
         batch_size: prompts per process and call.
+        eos_token_ids: tokens that end a completion; by default the model's own.
+        template_options: keyword arguments of the chat template.
     """
     state = PartialState()
     mine = list(range(len(prompts)))[state.process_index :: state.num_processes]
-    token_ids = [_token_ids(tokenizer, prompts[index]) for index in mine]
+    token_ids = [_token_ids(tokenizer, prompts[index], template_options or {}) for index in mine]
     by_length = sorted(range(len(mine)), key=lambda i: len(token_ids[i]))
     texts: list[tuple[int, str]] = []
     was_training = model.training
@@ -104,6 +113,8 @@ def greedy_completions(
                 temperature=None,
                 top_p=None,
                 top_k=None,
+                repetition_penalty=1.0,  # a model's own generation settings may have another
+                eos_token_id=eos_token_ids,
                 pad_token_id=tokenizer.pad_token_id,
             )
         answers = tokenizer.batch_decode(output[:, batch["input_ids"].size(1) :], skip_special_tokens=True)
@@ -113,34 +124,32 @@ def greedy_completions(
 
 
 def right_answers(
-    reward: Callable[..., Any], rows: Sequence[dict[str, Any]], completions: Sequence[str], *, trainer_state: Any = None
+    reward: Callable[..., Any],
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[str],
+    *,
+    completion_ids: Sequence[list[int]] | None = None,
+    trainer_state: Any = None,
 ) -> list[bool]:
-    """Whether each completion gets the reward's full mark, 1.0; what it cannot judge counts as wrong.
-
-    The reward, synchronous or not, is called as the trainer calls it; what it logs is not kept.
-    """
+    """Whether each completion gets the reward's full mark, 1.0; what it cannot judge counts as wrong."""
     chat = isinstance(rows[0]["prompt"], list)
     shaped: list[Any] = [[{"role": "assistant", "content": text}] if chat else text for text in completions]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
-    values = reward(
+    values = score(
+        reward,
         prompts=[row["prompt"] for row in rows],
         completions=shaped,
-        completion_ids=[[]] * len(rows),
+        completion_ids=completion_ids or [[]] * len(rows),
         trainer_state=trainer_state,
-        log_extra=_unheard,
-        log_metric=_unheard,
         **columns,
     )
-    if inspect.iscoroutine(values):
-        values = asyncio.run(values)
     return [value is not None and value >= 1.0 for value in values]
 
 
-def _unheard(*_: Any) -> None:
-    """In the place of the trainer's logs."""
-
-
-def _token_ids(tokenizer: Any, prompt: Any) -> list[int]:
+def _token_ids(tokenizer: Any, prompt: Any, template_options: dict[str, Any]) -> list[int]:
     if isinstance(prompt, list):
-        return list(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True)["input_ids"])
+        encoded = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **template_options
+        )
+        return list(encoded["input_ids"])
     return list(tokenizer(prompt)["input_ids"])

@@ -72,8 +72,8 @@ def public_name(name: str) -> str:
     >>> public_name("/home/me/models/llama"), public_name("org/llama")
     ('llama', 'org/llama')
     """
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.exists(name)
-    return Path(name).name if is_path else name
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or os.path.exists(name)
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name
 
 
 def _hub_names(name: str) -> list[str]:
@@ -87,7 +87,7 @@ def _rewards(trainer: "GRPOTrainer") -> list[tuple[str, str]]:
         getattr(getattr(function, "reward", None), "spec", name)
         for function, name in zip(trainer.reward_funcs, trainer.reward_func_names, strict=True)
     ]
-    shown = [re.sub(r"^.*?([^/]+\.py:)", r"\1", spec) for spec in specs]  # a reward's file, without its folder
+    shown = [re.sub(r"^.*?([^/\\]+\.py:)", r"\1", spec) for spec in specs]  # a reward's file, without its folder
     return [(_code(spec), f"{weight:g}") for spec, weight in zip(shown, weights, strict=True)]
 
 

@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import base, data, roles
+from .config import GRPOConfig
 from .errors import ConfigError, DataError, HubUnreachable, OutputExistsError, did_you_mean
-from .plugins import Reward, load_reward
+from .plugins import load_reward
 from .progress import claim_output_folder
-from .recipe import Recipe
+from .recipe import EMBEDDED_MODEL, Recipe
+from .reward import Reward
 from .rows import Split, read_split
 from .scoring import refuse_namesakes
 
@@ -47,6 +49,12 @@ def check_task(recipe: Recipe) -> Task:
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
     """
+    if (recipe.model.model_name_or_path == EMBEDDED_MODEL) != (recipe.task.cold_start_steps > 0):
+        raise ConfigError(
+            f"model_name_or_path is {recipe.model.model_name_or_path!r} and cold_start_steps "
+            f"{recipe.task.cold_start_steps}: the cold start is for {EMBEDDED_MODEL!r}, which needs one. Set "
+            "--cold_start_steps 0 for another model."
+        )
     rewards, eval_reward = _rewards(recipe)
     train, held_out, notes = _data(recipe, rewards)
     resume = _output(recipe)
@@ -64,8 +72,13 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     settings, name = recipe.task, recipe.model.model_name_or_path
     if name is None:
         raise ConfigError("no model named: give --model_name_or_path (a local folder, or a model on the Hub).")
-    config = base.read_model_config(name, revision=recipe.model.model_revision, gguf_file=settings.gguf_file)
-    tokenizer = base.load_tokenizer(name, revision=recipe.model.model_revision, gguf_file=settings.gguf_file)
+    source = {
+        "revision": recipe.model.model_revision,
+        "gguf_file": settings.gguf_file,
+        "trust_remote_code": recipe.training.trust_remote_code,
+    }
+    config = base.read_model_config(name, **source)
+    tokenizer = base.load_tokenizer(name, **source)
     if settings.adapter is not None:
         roles.check_adapter(settings.adapter, config)
     build = data.prompt_builder(
@@ -79,7 +92,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     def prompts_of(split: Split) -> Dataset:
         dataset, checked = data.build_dataset(split, data.prompt_column(split, settings.prompt_column), build, needed)
         notes.extend([checked.describe_bad()] if checked.bad else [])
-        _check_lengths(dataset, checked.source, tokenizer, config, recipe.training.max_completion_length or 0)
+        _check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
         return dataset
 
     train = prompts_of(task.train)
@@ -144,6 +157,7 @@ def _output(recipe: Recipe) -> str | None:
     if str(resume).lower() != "true":
         if not Path(resume).is_dir():
             raise ConfigError(f"--resume_from_checkpoint {resume}: no such checkpoint folder.")
+        claim_output_folder(folder, resume=resume)
         return str(resume)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is None:
@@ -173,27 +187,32 @@ def _hub_login(recipe: Recipe) -> None:
 
 
 def _check_lengths(
-    dataset: Dataset, source: str, tokenizer: PreTrainedTokenizerBase, config: Any, completion: int
+    dataset: Dataset, source: str, tokenizer: PreTrainedTokenizerBase, config: Any, training: GRPOConfig
 ) -> None:
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is None:
         return
-    lengths = prompt_lengths(dataset["prompt"], tokenizer)
+    completion = training.max_completion_length or 0
+    lengths = prompt_lengths(dataset["prompt"], tokenizer, training.chat_template_kwargs or {})
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] + completion > context:
         too_long = sum(length + completion > context for length in lengths)
         raise DataError(
             f"{source}: {too_long} of {len(lengths)} prompts do not fit the model's context of {context} tokens: the "
-            f"longest (row {longest}) has {lengths[longest]}, and max_completion_length adds {completion}. Shorten or "
-            "leave out those rows, lower --max_completion_length, or take a model with a longer context."
+            f"longest (usable row {longest}) has {lengths[longest]}, and max_completion_length adds {completion}. "
+            "Shorten or leave out those rows, lower --max_completion_length, or take a model with a longer context."
         )
 
 
-def prompt_lengths(prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_lengths(
+    prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, template_options: dict[str, Any]
+) -> list[int]:
     """Tokens of each prompt, as the trainer will feed it."""
     prompts = list(prompts)
     if isinstance(prompts[0], list):
-        encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)
+        encoded = tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **template_options
+        )
     else:
         encoded = tokenizer(prompts)
     return [len(ids) for ids in encoded["input_ids"]]

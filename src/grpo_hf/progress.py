@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .errors import OutputExistsError
 
 METRICS_FILE = "metrics.jsonl"
-_RUN_TRACES = (METRICS_FILE, "adapter_config.json", "model.safetensors", "checkpoint-*")
+_RUN_TRACES = (METRICS_FILE, "adapter_config.json", "*.safetensors", "*.bin", "checkpoint-*")
 
 
-def claim_output_folder(folder: Path, accelerator: Any = None) -> None:
-    """Check that a new run may write into the folder, on every process before the first of them writes.
+def claim_output_folder(folder: Path, accelerator: Any = None, *, resume: str | bool | None = None) -> None:
+    """Check that a run may write into the folder, on every process before the first of them writes.
+
+    A run that resumes from a checkpoint in this very folder owns it; `resume` is True, or that checkpoint.
 
     Raises:
         OutputExistsError: the folder holds another run, or cannot be written to.
@@ -23,7 +26,8 @@ def claim_output_folder(folder: Path, accelerator: Any = None) -> None:
     trace = next((found for pattern in _RUN_TRACES for found in sorted(folder.glob(pattern))), None)
     if accelerator is not None:
         accelerator.wait_for_everyone()
-    if trace is not None:
+    owned = resume is True or (bool(resume) and Path(str(resume)).resolve().parent == folder.resolve())
+    if trace is not None and not owned:
         raise OutputExistsError(
             f"{folder} holds another run ({trace.name}), which is not overwritten. Continue it with "
             "--resume_from_checkpoint true, or give this run another --output_dir."
@@ -37,6 +41,14 @@ def claim_output_folder(folder: Path, accelerator: Any = None) -> None:
         raise OutputExistsError(
             f"{folder} cannot be written to ({error.strerror}). Give another --output_dir."
         ) from error
+
+
+def replace_progress(trainer: Any) -> None:
+    """Put the progress line and `metrics.jsonl` in the place of transformers' bar and printed dictionaries."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(MetricsFile())
+    trainer.add_callback(ProgressLine(trainer.reward_func_names))
 
 
 class MetricsFile(TrainerCallback):

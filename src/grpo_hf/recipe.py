@@ -63,8 +63,10 @@ class TaskArguments:
     cold_start_steps: int = field(default=0, metadata={"help": "Supervised steps of the embedded model."})
 
 
+EMBEDDED_MODEL = "embedded:tiny"
 _KINDS = (TaskArguments, ModelConfig, GRPOConfig)
 _SECRETS = ("hub_token",)  # given, used, and never written down
+_OF_ONE_RUN = ("output_dir", "resume_from_checkpoint")  # a recipe that runs again needs a folder of its own
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Recipe:
         return {new: old for new, _, old in pairs}
 
     def save(self, folder: Path) -> None:
-        """Write what was given as `recipe.yaml`, which runs again as it is: reward files are found from there."""
-        given = dict(self.given)
+        """Write what was given as `recipe.yaml`, which runs again with an --output_dir of its own."""
+        given = {name: value for name, value in self.given.items() if name not in _OF_ONE_RUN}
         if "rewards" in given:
             given["rewards"] = [_relocated(reward, self.folder, folder) for reward in given["rewards"]]
         text = yaml.safe_dump(given, sort_keys=True, allow_unicode=True)

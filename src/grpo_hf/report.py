@@ -19,22 +19,35 @@ if TYPE_CHECKING:
 EVALUATION_FILE = "evaluation.jsonl"
 
 
+def not_comparable(trainer: "GRPOTrainer") -> str | None:
+    """Why base and adapter cannot be compared at the end of this run, or None."""
+    if not hasattr(trainer.model, "peft_config"):
+        return "the whole model was trained, and the base is gone."
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return "the weights are sharded; load base and adapter on one device for it."
+    return None
+
+
 def compare_with_base(trainer: "GRPOTrainer", held_out: Any, reward: "Reward") -> evaluation.Comparison:
     """Answer the held-out prompts greedily with and without the adapter, and keep both answers in evaluation.jsonl."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     rows = held_out.to_list()
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": trainer.max_completion_length,
+        "eos_token_ids": trainer.eos_token_ids,
+        "template_options": trainer.chat_template_kwargs,
         "batch_size": max(trainer.args.per_device_eval_batch_size, trainer.args.per_device_train_batch_size),
     }
     prompts = [row["prompt"] for row in rows]
-    answers = {"adapter": evaluation.greedy_completions(model, trainer.processing_class, prompts, **options)}
+    tokenizer = trainer.processing_class
+    answers = {"adapter": evaluation.greedy_completions(model, tokenizer, prompts, **options)}
     with roles.as_base(model):
-        answers["base"] = evaluation.greedy_completions(model, trainer.processing_class, prompts, **options)
+        answers["base"] = evaluation.greedy_completions(model, tokenizer, prompts, **options)
     checked, state = CheckedReward.of(reward), trainer.state
-    right = {
-        name: evaluation.right_answers(checked, rows, texts, trainer_state=state) for name, texts in answers.items()
-    }
+    right = {}
+    for name, texts in answers.items():
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        right[name] = evaluation.right_answers(checked, rows, texts, completion_ids=ids, trainer_state=state)
     if trainer.is_world_process_zero():
         with (Path(trainer.args.output_dir) / EVALUATION_FILE).open("w", encoding="utf-8") as file:
             for index, row in enumerate(rows):
@@ -57,7 +70,7 @@ def show(comparison: evaluation.Comparison | None, trainer: "GRPOTrainer", conso
         interval = f"{comparison.low:+.3f} to {comparison.high:+.3f}"
         table.add_row("difference (paired)", "", f"{comparison.difference:+.3f}", interval, style="bold")
         console.print(table)
-    console.print(f"adapter: {folder}", soft_wrap=True, markup=False)
+    console.print(f"model:   {folder}", soft_wrap=True, markup=False)
     console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True, markup=False)
     if comparison is not None:
         console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True, markup=False)

@@ -52,13 +52,15 @@ def check_adapter(adapter: str, config: Any) -> None:
     guard_adapter_config(PeftConfig.from_pretrained(adapter))
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
+        if (folder / "adapter_model.bin").is_file():
+            return  # the older format has no header to read: PEFT itself compares while loading
         raise ModelError(f"{adapter}: no adapter_model.safetensors beside adapter_config.json; was the save complete?")
     with torch.device("meta"):
         layers = {name: tuple(p.shape) for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
     with safe_open(weights, framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118 (safe_open is not iterable)
             module, found, part = key.removeprefix("base_model.model.").partition(".lora_")
-            if not found:
+            if not found or module.endswith("base_layer"):  # target_parameters: no layer of their own
                 continue
             shape, base = tensors.get_slice(key).get_shape(), layers.get(f"{module}.weight")
             size = shape[1] if part.startswith(("A", "embedding_A")) else shape[0]
@@ -86,12 +88,15 @@ def guard_adapter_config(config: PeftConfig | None) -> None:
         )
 
 
-def guard_trainable(model: Any) -> None:
-    """Refuse a PEFT model that trains nothing.
+def guard_adapters(model: Any, peft_config: PeftConfig | None) -> None:
+    """Refuse a PEFT model that trains nothing, and adapters, on it or to come, that change the base.
 
     Raises:
-        ModelError: no weight requires a gradient, as after `PeftModel.from_pretrained(base, adapter)`.
+        ModelError: no weight requires a gradient, as after `PeftModel.from_pretrained(base, adapter)`, or an
+            initialisation that changes the base.
     """
+    for config in (peft_config, *getattr(model, "peft_config", {}).values()):
+        guard_adapter_config(config)
     if isinstance(model, PeftModel) and not any(p.requires_grad for p in model.parameters()):
         raise ModelError(
             "the PEFT model has no trainable weights: nothing would be learned. Load it with "
@@ -117,7 +122,7 @@ def prepare(model: Any, reference: str) -> None:
 
 def _never_pack(linear: Any) -> None:
     """Keep a 4-bit layer differentiable: bitsandbytes 0.50 packs its weight at the first inference on some CPUs, and
-    the kernel for packed weights has no backward, so every adapter below would silently get no gradient."""
+    the kernel for packed weights has no backward: every path through the layer would be missing from the gradient."""
     if getattr(linear.weight.quant_state, "packing_format_for_cpu", False):
         raise ModelError(
             "the 4-bit base has been used for inference, and bitsandbytes has packed its weights for that: they cannot "
@@ -128,11 +133,8 @@ def _never_pack(linear: Any) -> None:
 
 @contextmanager
 def as_base(model: Any) -> Iterator[Any]:
-    """The base alone: the model with every adapter disabled."""
-    if isinstance(model, PeftModel):
-        with model.disable_adapter():
-            yield model
-    else:
+    """The base alone: the PEFT model with every adapter disabled."""
+    with model.disable_adapter():
         yield model
 
 
@@ -167,23 +169,21 @@ def guarded(trainer: "GRPOTrainer", *, fresh: bool) -> Iterator[None]:
 
 
 def _starts_elsewhere(trainer: "GRPOTrainer") -> bool:
-    """Whether policy and reference differ on purpose at step 0 (a continued adapter held to the base)."""
-    return getattr(trainer.args, "reference", "initial") == "base" and trainer.continues_adapter
+    """Whether policy and reference differ at step 0 by design: an adapter held to the base, or soft prompts."""
+    held_to_base = getattr(trainer.args, "reference", "initial") == "base" and trainer.continues_adapter
+    return held_to_base or trainer.model.active_peft_config.is_prompt_learning
 
 
 def check_kl_at_start(trainer: "GRPOTrainer") -> None:
-    """Check on one training prompt that policy and reference agree before the first update.
+    """Check on a few tokens that policy and reference agree before the first update.
 
     KL is equation 4 of DeepSeekMath (arXiv 2402.03300), averaged over at most 64 tokens; dropout is off.
 
     Raises:
         ReferenceDriftError: it is above 1e-6 (1e-3 in half precision).
     """
-    prompt = next(iter(trainer.train_dataset))["prompt"]
-    ids = torch.tensor(trainer._tokenize_prompts([prompt])[0])[:, : _PROBE_TOKENS + 1]  # (1, T)
-    if ids.size(1) < 2:
-        return
-    ids = ids.to(trainer.accelerator.device)
+    tokens = min(_PROBE_TOKENS, trainer.model.get_input_embeddings().num_embeddings)
+    ids = torch.arange(tokens, device=trainer.accelerator.device)[None]  # (1, T): any text shows a difference
     model, training = trainer.model, trainer.model.training
     arguments = (model, ids, torch.ones_like(ids), ids.size(1) - 1)
     model.eval()

@@ -183,7 +183,9 @@ def _csv_lines(file: Path) -> _Rows:
                 filled = {key: value or None for key, value in row.items()}  # CSV has no other null
                 yield f":{reader.line_num}", f"expected {len(reader.fieldnames or ())} fields" if torn else filled
         except csv.Error as error:
-            yield f":{reader.line_num + 1}", f"not CSV ({error}); the rest of the file is unread"
+            raise DataError(
+                f"{file}:{reader.line_num + 1}: not CSV ({error}). Mend the line; nothing was read."
+            ) from None
 
 
 def _parquet_rows(file: Path) -> _Rows:

@@ -8,7 +8,7 @@ from transformers.utils import logging
 from trl import get_peft_config
 
 from . import base, evaluation, preflight, report, roles
-from .recipe import Recipe
+from .recipe import EMBEDDED_MODEL, Recipe
 from .trainer import GRPOTrainer
 
 
@@ -16,7 +16,7 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
     """Run a recipe.
 
     Returns:
-        Base against adapter on the held-out prompts, or None where `eval_rows` is 0.
+        Base against adapter on the held-out prompts, or None where `eval_rows` is 0 or there is nothing to compare.
 
     Raises:
         GrpoError: something is wrong with the recipe, before the model is loaded where that can be known.
@@ -25,7 +25,7 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
         logging.disable_progress_bar()
     say = PartialState().print
     task = preflight.check_task(recipe)
-    if recipe.task.cold_start_steps:
+    if recipe.model.model_name_or_path == EMBEDDED_MODEL:
         recipe.model.model_name_or_path = _cold_started(recipe)
     prompts = preflight.check_model(recipe, task)
     for note in task.notes + prompts.notes:
@@ -48,14 +48,16 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
         peft_config=peft_config,
     )
     trainer.dataset_source = task.train.source
+    if trainer.is_world_process_zero():
+        recipe.save(Path(recipe.training.output_dir))
     trainer.train(resume_from_checkpoint=task.resume)
 
     trainer.save_model()
-    if trainer.is_world_process_zero():
-        recipe.save(Path(recipe.training.output_dir))
 
     comparison = None
-    if prompts.held_out is not None:
+    if prompts.held_out is not None and (reason := report.not_comparable(trainer)):
+        say(f"note: no comparison with the base: {reason}", flush=True)
+    elif prompts.held_out is not None:
         say(f"comparing base and adapter on {len(prompts.held_out)} held-out prompts", flush=True)
         comparison = report.compare_with_base(trainer, prompts.held_out, task.eval_reward)
         trainer.results = comparison.as_dict()
@@ -73,5 +75,6 @@ def _cold_started(recipe: Recipe) -> str:
     """The embedded model, taught the format; its checkpoint lies beside the run, for the next one."""
     from .cold_start import cold_start  # TRL's supervised trainer is not imported for runs that need none
 
-    cache = Path(recipe.training.output_dir).parent
-    return str(cold_start(cache, steps=recipe.task.cold_start_steps, seed=recipe.training.seed))
+    training = recipe.training
+    cache = Path(training.output_dir).parent
+    return str(cold_start(cache, steps=recipe.task.cold_start_steps, seed=training.seed, use_cpu=training.use_cpu))

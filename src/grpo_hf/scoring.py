@@ -3,17 +3,20 @@
 B = N·G completions of a rollout; a reward returns one number or None for each.
 """
 
+import asyncio
+import inspect
 import math
 import os
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any
 
-from .errors import RewardOutputError, RewardSpecError
-from .plugins import Reward, load_reward
+from .errors import DataError, RewardOutputError, RewardSpecError, did_you_mean
+from .plugins import load_reward
+from .reward import Reward
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _LARGEST = 3.4028234663852886e38  # float32's, which the trainer keeps rewards in
@@ -27,13 +30,40 @@ def checked_rewards(reward_funcs: Any) -> list[Any] | None:
     if reward_funcs is None:
         return None
     entries = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    loaded = [entry if _is_reward_model(entry) else load_reward(entry) for entry in entries]
-    refuse_namesakes([entry for entry in loaded if isinstance(entry, Reward)])
-    return [CheckedReward.of(entry) if isinstance(entry, Reward) else entry for entry in loaded]
+    return [entry if _is_reward_model(entry) else CheckedReward.of(load_reward(entry)) for entry in entries]
+
+
+def require_columns(rewards: Any, dataset: Any) -> None:
+    """Check that a dataset has the columns that rewards read; a streaming one may not say, and passes.
+
+    Raises:
+        DataError: names the reward, the column and the columns there are.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if not isinstance(columns, list):
+        return
+    for reward in (entry.reward for entry in rewards or () if isinstance(entry, CheckedReward)):
+        missing = next((column for column in reward.columns if column not in columns), None)
+        if missing is not None:
+            raise DataError(
+                f"reward {reward.name!r} needs the column {missing!r}, which the dataset does not have."
+                f"{did_you_mean(missing, columns)} Its columns are {', '.join(columns)}. Rename one with "
+                f"dataset.rename_column(..., {missing!r})."
+            )
+
+
+def score(reward: Callable[..., Any], *, trainer_state: Any = None, **columns: Any) -> Any:
+    """What a reward, synchronous or not, returns outside a trainer; what it logs is not kept."""
+    values = reward(trainer_state=trainer_state, log_extra=_unheard, log_metric=_unheard, **columns)
+    return asyncio.run(values) if inspect.iscoroutine(values) else values
+
+
+def _unheard(*_: Any) -> None:
+    """In the place of the trainer's logs."""
 
 
 def refuse_namesakes(rewards: Sequence[Reward]) -> None:
-    """Refuse two rewards of one name, because metrics and the final table go by name.
+    """Refuse two rewards of one name in a recipe, because metrics and the final table go by name.
 
     Raises:
         RewardSpecError: names both.

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer as TRLGRPOTrainer
 
 from . import base, hub, roles
 from .config import GRPOConfig
-from .progress import MetricsFile, ProgressLine, claim_output_folder
-from .scoring import checked_rewards
+from .progress import claim_output_folder, replace_progress
+from .scoring import checked_rewards, require_columns
 
 
 class GRPOTrainer(TRLGRPOTrainer):
@@ -38,20 +37,18 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     def __init__(self, *positional: Any, **named: Any) -> None:
         given = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
-        roles.guard_adapter_config(given.get("peft_config"))
-        roles.guard_trainable(given["model"])
+        roles.guard_adapters(given["model"], given.get("peft_config"))
         given["args"] = given.get("args") or GRPOConfig(output_dir=f"{base.model_name(given['model'])}-GRPO")
         given["reward_funcs"] = checked_rewards(given.get("reward_funcs"))
+        if given.get("rollout_func") is None and given.get("environment_factory") is None:  # these two add columns
+            require_columns(given["reward_funcs"], given.get("train_dataset"))
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)
         roles.prepare(self.model, getattr(self.args, "reference", "initial"))
         self.dataset_source = "unnamed data"  # these two are for the model card; run.py knows them
         self.results: dict[str, Any] = {}
         self._owns_output_folder = False
-        for callback in (ProgressCallback, PrinterCallback):
-            self.remove_callback(callback)
-        self.add_callback(MetricsFile())
-        self.add_callback(ProgressLine(self.reward_func_names))
+        replace_progress(self)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
         """Train, with the output folder claimed first, the reference checked before and the base after.
@@ -59,8 +56,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         transformers 5.23: `Trainer.train(resume_from_checkpoint)` prepares, loops and returns a `TrainOutput`.
         """
         fresh = not resume_from_checkpoint
-        if fresh and not self._owns_output_folder:
-            claim_output_folder(Path(self.args.output_dir), self.accelerator)
+        if not self._owns_output_folder:
+            claim_output_folder(Path(self.args.output_dir), self.accelerator, resume=resume_from_checkpoint)
         self._owns_output_folder = True
         with roles.guarded(self, fresh=fresh and self.state.global_step == 0):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)

@@ -40,6 +40,27 @@ def test_the_demo_runs_from_cold_start_to_table(tmp_path: Path) -> None:
     assert "using the checkpoint in" in demo(tmp_path / "second", *short, "--save_strategy", "no")
 
 
+def test_a_mistake_reaches_the_user_through_the_launcher(tmp_path: Path) -> None:
+    command = [*LAUNCH, "--config", str(RECIPES / "gsm8k_tiny.yaml"), "--rewards", "gsm8"]
+    command.insert(command.index("--num_processes"), "--quiet")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "error: reward 'gsm8' is not known. Did you mean 'gsm8k'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_qlora_is_a_flag(tmp_path: Path) -> None:
+    short = ["--cold_start_steps", "2", "--max_steps", "2", "--logging_steps", "1", "--eval_rows", "4"]
+    said = demo(tmp_path / "run", *short, "--load_in_4bit", "--per_device_train_batch_size", "8")
+    assert "step 2/2" in said and "base (adapter disabled)" in said
+
+
+def test_full_fine_tuning_claims_no_comparison(tmp_path: Path) -> None:
+    short = ["--cold_start_steps", "2", "--max_steps", "1", "--eval_rows", "4", "--per_device_train_batch_size", "8"]
+    said = demo(tmp_path / "run", *short, "--use_peft", "false")
+    assert "no comparison with the base: the whole model was trained" in said and "accuracy" not in said
+
+
 @pytest.mark.parametrize("name", ["gsm8k", "gsm8k_smollm2", "gsm8k_tiny"])
 def test_every_recipe_file_is_read(name: str) -> None:
     recipe = read_recipe(["--config", str(RECIPES / f"{name}.yaml"), "--learning_rate", "0.5"])
