@@ -182,7 +182,7 @@ class TestData:
         rows = [*ROWS, {"question": "1" * 300, "answer": "#### 1"}]
         (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         text = run(dataset_path=str(tmp_path / "long.jsonl"), eval_rows=0)
-        assert "1 of 9 prompts do not fit the model's context of 256 tokens: the longest (row 8) has 30" in text
+        assert "1 of 9 prompts do not fit the model's context of 256 tokens: the longest (usable row 8) has 30" in text
         assert "max_completion_length adds 16" in text
 
     def test_completions_longer_than_the_context(self, run):

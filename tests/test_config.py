@@ -59,13 +59,13 @@ class TestDefaults:
         assert isinstance(args, TRLGRPOConfig)
 
     def test_bf16_only_where_an_accelerator_has_it(self, configured, monkeypatch):
-        monkeypatch.setattr(config, "_accelerator_has_bf16", lambda: True)
+        monkeypatch.setattr(config, "is_torch_bf16_gpu_available", lambda: True)
         assert configured().bf16 is False  # use_cpu
         assert configured(bf16=True).bf16 is True  # asked for
         monkeypatch.setattr(TRLGRPOConfig, "__post_init__", lambda self: None)  # which wants the hardware
         assert GRPOConfig(output_dir="x").bf16 is True
         assert GRPOConfig(output_dir="x", fp16=True).bf16 is False
-        monkeypatch.setattr(config, "_accelerator_has_bf16", lambda: False)
+        monkeypatch.setattr(config, "is_torch_bf16_gpu_available", lambda: False)
         assert GRPOConfig(output_dir="x").bf16 is False
 
 

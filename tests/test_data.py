@@ -103,10 +103,15 @@ def test_torn_csv_lines_are_named(write):
 
 
 def test_csv_that_breaks_off_inside_quotes(write):
-    split = read_split(path=str(write("train.csv", 'question,answer\nq,a\n"never closed,a\n')))
-    assert len(split.rows) == 1
-    assert "train.csv:3: not CSV" in split.describe_bad()
-    assert "the rest of the file is unread" in split.describe_bad()
+    file = write("train.csv", 'question,answer\nq,a\n"never closed,a\n')
+    with pytest.raises(DataError, match=r"train\.csv:3: not CSV .*nothing was read"):
+        read_split(path=str(file))
+
+
+def test_a_column_that_only_some_rows_have_is_kept(write):
+    split = read_split(path=str(write("train.jsonl", '{"question": "a"}\n{"question": "b", "hint": "c"}\n')))
+    dataset, _ = build_dataset(split, "question", as_text)
+    assert dataset["hint"] == [None, "c"]
 
 
 def test_an_empty_csv_cell_is_a_null(write):

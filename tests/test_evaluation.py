@@ -273,6 +273,8 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
         processing_class=tokenizer,
         max_completion_length=6,
+        eos_token_ids=[tokenizer.eos_token_id],
+        chat_template_kwargs={},
         args=SimpleNamespace(per_device_eval_batch_size=2, per_device_train_batch_size=3, output_dir=str(tmp_path)),
         state=SimpleNamespace(global_step=1),
         is_world_process_zero=lambda: True,

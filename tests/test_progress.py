@@ -16,7 +16,13 @@ from grpo_hf.progress import MetricsFile, ProgressLine, claim_output_folder, pro
 from grpo_hf.report import plot_rewards
 
 NAN = float("nan")
-LOGS = {"reward": 0.5, "rewards/gsm8k/mean": 0.25, "rewards/overlong/mean": NAN, "completions/mean_length": 9.5}
+LOGS = {
+    "loss": 0.1,
+    "reward": 0.5,
+    "rewards/gsm8k/mean": 0.25,
+    "rewards/overlong/mean": NAN,
+    "completions/mean_length": 9.5,
+}
 TRACES = ["metrics.jsonl", "adapter_config.json", "model.safetensors", "checkpoint-500"]
 
 

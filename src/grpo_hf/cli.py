@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command is not _train:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    quiet()
     with exit_on_error():
         options.command(options, rest)
 
@@ -53,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
     """Train any dataset with any rewards, named in a YAML file and flags. On several devices: accelerate launch -m
     grpo_hf.cli train recipe.yaml."""
-    quiet()
     from .recipe import read_recipe
 
     recipe = read_recipe(["--config", str(options.recipe), *rest])

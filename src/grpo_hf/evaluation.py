@@ -99,6 +99,7 @@ def greedy_completions(
     token_ids = [_token_ids(tokenizer, prompts[index], template_options or {}) for index in mine]
     by_length = sorted(range(len(mine)), key=lambda i: len(token_ids[i]))
     texts: list[tuple[int, str]] = []
+    ends = {} if eos_token_ids is None else {"eos_token_id": eos_token_ids}
     was_training = model.training
     model.eval()
     for start in range(0, len(mine), batch_size):
@@ -114,7 +115,7 @@ def greedy_completions(
                 top_p=None,
                 top_k=None,
                 repetition_penalty=1.0,  # a model's own generation settings may have another
-                eos_token_id=eos_token_ids,
+                **ends,
                 pad_token_id=tokenizer.pad_token_id,
             )
         answers = tokenizer.batch_decode(output[:, batch["input_ids"].size(1) :], skip_special_tokens=True)

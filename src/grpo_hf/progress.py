@@ -75,9 +75,9 @@ class ProgressLine(TrainerCallback):
         self._first_step, self._tokens = state.global_step, float(state.num_input_tokens_seen)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if not state.is_world_process_zero or not logs or "reward" not in logs:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        now, tokens = time.monotonic(), float(logs.get("num_tokens", 0))
+        now, tokens = time.monotonic(), float(logs.get("num_tokens", self._tokens))  # absent where no rollout was made
         rate = (tokens - self._tokens) / max(now - self._last_log, 1e-9)
         done = state.global_step - self._first_step
         left = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
@@ -94,11 +94,12 @@ def progress_line(
     >>> progress_line(20, 100, logs, ["gsm8k"], 1234.5, 75)
     'step  20/100  reward 0.500  gsm8k 0.250  kl 0.0012  length 42  1,234 tokens/s  1:15 left'
     """
-    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"reward {_shown(logs['reward'])}"]
+    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"reward {_shown(logs.get('reward'))}"]
     parts += [f"{name} {_shown(logs.get(f'rewards/{name}/mean'))}" for name in reward_names]
     if "kl" in logs:
         parts.append(f"kl {logs['kl']:.4f}")
-    parts.append(f"length {logs.get('completions/mean_length', 0):.0f}")
+    if "completions/mean_length" in logs:
+        parts.append(f"length {logs['completions/mean_length']:.0f}")
     parts.append(f"{tokens_per_second:,.0f} tokens/s")
     minutes, seconds = divmod(int(seconds_left), 60)
     hours, minutes = divmod(minutes, 60)

@@ -100,6 +100,7 @@ def plot_rewards(run: Path, picture: Path) -> None:
     below.plot(steps, [row.get("kl") for row in rows], color="grey")
     below.set_ylabel("KL")
     below.set_xlabel("step")
+    below.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
     figure.savefig(picture, dpi=120)
     pyplot.close(figure)
