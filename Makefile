@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SEED ?= 0
 RUN ?= runs/gsm8k_tiny/seed$(SEED)-$(shell date +%Y%m%d-%H%M%S)
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -21,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## embedded model and problems: cold start, GRPO, base against adapter (SEED=1 for another seed)
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml --seed $(SEED) --output_dir $(RUN)
+		--num_cpu_threads_per_process $(THREADS) recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml --seed $(SEED) --output_dir $(RUN)
 
 test: $(READY) ## the whole test suite, without the slow proofs
 	$(BIN)/python -m pytest -m "not slow"
