@@ -272,12 +272,6 @@ class TestColumns:
         with pytest.raises(DataError, match=r"--prompt_column Qestion: there is no such column. Did you mean 'Questi"):
             prompt_column(split, "Qestion")
 
-    def test_columns_that_rewards_need(self):
-        split = self.split({"question": "q", "awnser": "4"})
-        with pytest.raises(DataError, match=r"reward 'gsm8k' needs the column 'answer'.*Did you mean 'awnser'"):
-            data.require_columns(split, {"gsm8k": ("answer",)})
-        data.require_columns(split, {"style": (), "length": ("prompt",)})  # every row gets a prompt
-
 
 class TestPrompts:
     MESSAGES = ({"role": "user", "content": "Hi"},)

@@ -10,8 +10,9 @@ from functools import partial
 import pytest
 from trl.trainer.utils import is_async_callable
 
-from grpo_hf.errors import RewardError, RewardNotFound, RewardSpecError
+from grpo_hf.errors import DataError, RewardError, RewardNotFound, RewardSpecError
 from grpo_hf.plugins import installed_rewards, load_reward, register_reward
+from grpo_hf.reward import require_columns
 
 COMPLETIONS = ["one", "three"]
 
@@ -479,3 +480,14 @@ class TestListing:
 def test_the_door_is_light():
     heavy = {"torch", "trl", "transformers", "grpo_hf.rewards"}
     assert run_python(f"import sys, grpo_hf.plugins; print({heavy} & set(sys.modules))") == "set()"
+
+
+def test_columns_that_rewards_need():
+    def style(completions): ...
+    def length(completions, prompt_length=0): ...
+
+    rewards = [load_reward(reward) for reward in ("gsm8k", style, length)]
+    require_columns(rewards, ["question", "answer"], "train.jsonl", "--columns {}=<its name there>")
+    expected = r"'gsm8k' needs the column 'answer', which train.jsonl .*Did you mean 'awnser'.*--columns answer=<its"
+    with pytest.raises(DataError, match=expected):
+        require_columns(rewards, ["question", "awnser"], "train.jsonl", "--columns {}=<its name there>")

@@ -39,23 +39,6 @@ def column_names(rows: Sequence[Row]) -> list[str]:
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key != PLACE]
 
 
-def require_columns(split: Split, needed: dict[str, Sequence[str]]) -> None:
-    """Check that the data has the columns that rewards read (`needed`: reward name -> columns).
-
-    Raises:
-        DataError: names the reward, the column and the columns there are.
-    """
-    columns = [*column_names(split.rows), "prompt"]
-    for reward, wanted in needed.items():
-        for column in wanted:
-            if column not in columns:
-                raise DataError(
-                    f"reward {reward!r} needs the column {column!r}, which {split.source} does not have."
-                    f"{did_you_mean(column, columns)} Its columns are {', '.join(columns[:-1])}. "
-                    f"Rename one with --columns {column}=<its name there>."
-                )
-
-
 def prompt_column(split: Split, wanted: str | None = None) -> str:
     """The column that holds the prompt: `wanted`, else the first of `PROMPT_COLUMNS` that is there."""
     columns = column_names(split.rows)

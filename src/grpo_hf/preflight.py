@@ -16,9 +16,11 @@ from .errors import ConfigError, DataError, HubUnreachable, OutputExistsError, d
 from .plugins import load_reward
 from .progress import claim_output_folder
 from .recipe import EMBEDDED_MODEL, Recipe
-from .reward import Reward
+from .reward import Reward, require_columns
 from .rows import Split, read_split
 from .scoring import refuse_namesakes
+
+_RENAME = "--columns {}=<its name there>"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | Non
     train = read_split(**where, split=task.dataset_train_split)
     assert train is not None  # only an optional split may be missing
     train = data.rename_columns(train, recipe.column_map)
-    data.require_columns(train, {reward.name: reward.columns for reward in rewards})
+    require_columns(rewards, data.column_names(train.rows), train.source, _RENAME)
     if task.eval_rows < 0:
         raise ConfigError(f"eval_rows is {task.eval_rows}; expected a number of prompts, or 0 for no evaluation.")
     if not task.eval_rows:
@@ -136,7 +138,7 @@ def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | Non
     test = read_split(**where, split=task.dataset_test_split, optional=True)
     if test is not None:
         test = data.rename_columns(test, recipe.column_map)
-        data.require_columns(test, {reward.name: reward.columns for reward in rewards})
+        require_columns(rewards, data.column_names(test.rows), test.source, _RENAME)
         return train, Split(test.rows[: task.eval_rows], test.bad, test.source), []
     if len(train.rows) <= task.eval_rows:
         raise DataError(

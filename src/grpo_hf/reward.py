@@ -7,12 +7,12 @@ pass are the dataset columns that it needs.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
-from .errors import RewardSpecError, did_you_mean
+from .errors import DataError, RewardSpecError, did_you_mean
 
 _EXPECTED = "fn(prompts, completions, completion_ids, **columns) -> list[float | None]"
 _FROM_TRAINER = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
@@ -126,3 +126,25 @@ def address(function: Any) -> str:
     """Where a callable is defined, as `module:qualname`."""
     definition = definition_of(function)
     return f"{definition.__module__}:{definition.__qualname__}"
+
+
+def require_columns(rewards: Iterable[Reward], columns: Sequence[str], source: str, remedy: str) -> None:
+    """Check that data has the columns that rewards read.
+
+    Args:
+        rewards: whose columns are needed.
+        columns: what the data has, beside the prompt.
+        source: the data's name.
+        remedy: how a column is renamed there, with `{}` for the name that the reward wants.
+
+    Raises:
+        DataError: names the reward, the column and the columns there are.
+    """
+    for reward in rewards:
+        missing = next((column for column in reward.columns if column not in {*columns, "prompt"}), None)
+        if missing is not None:
+            raise DataError(
+                f"reward {reward.name!r} needs the column {missing!r}, which {source} does not have."
+                f"{did_you_mean(missing, columns)} Its columns are {', '.join(columns)}. Rename one with "
+                f"{remedy.format(missing)}."
+            )

@@ -14,9 +14,9 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any
 
-from .errors import DataError, RewardOutputError, RewardSpecError, did_you_mean
+from .errors import RewardOutputError, RewardSpecError
 from .plugins import load_reward
-from .reward import Reward
+from .reward import Reward, require_columns
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _LARGEST = 3.4028234663852886e38  # float32's, which the trainer keeps rewards in
@@ -33,23 +33,16 @@ def checked_rewards(reward_funcs: Any) -> list[Any] | None:
     return [entry if _is_reward_model(entry) else CheckedReward.of(load_reward(entry)) for entry in entries]
 
 
-def require_columns(rewards: Any, dataset: Any) -> None:
+def check_columns(rewards: Any, dataset: Any) -> None:
     """Check that a dataset has the columns that rewards read; a streaming one may not say, and passes.
 
     Raises:
-        DataError: names the reward, the column and the columns there are.
+        DataError: see `require_columns`.
     """
     columns = getattr(dataset, "column_names", None)
-    if not isinstance(columns, list):
-        return
-    for reward in (entry.reward for entry in rewards or () if isinstance(entry, CheckedReward)):
-        missing = next((column for column in reward.columns if column not in columns), None)
-        if missing is not None:
-            raise DataError(
-                f"reward {reward.name!r} needs the column {missing!r}, which the dataset does not have."
-                f"{did_you_mean(missing, columns)} Its columns are {', '.join(columns)}. Rename one with "
-                f"dataset.rename_column(..., {missing!r})."
-            )
+    if isinstance(columns, list):
+        ours = [entry.reward for entry in rewards or () if isinstance(entry, CheckedReward)]
+        require_columns(ours, columns, "the dataset", "dataset.rename_column(..., '{}')")
 
 
 def score(reward: Callable[..., Any], *, trainer_state: Any = None, **columns: Any) -> Any:

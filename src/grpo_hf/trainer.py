@@ -13,7 +13,7 @@ from trl import GRPOTrainer as TRLGRPOTrainer
 from . import base, hub, roles
 from .config import GRPOConfig
 from .progress import claim_output_folder, replace_progress
-from .scoring import checked_rewards, require_columns
+from .scoring import check_columns, checked_rewards
 
 
 class GRPOTrainer(TRLGRPOTrainer):
@@ -41,7 +41,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         given["args"] = given.get("args") or GRPOConfig(output_dir=f"{base.model_name(given['model'])}-GRPO")
         given["reward_funcs"] = checked_rewards(given.get("reward_funcs"))
         if given.get("rollout_func") is None and given.get("environment_factory") is None:  # these two add columns
-            require_columns(given["reward_funcs"], given.get("train_dataset"))
+            check_columns(given["reward_funcs"], given.get("train_dataset"))
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)
         roles.prepare(self.model, getattr(self.args, "reference", "initial"))
