@@ -16,7 +16,7 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes",
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", str(RECIPES / "gsm8k.py")]
 
 
-def demo(folder: Path, *flags: str, threads: int = 1) -> str:
+def demo(folder: Path, *flags: str, threads: int | None = 1) -> str:
     command = [*LAUNCH, "--config", str(RECIPES / "gsm8k_tiny.yaml"), "--output_dir", str(folder), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -72,7 +72,7 @@ def test_every_recipe_file_is_read(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_demo_gets_better_on_every_seed(tmp_path: Path, seed: int) -> None:
-    said = demo(tmp_path / "run", "--seed", str(seed), threads=2)
+    said = demo(tmp_path / "run", "--seed", str(seed), threads=os.cpu_count())
     difference = re.search(r"difference \(paired\).*?([+-]\d\.\d{3}).*?([+-]\d\.\d{3}) to", said)
     assert difference is not None, said
     assert float(difference[1]) >= 0.15
