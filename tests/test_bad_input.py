@@ -232,6 +232,9 @@ class TestModelFolder:
 
 
 class TestAdapter:
+    def test_a_name_that_is_nowhere(self, run):
+        assert "adapter 'nope' c" in run(adapter="nope")
+
     @pytest.fixture
     def adapter(self, tiny_checkpoint, tmp_path):
         """A function that saves a fresh LoRA adapter of a model with this configuration."""

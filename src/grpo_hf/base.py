@@ -34,7 +34,7 @@ def read_model_config(
     weights = [file for pattern in ("*.safetensors", "*.bin", "*.gguf") for file in folder.glob(pattern)]
     if folder.is_dir() and not weights:
         raise ModelError(f"{name}: the model folder holds no weights (*.safetensors, *.bin). Was it saved completely?")
-    with _loading("model", name):
+    with loading("model", name):
         return AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code, **_gguf(gguf_file)
         )
@@ -55,7 +55,7 @@ def load_tokenizer(
             f"{name}: the model folder holds no tokenizer (tokenizer.json, tokenizer_config.json). Save it there with "
             "tokenizer.save_pretrained(folder)."
         )
-    with _loading("tokenizer", name):
+    with loading("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code, padding_side="left", **_gguf(gguf_file)
         )
@@ -75,8 +75,8 @@ def load_base(args: ModelConfig, *, gguf_file: str | None = None, trust_remote_c
     options: dict[str, Any] = {"quantization_config": quantization} if quantization is not None else {}
     if quantization is not None and torch.cuda.is_available():
         options["device_map"] = {"": PartialState().local_process_index}
-    with _loading("model", str(args.model_name_or_path)):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+    with loading("model", str(args.model_name_or_path)):
+        model, report = AutoModelForCausalLM.from_pretrained(
             args.model_name_or_path,
             revision=args.model_revision,
             dtype=args.dtype,
@@ -86,7 +86,7 @@ def load_base(args: ModelConfig, *, gguf_file: str | None = None, trust_remote_c
             **_gguf(gguf_file),
             **options,
         )
-    if missing := sorted(loading["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"{args.model_name_or_path}: {len(missing)} weights of {type(model).__name__} are not in the checkpoint "
             f"({missing[0]}, ...), so they would be random. Is it a checkpoint of this architecture, and complete?"
@@ -136,7 +136,7 @@ def check_local(name: str, what: str, expected: str) -> None:
 
 
 @contextmanager
-def _loading(what: str, name: str) -> Iterator[None]:
+def loading(what: str, name: str) -> Iterator[None]:
     """Tell apart a folder that cannot be read, a name that the Hub does not have, and a Hub that does not answer."""
     try:
         yield

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import use_adapter
 
-from .base import check_local
+from .base import check_local, loading
 from .errors import ModelError, ReferenceDriftError
 
 if TYPE_CHECKING:
@@ -47,9 +47,10 @@ def check_adapter(adapter: str, config: Any) -> None:
     """
     folder = Path(adapter)
     check_local(adapter, "adapter", "adapter_config.json")
+    with loading("adapter", adapter):
+        guard_adapter_config(PeftConfig.from_pretrained(adapter))
     if not folder.is_dir():
         return  # on the Hub: PEFT itself compares while loading
-    guard_adapter_config(PeftConfig.from_pretrained(adapter))
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         if (folder / "adapter_model.bin").is_file():
