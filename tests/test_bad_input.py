@@ -200,7 +200,7 @@ class TestModelFolder:
 
     def test_no_configuration(self, run, folder):
         (folder / "config.json").unlink()
-        assert "not a model folder: it has no config.json. It holds " in run(model_name_or_path=str(folder))
+        assert "no model in this folder: it has no config.json. It holds " in run(model_name_or_path=str(folder))
 
     def test_no_tokenizer(self, run, folder):
         for file in folder.glob("tokenizer*"):
@@ -285,7 +285,8 @@ class TestOutput:
         before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         text = run()
         assert f"{folder} holds another run ({trace.partition('/')[0]}), which is not overwritten" in text
-        assert "--resume_from_checkpoint true" in text
+        way = "--resume_from_checkpoint true" if trace.startswith("checkpoint") else "It has no checkpoint: remove it"
+        assert way in text
         assert "--output_dir" in text
         assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
@@ -306,6 +307,15 @@ class TestOutput:
         text = run("--resume_from_checkpoint", "true")
         assert f"{tmp_path / 'run'} holds no checkpoint to resume from" in text
         assert "--save_steps" in text
+
+    @pytest.mark.parametrize("resume", ["true", "run/checkpoint-5"])
+    def test_a_finished_run_is_not_resumed(self, run, tmp_path, resume, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        checkpoint = tmp_path / "run" / "checkpoint-5"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").write_text('{"global_step": 5}')
+        text = run("--resume_from_checkpoint", resume, max_steps=5)
+        assert "checkpoint-5 is at step 5 of 5: the run has finished. Give a larger --max_steps" in text
 
     def test_checkpoint_that_is_not_there(self, run):
         assert "--resume_from_checkpoint runs/x: no such" in run("--resume_from_checkpoint", "runs/x")

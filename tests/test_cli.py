@@ -8,6 +8,7 @@ import time
 import pytest
 
 from grpo_hf.cli import main
+from grpo_hf.errors import exit_on_error
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -189,3 +190,10 @@ class TestPlot:
     def test_without_matplotlib(self, refused, finished, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         assert "`grpo-hf plot` needs matplotlib: pip install 'grpo-hf[plot]'." in refused("plot", finished, "x.png")
+
+
+def test_an_interruption_says_how_to_go_on(capsys):
+    with pytest.raises(SystemExit) as left, exit_on_error():
+        raise KeyboardInterrupt
+    assert left.value.code == 130
+    assert "interrupted; --resume_from_checkpoint true goes on" in capsys.readouterr().err

@@ -119,7 +119,8 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(tmp_path: Path, nam
     (folder / trace).mkdir(parents=True)
     with pytest.raises(OutputExistsError, match=rf"{re.escape(str(folder))} holds another run \({trace}\)") as caught:
         claim_output_folder(folder)
-    assert "--output_dir" in str(caught.value) and "--resume_from_checkpoint true" in str(caught.value)
+    way = "--resume_from_checkpoint true" if trace.startswith("checkpoint") else "It has no checkpoint: remove it"
+    assert "--output_dir" in str(caught.value) and way in str(caught.value)
     assert [path.name for path in folder.iterdir()] == [trace]
 
 

@@ -239,6 +239,10 @@ class TestSave:
         assert settings(again) == settings(read)
         assert again.given == read.given
 
+    def test_a_name_is_no_file_though_a_file_has_it(self, recipe, tmp_path):
+        (tmp_path / "gsm8k.py").touch()
+        assert self.saved(recipe("rewards: [gsm8k]"), tmp_path / "run").task.rewards == ["gsm8k"]
+
     def test_only_what_was_given_is_written(self, recipe, tmp_path):
         self.saved(recipe("beta: 0.1"), tmp_path / "run")
         written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())

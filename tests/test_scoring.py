@@ -13,7 +13,8 @@ import torch
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 from grpo_hf.errors import RewardNotFound, RewardOutputError
-from grpo_hf.scoring import checked_rewards, checked_values
+from grpo_hf.plugins import load_reward
+from grpo_hf.scoring import CheckedReward, checked_rewards, checked_values, score
 
 NAN, INF = float("nan"), float("inf")
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
@@ -167,3 +168,17 @@ def test_files_and_long_options_are_not_taken_for_models(tmp_path: Path, monkeyp
         assert get_callable_name(reward) == "fixed"
     with pytest.raises(RewardNotFound, match=r"other\.py"):
         checked_rewards("./other.py:fixed")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_exception_says_whose_it_is(is_async: bool):
+    def broken(completions):
+        raise KeyError("x")
+
+    async def broken_later(completions):
+        raise KeyError("x")
+
+    reward = CheckedReward.of(load_reward(broken_later if is_async else broken))
+    with pytest.raises(KeyError) as caught:
+        score(reward, completions=["a"])
+    assert caught.value.__notes__ == [f"This was raised by the reward {reward.__name__!r}."]

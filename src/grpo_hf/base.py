@@ -128,7 +128,7 @@ def check_local(name: str, what: str, expected: str) -> None:
     if folder.is_dir():
         if not (folder / expected).is_file():
             held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-            raise ModelError(f"{name}: not a {what} folder: it has no {expected}. It holds {held}.")
+            raise ModelError(f"{name}: no {what} in this folder: it has no {expected}. It holds {held}.")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = did_you_mean(folder.name, siblings)

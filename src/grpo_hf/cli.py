@@ -107,6 +107,8 @@ def _plot(options: argparse.Namespace, rest: list[str]) -> None:
     """Draw the mean of every reward and the KL over the steps of a run (needs matplotlib)."""
     if not (options.run / "metrics.jsonl").is_file():
         raise DataError(f"{options.run} is not the output folder of a run: it has no metrics.jsonl.")
+    if options.picture.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"{options.picture}: expected a name that ends in .png, .svg or .pdf.")
     from .report import plot_rewards
 
     try:

@@ -81,10 +81,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Turn a `GrpoError` into its message on stderr (first process only) and exit code 2."""
+    """Turn a `GrpoError` into its message on stderr (first process only) and exit code 2, and Ctrl-C into 130."""
     try:
         yield
     except GrpoError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _say("interrupted; --resume_from_checkpoint true goes on from the last checkpoint, if there is one.")
+        raise SystemExit(130) from None
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)

@@ -1,5 +1,6 @@
 """Everything that can be wrong with a run and can be known before a model is loaded."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,14 +161,26 @@ def _output(recipe: Recipe) -> str | None:
         if not Path(resume).is_dir():
             raise ConfigError(f"--resume_from_checkpoint {resume}: no such checkpoint folder.")
         claim_output_folder(folder, resume=resume)
+        _check_unfinished(Path(resume), recipe.training.max_steps)
         return str(resume)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is None:
         raise OutputExistsError(
-            f"{folder} holds no checkpoint to resume from. Leave --resume_from_checkpoint out to start a new run, and "
-            "set --save_steps below the number of steps to have checkpoints."
+            f"{folder} holds no checkpoint to resume from. Remove the folder or give another --output_dir, leave "
+            "--resume_from_checkpoint out, and set --save_steps below the number of steps to have checkpoints."
         )
+    _check_unfinished(Path(last), recipe.training.max_steps)
     return last
+
+
+def _check_unfinished(checkpoint: Path, max_steps: int) -> None:
+    """Refuse to resume a run at its end: transformers 5.23 would train one step more."""
+    state = checkpoint / "trainer_state.json"
+    step = json.loads(state.read_text(encoding="utf-8"))["global_step"] if state.is_file() else 0
+    if 0 < max_steps <= step:
+        raise ConfigError(
+            f"{checkpoint} is at step {step} of {max_steps}: the run has finished. Give a larger --max_steps to go on."
+        )
 
 
 def _hub_login(recipe: Recipe) -> None:

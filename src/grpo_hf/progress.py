@@ -28,9 +28,11 @@ def claim_output_folder(folder: Path, accelerator: Any = None, *, resume: str | 
         accelerator.wait_for_everyone()
     owned = resume is True or (bool(resume) and Path(str(resume)).resolve().parent == folder.resolve())
     if trace is not None and not owned:
+        resumable = any(folder.glob("checkpoint-*"))
+        way = "Continue it with --resume_from_checkpoint true" if resumable else "It has no checkpoint: remove it"
         raise OutputExistsError(
-            f"{folder} holds another run ({trace.name}), which is not overwritten. Continue it with "
-            "--resume_from_checkpoint true, or give this run another --output_dir."
+            f"{folder} holds another run ({trace.name}), which is not overwritten. {way}, or give this run another "
+            "--output_dir."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

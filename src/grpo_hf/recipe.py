@@ -202,9 +202,9 @@ def _relocated(reward: Any, old: Path, new: Path) -> Any:
     """A reward spec that was read in folder `old`, for a recipe in folder `new`."""
     if isinstance(reward, dict):
         return {_relocated(name, old, new): options for name, options in reward.items()}
-    stem, _, rest = reward.partition(".py:")
+    stem, is_file, rest = reward.partition(".py:")
     file = Path(f"{stem}.py")
-    if file.is_absolute() or not (old / file).is_file():
+    if not is_file or file.is_absolute() or not (old / file).is_file():
         return reward
     return f"{os.path.relpath(old / file, new)}:{rest}"
 

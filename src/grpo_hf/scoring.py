@@ -9,7 +9,8 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -92,14 +93,28 @@ class CheckedReward:
         return (AsyncCheckedReward if reward.is_async else cls)(reward)
 
     def __call__(self, *, completions: Sequence[Any], **columns: Any) -> Any:
-        return checked_values(self.reward.name, self.reward(completions=completions, **columns), len(completions))
+        with _named(self.reward.name):
+            values = self.reward(completions=completions, **columns)
+        return checked_values(self.reward.name, values, len(completions))
 
 
 class AsyncCheckedReward(CheckedReward):
     """`CheckedReward` for an `async def` reward; TRL awaits all of them together."""
 
     async def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        return checked_values(self.reward.name, await self.reward(completions=completions, **columns), len(completions))
+        with _named(self.reward.name):
+            values = await self.reward(completions=completions, **columns)
+        return checked_values(self.reward.name, values, len(completions))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say in whose code an exception came up; a bug in a reward is the user's to see, with its traceback."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"This was raised by the reward {name!r}.")
+        raise
 
 
 def checked_values(name: str, values: Any, expected: int) -> list[float | None]:
