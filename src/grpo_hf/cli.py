@@ -77,7 +77,7 @@ def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
         options_shown = ", ".join(f"{name}={value!r}" for name, value in reward.options.items())
         signature = f"{reward.name}({options_shown})" if options_shown else reward.name
         table.add_row(signature, ", ".join(reward.columns), reward.error or reward.doc, reward.source)
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
