@@ -139,6 +139,26 @@ def _shown(value: Any) -> str:
     return "empty" if value is None or value == "" else repr(value)[:60]
 
 
+def prompt_token_ids(
+    prompts: Iterable[Any], tokenizer: Any, template_options: dict[str, Any] | None = None
+) -> list[list[int]]:
+    """Token ids of each prompt as the trainer feeds it: messages through the chat template, texts as they are.
+
+    Args:
+        prompts: all lists of messages, or all plain texts.
+        tokenizer: the model's.
+        template_options: keyword arguments of the chat template.
+    """
+    prompts = list(prompts)
+    if not prompts:
+        return []
+    if isinstance(prompts[0], list):
+        return tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **(template_options or {})
+        )["input_ids"]
+    return tokenizer(prompts)["input_ids"]
+
+
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """Take `count` rows out of a split at random, the same for the same seed: (held out, rest)."""
     order = list(range(len(split.rows)))

@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from .data import prompt_token_ids
 from .scoring import score
 
 Z_95 = 1.959964  # two-sided 95% quantile of the normal distribution
@@ -96,7 +97,7 @@ def greedy_completions(
     """
     state = PartialState()
     mine = list(range(len(prompts)))[state.process_index :: state.num_processes]
-    token_ids = [_token_ids(tokenizer, prompts[index], template_options or {}) for index in mine]
+    token_ids = prompt_token_ids([prompts[index] for index in mine], tokenizer, template_options)
     by_length = sorted(range(len(mine)), key=lambda i: len(token_ids[i]))
     texts: list[tuple[int, str]] = []
     ends = {} if eos_token_ids is None else {"eos_token_id": eos_token_ids}
@@ -145,12 +146,3 @@ def right_answers(
         **columns,
     )
     return [value is not None and value >= 1.0 for value in values]
-
-
-def _token_ids(tokenizer: Any, prompt: Any, template_options: dict[str, Any]) -> list[int]:
-    if isinstance(prompt, list):
-        encoded = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **template_options
-        )
-        return list(encoded["input_ids"])
-    return list(tokenizer(prompt)["input_ids"])

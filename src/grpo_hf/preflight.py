@@ -208,7 +208,7 @@ def _check_lengths(
     if context is None:
         return
     completion = training.max_completion_length or 0
-    lengths = prompt_lengths(dataset["prompt"], tokenizer, training.chat_template_kwargs or {})
+    lengths = list(map(len, data.prompt_token_ids(dataset["prompt"], tokenizer, training.chat_template_kwargs)))
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] + completion > context:
         too_long = sum(length + completion > context for length in lengths)
@@ -217,17 +217,3 @@ def _check_lengths(
             f"longest (usable row {longest}) has {lengths[longest]}, and max_completion_length adds {completion}. "
             "Shorten or leave out those rows, lower --max_completion_length, or take a model with a longer context."
         )
-
-
-def prompt_lengths(
-    prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, template_options: dict[str, Any]
-) -> list[int]:
-    """Tokens of each prompt, as the trainer will feed it."""
-    prompts = list(prompts)
-    if isinstance(prompts[0], list):
-        encoded = tokenizer.apply_chat_template(
-            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **template_options
-        )
-    else:
-        encoded = tokenizer(prompts)
-    return [len(ids) for ids in encoded["input_ids"]]

@@ -51,7 +51,6 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
     if trainer.is_world_process_zero():
         recipe.save(Path(recipe.training.output_dir))
     trainer.train(resume_from_checkpoint=task.resume)
-
     trainer.save_model()
 
     comparison = None
