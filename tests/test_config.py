@@ -13,7 +13,7 @@ from grpo_hf import config
 from grpo_hf.config import GRPOConfig, check_geometry
 from grpo_hf.errors import ConfigError
 
-OURS = {"loss_type", "beta", "use_bias_correction_kl", "reference"}
+OURS = {"loss_type", "beta", "use_bias_correction_kl", "reference", "packed_update", "grouped_rollout"}
 
 
 @pytest.fixture

@@ -63,7 +63,10 @@ def test_the_trainer_and_its_configuration_are_trl_s():
     assert issubclass(grpo_hf.GRPOTrainer, trl.GRPOTrainer) and issubclass(grpo_hf.GRPOConfig, trl.GRPOConfig)
     assert signature(grpo_hf.GRPOTrainer) == signature(trl.GRPOTrainer)
     theirs, ours = signature(trl.GRPOConfig).parameters, signature(grpo_hf.GRPOConfig).parameters
-    assert ours.keys() - theirs.keys() == {"reference"} and theirs.keys() <= ours.keys()
+    assert (
+        ours.keys() - theirs.keys() == {"reference", "packed_update", "grouped_rollout"}
+        and theirs.keys() <= ours.keys()
+    )
     changed = {name for name in theirs if theirs[name].default != ours[name].default}
     assert changed == {"loss_type", "beta", "use_bias_correction_kl"}
 

@@ -29,7 +29,9 @@ def trained_weights(trainer: Any) -> dict[str, torch.Tensor]:
 
 
 def test_it_learns_what_trl_learns_from_the_same_script(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    def script(library: Any) -> Any:
+    """With the flags for TRL's own path; test_log_probs.py and test_rollout.py compare ours with it."""
+
+    def script(library: Any, **ours: Any) -> Any:
         return library.GRPOTrainer(
             str(tiny_checkpoint),
             count_threes,
@@ -48,6 +50,7 @@ def test_it_learns_what_trl_learns_from_the_same_script(tiny_checkpoint: Path, t
                 use_cpu=True,
                 bf16=False,
                 gradient_checkpointing=False,
+                **ours,
             ),
             Dataset.from_list([{"prompt": f"{n} and {n}: "} for n in range(16)]),
             processing_class=AutoTokenizer.from_pretrained(tiny_checkpoint, padding_side="left"),
@@ -56,7 +59,8 @@ def test_it_learns_what_trl_learns_from_the_same_script(tiny_checkpoint: Path, t
 
     import grpo_hf
 
-    ours, theirs = trained_weights(script(grpo_hf)), trained_weights(script(trl))
+    ours = trained_weights(script(grpo_hf, packed_update=False, grouped_rollout=False))
+    theirs = trained_weights(script(trl))
     assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
         assert torch.equal(weight, theirs[name]), name

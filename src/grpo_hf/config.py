@@ -32,6 +32,9 @@ class GRPOConfig(TRLGRPOConfig):
         reference (`str`): what the KL term holds the policy to: `"initial"`, the policy as this run found it (the base
             for a new adapter, a frozen copy for a continued one), or `"base"`, the base with every adapter disabled.
 
+        packed_update (`bool`): compute each distinct token of an update once. Off: TRL's update.
+        grouped_rollout (`bool`): read each prompt once per group when sampling. Off: TRL's rollout.
+
     Raises:
         ConfigError: G < 2, a batch that does not hold whole groups, or a value that is not possible.
     """
@@ -57,6 +60,17 @@ class GRPOConfig(TRLGRPOConfig):
         },
     )
 
+    packed_update: bool = field(
+        default=True,
+        metadata={"help": "Compute each distinct token of an update once; `false` is TRL's update."},
+    )
+    grouped_rollout: bool = field(
+        default=True,
+        metadata={
+            "help": "Read each prompt once per group when sampling, from merged weights; `false` is TRL's rollout."
+        },
+    )
+
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:
@@ -76,6 +90,9 @@ class GRPOConfig(TRLGRPOConfig):
 
 def check_geometry(args: TRLGRPOConfig) -> None:
     """Check that a generation batch holds whole groups, before TRL does with fewer words.
+
+        packed_update (`bool`): compute each distinct token of an update once. Off: TRL's update.
+        grouped_rollout (`bool`): read each prompt once per group when sampling. Off: TRL's rollout.
 
     Raises:
         ConfigError: G < 2, or processes x batch x accumulation is not a multiple of G.

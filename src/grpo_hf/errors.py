@@ -4,6 +4,7 @@
     ├── ConfigError        (ValueError)       a setting is unknown, or settings contradict each other
     ├── DataError          (ValueError)       a dataset is missing, empty or lacks a column
     ├── ModelError         (ValueError)       a model, tokenizer or adapter cannot be used as asked
+    │   └── NotPackableError                  a model cannot forward packed rows; training takes TRL's path
     ├── ReferenceDriftError (RuntimeError)    the reference is not what it has to be
     ├── RewardError        (Exception)
     │   ├── RewardNotFound (LookupError)      a reward spec names nothing
@@ -37,6 +38,10 @@ class DataError(GrpoError, ValueError):
 
 class ModelError(GrpoError, ValueError):
     """A model, tokenizer or adapter cannot be used as asked."""
+
+
+class NotPackableError(ModelError):
+    """A model cannot forward packed rows; the trainer catches it, says so once and takes TRL's path."""
 
 
 class ReferenceDriftError(GrpoError, RuntimeError):

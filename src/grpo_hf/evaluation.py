@@ -1,5 +1,6 @@
 """Did the model get better: greedy answers of base and adapter to the same held-out prompts, with 95% intervals."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from . import rollout
 from .data import prompt_token_ids
 from .scoring import score
 
@@ -101,24 +103,25 @@ def greedy_completions(
     by_length = sorted(range(len(mine)), key=lambda i: len(token_ids[i]))
     texts: list[tuple[int, str]] = []
     ends = {} if eos_token_ids is None else {"eos_token_id": eos_token_ids}
+    generation_config = copy.deepcopy(model.generation_config)
+    generation_config.update(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        repetition_penalty=1.0,  # a model's own generation settings may have another
+        pad_token_id=tokenizer.pad_token_id,
+        **ends,
+    )
     was_training = model.training
     model.eval()
     for start in range(0, len(mine), batch_size):
         rows = by_length[start : start + batch_size]
         batch = tokenizer.pad({"input_ids": [token_ids[i] for i in rows]}, padding_side="left", return_tensors="pt")
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        with torch.no_grad():
-            output = model.generate(
-                **batch,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.0,  # a model's own generation settings may have another
-                **ends,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+        with torch.no_grad(), rollout.faster_generate(model):
+            output = model.generate(**batch, generation_config=generation_config)
         answers = tokenizer.batch_decode(output[:, batch["input_ids"].size(1) :], skip_special_tokens=True)
         texts += [(mine[i], text) for i, text in zip(rows, answers, strict=True)]
     model.train(was_training)

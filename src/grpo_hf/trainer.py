@@ -3,14 +3,16 @@
 Every override is a few lines that hand over to one stage of the library; its docstring names what of TRL it relies on.
 """
 
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from . import base, hub, roles
+from . import base, batches, hub, log_probs, roles, rollout
 from .config import GRPOConfig
 from .progress import claim_output_folder, replace_progress
 from .scoring import check_columns, checked_rewards
@@ -45,6 +47,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)
         roles.prepare(self.model, getattr(self.args, "reference", "initial"))
+        log_probs.prepare(self)
         self.dataset_source = "unnamed data"  # these two are for the model card; run.py knows them
         self.results: dict[str, Any] = {}
         self._owns_output_folder = False
@@ -61,6 +64,57 @@ class GRPOTrainer(TRLGRPOTrainer):
         self._owns_output_folder = True
         with roles.guarded(self, fresh=fresh and self.state.global_step == 0):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether updates run on packed rows; measured on the model when first asked, and said once if not."""
+        return getattr(self.args, "packed_update", True) and log_probs.settle(
+            self, super()._get_per_token_logps_and_entropies
+        )
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, *block: Any, batch_size: int | None = None, compute_entropy: bool = False, **others: Any
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        """Score completions on packed rows.
+
+        TRL 1.16: the old, the reference and the policy pass all come here with (input_ids, attention_mask,
+        logits_to_keep), and take (log-probs (B, C), entropies or None, auxiliary loss or None).
+        """
+        if not self.packs:
+            settings = {"batch_size": batch_size, "compute_entropy": compute_entropy}
+            return super()._get_per_token_logps_and_entropies(model, *block, **settings, **others)
+        rows = max(batch_size, self.num_generations) if batch_size else None
+        with self.accelerator.autocast():
+            return *log_probs.packed_log_probs(model, *block, rows=rows, compute_entropy=compute_entropy), None
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """Deal micro-batches that keep groups together. TRL 1.16 fills `_buffered_inputs` here, read by `_step`."""
+        if not (self.model.training and self.packs):
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs: Any = batches.micro_batches(batch, batches.kept_rows(self, batch), **self._division)
+        return self._buffered_inputs[self._step % steps]
+
+    @property
+    def _division(self) -> dict[str, Any]:
+        """How a generation batch is cut into micro-batches."""
+        return {
+            "steps": self.args.steps_per_generation,
+            "window": self.args.gradient_accumulation_steps,
+            "loss_type": self.loss_type,
+            "total": lambda tensor: self.accelerator.reduce(tensor, "sum"),
+        }
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Weigh a micro-batch as the whole batch would. TRL 1.16: `_compute_loss` returns what goes into backward."""
+        return super()._compute_loss(model, inputs) * inputs.get("loss_scale", 1.0)
+
+    def _generate_single_turn(self, *positional: Any, **named: Any) -> Any:
+        """Sample by groups. TRL 1.16 calls `generate` here, unless vLLM or continuous batching is on."""
+        with rollout.by_groups(self):
+            return super()._generate_single_turn(*positional, **named)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None

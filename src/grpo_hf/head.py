@@ -1,0 +1,69 @@
+"""The language-model head on a CPU, one product less than the usual way.
+
+The log-probability of token y is log p_y = z_y - log Σ_v exp z_v with the logits z = W h / temperature, so
+
+    ∂ log p_y / ∂h = (W_y - Σ_v p_v W_v) / temperature.
+
+That vector does not depend on what comes after; the backward only scales it. So the forward computes it while a tile of
+logits is still in the cache, and the backward neither recomputes logits nor keeps them. The entropy comes with it, as
+H = -Σ_v p_v log p_v = log Σ_v exp z_v - h · Σ_v p_v W_v / temperature.
+
+Shapes: S scored tokens, D hidden size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILE = 128  # tokens whose logits are alive at a time
+
+
+def selected_log_probs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each label, and the entropy of its distribution if asked for.
+
+    Args:
+        hidden (`Tensor` of shape (S, D)): float32.
+        weight (`Tensor` of shape (V, D)): frozen, float32.
+        labels (`Tensor` of shape (S,)): token ids.
+        temperature (`float`): what the logits are divided by.
+        entropy (`bool`): whether to compute it; it has no gradient.
+
+    Returns:
+        `tuple` of two `Tensor` of shape (S,), the second `None` if not asked for.
+    """
+    gradient = torch.is_grad_enabled() and hidden.requires_grad
+    return _SelectedLogProbs.apply(hidden, weight, labels, temperature, entropy, gradient)
+
+
+class _SelectedLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, entropy: bool, gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        hidden = hidden / temperature
+        logits, log_p = hidden.new_empty(2, min(TILE, len(hidden)), len(weight))
+        chosen, log_probs = hidden.new_empty(2, len(hidden))
+        mean = torch.empty_like(hidden) if entropy or gradient else None  # Σ_v p_v W_v
+        for start in range(0, len(hidden), TILE):
+            tile = slice(start, start + TILE)
+            label = labels[tile, None]
+            z = torch.mm(hidden[tile], weight.T, out=logits[: len(label)])
+            log_p_z = torch.log_softmax(z, dim=1, out=log_p[: len(label)])
+            chosen[tile], log_probs[tile] = z.gather(1, label)[:, 0], log_p_z.gather(1, label)[:, 0]
+            if mean is not None:
+                torch.mm(log_p_z.exp_(), weight, out=mean[tile])
+        if gradient and mean is not None:
+            ctx.save_for_backward((weight[labels] - mean).div_(temperature))
+        if not entropy or mean is None:
+            return log_probs, None
+        entropies = chosen - log_probs - (hidden * mean).sum(1)
+        ctx.mark_non_differentiable(entropies)
+        return log_probs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad_log_probs: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return grad_log_probs[:, None] * gradient, None, None, None, None, None
