@@ -66,7 +66,16 @@ def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
 @pytest.fixture
 def make_trainer(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., GRPOTrainer]:
     """A function that makes a trainer of 2 prompts x 4 completions on the embedded model; anything can be set."""
+    return trainer_maker(tiny_checkpoint, tmp_path)
 
+
+@pytest.fixture(scope="module")
+def module_trainer(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., GRPOTrainer]:
+    """`make_trainer` for trainers that several tests of a module share."""
+    return trainer_maker(tiny_checkpoint, tmp_path_factory.mktemp("trainer"))
+
+
+def trainer_maker(tiny_checkpoint: Path, folder: Path) -> Callable[..., GRPOTrainer]:
     def make(**settings: Any) -> GRPOTrainer:
         constructor = {name: settings.pop(name) for name in CONSTRUCTOR if name in settings}
         base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint) if "model" not in constructor else None
@@ -75,7 +84,7 @@ def make_trainer(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., GRPOTra
             **{
                 "model": base,
                 "reward_funcs": count_ones,
-                "args": GRPOConfig(**(TINY_RUN | {"output_dir": str(tmp_path / "run")} | settings)),
+                "args": GRPOConfig(**(TINY_RUN | {"output_dir": str(folder / "run")} | settings)),
                 "train_dataset": Dataset.from_list(rows),
                 "processing_class": AutoTokenizer.from_pretrained(tiny_checkpoint, padding_side="left"),
             }

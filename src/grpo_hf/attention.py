@@ -81,9 +81,14 @@ def attend(
     layout.readers.append(module)
     longest = layout.prompts.longest + layout.suffixes.longest
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
-    if window is None and dropout == 0 and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+    if _goes_by_parts(query, value, window, dropout):
         return _ByParts.apply(query, key, value, scaling, layout.groups).transpose(1, 2)
     return _padded(layout, query, key, value, window, scale=scaling, dropout_p=dropout)
+
+
+def _goes_by_parts(query: Tensor, value: Tensor, window: int | None, dropout: float) -> bool:
+    """Whether the kernel that `_ByParts` builds on serves these inputs."""
+    return window is None and dropout == 0 and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
 
 
 def _padded(
@@ -139,7 +144,8 @@ class _ByParts(torch.autograd.Function):
             of_prompt, normaliser = _attend(query, key, value, together, prompt, False, scaling)
             total = torch.logaddexp(normaliser, own_normaliser)
             of_prompt = of_prompt * (normaliser - total).exp()[..., None]
-            outputs.append((of_prompt.addcmul_(own, (own_normaliser - total).exp()[..., None]), total))
+            both = of_prompt.addcmul_(own, (own_normaliser - total).exp()[..., None])  # float32: normalisers are
+            outputs.append((both.to(query.dtype), total))
         output, normaliser = (torch.cat(part, dim=2) for part in zip(*outputs, strict=True))
         ctx.save_for_backward(query, key, value, output, normaliser)
         ctx.scaling, ctx.groups = scaling, groups

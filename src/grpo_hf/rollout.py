@@ -16,7 +16,8 @@ import psutil
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
@@ -150,7 +151,7 @@ def _reserve(cache: Cache, prompt_of: Tensor, limit: int) -> None:
 
 
 class _Reserved(DynamicLayer):
-    """A `DynamicLayer` that writes into memory set aside at the start (transformers 5.23 concatenates at each token)."""
+    """A `DynamicLayer` that writes into room set aside at the start (transformers 5.23 copies all at each token)."""
 
     def __init__(self, layer: DynamicLayer, limit: int) -> None:
         super().__init__()
@@ -188,7 +189,7 @@ def merged(model: Any) -> Iterator[None]:
     block runs on the adapter as it is: quantised weights, DoRA and other variants, adapters that are not LoRA, and less
     free memory than twice the copy.
     """
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     if not isinstance(model, PeftModel) or not layers or not _can_merge(layers):
         yield
         return
@@ -208,13 +209,14 @@ def merged(model: Any) -> Iterator[None]:
             base.weight = weight
 
 
-def _can_merge(layers: list[LoraLayer]) -> bool:
+def _can_merge(layers: list[Any]) -> bool:
+    """Whether the active adapter is two matrices on plain linear layers, and memory has room for a copy."""
+    if not all(type(layer) is LoraLinear and not layer.merged and not layer.disable_adapters for layer in layers):
+        return False
+    if any(layer.lora_variant or any(layer.lora_bias.values()) for layer in layers):
+        return False
     weights = [layer.get_base_layer().weight for layer in layers]
-    plain = all(
-        type(layer) is LoraLinear and not layer.merged and not layer.disable_adapters and not layer.lora_variant
-        for layer in layers
-    )
-    if not plain or any(type(weight) is not nn.Parameter or not weight.is_floating_point() for weight in weights):
+    if any(type(weight) is not nn.Parameter or not weight.is_floating_point() for weight in weights):
         return False
     device = weights[0].device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
