@@ -11,6 +11,7 @@ from test_packing import block
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.batches import Batch, deal, kept_rows, micro_batches, select
+from grpo_hf.packing import PackedGroups
 
 LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo"]
 GROUPS, SIZE = 4, 4
@@ -122,10 +123,15 @@ def test_a_part_without_a_row_left_is_one_token_without_effect(trainer: GRPOTrai
     batch["advantages"][0] = 1.0
     kept = kept_rows(trainer, batch)
     micro = micro_batches(batch, kept, steps=4, window=4, loss_type="grpo", total=lambda tensor: tensor)
-    assert sorted(int(piece["prompt_mask"].sum() + piece["completion_mask"].sum()) for piece in micro)[:3] == [2, 2, 2]
+    sizes = []
     for piece in micro:
+        attention_mask = torch.cat([piece["prompt_mask"], piece["completion_mask"]], dim=1)
+        ids = torch.cat([piece["prompt_ids"], piece["completion_ids"]], dim=1)
+        sizes.append(PackedGroups.pack(ids, attention_mask, piece["completion_ids"].shape[1]).input_ids.shape[1])
+        assert len(piece["advantages"]) == SIZE  # processes gather metrics of as many rows
         got = gradient(trainer, GRPOTrainer._compute_loss, [piece], steps=4)
         assert bool(got.any()) == (piece["advantages"] != 0).any()
+    assert sorted(sizes) == [1, 1, 1, int(batch["prompt_mask"][0].sum() + batch["completion_mask"][0].sum()) - 1]
 
 
 @pytest.mark.parametrize("settings", [{"beta": 0.04}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}])

@@ -13,7 +13,10 @@ from grpo_hf import config
 from grpo_hf.config import GRPOConfig, check_geometry
 from grpo_hf.errors import ConfigError
 
-OURS = {"loss_type", "beta", "use_bias_correction_kl", "reference", "packed_update", "grouped_rollout"}
+OURS = {"loss_type", "beta", "use_bias_correction_kl", "reference", "packed_update", "grouped_rollout"} | {
+    "dynamic_sampling",
+    "max_refills",
+}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import transformers
 import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from test_config import OURS
 from trl.trainer import utils
 
 import grpo_hf
@@ -63,10 +64,7 @@ def test_the_trainer_and_its_configuration_are_trl_s():
     assert issubclass(grpo_hf.GRPOTrainer, trl.GRPOTrainer) and issubclass(grpo_hf.GRPOConfig, trl.GRPOConfig)
     assert signature(grpo_hf.GRPOTrainer) == signature(trl.GRPOTrainer)
     theirs, ours = signature(trl.GRPOConfig).parameters, signature(grpo_hf.GRPOConfig).parameters
-    assert (
-        ours.keys() - theirs.keys() == {"reference", "packed_update", "grouped_rollout"}
-        and theirs.keys() <= ours.keys()
-    )
+    assert ours.keys() - theirs.keys() == OURS - theirs.keys() and theirs.keys() <= ours.keys()
     changed = {name for name in theirs if theirs[name].default != ours[name].default}
     assert changed == {"loss_type", "beta", "use_bias_correction_kl"}
 
@@ -105,6 +103,14 @@ def assert_begins(function: Callable[..., Any], expected: list[str]) -> None:
             ["self", "model", "input_ids", "attention_mask", "logits_to_keep"],
         ),
         (trl.GRPOTrainer._tokenize_prompts, ["self", "prompts"]),
+        (trl.GRPOTrainer._prepare_inputs, ["self", "generation_batch"]),
+        (trl.GRPOTrainer._generate_and_score_completions, ["self", "inputs"]),
+        (trl.GRPOTrainer._generate, ["self", "prompts"]),
+        (
+            trl.GRPOTrainer._generate_single_turn,
+            ["self", "prompt_ids", "images", "multimodal_fields", "num_generations"],
+        ),
+        (trl.GRPOTrainer._compute_loss, ["self", "model", "inputs"]),
         (trl.GRPOTrainer._calculate_rewards, ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
         (trl.GRPOTrainer.create_model_card, ["self", "model_name", "dataset_name", "tags"]),
         (trl.get_peft_config, ["model_args"]),

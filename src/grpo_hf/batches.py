@@ -40,7 +40,7 @@ def micro_batches(
         total: sums a tensor over processes.
 
     Returns:
-        `list[Batch]`: the micro-batches; `loss_scale` in each is what TRL's loss has to be multiplied by.
+        `list[Batch]`: the micro-batches; where TRL's loss has to be multiplied by something, that is `loss_scale`.
     """
     tokens = loss_mask(batch).sum(1)  # (B,)
     parts = deal(batch["prompt_ids"], batch["prompt_mask"], batch["completion_mask"].sum(1) * kept, steps)
@@ -49,17 +49,44 @@ def micro_batches(
     everywhere = total(of_step)
     micro = []
     for index, part in enumerate(parts):
-        rows = part[kept[part]]
-        share = len(rows) / len(part)
+        piece = _silenced(select(batch, part), kept[part])
         if loss_type == "bnpo":
-            share = (tokens[rows].sum() * window / of_step[index].clamp(min=1)).item()
-        piece = select(batch, rows) if len(rows) else _ballast(batch, int(part[0]))
-        if loss_type in OVER_TOKENS:
-            share = float(len(rows) > 0)
-            if steps % window == 0:  # TRL multiplies by window / steps
-                piece["num_items_in_batch"] = everywhere[index] * steps / window
-        micro.append({**piece, "loss_scale": share})
+            piece["loss_scale"] = loss_mask(piece).sum() * window / of_step[index].clamp(min=1)
+        if loss_type in OVER_TOKENS and steps % window == 0:  # TRL multiplies by window / steps
+            piece["num_items_in_batch"] = everywhere[index] * steps / window
+        micro.append(piece)
     return micro
+
+
+def _silenced(piece: Batch, kept: Tensor) -> Batch:
+    """The same rows, without the tokens of those that are not kept: packing.py leaves rows without a token out.
+
+    Every process has to call backward, and to gather as many rows' metrics, as the others; so where no row is kept, one
+    token without an advantage stands for them.
+    """
+    piece["completion_mask"] = piece["completion_mask"] * kept[:, None]
+    if not kept.any():
+        piece["prompt_mask"] = torch.zeros_like(piece["prompt_mask"])
+        piece["prompt_mask"][:, -1] = piece["completion_mask"][0, 0] = 1
+        piece["advantages"] = torch.zeros_like(piece["advantages"])
+    return piece
+
+
+def without_rounding(trainer: Any, batch: Batch, rewards: Tensor) -> Batch:
+    """Set advantages of groups with equal rewards to exactly 0: r - mean(r) is not, in float32, for a mean of six.
+
+    Args:
+        batch: with `advantages`, (B,), of this process.
+        rewards (`Tensor` of shape (W·B, F)): rewards of all processes, one column per function.
+    """
+    if trainer.multi_objective_aggregation != "sum_then_normalize":  # the other compares a group with all of them
+        return batch
+    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    groups = rewards.nan_to_num(nan=torch.inf).view(-1, size, rewards.shape[1])  # (N, G, F); inf stands for None
+    equal = (groups == groups[:, :1]).all(2).all(1).repeat_interleave(size)  # (W·B,)
+    rows = len(batch["advantages"])
+    mine = equal[trainer.accelerator.process_index * rows :][:rows]
+    return {**batch, "advantages": batch["advantages"].masked_fill(mine, 0.0)}
 
 
 def kept_rows(trainer: Any, batch: Batch) -> Tensor:
@@ -126,13 +153,3 @@ def select(batch: Batch, rows: Tensor) -> Batch:
         return [value[row] for row in rows.tolist()] if isinstance(value, list) else value
 
     return {name: choose(value) for name, value in batch.items()}
-
-
-def _ballast(batch: Batch, row: int) -> Batch:
-    """One token without a signal: every process has to call backward as often as the others."""
-    piece = select(batch, torch.tensor([row], device=batch["prompt_ids"].device))
-    for name, value in piece.items():
-        if isinstance(value, Tensor) and value.ndim == 2:
-            piece[name] = value[:, -1:] if name.startswith("prompt_") else value[:, :1]
-    piece["advantages"] = torch.zeros_like(piece["advantages"])
-    return piece

@@ -17,7 +17,13 @@ _CHOICES = {
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
 }
-_POSITIVE = ("temperature", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations")
+_POSITIVE = (
+    "max_refills",
+    "temperature",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_iterations",
+)
 
 
 @dataclass
@@ -34,6 +40,8 @@ class GRPOConfig(TRLGRPOConfig):
 
         packed_update (`bool`): compute each distinct token of an update once. Off: TRL's update.
         grouped_rollout (`bool`): read each prompt once per group when sampling. Off: TRL's rollout.
+        dynamic_sampling (`bool`): replace groups without a signal by fresh prompts (DAPO, arXiv 2503.14476).
+        max_refills (`int`): how many rounds of fresh prompts a rollout may take.
 
     Raises:
         ConfigError: G < 2, a batch that does not hold whole groups, or a value that is not possible.
@@ -71,6 +79,14 @@ class GRPOConfig(TRLGRPOConfig):
         },
     )
 
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={"help": "Roll out fresh prompts in the place of groups without a signal (DAPO, arXiv 2503.14476)."},
+    )
+    max_refills: int = field(
+        default=3, metadata={"help": "With `dynamic_sampling`: how many rounds of fresh prompts a rollout may take."}
+    )
+
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:
@@ -88,11 +104,18 @@ class GRPOConfig(TRLGRPOConfig):
         return {**vars(self), "hub_token": None}
 
 
+def option(args: TRLGRPOConfig, name: str) -> Any:
+    """One of our fields; its default for TRL's own configuration, which the trainer takes as well."""
+    return getattr(args, name, GRPOConfig.__dataclass_fields__[name].default)
+
+
 def check_geometry(args: TRLGRPOConfig) -> None:
     """Check that a generation batch holds whole groups, before TRL does with fewer words.
 
         packed_update (`bool`): compute each distinct token of an update once. Off: TRL's update.
         grouped_rollout (`bool`): read each prompt once per group when sampling. Off: TRL's rollout.
+        dynamic_sampling (`bool`): replace groups without a signal by fresh prompts (DAPO, arXiv 2503.14476).
+        max_refills (`int`): how many rounds of fresh prompts a rollout may take.
 
     Raises:
         ConfigError: G < 2, or processes x batch x accumulation is not a multiple of G.

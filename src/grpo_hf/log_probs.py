@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .attention import read_layouts
+from .config import option
 from .errors import NotPackableError
 from .head import selected_log_probs
 from .packing import IGNORED, PackedGroups
@@ -39,7 +40,7 @@ def prepare(trainer: Any) -> None:
 
     Calls without a layout are as they were. TRL 1.16 has given both models its fused head by now.
     """
-    if getattr(trainer.args, "packed_update", True):
+    if option(trainer.args, "packed_update"):
         for model in filter(None, (trainer.model, trainer.ref_model)):
             take_layouts(causal_model(model), trainer.temperature, entropy_gradient=trainer._entropy_bonus_enabled)
 

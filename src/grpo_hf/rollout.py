@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMode
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .config import option
 from .roles import as_base
 
 KEEP = 0.75  # rows are dropped when less than this share is unfinished: dropping copies what is left of the cache
@@ -33,7 +34,7 @@ MEMORY = 0.5  # a merged copy may take this share of the memory that is free
 def by_groups(trainer: Any) -> AbstractContextManager[None]:
     """`faster_generate` for a trainer's model, if its settings want it and its weights are whole in this process."""
     sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-    if sharded or not getattr(trainer.args, "grouped_rollout", True):
+    if sharded or not option(trainer.args, "grouped_rollout"):
         return nullcontext()
     return faster_generate(trainer.accelerator.unwrap_model(trainer.model_wrapped))
 

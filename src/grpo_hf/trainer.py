@@ -12,8 +12,8 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from . import base, batches, hub, log_probs, roles, rollout
-from .config import GRPOConfig
+from . import base, batches, early_rewards, hub, log_probs, refill, roles, rollout
+from .config import GRPOConfig, option
 from .progress import claim_output_folder, replace_progress
 from .scoring import check_columns, checked_rewards
 
@@ -37,20 +37,23 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     __signature__ = signature(TRLGRPOTrainer)
 
+    dataset_source = "unnamed data"  # run.py knows better
+    _owns_output_folder = False
+
     def __init__(self, *positional: Any, **named: Any) -> None:
         given = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
         roles.guard_adapters(given["model"], given.get("peft_config"))
         given["args"] = given.get("args") or GRPOConfig(output_dir=f"{base.model_name(given['model'])}-GRPO")
-        given["reward_funcs"] = checked_rewards(given.get("reward_funcs"))
+        rewards = given["reward_funcs"] = checked_rewards(given.get("reward_funcs"))
         if given.get("rollout_func") is None and given.get("environment_factory") is None:  # these two add columns
-            check_columns(given["reward_funcs"], given.get("train_dataset"))
+            check_columns(rewards, given.get("train_dataset"))
+        given["reward_funcs"] = early_rewards.early(rewards)
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)
-        roles.prepare(self.model, getattr(self.args, "reference", "initial"))
+        roles.prepare(self.model, option(self.args, "reference"))
+        refill.check_dataset(self)
         log_probs.prepare(self)
-        self.dataset_source = "unnamed data"  # these two are for the model card; run.py knows them
-        self.results: dict[str, Any] = {}
-        self._owns_output_folder = False
+        self.results: dict[str, Any] = {}  # for the model card, like the source
         replace_progress(self)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
@@ -68,9 +71,7 @@ class GRPOTrainer(TRLGRPOTrainer):
     @cached_property
     def packs(self) -> bool:
         """Whether updates run on packed rows; measured on the model when first asked, and said once if not."""
-        return getattr(self.args, "packed_update", True) and log_probs.settle(
-            self, super()._get_per_token_logps_and_entropies
-        )
+        return option(self.args, "packed_update") and log_probs.settle(self, super()._get_per_token_logps_and_entropies)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, *block: Any, batch_size: int | None = None, compute_entropy: bool = False, **others: Any
@@ -110,6 +111,29 @@ class GRPOTrainer(TRLGRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Weigh a micro-batch as the whole batch would. TRL 1.16: `_compute_loss` returns what goes into backward."""
         return super()._compute_loss(model, inputs) * inputs.get("loss_scale", 1.0)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Replace groups without a signal. TRL 1.16 turns dataset rows into a batch that is ready for the loss here."""
+        batch = self._roll_out(inputs)
+        if option(self.args, "dynamic_sampling") and self.model.training:
+            batch = refill.replace_silent_groups(self, batch, self._roll_out)
+        return batch
+
+    def _roll_out(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's rollout, in which equal rewards have advantage 0 to the last bit."""
+        self._rows = rows
+        return batches.without_rounding(self, super()._generate_and_score_completions(rows), self._rewards)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """Begin scoring. TRL 1.16 returns (prompt_ids, completion_ids, tool_mask, completions, ...)."""
+        output = super()._generate(prompts)
+        early_rewards.begin(self, self._rows, prompts, completions=output[3], completion_ids=output[1])
+        return output
+
+    def _calculate_rewards(self, *positional: Any, **named: Any) -> Tensor:
+        """Keep the rewards of all processes, (W·B, F), which TRL 1.16 returns here and does not keep."""
+        self._rewards = super()._calculate_rewards(*positional, **named)
+        return self._rewards
 
     def _generate_single_turn(self, *positional: Any, **named: Any) -> Any:
         """Sample by groups. TRL 1.16 calls `generate` here, unless vLLM or continuous batching is on."""

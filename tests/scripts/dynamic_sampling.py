@@ -1,0 +1,56 @@
+"""Two processes, of which the second has no signal in what was planned for it.
+
+accelerate launch ... tests/scripts/dynamic_sampling.py CHECKPOINT OUTPUT_FOLDER DYNAMIC(true|false)
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer
+
+from grpo_hf import GRPOConfig, GRPOTrainer
+
+
+def main(checkpoint: str, output: Path, dynamic: bool) -> None:
+    torch.set_num_threads(1)
+    calls = {"in_step": 0, "step": -1}
+
+    def reward(completion_ids: list[list[int]], trainer_state: Any, **_: Any) -> list[float]:
+        new = calls["step"] != trainer_state.global_step
+        calls.update(step=trainer_state.global_step)
+        silent = new and trainer.accelerator.process_index == 1  # as planned; what is drawn later has a signal
+        return [0.3 if silent else index + len(ids) for index, ids in enumerate(completion_ids)]
+
+    trainer = GRPOTrainer(
+        model=checkpoint,
+        reward_funcs=reward,
+        args=GRPOConfig(
+            output_dir=str(output),
+            num_generations=4,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            max_completion_length=8,
+            max_steps=3,
+            logging_steps=1,
+            beta=0.0,
+            learning_rate=2e-3,
+            report_to="none",
+            use_cpu=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            dynamic_sampling=dynamic,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": f"{n} apples: "} for n in range(16)]),
+        processing_class=AutoTokenizer.from_pretrained(checkpoint, padding_side="left"),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "true")
