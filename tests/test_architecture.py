@@ -17,7 +17,7 @@ LAYERS = [
     {"errors", "console", "word_problems"},
     {"advantages", "objective", "tiny_model", "rows", "reward", "progress", "config", "hub", "base", "head", "packing"},
     {"data", "plugins", "recipe", "roles", "cold_start", "attention", "batches"},
-    {"refill"},
+    {"refill", "fork", "merging"},
     {"scoring", "log_probs", "rollout"},
     {"early_rewards"},
     {"evaluation"},

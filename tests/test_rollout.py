@@ -9,7 +9,7 @@ from peft import LoraConfig
 from test_log_probs import decoder, lora, moved
 from transformers import GenerationConfig
 
-from grpo_hf import GRPOTrainer, rollout
+from grpo_hf import GRPOTrainer, fork, merging, rollout
 
 MakeTrainer = Callable[..., GRPOTrainer]
 PROMPTS = [[5, 6, 7, 8]] * 4 + [[9, 10]] * 4
@@ -41,6 +41,17 @@ def test_greedy_tokens_are_trls(sampler: Callable[..., GRPOTrainer], architectur
     expected = completions(trainer, PROMPTS, grouped=False)
     assert completions(trainer, PROMPTS, grouped=True) == expected
     assert len({len(row) for row in expected}) > 1
+
+
+@pytest.mark.parametrize(("architecture", "served"), [("Llama", True), ("GPT2", True), ("Mistral", False)])
+def test_prompts_are_kept_once_where_attention_sees_all_of_them(
+    sampler: Callable[..., GRPOTrainer], architecture: str, served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    take = fork.Fork.take
+    monkeypatch.setattr(fork.Fork, "take", lambda *arguments: taken.append(take(*arguments)) or taken[-1])
+    completions(sampler(architecture), PROMPTS, grouped=True)
+    assert taken == [served]
 
 
 def test_prompts_of_one_row_each_and_of_one_token(sampler: Callable[..., GRPOTrainer]) -> None:
@@ -88,8 +99,8 @@ def test_merging_moves_no_bit(dtype: torch.dtype) -> None:
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with torch.no_grad():
         expected = model(ids).logits
-        with rollout.merged(model):
-            modules = [layer for layer in model.modules() if isinstance(layer, rollout.LoraLinear)]
+        with merging.merged(model):
+            modules = [layer for layer in model.modules() if isinstance(layer, merging.LoraLinear)]
             assert all(layer.disable_adapters for layer in modules)
             got = model(ids).logits
         again = model(ids).logits
@@ -103,10 +114,10 @@ def test_the_weights_come_back_after_an_error() -> None:
     from peft import get_peft_model
 
     model = get_peft_model(decoder("Llama"), lora(target_modules=["q_proj"]))
-    weights = [layer.get_base_layer().weight for layer in model.modules() if isinstance(layer, rollout.LoraLinear)]
-    with pytest.raises(KeyboardInterrupt), rollout.merged(model):
+    weights = [layer.get_base_layer().weight for layer in model.modules() if isinstance(layer, merging.LoraLinear)]
+    with pytest.raises(KeyboardInterrupt), merging.merged(model):
         raise KeyboardInterrupt
-    layers = [layer for layer in model.modules() if isinstance(layer, rollout.LoraLinear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, merging.LoraLinear)]
     assert all(layer.get_base_layer().weight is weight for layer, weight in zip(layers, weights, strict=True))
     assert not any(layer.disable_adapters for layer in layers)
 
@@ -132,11 +143,11 @@ def test_what_cannot_be_merged_runs_beside_the_weights(
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.2)
     if not adapter:
-        monkeypatch.setattr(rollout.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+        monkeypatch.setattr(merging.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         expected = model(ids).logits
-        with rollout.merged(model):
+        with merging.merged(model):
             torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)
 
 

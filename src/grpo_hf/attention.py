@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from .errors import NotPackableError
 from .packing import PackedGroups
 
-_KNOWN = {"is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
+KNOWN_OPTIONS = {"is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
 
 
 def read_layouts(implementation: str) -> None:
@@ -43,7 +43,9 @@ def read_layouts(implementation: str) -> None:
 def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
-        layout = options.pop("layout", None)
+        layout, fork = options.pop("layout", None), options.pop("fork", None)
+        if fork is not None:  # rows that continue shared prompts: fork.py
+            return fork.attend(original, module, query, key, value, mask, **options)
         if layout is None:
             return original(module, query, key, value, mask, **options)
         return attend(layout, module, query, key, value, **options), None
@@ -76,7 +78,7 @@ def attend(
     Raises:
         NotPackableError: an option that changes attention and is not known here (a soft cap, sinks, a bias).
     """
-    if unknown := [name for name, given in options.items() if name not in _KNOWN and given is not None]:
+    if unknown := [name for name, given in options.items() if name not in KNOWN_OPTIONS and given is not None]:
         raise NotPackableError(f"its attention uses {', '.join(unknown)}")
     layout.readers.append(module)
     longest = layout.prompts.longest + layout.suffixes.longest
@@ -142,10 +144,8 @@ class _ByParts(torch.autograd.Function):
                 outputs.append((own, own_normaliser))
                 continue
             of_prompt, normaliser = _attend(query, key, value, together, prompt, False, scaling)
-            total = torch.logaddexp(normaliser, own_normaliser)
-            of_prompt = of_prompt * (normaliser - total).exp()[..., None]
-            both = of_prompt.addcmul_(own, (own_normaliser - total).exp()[..., None])  # float32: normalisers are
-            outputs.append((both.to(query.dtype), total))
+            joined, total = join((of_prompt, normaliser), (own, own_normaliser))
+            outputs.append((joined.to(query.dtype), total))
         output, normaliser = (torch.cat(part, dim=2) for part in zip(*outputs, strict=True))
         ctx.save_for_backward(query, key, value, output, normaliser)
         ctx.scaling, ctx.groups = scaling, groups
@@ -176,6 +176,13 @@ class _ByParts(torch.autograd.Function):
             for suffix in suffixes:
                 add(suffix, suffix, True)
         return *gradients, None, None
+
+
+def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention to two sets of keys, from attention to each: outputs (..., D) with their normalisers (...)."""
+    total = torch.logaddexp(a[1], b[1])
+    weight_a, weight_b = ((part[1] - total).exp()[..., None] for part in (a, b))  # float32, as normalisers are
+    return (a[0] * weight_a).addcmul_(b[0], weight_b), total
 
 
 def _attend(

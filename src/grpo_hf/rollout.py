@@ -12,23 +12,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
-from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
-from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.cache_utils import DynamicLayer
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerationMode
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .config import option
-from .roles import as_base
+from .fork import Fork
+from .merging import merged
 
 KEEP = 0.75  # rows are dropped when less than this share is unfinished: dropping copies what is left of the cache
-MEMORY = 0.5  # a merged copy may take this share of the memory that is free
 
 
 def by_groups(trainer: Any) -> AbstractContextManager[None]:
@@ -98,22 +92,26 @@ def sample_groups(
     rows, length = input_ids.shape
     known = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     prompts, prompt_of = torch.unique(input_ids.masked_fill(known == 0, -1), dim=0, return_inverse=True)  # (N, P), (B,)
+    prompt_of, row = torch.sort(prompt_of, stable=True)  # the row of `sequences` that each row of the cache writes
     limit = generation_config.max_length
     padding = generation_config.pad_token_id if generation_config.pad_token_id is not None else 0
-    sequences = input_ids.new_full((rows, limit), padding)
-    sequences[:, :length] = input_ids
-    mask = None if attention_mask is None else attention_mask.new_ones(rows, limit)
-    if mask is not None:
-        mask[:, :length] = attention_mask
+    sequences = torch.cat([input_ids, input_ids.new_full((rows, limit - length), padding)], dim=1)
     seen = (prompts >= 0).long()
     call = partial(model, past_key_values=past_key_values, use_cache=True, logits_to_keep=1)
+    fork = Fork.for_model(model)
     logits = call(
         input_ids=prompts.clamp(min=0),
-        attention_mask=None if mask is None else seen,
+        attention_mask=None if attention_mask is None else seen,
         position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+        **({} if fork is None else {"fork": fork}),
     ).logits[prompt_of, -1]  # (B, V)
-    _reserve(past_key_values, prompt_of, limit)
-    row = torch.arange(rows, device=input_ids.device)  # the rows in the cache
+    if fork is not None and fork.take(past_key_values, prompt_of, (1 - seen).sum(1), limit - length):
+        call = partial(call, fork=fork, attention_mask=seen.new_ones(1, 1, 1, 1))  # 4D: no mask is built
+        mask = None
+    else:
+        past_key_values.batch_select_indices(prompt_of)
+        mask = None if attention_mask is None else torch.cat([known, known.new_ones(rows, limit - length)], dim=1)
+        fork = None
     position = seen.sum(1)[prompt_of]
     unfinished = torch.ones_like(row, dtype=torch.bool)
     while True:
@@ -127,12 +125,11 @@ def sample_groups(
         if left <= KEEP * len(row):
             kept = unfinished.nonzero()[:, 0]
             past_key_values.batch_select_indices(kept)
+            if fork is not None:
+                fork.keep(kept)
             row, token, position, unfinished = row[kept], token[kept], position[kept], unfinished[kept]
-        logits = call(
-            input_ids=token[:, None],
-            attention_mask=None if mask is None else mask[row, :length],
-            position_ids=position[:, None],
-        ).logits[:, -1]
+        visible = {"attention_mask": None if mask is None else mask[row, :length]} if fork is None else {}
+        logits = call(input_ids=token[:, None], position_ids=position[:, None], **visible).logits[:, -1]
         position = position + 1
 
 
@@ -141,84 +138,3 @@ def _draw(scores: Tensor) -> Tensor:
     distribution = scores.double().softmax(-1).cumsum(-1)
     threshold = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device) * distribution[:, -1:]
     return torch.searchsorted(distribution, threshold, right=True)[:, 0].clamp(max=scores.shape[1] - 1)
-
-
-def _reserve(cache: Cache, prompt_of: Tensor, limit: int) -> None:
-    """Give every row its prompt's states and room for `limit` tokens; a new token then copies no old one."""
-    cache.batch_select_indices(prompt_of)
-    for index, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[index] = _Reserved(layer, limit)
-
-
-class _Reserved(DynamicLayer):
-    """A `DynamicLayer` that writes into room set aside at the start (transformers 5.23 copies all at each token)."""
-
-    def __init__(self, layer: DynamicLayer, limit: int) -> None:
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self.limit = limit
-        self.key_room, self.value_room = self._room(layer.keys), self._room(layer.values)
-        self._show(layer.keys.shape[-2])
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        self.key_room[:, :, start:end], self.value_room[:, :, start:end] = key_states, value_states
-        self._show(end)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.key_room, self.value_room = self._room(self.keys[indices]), self._room(self.values[indices])
-        self._show(self.keys.shape[-2])
-
-    def _room(self, states: Tensor) -> Tensor:
-        room = states.new_empty(*states.shape[:2], self.limit, states.shape[3])
-        room[:, :, : states.shape[2]] = states
-        return room
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = self.key_room[:, :, :length], self.value_room[:, :, :length]
-
-
-@contextmanager
-def merged(model: Any) -> Iterator[None]:
-    """For the length of a `with` block, the active LoRA adapter sits in the weights instead of beside them.
-
-    Each adapted layer gets a merged weight of its own and, at the end, its old weight back: the same tensor, so not one
-    bit moves (merging and unmerging in place drifts, by 1e-2 per cycle in bfloat16). Where that cannot be done the
-    block runs on the adapter as it is: quantised weights, DoRA and other variants, adapters that are not LoRA, and less
-    free memory than twice the copy.
-    """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    if not isinstance(model, PeftModel) or not layers or not _can_merge(layers):
-        yield
-        return
-    bases = [layer.get_base_layer() for layer in layers]
-    weights = [base.weight for base in bases]
-    try:
-        for layer, base in zip(layers, bases, strict=True):
-            total = base.weight.detach().float()
-            for adapter in layer.active_adapters:
-                if adapter in layer.lora_A:
-                    total = total + layer.get_delta_weight(adapter).detach().float()
-            base.weight = nn.Parameter(total.to(base.weight.dtype), requires_grad=False)
-        with as_base(model):
-            yield
-    finally:
-        for base, weight in zip(bases, weights, strict=True):
-            base.weight = weight
-
-
-def _can_merge(layers: list[Any]) -> bool:
-    """Whether the active adapter is two matrices on plain linear layers, and memory has room for a copy."""
-    if not all(type(layer) is LoraLinear and not layer.merged and not layer.disable_adapters for layer in layers):
-        return False
-    if any(layer.lora_variant or any(layer.lora_bias.values()) for layer in layers):
-        return False
-    weights = [layer.get_base_layer().weight for layer in layers]
-    if any(type(weight) is not nn.Parameter or not weight.is_floating_point() for weight in weights):
-        return False
-    device = weights[0].device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return sum(weight.numel() * weight.element_size() for weight in weights) <= MEMORY * free
