@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 RUN ?= runs/gsm8k_tiny/seed$(SEED)-$(shell date +%Y%m%d-%H%M%S)
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+REPEATS ?= 5
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -35,9 +36,13 @@ smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model witho
 models/smollm2-135m-instruct/config.json: $(READY)
 	$(BIN)/python recipes/smollm2.py models/smollm2-135m-instruct
 
+bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL: update, rollout, step, memory (THREADS=1 REPEATS=5)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks --threads $(THREADS) --repeats $(REPEATS)
+
 check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo test test-slow smollm2 check
+.PHONY: help install demo test test-slow smollm2 bench check
