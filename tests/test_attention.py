@@ -63,8 +63,8 @@ def test_values_and_gradients_are_those_of_softmax(name, key_heads, window, padd
 def test_without_a_layout_the_original_function_answers():
     calls = []
 
-    def original(module, query, key, value, mask, **options):
-        calls.append((mask, options))
+    def original(module, query, key, value, attention_mask, **options):
+        calls.append((attention_mask, options))
         return "answer", None
 
     AttentionInterface.register("of_a_test", original)
@@ -72,7 +72,8 @@ def test_without_a_layout_the_original_function_answers():
     attention.read_layouts("of_a_test")  # once is enough
     function = AttentionInterface()["of_a_test"]
     assert function(None, 1, 2, 3, "mask", scaling=2.0, softcap=5.0) == ("answer", None)
-    assert calls == [("mask", {"scaling": 2.0, "softcap": 5.0})]
+    assert function(module=None, query=1, key=2, value=3, attention_mask="mask", scaling=2.0)[0] == "answer"
+    assert calls == [("mask", {"scaling": 2.0, "softcap": 5.0}), ("mask", {"scaling": 2.0})]
     assert function.__wrapped__ is original
 
 

@@ -10,7 +10,7 @@ from test_log_probs import decoder, lora, moved
 from test_packing import block
 
 from grpo_hf import GRPOTrainer
-from grpo_hf.batches import Batch, deal, kept_rows, micro_batches, select
+from grpo_hf.batches import Batch, deal, kept_rows, micro_batches, select, without_rounding
 from grpo_hf.packing import PackedGroups
 
 LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo"]
@@ -88,6 +88,36 @@ def test_where_trls_own_accumulation_differs(trainer: GRPOTrainer, loss_type: st
     whole["num_items_in_batch"] = whole["completion_mask"].sum()
     expected = gradient(trainer, trl.GRPOTrainer._compute_loss, [whole], steps=1)
     assert (theirs - expected).norm() > 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize(("steps", "window"), [(1, 4), (2, 4), (6, 4)])
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo", "grpo"])
+def test_steps_that_span_rollouts_keep_trls_normaliser(
+    trainer: GRPOTrainer, loss_type: str, steps: int, window: int
+) -> None:
+    batch = select(generation_batch(trainer), torch.arange(12))
+    kept = torch.ones(12, dtype=torch.bool)
+    micro = micro_batches(batch, kept, steps=steps, window=window, loss_type=loss_type, total=lambda tensor: tensor)
+    for piece in micro:
+        assert "loss_scale" not in piece
+        assert piece["num_items_in_batch"] == batch["num_items_in_batch"]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "zero"),
+    [
+        ([[0.01]] * 6, True),
+        ([[0.01, 3.0]] * 6, True),
+        ([[0.01]] * 5 + [[0.02]], False),
+        ([[float("nan")]] * 6, True),
+        ([[0.01]] * 5 + [[float("nan")]], False),
+    ],
+)
+def test_equal_rewards_are_no_signal_to_the_last_bit(make_trainer: Any, rewards: Any, zero: bool) -> None:
+    trainer = make_trainer(num_generations=6, per_device_train_batch_size=6)
+    batch = {"advantages": torch.full((6,), 9.3e-6)}  # what float32 leaves of 0.01 - mean(0.01, six times) over 1e-4
+    exact = without_rounding(trainer, batch, torch.tensor(rewards))
+    assert bool(exact["advantages"].any()) == (not zero)
 
 
 def test_groups_stay_whole_and_tokens_even() -> None:

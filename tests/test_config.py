@@ -16,6 +16,7 @@ from grpo_hf.errors import ConfigError
 OURS = {"loss_type", "beta", "use_bias_correction_kl", "reference", "packed_update", "grouped_rollout"} | {
     "dynamic_sampling",
     "max_refills",
+    "early_rewards",
 }
 
 

@@ -79,6 +79,33 @@ def test_a_reward_that_needs_the_main_thread_moves_there(
     assert len(said) == 1 and "with_alarm" in said[0] and "main thread" in said[0]
 
 
+def test_rewards_after_one_that_fails_keep_their_order(make_trainer: MakeTrainer) -> None:
+    order = []
+
+    def with_alarm(completions: list[str], **_: Any) -> list[float]:
+        order.append(("with_alarm", threading.current_thread() is threading.main_thread()))
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        return [float(len(text)) for text in completions]
+
+    def after(completions: list[str], **_: Any) -> list[float]:
+        order.append(("after", threading.current_thread() is threading.main_thread()))
+        return [0.0] * len(completions)
+
+    make_trainer(reward_funcs=[with_alarm, after], peft_config=LORA, max_steps=2).train()
+    assert order == [("with_alarm", False)] + [("with_alarm", True), ("after", True)] * 2
+
+
+def test_they_can_be_kept_on_the_main_thread(make_trainer: MakeTrainer) -> None:
+    threads = []
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return [float(len(text)) for text in completions]
+
+    make_trainer(reward_funcs=reward, peft_config=LORA, max_steps=2, early_rewards=False).train()
+    assert threads == [True, True]
+
+
 def test_errors_are_raised_where_the_run_can_see_them(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(reward_funcs=lambda completions, **_: [1.0], peft_config=LORA)
     with pytest.raises(RewardOutputError, match="returned 1 values for 8 completions"):

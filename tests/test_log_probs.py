@@ -215,7 +215,15 @@ def test_four_bits(module_trainer: MakeTrainer, tmp_path: Any) -> None:
     assert (ours[2] - theirs[2]).norm() < 2**-7 * theirs[2].norm()
 
 
+PHI_MOE = {
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "router_aux_loss_coef": 0.0,
+    "router_jitter_noise": 0,
+    "input_jitter_noise": 0,
+}
 UNABLE = {
+    "by masks of its own": lambda: decoder("Phimoe", **PHI_MOE, sliding_window=8),
     "its attention is 'eager'": lambda: decoder("Gemma2", **WINDOW),
     "auxiliary loss": lambda: decoder("Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
     "1 of its 3 layers": lambda: decoder("Lfm2", layer_types=["conv", "full_attention", "conv"]),  # state along the row
@@ -247,6 +255,27 @@ def test_a_model_whose_numbers_differ_is_found(module_trainer: MakeTrainer, monk
         rotary, "forward", lambda x, position_ids: in_row(rotary, x, torch.arange(x.shape[1])[None]), raising=False
     )
     assert not trainer.packs
+
+
+def test_two_trainers_share_a_model(module_trainer: MakeTrainer) -> None:
+    """As a notebook cell that runs twice: the second trainer's temperature counts, and nothing is sliced twice."""
+    model = decoder("Llama")
+    rows = block(*BLOCKS["two ragged groups"])
+    for temperature in (1.0, 0.5):
+        trainer = module_trainer(model=model, temperature=temperature, beta=0.0)
+        assert trainer.packs
+        assert_equal(*both_ways(trainer, rows))
+
+
+def test_bfloat16_autocast_agrees_within_its_own_rounding(module_trainer: MakeTrainer) -> None:
+    rows = block(*BLOCKS["two ragged groups"])
+    exact = both_ways(moved(module_trainer(model=decoder("Llama"), peft_config=lora())), rows)[1]
+    trainer = moved(module_trainer(model=decoder("Llama"), peft_config=lora(), bf16=True))
+    assert trainer.packs
+    with trainer.accelerator.autocast():
+        ours, theirs = both_ways(trainer, rows)
+    error = (theirs[0] - exact[0]).abs().mean()
+    assert 0 < (ours[0] - exact[0]).abs().mean() < 2 * error
 
 
 def test_off_is_trls_path(module_trainer: MakeTrainer) -> None:

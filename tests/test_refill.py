@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, IterableDataset
 from test_processes import launch
 from test_trainer import LORA
 
-from grpo_hf import GRPOTrainer, refill
+from grpo_hf import GRPOTrainer, refill, roles
 from grpo_hf.errors import ConfigError
 from grpo_hf.progress import read_metrics
 
@@ -109,8 +110,21 @@ def test_fresh_groups_are_the_ones_that_train(make_trainer: MakeTrainer, monkeyp
                 expected = [reward - sum(group) / 4 for reward in group]
                 assert batch["advantages"][start : start + 4].tolist() == pytest.approx(expected, abs=1e-5)
         assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
-        with_reference = trainer._get_per_token_logps_and_entropies  # the reference of every row is its own
-        assert with_reference and batch["ref_per_token_logps"].shape == batch["completion_ids"].shape
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        with torch.no_grad(), roles.as_reference(trainer.model):
+            reference = trainer._get_per_token_logps_and_entropies(
+                trainer.model, ids, mask, batch["completion_ids"].shape[1]
+            )
+        torch.testing.assert_close(batch["ref_per_token_logps"], reference[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}]
+)
+def test_advantages_over_the_whole_batch_are_refused(make_trainer: MakeTrainer, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="advantages have to be those of their own group"):
+        make_trainer(dynamic_sampling=True, peft_config=LORA, **settings)
 
 
 def test_a_stream_is_refused(make_trainer: MakeTrainer) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from test_log_probs import decoder, lora, moved
 from transformers import GenerationConfig
 
 from grpo_hf import GRPOTrainer, fork, merging, rollout
+from grpo_hf.errors import GrpoError
 
 MakeTrainer = Callable[..., GRPOTrainer]
 PROMPTS = [[5, 6, 7, 8]] * 4 + [[9, 10]] * 4
@@ -89,8 +90,6 @@ def test_filters_of_the_distribution_hold(sampler: Callable[..., GRPOTrainer]) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_merging_moves_no_bit(dtype: torch.dtype) -> None:
-    from peft import get_peft_model
-
     model = get_peft_model(decoder("Llama").to(dtype), lora())
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -111,8 +110,6 @@ def test_merging_moves_no_bit(dtype: torch.dtype) -> None:
 
 
 def test_the_weights_come_back_after_an_error() -> None:
-    from peft import get_peft_model
-
     model = get_peft_model(decoder("Llama"), lora(target_modules=["q_proj"]))
     weights = [layer.get_base_layer().weight for layer in model.modules() if isinstance(layer, merging.LoraLinear)]
     with pytest.raises(KeyboardInterrupt), merging.merged(model):
@@ -136,8 +133,6 @@ def test_what_cannot_be_merged_runs_beside_the_weights(
     adapter: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is more than a product of two matrices on a linear layer; and with too little memory nothing is merged."""
-    from peft import get_peft_model
-
     model = get_peft_model(decoder("Llama"), LoraConfig(**({"r": 4, "target_modules": "all-linear"} | adapter)))
     for weight in model.parameters():
         if weight.requires_grad:
@@ -164,7 +159,48 @@ def test_dropout_is_off_while_sampling_from_merged_weights(sampler: Callable[...
 )
 def test_other_ways_of_generating_stay_transformers_own(settings: dict[str, Any]) -> None:
     config = GenerationConfig(max_new_tokens=3, do_sample=False, **settings)
-    assert not rollout._is_served({"input_ids": 0, "attention_mask": 0, "generation_config": config})
+    call = {"input_ids": 0, "attention_mask": 0}
+    assert rollout._is_served(decoder("Llama"), call | {"generation_config": GenerationConfig()})
+    assert not rollout._is_served(decoder("Llama"), call | {"generation_config": config})
+
+
+@pytest.mark.parametrize("architecture", ["Mamba", "Mpt"])
+def test_models_without_an_ordinary_cache_generate_as_ever(
+    sampler: Callable[..., GRPOTrainer], architecture: str
+) -> None:
+    sizes: dict[str, Any] = (
+        {"state_size": 4} if architecture == "Mamba" else {"d_model": 32, "n_heads": 4, "n_layers": 2}
+    )
+    model = decoder(architecture, **sizes)
+    trainer = sampler(model=model, peft_config=None, generation_kwargs={"do_sample": False}, beta=0.0)
+    prompts = [[5, 6, 7]] * 4
+    assert completions(trainer, prompts, grouped=True) == completions(trainer, prompts, grouped=False)
+
+
+@pytest.mark.parametrize(
+    "own", [{"cache_implementation": "static"}, {"num_beams": 2}, {"encoder_repetition_penalty": 2.0}]
+)
+def test_the_models_own_settings_count(sampler: Callable[..., GRPOTrainer], own: dict[str, Any]) -> None:
+    trainer = sampler(generation_kwargs={"do_sample": False})
+    trainer.model.get_base_model().generation_config.update(**own)
+    assert completions(trainer, PROMPTS, grouped=True) == completions(trainer, PROMPTS, grouped=False)
+
+
+def test_soft_prompts_are_part_of_the_policy() -> None:
+    """PEFT puts them in while preparing the inputs of each step, which another loop would leave out."""
+    model = get_peft_model(decoder("Llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    ids = torch.tensor([[5, 6, 7]] * 2)
+    settings = {"generation_config": GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0)}
+    call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **settings}
+    with torch.no_grad():
+        expected = model.generate(**call)
+        with rollout.faster_generate(model):
+            assert torch.equal(model.generate(**call), expected)
+
+
+def test_logits_that_are_not_numbers_are_an_error() -> None:
+    with pytest.raises(GrpoError, match="logits are not finite"):
+        rollout._draw(torch.tensor([[0.0, float("nan")]]))
 
 
 def test_generate_is_as_it_was_afterwards() -> None:

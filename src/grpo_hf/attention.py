@@ -42,12 +42,14 @@ def read_layouts(implementation: str) -> None:
 
 def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+    ) -> Any:
         layout, fork = options.pop("layout", None), options.pop("fork", None)
         if fork is not None:  # rows that continue shared prompts: fork.py
-            return fork.attend(original, module, query, key, value, mask, **options)
+            return fork.attend(original, module, query, key, value, attention_mask, **options)
         if layout is None:
-            return original(module, query, key, value, mask, **options)
+            return original(module, query, key, value, attention_mask, **options)
         return attend(layout, module, query, key, value, **options), None
 
     attention.reads_layouts = True  # type: ignore[attr-defined]
@@ -80,12 +82,19 @@ def attend(
     """
     if unknown := [name for name, given in options.items() if name not in KNOWN_OPTIONS and given is not None]:
         raise NotPackableError(f"its attention uses {', '.join(unknown)}")
-    layout.readers.append(module)
+    layout.readers.append((module, sliding_window))
     longest = layout.prompts.longest + layout.suffixes.longest
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
+    query, key, value = as_autocast(query, key, value)
     if _goes_by_parts(query, value, window, dropout):
         return _ByParts.apply(query, key, value, scaling, layout.groups).transpose(1, 2)
     return _padded(layout, query, key, value, window, scale=scaling, dropout_p=dropout)
+
+
+def as_autocast(*states: Tensor) -> list[Tensor]:
+    """States in the precision that autocast gives `scaled_dot_product_attention`; kernels called by name get none."""
+    device = states[0].device.type
+    return [x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x for x in states]
 
 
 def _goes_by_parts(query: Tensor, value: Tensor, window: int | None, dropout: float) -> bool:
@@ -103,7 +112,13 @@ def _padded(
     suffix_k = torch.cat([prompt_k[layout.prompt_of], suffix_k], dim=2)  # (M, K, longest prompt + suffix, D)
     suffix_v = torch.cat([prompt_v[layout.prompt_of], suffix_v], dim=2)
     prompt_mask, suffix_mask = layout.masks(window)
-    options["enable_gqa"] = query.shape[1] != key.shape[1]
+    if (shared := query.shape[1] // key.shape[1]) > 1:  # other devices' fast kernels take a mask or fewer key heads
+        if query.device.type == "cpu":
+            options["enable_gqa"] = True
+        else:
+            prompt_k, prompt_v, suffix_k, suffix_v = (
+                states.repeat_interleave(shared, dim=1) for states in (prompt_k, prompt_v, suffix_k, suffix_v)
+            )
     of_prompts = prompt_q
     if prompts.longest:  # not every kernel takes a length of 0
         of_prompts = scaled_dot_product_attention(

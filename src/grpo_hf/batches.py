@@ -34,8 +34,8 @@ def micro_batches(
         batch: what TRL 1.16 keeps of a rollout, B rows.
         kept (`Tensor` of shape (B,)): which rows are computed; what is divided by counts the others as well.
         steps (`int`): how many micro-batches; B is a multiple of it.
-        window (`int`): how many of them make an optimizer step. Where they do not divide `steps`, an optimizer step
-            spans rollouts whose tokens are not known yet, and dapo, cispo and vespo keep TRL's average.
+        window (`int`): how many of them make an optimizer step. Where it does not divide `steps`, an optimizer step
+            spans rollouts whose tokens are not known yet, and losses over tokens keep TRL's average.
         loss_type (`str`): TRL's name of the loss.
         total: sums a tensor over processes.
 
@@ -50,7 +50,7 @@ def micro_batches(
     micro = []
     for index, part in enumerate(parts):
         piece = _silenced(select(batch, part), kept[part])
-        if loss_type == "bnpo":
+        if loss_type == "bnpo" and steps % window == 0:
             piece["loss_scale"] = loss_mask(piece).sum() * window / of_step[index].clamp(min=1)
         if loss_type in OVER_TOKENS and steps % window == 0:  # TRL multiplies by window / steps
             piece["num_items_in_batch"] = everywhere[index] * steps / window
@@ -82,8 +82,10 @@ def without_rounding(trainer: Any, batch: Batch, rewards: Tensor) -> Batch:
     if trainer.multi_objective_aggregation != "sum_then_normalize":  # the other compares a group with all of them
         return batch
     size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    groups = rewards.nan_to_num(nan=torch.inf).view(-1, size, rewards.shape[1])  # (N, G, F); inf stands for None
-    equal = (groups == groups[:, :1]).all(2).all(1).repeat_interleave(size)  # (W·B,)
+    groups = rewards.view(-1, size, rewards.shape[1])  # (N, G, F); NaN stands for None
+    low, high = groups.nan_to_num(nan=torch.inf).amin(1), groups.nan_to_num(nan=-torch.inf).amax(1)  # (N, F)
+    whole = ~groups.isnan().any(1) | groups.isnan().all(1)  # a reward that judges some of a group only is no constant
+    equal = ((low >= high) & whole).all(1).repeat_interleave(size)  # (W·B,)
     rows = len(batch["advantages"])
     mine = equal[trainer.accelerator.process_index * rows :][:rows]
     return {**batch, "advantages": batch["advantages"].masked_fill(mine, 0.0)}

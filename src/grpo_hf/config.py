@@ -1,4 +1,4 @@
-"""GRPOConfig: TRL's configuration with the paper's objective as default, and the one field that TRL has no word for."""
+"""GRPOConfig: TRL's configuration with the paper's objective as default, and the fields that TRL has no word for."""
 
 import os
 from dataclasses import dataclass, field
@@ -37,9 +37,9 @@ class GRPOConfig(TRLGRPOConfig):
     Args:
         reference (`str`): what the KL term holds the policy to: `"initial"`, the policy as this run found it (the base
             for a new adapter, a frozen copy for a continued one), or `"base"`, the base with every adapter disabled.
-
         packed_update (`bool`): compute each distinct token of an update once. Off: TRL's update.
         grouped_rollout (`bool`): read each prompt once per group when sampling. Off: TRL's rollout.
+        early_rewards (`bool`): score in a thread during the reference pass. Off: on the main thread after it.
         dynamic_sampling (`bool`): replace groups without a signal by fresh prompts (DAPO, arXiv 2503.14476).
         max_refills (`int`): how many rounds of fresh prompts a rollout may take.
 
@@ -79,6 +79,10 @@ class GRPOConfig(TRLGRPOConfig):
         },
     )
 
+    early_rewards: bool = field(
+        default=True,
+        metadata={"help": "Score completions in a thread while the reference pass runs; `false` is TRL's order."},
+    )
     dynamic_sampling: bool = field(
         default=False,
         metadata={"help": "Roll out fresh prompts in the place of groups without a signal (DAPO, arXiv 2503.14476)."},
@@ -111,11 +115,6 @@ def option(args: TRLGRPOConfig, name: str) -> Any:
 
 def check_geometry(args: TRLGRPOConfig) -> None:
     """Check that a generation batch holds whole groups, before TRL does with fewer words.
-
-        packed_update (`bool`): compute each distinct token of an update once. Off: TRL's update.
-        grouped_rollout (`bool`): read each prompt once per group when sampling. Off: TRL's rollout.
-        dynamic_sampling (`bool`): replace groups without a signal by fresh prompts (DAPO, arXiv 2503.14476).
-        max_refills (`int`): how many rounds of fresh prompts a rollout may take.
 
     Raises:
         ConfigError: G < 2, or processes x batch x accumulation is not a multiple of G.

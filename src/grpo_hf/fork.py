@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from .attention import KNOWN_OPTIONS, join, read_layouts
+from .attention import KNOWN_OPTIONS, as_autocast, join, read_layouts
 
 
 class Fork:
-    """Rows that continue shared prompts. It first watches the prefill, to see whether it can serve the model at all."""
+    """Rows that continue shared prompts, for one rollout.
+
+    It first watches the prefill, to see whether it can serve the model at all.
+    """
 
     def __init__(self) -> None:
         self._seen: set[nn.Module] = set()
@@ -79,6 +82,7 @@ class Fork:
             others = {name: given for name, given in options.items() if name not in {*KNOWN_OPTIONS, "scaling"}}
             self._strange |= {name for name, given in others.items() if given not in (None, 0)}
             return original(module, query, key, value, mask, **options)
+        query, key, value = as_autocast(query, key, value)
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         scale = options.get("scaling")
         added = kernel(query, key, value, scale=scale)  # (R, H, 1, D) and its normaliser, (R, H, 1)
@@ -123,4 +127,9 @@ class _Added(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
-            self._keys, self._values = self._keys[indices], self._values[indices]
+            self._keys, self._values = (self._selected(states, indices) for states in (self._keys, self._values))
+
+    def _selected(self, states: Tensor, indices: Tensor) -> Tensor:
+        room = states.new_empty(len(indices), *states.shape[1:])  # memory that is not written costs nothing yet
+        room[:, :, : self._length] = states[indices, :, : self._length]
+        return room

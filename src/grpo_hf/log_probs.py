@@ -42,7 +42,11 @@ def prepare(trainer: Any) -> None:
     """
     if option(trainer.args, "packed_update"):
         for model in filter(None, (trainer.model, trainer.ref_model)):
-            take_layouts(causal_model(model), trainer.temperature, entropy_gradient=trainer._entropy_bonus_enabled)
+            take_layouts(
+                causal_model(trainer.accelerator.unwrap_model(model)),
+                trainer.temperature,
+                entropy_gradient=trainer._entropy_bonus_enabled,
+            )
 
 
 def take_layouts(model: PreTrainedModel, temperature: float, *, entropy_gradient: bool = False) -> None:
@@ -56,7 +60,7 @@ def take_layouts(model: PreTrainedModel, temperature: float, *, entropy_gradient
         temperature (`float`): what the logits are divided by.
         entropy_gradient (`bool`): whether the entropy is part of a loss.
     """
-    trl_forward = model.forward
+    trl_forward = getattr(model.forward, "without_layouts", model.forward)  # a second trainer on one model starts anew
 
     @wraps(type(model).forward)  # `generate` reads this signature
     def forward(
@@ -74,8 +78,10 @@ def take_layouts(model: PreTrainedModel, temperature: float, *, entropy_gradient
         log_probs = log_probs.masked_fill(labels == IGNORED, 0)
         return ModelOutput(log_probs=log_probs[None], entropy=None if entropies is None else entropies[None])
 
+    forward.without_layouts = trl_forward  # type: ignore[attr-defined]
     model.forward = MethodType(forward, model)
-    model.base_model.register_forward_hook(_suffixes_only, with_kwargs=True)
+    if _suffixes_only not in model.base_model._forward_hooks.values():
+        model.base_model.register_forward_hook(_suffixes_only, with_kwargs=True)
 
 
 def _is_plain(model: PreTrainedModel) -> bool:
@@ -162,19 +168,29 @@ def check(model: nn.Module, base: PreTrainedModel, trl_scorer: Scorer, *, half: 
     model.eval()
     try:
         packed, _ = _forward(model, layout, entropy=False)
+        expected = trl_scorer(model, *block)[0]
+    except NotPackableError:
+        raise
     except (TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
-        if isinstance(error, NotPackableError):
-            raise
         raise NotPackableError(f"it does not take a packed row ({type(error).__name__}: {error})") from error
     finally:
-        expected = trl_scorer(model, *block)[0]
         for module in training:
             module.training = True
-    if (layers := len(set(layout.readers))) != config.num_hidden_layers:
+    if (layers := len({module for module, _ in layout.readers})) != config.num_hidden_layers:
         raise NotPackableError(f"{layers} of its {config.num_hidden_layers} layers attend through AttentionInterface")
+    _refuse_hidden_windows(config, [window for _, window in layout.readers])
     apart = (packed - expected).abs().mean().item()
     if not apart <= (_HALF if half else _FULL):
         raise NotPackableError(f"its log-probabilities in a packed row are {apart:.1e} from those in separate rows")
+
+
+def _refuse_hidden_windows(config: Any, windows: list[int | None]) -> None:
+    """Refuse a model that keeps a window or chunks in its masks, where a few tokens do not show them."""
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    hidden = windowed and "sliding_attention" in kinds and not any(windows)
+    if hidden or getattr(config, "attention_chunk_size", None):
+        raise NotPackableError("it limits what a token sees by masks of its own")
 
 
 def settle(trainer: Any, trl_scorer: Scorer) -> bool:
@@ -184,19 +200,30 @@ def settle(trainer: Any, trl_scorer: Scorer) -> bool:
         trainer: with its model where training will use it.
         trl_scorer: TRL's way, for the comparison.
     """
+    reason = None
     try:
         if trainer._is_vlm:
             raise NotPackableError("it reads images as well as text")
         if trainer.aux_loss_enabled:
             raise NotPackableError("its auxiliary loss counts how often each row's tokens chose an expert")
-        half = trainer.args.bf16 or trainer.args.fp16 or trainer.model.dtype in (torch.bfloat16, torch.float16)
         with trainer.accelerator.autocast():
             for model in filter(None, (trainer.model_wrapped, trainer.ref_model)):
-                check(model, causal_model(trainer.accelerator.unwrap_model(model)), trl_scorer, half=half)
-    except NotPackableError as reason:
+                base = causal_model(trainer.accelerator.unwrap_model(model))
+                check(model, base, trl_scorer, half=_computes_in_half(trainer, base))
+    except NotPackableError as error:
+        reason = str(error)
+    unable = trainer.accelerator.gather(torch.tensor([reason is not None], device=trainer.accelerator.device))
+    if unable.any():  # on one process is on all: they have to take the same path
+        reason = reason or "another process cannot"
         logger.warning(f"Packed updates are off, and updates cost what they cost with TRL. About this model: {reason}.")
-        return False
-    return True
+    return not unable.any()
+
+
+def _computes_in_half(trainer: Any, model: PreTrainedModel) -> bool:
+    """Whether products are rounded to fewer bits than float32 has."""
+    quantised = getattr(model, "is_quantized", False)
+    tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    return trainer.args.bf16 or trainer.args.fp16 or quantised or tf32 or model.dtype in (torch.bfloat16, torch.float16)
 
 
 def causal_model(model: Any) -> PreTrainedModel:

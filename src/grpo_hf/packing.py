@@ -46,7 +46,7 @@ class PackedGroups:
     prompt_of: Tensor
     cells: Tensor
     block: tuple[int, int]
-    readers: list[nn.Module] = field(default_factory=list)  # the layers that attended by this layout
+    readers: list[tuple[nn.Module, int | None]] = field(default_factory=list)  # layers that attended, their windows
     _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @classmethod

@@ -8,6 +8,7 @@ resumed run draw the same. All processes see all advantages and take every decis
 Shapes: B rows per process, W processes, G completions per group; groups may span processes.
 """
 
+import copy
 import random
 import time
 from collections.abc import Callable
@@ -23,13 +24,23 @@ from .config import option
 from .errors import ConfigError
 
 
-def check_dataset(trainer: Any) -> None:
-    """Refuse dynamic sampling from a stream, from which no prompt can be drawn.
+def check(trainer: Any) -> None:
+    """Refuse what dynamic sampling cannot serve, before training.
 
     Raises:
-        ConfigError: the training data is an iterable dataset.
+        ConfigError: the training data is a stream, from which no prompt can be drawn; the model reads images; or
+            advantages are scaled over the whole batch, of which fresh groups are another one.
     """
-    if option(trainer.args, "dynamic_sampling") and isinstance(trainer.train_dataset, IterableDataset):
+    if not option(trainer.args, "dynamic_sampling"):
+        return
+    if trainer._is_vlm:
+        raise ConfigError("--dynamic_sampling is for text; this model reads images. Leave dynamic_sampling off.")
+    if trainer.scale_rewards == "batch" or trainer.multi_objective_aggregation != "sum_then_normalize":
+        raise ConfigError(
+            "--dynamic_sampling puts fresh groups beside the planned ones, so advantages have to be those of their own "
+            "group. Use --scale_rewards group or none, and --multi_objective_aggregation sum_then_normalize."
+        )
+    if isinstance(trainer.train_dataset, IterableDataset):
         raise ConfigError(
             f"--dynamic_sampling draws fresh prompts, and {type(trainer.train_dataset).__name__} can only be read in "
             "order. Load the data without streaming, or leave dynamic_sampling off."
@@ -40,28 +51,30 @@ def replace_silent_groups(trainer: Any, batch: Batch, roll_out: Callable[[list[d
     """Replace groups without a signal; those that are left after the last round stay.
 
     Logged: `signal/refilled_groups`, `signal/refill_prompts` (drawn for that), `signal/refill_rounds`, and what it cost
-    in seconds, `signal/refill_time`. Rewards, lengths and the rest are those of the planned prompts, so that they do
-    not look better for what was left out.
+    in seconds, `signal/refill_time`. Rewards, lengths, the table of completions and the rest are those of the planned
+    prompts, so that they do not look better for what was left out.
 
     Args:
         batch: what TRL 1.16 keeps of a rollout, B rows.
         roll_out: turns dataset rows, as many on every process, into such a batch.
     """
     start, metrics = time.perf_counter(), trainer._metrics["train"]
-    planned = {name: list(values) for name, values in metrics.items()}
+    planned, table = {name: list(values) for name, values in metrics.items()}, copy.deepcopy(trainer._logs)
     refilled = drawn = rounds = 0
-    for rounds_done in range(trainer.args.max_refills):
+    while rounds < trainer.args.max_refills:
         holes = (~_loud(trainer, batch)).nonzero()[:, 0]
         if not len(holes):
             break
-        rows = _fresh_rows(trainer, len(holes), rounds_done)
+        rows = _fresh_rows(trainer, len(holes), rounds)
         fresh = {name: _everywhere(trainer, name, value) for name, value in roll_out(rows).items()}
         found = _of_groups(trainer, fresh["advantages"]).nonzero()[: len(holes), 0]
         batch = _splice(trainer, batch, fresh, holes[: len(found)], found)
-        refilled, drawn, rounds = refilled + len(found), drawn + len(holes), rounds + 1
+        refilled, rounds = refilled + len(found), rounds + 1
+        drawn += len(fresh["advantages"]) // trainer.num_generations
     tokens = metrics["num_tokens"]
     metrics.clear()
     metrics.update(planned | {"num_tokens": tokens})
+    trainer._logs = table
     seconds = time.perf_counter() - start
     for name, value in (("refilled_groups", refilled), ("refill_prompts", drawn), ("refill_rounds", rounds)):
         metrics[f"signal/{name}"] = [*metrics.get(f"signal/{name}", []), float(value)]
@@ -78,13 +91,13 @@ def _of_groups(trainer: Any, advantages: Tensor) -> Tensor:
     return (advantages != 0).view(len(advantages) // trainer.num_generations, -1).any(1)
 
 
-def _fresh_rows(trainer: Any, groups: int, round_: int) -> list[dict[str, Any]]:
+def _fresh_rows(trainer: Any, groups: int, attempt: int) -> list[dict[str, Any]]:
     """This process's rows of fresh groups: at least `groups`, and as many rows on every process."""
     world, size = trainer.accelerator.num_processes, trainer.num_generations
     while groups * size % world:
         groups += 1
     step = (trainer.state.global_step, trainer._step % trainer.args.gradient_accumulation_steps)
-    chance = random.Random(f"{trainer.args.seed}/{step}/{round_}")  # a seed, not a secret
+    chance = random.Random(f"{trainer.args.seed}/{step}/{attempt}")  # a seed, not a secret
     data = trainer.train_dataset
     chosen = [chance.randrange(len(data)) for _ in range(groups)]
     mine = groups * size // world

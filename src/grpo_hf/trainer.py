@@ -51,7 +51,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)
         roles.prepare(self.model, option(self.args, "reference"))
-        refill.check_dataset(self)
+        refill.check(self)
         log_probs.prepare(self)
         self.results: dict[str, Any] = {}  # for the model card, like the source
         replace_progress(self)
@@ -74,19 +74,28 @@ class GRPOTrainer(TRLGRPOTrainer):
         return option(self.args, "packed_update") and log_probs.settle(self, super()._get_per_token_logps_and_entropies)
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, *block: Any, batch_size: int | None = None, compute_entropy: bool = False, **others: Any
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        *positional: Any,
+        **named: Any,
     ) -> tuple[Tensor, Tensor | None, Any]:
         """Score completions on packed rows.
 
-        TRL 1.16: the old, the reference and the policy pass all come here with (input_ids, attention_mask,
-        logits_to_keep), and take (log-probs (B, C), entropies or None, auxiliary loss or None).
+        TRL 1.16: the old, the reference and the policy pass all come here, and take (log-probs (B, C), entropies or
+        None, auxiliary loss or None).
         """
+        block = (model, input_ids, attention_mask, logits_to_keep)
         if not self.packs:
-            settings = {"batch_size": batch_size, "compute_entropy": compute_entropy}
-            return super()._get_per_token_logps_and_entropies(model, *block, **settings, **others)
+            others = (batch_size, compute_entropy, *positional)
+            return super()._get_per_token_logps_and_entropies(*block, *others, **named)
         rows = max(batch_size, self.num_generations) if batch_size else None
         with self.accelerator.autocast():
-            return *log_probs.packed_log_probs(model, *block, rows=rows, compute_entropy=compute_entropy), None
+            return *log_probs.packed_log_probs(*block, rows=rows, compute_entropy=compute_entropy), None
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Deal micro-batches that keep groups together. TRL 1.16 fills `_buffered_inputs` here, read by `_step`."""
@@ -120,9 +129,11 @@ class GRPOTrainer(TRLGRPOTrainer):
         return batch
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's rollout, in which equal rewards have advantage 0 to the last bit."""
+        """TRL's rollout; where a row without a signal matters, equal rewards have advantage 0 to the last bit."""
         self._rows = rows
-        return batches.without_rounding(self, super()._generate_and_score_completions(rows), self._rewards)
+        batch = super()._generate_and_score_completions(rows)
+        exact = self.packs or option(self.args, "dynamic_sampling")
+        return batches.without_rounding(self, batch, self._rewards) if exact else batch
 
     def _generate(self, prompts: list[Any]) -> Any:
         """Begin scoring. TRL 1.16 returns (prompt_ids, completion_ids, tool_mask, completions, ...)."""
