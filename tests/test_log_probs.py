@@ -219,8 +219,8 @@ PHI_MOE = {
     "num_local_experts": 2,
     "num_experts_per_tok": 1,
     "router_aux_loss_coef": 0.0,
-    "router_jitter_noise": 0,
-    "input_jitter_noise": 0,
+    "router_jitter_noise": 0.0,
+    "input_jitter_noise": 0.0,
 }
 UNABLE = {
     "by masks of its own": lambda: decoder("Phimoe", **PHI_MOE, sliding_window=8),
