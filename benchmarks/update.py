@@ -72,7 +72,6 @@ CASES = [
     Case("equal", "P=32, C=256, G=4, equal lengths", 1.0, prompt=32, longest=256, size=4, equal=True),
     Case("silent", "P=128, C≤128, G=8, β=0, 3 of 4 groups without signal", 10, groups=4, silent=3),
     Case("gsm8k-0-shot", "2 GSM8K prompts, G=8, recorded", recorded="zero-shot"),
-    Case("gsm8k-4-shot", "2 GSM8K prompts with 4 examples, G=8, recorded", recorded="4-shot"),
 ]
 
 
