@@ -6,7 +6,8 @@ The log-probability of token y is log p_y = z_y - log Σ_v exp z_v with the logi
 
 That vector does not depend on what comes after; the backward only scales it. So the forward computes it while a tile of
 logits is still in the cache, and the backward neither recomputes logits nor keeps them. The entropy comes with it, as
-H = -Σ_v p_v log p_v = log Σ_v exp z_v - h · Σ_v p_v W_v / temperature.
+
+    H = -Σ_v p_v log p_v = log Σ_v exp z_v - Σ_v p_v z_v = -log p_y - h · (Σ_v p_v W_v - W_y) / temperature.
 
 Shapes: S scored tokens, D hidden size, V vocabulary.
 """
@@ -45,22 +46,23 @@ class _SelectedLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         hidden = hidden / temperature
         logits, log_p = hidden.new_empty(2, min(TILE, len(hidden)), len(weight))
-        chosen, log_probs = hidden.new_empty(2, len(hidden))
-        mean = torch.empty_like(hidden) if entropy or gradient else None  # Σ_v p_v W_v
+        log_probs = hidden.new_empty(len(hidden))
+        downhill = torch.empty_like(hidden) if entropy or gradient else None  # Σ_v p_v W_v - W_y
         for start in range(0, len(hidden), TILE):
             tile = slice(start, start + TILE)
             label = labels[tile, None]
             z = torch.mm(hidden[tile], weight.T, out=logits[: len(label)])
             log_p_z = torch.log_softmax(z, dim=1, out=log_p[: len(label)])
-            chosen[tile], log_probs[tile] = z.gather(1, label)[:, 0], log_p_z.gather(1, label)[:, 0]
-            if mean is not None:
-                torch.mm(log_p_z.exp_(), weight, out=mean[tile])
-        if gradient and mean is not None:
-            ctx.save_for_backward((weight[labels] - mean).div_(temperature))
-        if not entropy or mean is None:
-            return log_probs, None
-        entropies = chosen - log_probs - (hidden * mean).sum(1)
-        ctx.mark_non_differentiable(entropies)
+            log_probs[tile] = log_p_z.gather(1, label)[:, 0]
+            if downhill is not None:
+                p = log_p_z.exp_()
+                p.scatter_add_(1, label, -torch.ones_like(label, dtype=p.dtype))  # before the sum: p_y may be nearly 1
+                torch.mm(p, weight, out=downhill[tile])
+        entropies = -log_probs - (hidden * downhill).sum(1) if entropy and downhill is not None else None
+        if gradient and downhill is not None:
+            ctx.save_for_backward(downhill.div_(-temperature))
+        if entropies is not None:
+            ctx.mark_non_differentiable(entropies)
         return log_probs, entropies
 
     @staticmethod
