@@ -48,20 +48,14 @@ def test_a_token_next_to_impossible_keeps_its_log_probability():
     assert log_probs.item() == -300.0
 
 
-def test_sure_tokens_keep_their_small_gradients():
-    """Where p is nearly 1, W_y - Σ p_v W_v is a difference of near equals; the factor 1 - p has to be taken first."""
+def test_a_large_vocabulary_is_summed_without_bias():
+    """torch's log_softmax loses 1e-6 of the sum over 50,000 terms, always downwards; over many tokens that adds up, and
+    was ten times TRL's error in the gradient of real completions."""
     torch.manual_seed(0)
-    weight = torch.randn(500, 32)
-    labels = torch.arange(40)
-    hidden = (weight[labels] * 1.2 + torch.randn(40, 32) * 0.05).requires_grad_()
-    exact = hidden.detach().double().requires_grad_()
-    expected = (exact @ weight.double().T).log_softmax(1).gather(1, labels[:, None])[:, 0]
-    (wanted,) = torch.autograd.grad(expected.sum(), exact)
-    assert expected.mean() > -1e-2  # sure indeed
-    (gradient,) = torch.autograd.grad(selected_log_probs(hidden, weight, labels)[0].sum(), hidden)
-    theirs = _ChunkedLogProbFunction.apply(hidden, weight, None, labels, 1.0, 32768, None, 1.0, ("log_probs",))[0]
-    (of_trl,) = torch.autograd.grad(theirs.sum(), hidden)
-    assert (gradient - wanted).norm() <= 2 * (of_trl - wanted).norm()
+    hidden, weight, labels = torch.randn(256, 16) * 0.75, torch.randn(49_152, 16), torch.arange(256)
+    log_probs, _ = selected_log_probs(hidden, weight, labels)
+    exact = (hidden.double() @ weight.double().T).log_softmax(1).gather(1, labels[:, None])[:, 0]
+    assert abs((log_probs.double() - exact).mean()) < 2e-7
 
 
 def test_what_is_not_asked_for_is_not_kept(problem):

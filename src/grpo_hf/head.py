@@ -45,19 +45,20 @@ class _SelectedLogProbs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, entropy: bool, gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
         hidden = hidden / temperature
-        logits, log_p = hidden.new_empty(2, min(TILE, len(hidden)), len(weight))
+        logits = hidden.new_empty(min(TILE, len(hidden)), len(weight))
         log_probs = hidden.new_empty(len(hidden))
         downhill = torch.empty_like(hidden) if entropy or gradient else None  # Σ_v p_v W_v - W_y
         for start in range(0, len(hidden), TILE):
             tile = slice(start, start + TILE)
             label = labels[tile, None]
             z = torch.mm(hidden[tile], weight.T, out=logits[: len(label)])
-            log_p_z = torch.log_softmax(z, dim=1, out=log_p[: len(label)])
-            log_probs[tile] = log_p_z.gather(1, label)[:, 0]
+            chosen, largest = z.gather(1, label), z.amax(1, keepdim=True)
+            weights = z.sub_(largest).exp_()
+            total = weights.sum(1, keepdim=True)  # pairwise; log_softmax adds in a row, and 50,000 terms lose 6 bits
+            log_probs[tile] = (chosen - largest - total.log())[:, 0]
             if downhill is not None:
-                p = log_p_z.exp_()
-                p.scatter_add_(1, label, -torch.ones_like(label, dtype=p.dtype))  # before the sum: p_y may be nearly 1
-                torch.mm(p, weight, out=downhill[tile])
+                weights.scatter_add_(1, label, -total)  # before the product: p_y may be nearly 1
+                torch.mm(weights, weight, out=downhill[tile]).div_(total)
         entropies = -log_probs - (hidden * downhill).sum(1) if entropy and downhill is not None else None
         if gradient and downhill is not None:
             ctx.save_for_backward(downhill.div_(-temperature))
