@@ -148,20 +148,25 @@ class _ByParts(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, groups: list[Any]
     ) -> Tensor:
         """(1, H, T, D), twice (1, K, T, D) -> (1, H, T, D)."""
+
+        def part(queries: slice, keys: slice, is_causal: bool) -> tuple[Tensor, Tensor]:
+            states = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+            return attend_on_cpu(*states, scaling, is_causal=is_causal)
+
         outputs = []
         for prompt, _, _ in groups:
             if prompt.stop > prompt.start:  # the kernel divides by the length
-                outputs.append(_attend(query, key, value, prompt, prompt, True, scaling))
+                outputs.append(part(prompt, prompt, True))
         for prompt, together, suffixes in groups:
-            parts = [_attend(query, key, value, suffix, suffix, True, scaling) for suffix in suffixes]
-            own, own_normaliser = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+            parts = [part(suffix, suffix, True) for suffix in suffixes]
+            own, own_normaliser = (torch.cat(states, dim=2) for states in zip(*parts, strict=True))
             if prompt.start == prompt.stop:
                 outputs.append((own, own_normaliser))
                 continue
-            of_prompt, normaliser = _attend(query, key, value, together, prompt, False, scaling)
+            of_prompt, normaliser = part(together, prompt, False)
             joined, total = join((of_prompt, normaliser), (own, own_normaliser))
             outputs.append((joined.to(query.dtype), total))
-        output, normaliser = (torch.cat(part, dim=2) for part in zip(*outputs, strict=True))
+        output, normaliser = (torch.cat(states, dim=2) for states in zip(*outputs, strict=True))
         ctx.save_for_backward(query, key, value, output, normaliser)
         ctx.scaling, ctx.groups = scaling, groups
         return output
@@ -200,9 +205,8 @@ def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Te
     return (a[0] * weight_a).addcmul_(b[0], weight_b), total
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, queries: slice, keys: slice, is_causal: bool, scaling: float | None
+def attend_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, *, is_causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query[:, :, queries], key[:, :, keys], value[:, :, keys], 0.0, is_causal, scale=scaling
-    )
+    """Attention and its normaliser, (..., D) and (...), by the kernel that `_ByParts` describes."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, scale=scaling)

@@ -20,9 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .packing import distinct_prompts
+
 Batch = dict[str, Any]  # tensors of B rows, lists of B entries, and scalars, as TRL has them
 
 OVER_TOKENS = ("dapo", "cispo", "vespo")
+
+
+def divide(trainer: Any, batch: Batch) -> list[Batch]:
+    """Cut a trainer's generation batch into its micro-batches, without the rows that need not be computed."""
+    return micro_batches(
+        batch,
+        kept_rows(trainer, batch),
+        steps=trainer.args.steps_per_generation,
+        window=trainer.args.gradient_accumulation_steps,
+        loss_type=trainer.loss_type,
+        total=lambda tensor: trainer.accelerator.reduce(tensor, "sum"),
+    )
 
 
 def micro_batches(
@@ -122,7 +136,7 @@ def deal(prompt_ids: Tensor, prompt_mask: Tensor, costs: Tensor, parts: int) -> 
         `list[Tensor]`: the rows of each part, ascending.
     """
     size = len(prompt_ids) // parts
-    _, group_of = torch.unique(prompt_ids.masked_fill(prompt_mask == 0, -1), dim=0, return_inverse=True)
+    _, group_of = distinct_prompts(prompt_ids, prompt_mask)
     dealt: list[list[int]] = [[] for _ in range(parts)]
     load = [0.0] * parts
     by_cost = torch.argsort(costs, descending=True, stable=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from .attention import KNOWN_OPTIONS, as_autocast, join, read_layouts
+from .attention import KNOWN_OPTIONS, as_autocast, attend_on_cpu, join, read_layouts
 
 
 class Fork:
@@ -83,15 +83,15 @@ class Fork:
             self._strange |= {name for name, given in others.items() if given not in (None, 0)}
             return original(module, query, key, value, mask, **options)
         query, key, value = as_autocast(query, key, value)
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        scale = options.get("scaling")
-        added = kernel(query, key, value, scale=scale)  # (R, H, 1, D) and its normaliser, (R, H, 1)
+        scaling = options.get("scaling")
+        added = attend_on_cpu(query, key, value, scaling)  # (R, H, 1, D) and its normaliser, (R, H, 1)
         keys, values = self._prompts[module.layer_idx]
         parts = []
         for index, (rows, padding, of) in enumerate(zip(self._rows, self._padding, self._slices(), strict=True)):
             if rows:
-                states = (x[index : index + 1, :, padding:] for x in (keys, values))
-                output, normaliser = kernel(query[of].transpose(0, 2), *states, scale=scale)  # (1, H, rows, D)
+                own = slice(index, index + 1)
+                prompt = keys[own, :, padding:], values[own, :, padding:]
+                output, normaliser = attend_on_cpu(query[of].transpose(0, 2), *prompt, scaling)  # (1, H, rows, D)
                 parts.append((output.transpose(0, 2), normaliser.transpose(0, 2)))
         outputs, normalisers = zip(*parts, strict=True)
         output, _ = join((torch.cat(outputs), torch.cat(normalisers)), added)

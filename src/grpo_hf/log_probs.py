@@ -1,7 +1,8 @@
 """Log-probabilities of completions from a packed row: whether a model can do that, and doing it.
 
-Whether it can is measured, not looked up: `check` sends a few tokens through both ways and compares. So a model whose
-layers carry state along the row, or read positions in a way of their own, is found whatever its name is.
+Whether it can is measured: `check` sends a few tokens through both ways and compares. So a model whose layers carry
+state along the row, or read positions in a way of their own, is found whatever its name is. Only what a few tokens
+cannot show, such as a window that is kept in the masks, is looked up in the configuration.
 
 Shapes: as in packing.py.
 """
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -23,6 +23,7 @@ from .config import option
 from .errors import NotPackableError
 from .head import selected_log_probs
 from .packing import IGNORED, PackedGroups
+from .roles import causal_model
 
 logger = get_logger(__name__)
 
@@ -224,8 +225,3 @@ def _computes_in_half(trainer: Any, model: PreTrainedModel) -> bool:
     quantised = getattr(model, "is_quantized", False)
     tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     return trainer.args.bf16 or trainer.args.fp16 or quantised or tf32 or model.dtype in (torch.bfloat16, torch.float16)
-
-
-def causal_model(model: Any) -> PreTrainedModel:
-    """The causal language model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -23,6 +23,18 @@ from torch import Tensor, nn
 IGNORED = -100  # the label of a position that predicts nothing, as everywhere in transformers
 
 
+def distinct_prompts(prompts: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Which prompts there are, whatever their padding holds, and which of them each row has.
+
+    Args:
+        prompts, mask (`Tensor` of shape (B, P)): padded on the left; the mask is 0 there.
+
+    Returns:
+        `tuple`: prompts, (N, P), with -1 for padding; indices into them, (B,).
+    """
+    return torch.unique(prompts.masked_fill(mask == 0, -1), dim=0, return_inverse=True)
+
+
 @dataclass(frozen=True, eq=False)
 class PackedGroups:
     """One packed row, and where each sequence lies in it.
@@ -66,7 +78,7 @@ class PackedGroups:
         kept = scored.clone()
         kept[0, 0] |= ~scored.any()  # a block without a token keeps one, unscored, so that the loss stays attached
         rows = kept.any(1).nonzero()[:, 0]  # (M,)
-        distinct, prompt_of = torch.unique(prompts.masked_fill(~mask, -1)[rows], dim=0, return_inverse=True)
+        distinct, prompt_of = distinct_prompts(prompts[rows], mask[rows])
         rows, prompt_of = rows[by_prompt := torch.argsort(prompt_of, stable=True)], prompt_of[by_prompt]
         prompt = distinct[:, :-1]  # (N, P - 1)
         prompt_lengths = (prompt >= 0).sum(1)  # (N,)

@@ -75,10 +75,9 @@ def replace_silent_groups(trainer: Any, batch: Batch, roll_out: Callable[[list[d
     metrics.clear()
     metrics.update(planned | {"num_tokens": tokens})
     trainer._logs = table
-    seconds = time.perf_counter() - start
-    for name, value in (("refilled_groups", refilled), ("refill_prompts", drawn), ("refill_rounds", rounds)):
-        metrics[f"signal/{name}"] = [*metrics.get(f"signal/{name}", []), float(value)]
-    metrics["signal/refill_time"] = [*metrics.get("signal/refill_time", []), seconds]
+    cost = {"refilled_groups": refilled, "refill_prompts": drawn, "refill_rounds": rounds}
+    for name, value in {**cost, "refill_time": time.perf_counter() - start}.items():
+        metrics[f"signal/{name}"].append(float(value))
     return batch
 
 

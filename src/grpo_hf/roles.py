@@ -132,6 +132,11 @@ def _never_pack(linear: Any) -> None:
     linear.support_avx512bf16_for_cpu = False
 
 
+def causal_model(model: Any) -> PreTrainedModel:
+    """The causal language model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 @contextmanager
 def as_base(model: Any) -> Iterator[Any]:
     """The base alone: the PEFT model with every adapter disabled."""

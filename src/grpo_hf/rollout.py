@@ -23,6 +23,8 @@ from .config import option
 from .errors import GrpoError
 from .fork import Fork
 from .merging import merged
+from .packing import distinct_prompts
+from .roles import causal_model
 
 KEEP = 0.75  # rows are dropped when less than this share is unfinished: dropping copies what is left of the cache
 
@@ -65,8 +67,9 @@ def _is_served(model: Any, named: dict[str, Any]) -> bool:
         return False
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return False  # PEFT puts soft prompts in while it prepares the inputs of each step
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    config = inner._prepare_generation_config(named["generation_config"])[0]  # with the model's own settings
+    config = causal_model(model)._prepare_generation_config(named["generation_config"])[
+        0
+    ]  # with the model's own settings
     return (
         config.get_generation_mode() in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
         and config.use_cache is not False
@@ -133,7 +136,7 @@ class _Rows:
     ) -> "_Rows":
         """Read each distinct prompt once."""
         known = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        prompts, prompt_of = torch.unique(input_ids.masked_fill(known == 0, -1), dim=0, return_inverse=True)  # (N, P)
+        prompts, prompt_of = distinct_prompts(input_ids, known)  # (N, P), (B,)
         prompt_of, of = torch.sort(prompt_of, stable=True)
         room = limit - input_ids.shape[1]
         seen = (prompts >= 0).long()

@@ -104,18 +104,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
-            self._buffered_inputs: Any = batches.micro_batches(batch, batches.kept_rows(self, batch), **self._division)
+            self._buffered_inputs: Any = batches.divide(self, batch)
         return self._buffered_inputs[self._step % steps]
-
-    @property
-    def _division(self) -> dict[str, Any]:
-        """How a generation batch is cut into micro-batches."""
-        return {
-            "steps": self.args.steps_per_generation,
-            "window": self.args.gradient_accumulation_steps,
-            "loss_type": self.loss_type,
-            "total": lambda tensor: self.accelerator.reduce(tensor, "sum"),
-        }
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Weigh a micro-batch as the whole batch would. TRL 1.16: `_compute_loss` returns what goes into backward."""
