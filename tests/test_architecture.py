@@ -15,7 +15,20 @@ SOURCE = Path(grpo_hf.__file__).parent
 # A module imports modules of lower rows only, so the data goes one way and every module can be read after those below.
 LAYERS = [
     {"errors", "console", "word_problems"},
-    {"advantages", "objective", "tiny_model", "rows", "reward", "progress", "config", "hub", "base", "head", "packing"},
+    {
+        "advantages",
+        "objective",
+        "tiny_model",
+        "rows",
+        "reward",
+        "progress",
+        "config",
+        "hub",
+        "base",
+        "head",
+        "lora",
+        "packing",
+    },
     {"data", "plugins", "recipe", "roles", "cold_start", "attention", "batches"},
     {"refill", "fork", "merging"},
     {"scoring", "log_probs", "rollout"},

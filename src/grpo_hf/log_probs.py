@@ -22,6 +22,7 @@ from .attention import read_layouts
 from .config import option
 from .errors import NotPackableError
 from .head import selected_log_probs
+from .lora import join_products
 from .packing import IGNORED, PackedGroups
 from .roles import causal_model
 
@@ -39,7 +40,8 @@ _SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_he
 def prepare(trainer: Any) -> None:
     """Let the policy, and a reference model if there is one, take packed rows: `model(..., layout=layout)`.
 
-    Calls without a layout are as they were. TRL 1.16 has given both models its fused head by now.
+    Calls without a layout are as they were, but for LoRA layers on a CPU, which skip passes over memory (lora.py). TRL
+    1.16 has given both models its fused head by now.
     """
     if option(trainer.args, "packed_update"):
         for model in filter(None, (trainer.model, trainer.ref_model)):
@@ -48,6 +50,7 @@ def prepare(trainer: Any) -> None:
                 trainer.temperature,
                 entropy_gradient=trainer._entropy_bonus_enabled,
             )
+        join_products(trainer.model)
 
 
 def take_layouts(model: PreTrainedModel, temperature: float, *, entropy_gradient: bool = False) -> None:
