@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .common import ROOT, Row, options, show
 
-BENCHMARKS = ("update", "rollout", "step", "memory")
+BENCHMARKS = ("update", "rollout", "step", "memory", "scoring")
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -10,9 +10,11 @@ the number are ignored. `_text.py` says what counts as a number, and what makes 
 from fractions import Fraction
 from typing import Any
 
+from grpo_hf.reward import reward_settings
 from grpo_hf.rewards._text import Completion, completion_text, numbers_as_written, parse_number
 
 
+@reward_settings(in_process=True)
 def gsm8k(completions: list[Completion], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""1.0 where the completion's final number equals the gold answer's exactly, else 0.0.
 

@@ -3,9 +3,11 @@
 from typing import Any
 
 from grpo_hf.errors import RewardSpecError
+from grpo_hf.reward import reward_settings
 from grpo_hf.rewards._text import Completion
 
 
+@reward_settings(in_process=True)
 def overlong(
     completions: list[Completion],
     completion_ids: list[list[int]],

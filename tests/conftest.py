@@ -12,7 +12,7 @@ from datasets import Dataset
 from fakehub import FakeHub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_hf import GRPOConfig, GRPOTrainer
+from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
 from grpo_hf.tiny_model import tiny_model, tiny_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
@@ -32,6 +32,7 @@ TINY_RUN = {
 }
 
 
+@reward_settings(in_process=True)
 def count_ones(completions: list[str], **_: Any) -> list[float]:
     """A reward that differs within a group of an untrained model's babble."""
     return [float(len(text)) + text.count("1") for text in completions]

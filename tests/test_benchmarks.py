@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import batches, common, memory, plot, rollout, step, update
+from benchmarks import batches, common, memory, plot, rollout, scoring, step, update
 from benchmarks.common import OURS, PEER, TRL, Time
 from benchmarks.flops import Shape, seen_pairs, useful_flops
 from benchmarks.sides import make_trainer
@@ -190,3 +190,11 @@ def test_the_sweep_becomes_a_picture(tmp_path: Path) -> None:
     record = {"rows": rows, "settings": {"model": "m", "threads": 1}}
     plot.draw(record | {"machine": {"accelerator": None, "cpu": "c", "versions": {"trl": "1"}}}, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_scoring_compares_equal_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "COUNT", 12)
+    monkeypatch.setattr(scoring, "TIMEOUT", 1.0)
+    math, hang, overhead = scoring.compare(2, 1)
+    assert all(math["equal"].values()) and hang["equal"]["others"]
+    assert math["value"] > 0 and overhead["value"] > 0

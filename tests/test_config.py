@@ -17,6 +17,9 @@ OURS = {"loss_type", "beta", "use_bias_correction_kl", "reference", "packed_upda
     "dynamic_sampling",
     "max_refills",
     "early_rewards",
+    "reward_timeout",
+    "reward_workers",
+    "max_reward_failures",
 }
 
 

@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM, set_seed
 from grpo_hf import report
 from grpo_hf.evaluation import accuracy, compare, greedy_completions, right_answers
 from grpo_hf.plugins import load_reward
+from grpo_hf.scoring import ScoredReward
 from grpo_hf.tiny_model import tiny_model, tiny_tokenizer
 
 Z = 1.959964
@@ -232,13 +233,13 @@ async def graded_later(**columns):
     return graded(**columns)
 
 
-@pytest.mark.parametrize("reward", [graded, graded_later, load_reward(graded), load_reward(graded_later)])
+@pytest.mark.parametrize("reward", [graded, graded_later])
 @pytest.mark.parametrize("chat", [True, False])
 def test_only_the_full_mark_is_a_right_answer(reward, chat: bool):
     golds = ["4", "5", "half", "unclear", "nan"]
     prompt = CHATS[0] if chat else QUESTIONS[0]
     rows = [{"prompt": prompt, "answer": gold, "completion": "of the dataset"} for gold in golds]
-    assert right_answers(reward, rows, ["4"] * 5) == [True, False, False, False, False]
+    assert right_answers(ScoredReward(load_reward(reward)), rows, ["4"] * 5) == [True, False, False, False, False]
 
 
 def test_a_reward_may_ask_for_what_the_trainer_passes():
@@ -249,7 +250,7 @@ def test_a_reward_may_ask_for_what_the_trainer_passes():
 
     rows = [{"prompt": "?"}] * 2
     state = SimpleNamespace(global_step=7)
-    assert right_answers(load_reward(curriculum), rows, ["a", "b"], trainer_state=state) == [True, True]
+    assert right_answers(ScoredReward(load_reward(curriculum)), rows, ["a", "b"], trainer_state=state) == [True, True]
 
 
 def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tmp_path: Path):
@@ -278,6 +279,7 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
         args=SimpleNamespace(per_device_eval_batch_size=2, per_device_train_batch_size=3, output_dir=str(tmp_path)),
         state=SimpleNamespace(global_step=1),
         is_world_process_zero=lambda: True,
+        reward_funcs=[],
     )
     found = report.compare_with_base(trainer, Dataset.from_list(rows), load_reward(graded))
 

@@ -24,7 +24,7 @@ from grpo_hf.evaluation import compare
 from grpo_hf.hub import public_name, write_model_card
 from grpo_hf.plugins import load_reward
 from grpo_hf.recipe import read_recipe
-from grpo_hf.scoring import CheckedReward
+from grpo_hf.scoring import ScoredReward
 
 REPO = "tester/demo"
 RECORD = {"README.md", "metrics.jsonl", "evaluation.jsonl", "recipe.yaml", "training_args.bin"}
@@ -216,7 +216,7 @@ def card(tmp_path: Path) -> Callable[..., ModelCard]:
     def write(
         *rewards: Any, base: str = "org/base", named: dict[str, Any] | None = None, **attributes: Any
     ) -> ModelCard:
-        functions = [CheckedReward.of(load_reward(reward)) for reward in rewards or ["gsm8k"]]
+        functions = [ScoredReward(load_reward(reward)) for reward in rewards or ["gsm8k"]]
         usual = {
             "model": SimpleNamespace(config=SimpleNamespace(_name_or_path=base), peft_config={"default": LoraConfig()}),
             "args": GRPOConfig(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none"),

@@ -275,7 +275,7 @@ class TestNotFound:
             load_reward("gsm8")
         message = str(caught.value)
         assert "'gsm8' is not known. Did you mean 'gsm8k'?" in message
-        assert "answer_format, concise, gsm8k, overlong" in message
+        assert "answer_format, concise, countdown, " in message and "gsm8k, judge, " in message
         assert "./my_rewards.py:my_function" in message
         assert "grpo-hf rewards list" in message
 
@@ -419,12 +419,12 @@ class TestColumns:
 
 class TestAsync:
     def test_trl_sees_an_async_reward(self):
-        @register_reward("judge")
-        async def judge(completions, *, mark=1.0):
+        @register_reward("referee")
+        async def referee(completions, *, mark=1.0):
             await asyncio.sleep(0)
             return [mark] * len(completions)
 
-        reward = load_reward("judge(mark=0.5)")
+        reward = load_reward("referee(mark=0.5)")
         assert reward.is_async
         assert is_async_callable(reward)
         assert asyncio.run(as_trl_calls(reward)) == [0.5, 0.5]

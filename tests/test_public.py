@@ -23,6 +23,7 @@ PUBLIC = {
     "Reward": "grpo_hf.plugins",
     "load_reward": "grpo_hf.plugins",
     "register_reward": "grpo_hf.plugins",
+    "reward_settings": "grpo_hf.reward",
 }
 CONSTRUCTOR = [
     "self",

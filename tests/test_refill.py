@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from test_processes import launch
 from test_trainer import LORA
 
-from grpo_hf import GRPOTrainer, refill, roles
+from grpo_hf import GRPOTrainer, refill, reward_settings, roles
 from grpo_hf.errors import ConfigError
 from grpo_hf.progress import read_metrics
 
@@ -22,6 +22,7 @@ SCRIPT = Path(__file__).parent / "scripts" / "dynamic_sampling.py"
 def record(seen: list[list[str]]) -> Callable[..., list[float]]:
     """Says 1 to everything for an easy prompt, differs within the other groups, and writes down the prompts."""
 
+    @reward_settings(in_process=True, batched=True)
     def reward(prompts: list[str], completion_ids: list[list[int]], easy: list[bool], **_: Any) -> list[float]:
         seen.append(prompts)
         return [1.0 if simple else 0.1 * index for index, simple in enumerate(easy)]
@@ -41,6 +42,7 @@ def run(make_trainer: MakeTrainer, folder: Path, **settings: Any) -> tuple[list[
         max_steps=3,
         **settings,
     )
+    seen.clear()  # the trainer has tried the reward
     trainer.train()
     return seen, read_metrics(folder)
 
@@ -74,6 +76,7 @@ def test_no_more_rounds_than_allowed(make_trainer: MakeTrainer, tmp_path: Path) 
         max_refills=2,
         max_steps=2,
     )
+    seen.clear()  # the trainer has tried the reward
     trainer.train()  # nothing to learn from, and it goes on
     assert [len(prompts) for prompts in seen] == [8] * 6
     assert [row["signal/refilled_groups"] for row in read_metrics(tmp_path / "run")] == [0, 0]

@@ -11,8 +11,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_hf import GRPOConfig, GRPOTrainer
-from grpo_hf.errors import DataError, OutputExistsError, RewardNotFound, RewardOutputError, RewardSpecError
+from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
+from grpo_hf.errors import DataError, OutputExistsError, RewardFailuresError, RewardNotFound, RewardSpecError
 from grpo_hf.progress import read_metrics
 
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -129,10 +129,11 @@ def test_completions_are_printed_on_request(make_trainer: MakeTrainer, tmp_path:
 
 
 def test_a_reward_that_returns_too_few_stops_the_run_and_is_named(make_trainer: MakeTrainer) -> None:
+    @reward_settings(in_process=True, batched=True)
     def short(completions: list[str], **_: Any) -> list[float]:
         return [0.0] * (len(completions) - 1)
 
-    with pytest.raises(RewardOutputError, match="'short' returned 7 values for 8 completions"):
+    with pytest.raises(RewardFailuresError, match=r"short failed on 8 of 8 (?s:.*) returned 7 values for 8"):
         make_trainer(reward_funcs=short, peft_config=LORA).train()
 
 

@@ -1,6 +1,6 @@
 """Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) on one frozen base model.
 
-from grpo_hf import GRPOConfig, GRPOTrainer, load_reward, register_reward
+from grpo_hf import GRPOConfig, GRPOTrainer, load_reward, register_reward, reward_settings
 """
 
 from importlib import import_module
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import GRPOConfig
     from .plugins import load_reward, register_reward
-    from .reward import Reward
+    from .reward import Reward, reward_settings
     from .trainer import GRPOTrainer
 
-__all__ = ["GRPOConfig", "GRPOTrainer", "Reward", "load_reward", "register_reward"]
+__all__ = ["GRPOConfig", "GRPOTrainer", "Reward", "load_reward", "register_reward", "reward_settings"]
 
 _HOMES = {
     "GRPOConfig": "config",
@@ -20,6 +20,7 @@ _HOMES = {
     "Reward": "reward",
     "load_reward": "plugins",
     "register_reward": "plugins",
+    "reward_settings": "reward",
 }
 
 

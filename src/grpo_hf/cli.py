@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from .console import quiet
-from .errors import ConfigError, DataError, exit_on_error
+from .errors import ConfigError, DataError, RewardOutputError, exit_on_error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; errors that are the user's to mend leave with exit code 2."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command is not _train:
+    if rest and not options.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     quiet()
     with exit_on_error():
@@ -27,16 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="grpo-hf", description="GRPO on one frozen base model.")
+    parser.set_defaults(takes_settings=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a recipe", description=_train.__doc__)
     train.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
-    train.set_defaults(command=_train)
+    train.set_defaults(command=_train, takes_settings=True)
 
     group = commands.add_parser("rewards", help="list and try rewards")
     rewards = group.add_subparsers(required=True, metavar="COMMAND")
     listing = rewards.add_parser("list", help="every installed reward", description=_rewards_list.__doc__)
     listing.set_defaults(command=_rewards_list)
+    check = rewards.add_parser("check", help="what a recipe's rewards pay for", description=_rewards_check.__doc__)
+    check.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
+    check.add_argument("--rows", type=int, default=8, help="rows of the training data to try (default 8)")
+    check.set_defaults(command=_rewards_check, takes_settings=True)
     test = rewards.add_parser("test", help="score texts with a reward", description=_rewards_test.__doc__)
     test.add_argument("reward", help="name, ./file.py:function or package.module:function, with options")
     test.add_argument("--completion", action="append", default=[], help="a text to score; repeat for more")
@@ -65,25 +70,26 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
     """List every reward that can be named, with the columns that it reads and its options."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from .plugins import installed_rewards
 
     table = Table(box=None, pad_edge=False)
     table.add_column("reward", no_wrap=True)
-    for title in ("reads", "what it pays for", "from"):
-        table.add_column(title)
+    for title, share in (("reads", 1), ("what it pays for", 4), ("options", 4), ("from", 1)):
+        table.add_column(title, ratio=share)
     for reward in installed_rewards():
         options_shown = ", ".join(f"{name}={value!r}" for name, value in reward.options.items())
-        signature = f"{reward.name}({options_shown})" if options_shown else reward.name
-        table.add_row(signature, ", ".join(reward.columns), reward.error or reward.doc, reward.source)
+        row = (reward.name, ", ".join(reward.columns), reward.error or reward.doc, options_shown, reward.source)
+        table.add_row(*map(escape, row))
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     """Score completions given as text or as a jsonl file, one line of output each."""
     from .plugins import load_reward
-    from .scoring import checked_values, score
+    from .scoring import ScoredReward
 
     reward = load_reward(options.reward)
     rows = _rows(options)
@@ -98,9 +104,44 @@ def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     columns.setdefault("prompts", columns.pop("prompt", [""] * len(rows)))
     columns.setdefault("completion_ids", [str(text).split() for text in columns["completion"]])
     completions = columns.pop("completion")
-    values = score(reward, completions=completions, **columns)
-    for value, text in zip(checked_values(reward.name, values, len(rows)), completions, strict=True):
-        print(f"{'cannot judge' if value is None else format(value, '.3f')}  {str(text)[:100]!r}")
+    scored = ScoredReward(reward)
+    scored(completions=completions, **columns)
+    for outcome, text in zip(scored.outcomes, completions, strict=True):
+        shown = "failed" if outcome.failure else "cannot judge" if outcome.value is None else f"{outcome.value:.3f}"
+        print(f"{shown}  {str(text)[:100]!r}")
+    if failure := next((outcome.failure for outcome in scored.outcomes if outcome.failure is not None), None):
+        raise RewardOutputError(f"reward {reward.spec} failed ({failure.reason}): {failure.detail}")
+
+
+def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
+    """Try the rewards of a recipe on rows of its data: with the gold answer, and with answers that nobody should be
+    paid for. Names each reward that pays for one of those."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .preflight import sample_rows
+    from .recipe import read_recipe
+    from .reward_check import examine
+
+    if options.rows < 2:
+        raise ConfigError(f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another.")
+    recipe = read_recipe(["--config", str(options.recipe), *rest])
+    rewards, rows = sample_rows(recipe, options.rows)
+    findings = examine(rewards, rows, timeout=recipe.training.reward_timeout)
+    table = Table(title=f"mean reward on {len(rows)} rows, by what the completion is")
+    table.add_column("reward")
+    for title in (*findings[0].pays, "range", "ms each", "the same twice"):
+        table.add_column(title, justify="right")
+    for found in findings:
+        means = ["-" if mean is None else f"{mean:.2f}" for mean in found.pays.values()]
+        span = "-" if found.lowest is None else f"{found.lowest:.2f} to {found.highest:.2f}"
+        table.add_row(
+            found.reward.name, *means, span, f"{found.milliseconds:.2f}", "yes" if found.deterministic else "[red]no[/]"
+        )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    for note in (note for found in findings for note in found.notes()):
+        console.print(f"note: {note}", markup=False)
 
 
 def _plot(options: argparse.Namespace, rest: list[str]) -> None:

@@ -19,6 +19,7 @@ _CHOICES = {
 }
 _POSITIVE = (
     "max_refills",
+    "reward_timeout",
     "temperature",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -39,7 +40,11 @@ class GRPOConfig(TRLGRPOConfig):
             for a new adapter, a frozen copy for a continued one), or `"base"`, the base with every adapter disabled.
         packed_update (`bool`): compute each distinct token of an update once. Off: TRL's update.
         grouped_rollout (`bool`): read each prompt once per group when sampling. Off: TRL's rollout.
-        early_rewards (`bool`): score in a thread during the reference pass. Off: on the main thread after it.
+        early_rewards (`bool`): score during the reference pass. Off: after it.
+        reward_timeout (`float`): seconds that a reward may take for a completion, if it has no `timeout` of its own.
+        reward_workers (`int`, *optional*): completions scored at a time, in processes of their own; by default the
+            cores of this process. 0: rewards run in the trainer's process, where a hang or a crash is one of the run.
+        max_reward_failures (`float`): share of a reward's completions that may fail in a step; beyond it the run stops.
         dynamic_sampling (`bool`): replace groups without a signal by fresh prompts (DAPO, arXiv 2503.14476).
         max_refills (`int`): how many rounds of fresh prompts a rollout may take.
 
@@ -81,7 +86,16 @@ class GRPOConfig(TRLGRPOConfig):
 
     early_rewards: bool = field(
         default=True,
-        metadata={"help": "Score completions in a thread while the reference pass runs; `false` is TRL's order."},
+        metadata={"help": "Score completions while the reference pass runs; `false` is TRL's order."},
+    )
+    reward_timeout: float = field(default=10.0, metadata={"help": "Seconds that a reward may take for a completion."})
+    reward_workers: int | None = field(
+        default=None,
+        metadata={"help": "Completions scored at a time, in processes of their own; 0: in the trainer's process."},
+    )
+    max_reward_failures: float = field(
+        default=0.5,
+        metadata={"help": "Share of a reward's completions that may fail in a step before the run stops."},
     )
     dynamic_sampling: bool = field(
         default=False,
@@ -98,6 +112,11 @@ class GRPOConfig(TRLGRPOConfig):
         for name in _POSITIVE:
             if not (value := getattr(self, name)) > 0:
                 raise ConfigError(f"{name} is {value}; expected a number above 0.")
+        if not 0 <= self.max_reward_failures <= 1 or (self.reward_workers or 0) < 0:
+            raise ConfigError(
+                f"max_reward_failures is {self.max_reward_failures} and reward_workers {self.reward_workers}; expected "
+                "a share from 0 to 1, and a number of processes that is not negative."
+            )
         check_geometry(self)
         if self.bf16 is None:
             self.bf16: bool | None = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()

@@ -9,7 +9,8 @@
     ├── RewardError        (Exception)
     │   ├── RewardNotFound (LookupError)      a reward spec names nothing
     │   ├── RewardSpecError (ValueError)      a reward was found but cannot be used as asked
-    │   └── RewardOutputError (ValueError)    a reward returned something that is not a list of rewards
+    │   ├── RewardOutputError (ValueError)    a reward returned something that is not a list of rewards
+    │   └── RewardFailuresError (RuntimeError) a reward fails too often to train a model
     ├── OutputExistsError  (FileExistsError)  the output folder holds another run
     └── HubUnreachable     (ConnectionError)  the Hub was needed and did not answer
 
@@ -62,6 +63,10 @@ class RewardSpecError(RewardError, ValueError):
 
 class RewardOutputError(RewardError, ValueError):
     """A reward returned something that is not one number or None per completion."""
+
+
+class RewardFailuresError(RewardError, RuntimeError):
+    """A reward failed on more completions than a run allows."""
 
 
 class OutputExistsError(GrpoError, FileExistsError):

@@ -13,7 +13,6 @@ from accelerate.utils import gather_object
 
 from . import rollout
 from .data import prompt_token_ids
-from .scoring import score
 
 Z_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 _RESAMPLES = 10_000
@@ -140,8 +139,7 @@ def right_answers(
     chat = isinstance(rows[0]["prompt"], list)
     shaped: list[Any] = [[{"role": "assistant", "content": text}] if chat else text for text in completions]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
-    values = score(
-        reward,
+    values = reward(
         prompts=[row["prompt"] for row in rows],
         completions=shaped,
         completion_ids=completion_ids or [[]] * len(rows),

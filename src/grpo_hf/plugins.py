@@ -20,6 +20,7 @@ from .errors import RewardError, RewardNotFound, RewardSpecError, did_you_mean
 from .reward import Reward, address, checked_reward, definition_of
 
 _GROUP = "grpo_hf.rewards"
+_FILE_MODULE = "grpo_hf_file"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _registered: dict[str, Callable[..., Any]] = {}
@@ -135,7 +136,7 @@ def _find(name: str, folder: Path) -> tuple[Any, str, str]:
     place, _, attribute = name.rpartition(":")
     if place.endswith(".py"):
         file = folder / Path(place).expanduser()
-        return _attribute(_import_file(file), attribute, str(file)), attribute, str(file)
+        return _attribute(import_file(file), attribute, str(file)), attribute, str(file)
     if all(part.isidentifier() for part in place.split(".")):
         return _imported(name, name), attribute, place
     known = _known_names()
@@ -170,14 +171,14 @@ def _imported(target: str, what: str) -> Any:
     return _attribute(module, attribute, what)
 
 
-def _import_file(file: Path) -> ModuleType:
+def import_file(file: Path) -> ModuleType:
     """The file as a module, run once per process, under a name on which all processes agree."""
     path = file.resolve()
     if not path.is_file():
         siblings = [sibling.name for sibling in path.parent.glob("*.py")]
         raise RewardNotFound(f"there is no reward file {path}.{did_you_mean(path.name, siblings)}")
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]  # hash() of text differs from process to process
-    name = "_".join(["grpo_hf_file", re.sub(r"\W", "_", path.stem), digest])
+    name = "_".join([_FILE_MODULE, re.sub(r"\W", "_", path.stem), digest])
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
@@ -190,6 +191,12 @@ def _import_file(file: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return module
+
+
+def file_modules() -> list[str]:
+    """The files that rewards of this process come from; another process imports them before it unpickles one."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(_FILE_MODULE)]
+    return [str(module.__file__) for module in modules]
 
 
 @contextmanager

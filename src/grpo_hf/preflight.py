@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from .plugins import load_reward
 from .progress import claim_output_folder
 from .recipe import EMBEDDED_MODEL, Recipe
 from .reward import Reward, require_columns
+from .reward_check import dry_run, first_rows
 from .rows import Split, read_split
-from .scoring import refuse_namesakes
+from .scoring import isolate, refuse_namesakes, scored_rewards
 
 _RENAME = "--columns {}=<its name there>"
 
@@ -66,6 +68,33 @@ def check_task(recipe: Recipe) -> Task:
     return Task(rewards, eval_reward, train, held_out, resume, notes)
 
 
+def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str, Any]]]:
+    """The rewards of a recipe, and the first rows of its training data with the prompt as `prompt`.
+
+    The prompt is a list of messages, unless the model's tokenizer is at hand and has no chat template.
+
+    Raises:
+        GrpoError: as `check_task`.
+    """
+    rewards, _ = _rewards(recipe)
+    train, _, _ = _data(recipe, rewards)
+    settings, name = recipe.task, recipe.model.model_name_or_path
+    chat = name != EMBEDDED_MODEL
+    if chat and name is not None and Path(name).is_dir():
+        source = {"revision": recipe.model.model_revision, "gguf_file": settings.gguf_file}
+        trusted = recipe.training.trust_remote_code
+        chat = base.load_tokenizer(name, **source, trust_remote_code=trusted).chat_template is not None
+    build = data.prompt_builder(chat=chat, system_prompt=settings.system_prompt, instruction=settings.instruction)
+    column = data.prompt_column(train, settings.prompt_column)
+    rows: list[dict[str, Any]] = []
+    for row in train.rows:
+        with suppress(ValueError):  # not a prompt; a run leaves it out as well
+            rows.append({**row, "prompt": build(row[column])})
+        if len(rows) == count:
+            break
+    return rewards, rows
+
+
 def check_model(recipe: Recipe, task: Task) -> Prompts:
     """Check the model's files, the adapter, and that every prompt fits: what needs no weights.
 
@@ -99,6 +128,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         return dataset
 
     train = prompts_of(task.train)
+    _try_rewards(recipe, task.rewards, train)
     return Prompts(tokenizer, train, prompts_of(task.held_out) if task.held_out else None, notes)
 
 
@@ -123,6 +153,18 @@ def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
             f"{did_you_mean(task.eval_reward, by_name)}"
         )
     return rewards, by_name[task.eval_reward]
+
+
+def _try_rewards(recipe: Recipe, rewards: Sequence[Reward], train: Dataset) -> None:
+    """Call each reward on two rows: what cannot work fails before a model is loaded."""
+    entries = scored_rewards(list(rewards))
+    training = recipe.training
+    process = isolate(entries, workers=training.reward_workers, timeout=training.reward_timeout)
+    try:
+        dry_run(entries or [], first_rows(train), strict=True)
+    finally:
+        if process is not None:
+            process.close()
 
 
 def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | None, list[str]]:

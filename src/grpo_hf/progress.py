@@ -97,7 +97,7 @@ def progress_line(
     'step  20/100  reward 0.500  gsm8k 0.250  kl 0.0012  length 42  1,234 tokens/s  1:15 left'
     """
     parts = [f"step {step:>{len(str(steps))}}/{steps}", f"reward {_shown(logs.get('reward'))}"]
-    parts += [f"{name} {_shown(logs.get(f'rewards/{name}/mean'))}" for name in reward_names]
+    parts += [_reward_part(name, logs) for name in reward_names]
     if "kl" in logs:
         parts.append(f"kl {logs['kl']:.4f}")
     if "completions/mean_length" in logs:
@@ -107,6 +107,16 @@ def progress_line(
     hours, minutes = divmod(minutes, 60)
     parts.append(f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left")
     return "  ".join(parts)
+
+
+def _reward_part(name: str, logs: dict[str, Any]) -> str:
+    """A reward's mean, and the share of completions that it failed on, by reason."""
+    mean, prefix = f"{name} {_shown(logs.get(f'rewards/{name}/mean'))}", f"rewards/{name}/failed/"
+    failed = {
+        key.removeprefix(prefix).replace("_", " "): value for key, value in logs.items() if key.startswith(prefix)
+    }
+    reasons = ", ".join(f"{reason} {share:.1%}" for reason, share in failed.items() if share)
+    return f"{mean} ({reasons})" if reasons else mean
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from . import evaluation, roles
 from .errors import DataError
 from .progress import METRICS_FILE, read_metrics
-from .scoring import CheckedReward
+from .scoring import ScoredReward
 
 if TYPE_CHECKING:
     from .plugins import Reward
@@ -43,11 +43,12 @@ def compare_with_base(trainer: "GRPOTrainer", held_out: Any, reward: "Reward") -
     answers = {"adapter": evaluation.greedy_completions(model, tokenizer, prompts, **options)}
     with roles.as_base(model):
         answers["base"] = evaluation.greedy_completions(model, tokenizer, prompts, **options)
-    checked, state = CheckedReward.of(reward), trainer.state
+    ours = (entry for entry in trainer.reward_funcs if isinstance(entry, ScoredReward) and entry.reward is reward)
+    scored = next(ours, None) or ScoredReward(reward)
     right = {}
     for name, texts in answers.items():
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        right[name] = evaluation.right_answers(checked, rows, texts, completion_ids=ids, trainer_state=state)
+        right[name] = evaluation.right_answers(scored, rows, texts, completion_ids=ids, trainer_state=trainer.state)
     if trainer.is_world_process_zero():
         with (Path(trainer.args.output_dir) / EVALUATION_FILE).open("w", encoding="utf-8") as file:
             for index, row in enumerate(rows):

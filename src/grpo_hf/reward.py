@@ -7,15 +7,89 @@ pass are the dataset columns that it needs.
 """
 
 import inspect
+import math
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from .errors import DataError, RewardSpecError, did_you_mean
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 _EXPECTED = "fn(prompts, completions, completion_ids, **columns) -> list[float | None]"
 _FROM_TRAINER = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """How a reward is run and what it counts for.
+
+    The first four are the function's own, by `reward_settings`; a recipe can give all of them beside the reward's
+    options, as in `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`.
+
+    Args:
+        batched: one call gets all completions of a rollout, for rewards that compare them; a failure then costs all of
+            them their value.
+        in_process: called in the trainer's process, for rewards of microseconds and for those that hold a model. It is
+            protected from exceptions, but from nothing else.
+        timeout: seconds for one completion (with `batched`, for the call), instead of `reward_timeout`.
+        concurrency: how many completions an `async def` reward may have under way at a time.
+        weight: what it is multiplied by in the sum of rewards: a number, or a schedule.
+        clip: the lowest and the highest value; what is beyond becomes that.
+    """
+
+    batched: bool = False
+    in_process: bool = False
+    timeout: float | None = None
+    concurrency: int = 16
+    weight: "float | Schedule | None" = None
+    clip: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A weight that moves from `start` to `end` over `steps` optimizer steps, and then stays.
+
+    >>> Schedule.parse("linear(0, 1, steps=200)").at(50)
+    0.25
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Schedule":
+        """Read `linear(start, end, steps=n)`.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        match = re.fullmatch(r"\s*linear\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*,\s*(?:steps\s*=\s*)?(\d+)\s*\)\s*", text)
+        if match is None or int(match[3]) < 1:
+            raise ValueError(text)
+        return cls(float(match[1]), float(match[2]), int(match[3]))
+
+    def at(self, step: int) -> float:
+        """The weight after as many steps."""
+        return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
+
+
+def reward_settings(
+    *, batched: bool = False, in_process: bool = False, timeout: float | None = None, concurrency: int = 16
+) -> Callable[[_Function], _Function]:
+    """Say how the decorated reward is run (see `RewardSettings`).
+
+    Without it a reward runs in worker processes, one completion at a time.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        function.reward_settings = RewardSettings(batched, in_process, timeout, concurrency)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +102,7 @@ class Reward:
         function: the function; it gets the columns that it can take, and `options` instead of columns of that name.
         options: keyword arguments of every call.
         source: who provides it: `grpo-hf 0.1.0`, `registered in my_module`, `path/to/file.py`, or a module.
+        settings: how it is run and what it counts for.
     """
 
     name: str
@@ -35,11 +110,12 @@ class Reward:
     function: Callable[..., Any]
     options: dict[str, Any]
     source: str
+    settings: RewardSettings = RewardSettings()
 
     is_async: ClassVar[bool] = False
 
     def __call__(self, **columns: Any) -> Any:
-        return self.function(**self._arguments(columns))
+        return self.function(**self.taken(columns), **self.options)
 
     @property
     def __name__(self) -> str:  # TRL names a reward's metrics by it
@@ -76,9 +152,10 @@ class Reward:
             and name not in _FROM_TRAINER
         }
 
-    def _arguments(self, columns: dict[str, Any]) -> dict[str, Any]:
-        taken = {name: value for name, value in columns.items() if self._takes_all or name in self._parameters}
-        return taken | self.options
+    def taken(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """Those columns that the function is called with."""
+        known = self._parameters if not self._takes_all else columns
+        return {name: value for name, value in columns.items() if name in known and name not in self.options}
 
 
 class AsyncReward(Reward):
@@ -87,7 +164,7 @@ class AsyncReward(Reward):
     is_async = True
 
     async def __call__(self, **columns: Any) -> Any:
-        return await self.function(**self._arguments(columns))
+        return await self.function(**self.taken(columns), **self.options)
 
 
 def checked_reward(function: Any, name: str, spec: str, options: dict[str, Any], source: str) -> Reward:
@@ -100,7 +177,8 @@ def checked_reward(function: Any, name: str, spec: str, options: dict[str, Any],
         raise RewardSpecError(f"reward {spec!r} is a generator; expected a function that returns: {_EXPECTED}.")
     kind = AsyncReward if any(map(inspect.iscoroutinefunction, forms)) else Reward
     given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-    reward = kind(name, f"{spec}({given})" if given else spec, function, options, source)
+    settings, options = _settings(function, spec, options)
+    reward = kind(name, f"{spec}({given})" if given else spec, function, options, source, settings)
     # The trainer passes prompts and completions; a column named in the singular never arrives.
     if not (reward._takes_all or "completions" in reward._parameters) or {"prompt", "completion"} & {*reward.columns}:
         signature = inspect.signature(function)
@@ -113,6 +191,59 @@ def checked_reward(function: Any, name: str, spec: str, options: dict[str, Any],
                 f"{', '.join(known) or 'none'}."
             )
     return reward
+
+
+def _settings(function: Any, spec: str, given: dict[str, Any]) -> tuple[RewardSettings, dict[str, Any]]:
+    """A function's settings with those among its options put in, and the options that are left: its own."""
+    own = getattr(definition_of(function), "reward_settings", RewardSettings())
+    signature = inspect.signature(function).parameters
+    names = {field.name for field in fields(RewardSettings)} - signature.keys()
+    settings = {name: value for name, value in given.items() if name in names}
+    for name, value in settings.items():
+        try:
+            settings[name] = _SETTINGS[name](value)
+        except (ValueError, TypeError, KeyError):
+            raise RewardSpecError(
+                f"reward {spec!r}: {name} is {value!r}; expected {_EXPECTED_SETTINGS[name]}."
+            ) from None
+    return replace(own, **settings), {name: value for name, value in given.items() if name not in settings}
+
+
+def _positive(value: Any) -> float:
+    if isinstance(value, bool) or not 0 < float(value) < math.inf:
+        raise ValueError(value)
+    return float(value)
+
+
+def _weight(value: Any) -> float | Schedule:
+    if isinstance(value, bool):
+        raise ValueError(value)
+    return Schedule.parse(value) if isinstance(value, str) and "(" in value else float(value)
+
+
+def _limits(value: Any) -> tuple[float, float]:
+    low, high = map(float, value)
+    if not low < high:
+        raise ValueError(value)
+    return low, high
+
+
+_SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "batched": {True: True, False: False}.__getitem__,
+    "in_process": {True: True, False: False}.__getitem__,
+    "timeout": _positive,
+    "concurrency": lambda value: int(_positive(value)),
+    "weight": _weight,
+    "clip": _limits,
+}
+_EXPECTED_SETTINGS = {
+    "batched": "true or false",
+    "in_process": "true or false",
+    "timeout": "seconds above 0",
+    "concurrency": "a number above 0",
+    "weight": "a number, or linear(start, end, steps=n)",
+    "clip": "two numbers, the lower one first",
+}
 
 
 def definition_of(function: Any) -> Any:

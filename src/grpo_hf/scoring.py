@@ -1,37 +1,235 @@
-"""Rewards as the trainer calls them: loaded through the one door, and their answers checked.
+"""Rewards as the trainer calls them: scored elsewhere, begun early, and a failure is counted instead of raised.
 
-B = N·G completions of a rollout; a reward returns one number or None for each.
+B completions of a rollout on this process, W processes, F rewards.
 """
 
 import asyncio
-import inspect
-import math
+import logging
 import os
 import re
-import reprlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from decimal import Decimal
-from numbers import Real
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
-from .errors import RewardOutputError, RewardSpecError
+from .errors import ConfigError, RewardSpecError
+from .isolation import CannotTravelError, RewardProcess, ServerDiedError, lost, pack
+from .outcomes import Failure, Outcome, call, call_async, clipped, replay
 from .plugins import load_reward
 from .reward import Reward, require_columns
 
+logger = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT = 10.0  # seconds for a completion
+
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
-_LARGEST = 3.4028234663852886e38  # float32's, which the trainer keeps rewards in
 
 
-def checked_rewards(reward_funcs: Any) -> list[Any] | None:
-    """Load every entry of `reward_funcs` and wrap it so that what it returns is checked.
+class ScoredReward:
+    """A reward under the trainer's roof: what TRL calls, and what it asks afterwards.
+
+    `outcomes` are those of the last call. Until `isolate` has given it a process, it runs in this one.
+    """
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+        self.__name__ = reward.name  # TRL names the reward's metrics by it
+        self.outcomes: list[Outcome] = []
+        self.timeout = reward.settings.timeout or DEFAULT_TIMEOUT
+        self._process: RewardProcess | None = None
+        self._index = 0
+        self._begun: tuple[Any, Future[list[Outcome]]] | None = None
+        self._thread_helps: bool | None = None  # whether a failure off the main thread is one on it; None: not tried
+
+    def isolate(self, process: RewardProcess, index: int) -> None:
+        """Score in a process from now on, where it is the reward of that index."""
+        self._process, self._index = process, index
+
+    @property
+    def off_main_thread(self) -> bool:
+        """Whether it may be begun early."""
+        return self._thread_helps is not False
+
+    def begin(self, completions: Sequence[Any], **columns: Any) -> Callable[[], None] | None:
+        """Begin to score what it will be called with; returns what a thread has to run for that, if anything."""
+        taken, shared = self._taken(completions, columns)
+        future: Future[list[Outcome]] = Future()
+        self._begun = completions, future
+        if self._process is not None:
+            self._begun = completions, self._submit(taken, shared, len(completions))
+            return None
+
+        def run() -> None:
+            try:
+                future.set_result(self._call(taken, shared, len(completions)))
+            except BaseException as error:  # KeyboardInterrupt too: it is raised again where it is waited for
+                future.set_exception(error)
+
+        return run
+
+    def __call__(
+        self, *, completions: Sequence[Any], log_extra: Any = None, log_metric: Any = None, **columns: Any
+    ) -> Any:
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] is completions:
+            outcomes = self._collected(begun[1], completions, columns)
+        else:
+            outcomes = self._score(completions, columns)
+        self.outcomes = [clipped(outcome, self.reward.settings.clip) for outcome in outcomes]
+        replay(self.outcomes, log_extra or _unheard, log_metric or _unheard)
+        return [outcome.value for outcome in self.outcomes]
+
+    def _score(self, completions: Sequence[Any], columns: dict[str, Any]) -> list[Outcome]:
+        taken, shared = self._taken(completions, columns)
+        if self._process is None:
+            return self._call(taken, shared, len(completions))
+        return self._collected(self._submit(taken, shared, len(completions)), completions, columns)
+
+    def _collected(
+        self, future: "Future[list[Outcome]]", completions: Sequence[Any], columns: dict[str, Any]
+    ) -> list[Outcome]:
+        """What was begun; a second time where the process died, or where a thread may be the matter."""
+        try:
+            outcomes = future.result()
+        except ServerDiedError:
+            taken, shared = self._taken(completions, columns)
+            try:
+                return self._submit(taken, shared, len(completions)).result()
+            except ServerDiedError:
+                return lost(len(completions))
+        raised = sum(_raised(outcome) for outcome in outcomes)
+        if self._process is not None or not raised or self._thread_helps:
+            return outcomes
+        again = self._call(*self._taken(completions, columns), len(completions))
+        self._thread_helps = sum(map(_raised, again)) >= raised
+        if not self._thread_helps:
+            failure = next(outcome.failure for outcome in outcomes if _raised(outcome))
+            logger.warning(
+                f"The reward {self.__name__!r} fails off the main thread ({failure.summary if failure else ''}) and "
+                "works on it, where it stays; scoring it no longer overlaps with the reference pass."
+            )
+        return again
+
+    def _submit(self, taken: dict[str, Any], shared: dict[str, Any], count: int) -> "Future[list[Outcome]]":
+        assert self._process is not None
+        try:
+            future: Future[list[Outcome]] = self._process.submit(self._index, taken, shared, count, self.timeout)
+        except CannotTravelError as error:
+            logger.warning(_WARNING.format(self.__name__, f"what it is called with cannot be sent there ({error})"))
+            self._process = None
+            future = Future()
+            future.set_result(self._call(taken, shared, count))
+        return future
+
+    def _call(self, taken: dict[str, Any], shared: dict[str, Any], count: int) -> list[Outcome]:
+        """Score in this process, in calls of one completion unless the reward compares them."""
+        settings = self.reward.settings
+        try:
+            if settings.batched:
+                return call(self.reward, taken | shared, count)
+            samples = [{name: values[row : row + 1] for name, values in taken.items()} | shared for row in range(count)]
+            if self.reward.is_async:
+                work = call_async(self.reward, samples, timeout=self.timeout, concurrency=settings.concurrency)
+                return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+            return [call(self.reward, columns, 1)[0] for columns in samples]
+        except MemoryError as error:
+            return [Outcome(None, Failure("memory", f"MemoryError: {error}"))] * count
+
+    def _taken(self, completions: Sequence[Any], columns: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The columns that the reward reads, and what is the same for all completions."""
+        state = columns.get("trainer_state")
+        lists = {"completions": list(completions)}
+        lists |= {name: list(values) for name, values in columns.items() if name != "trainer_state"}
+        shared = {"trainer_state": _snapshot(state)} if state is not None else {}
+        return self.reward.taken(lists), self.reward.taken(shared)
+
+
+def _raised(outcome: Outcome) -> bool:
+    return outcome.failure is not None and outcome.failure.reason == "exception"
+
+
+_WARNING = (
+    "The reward {!r} runs in the trainer's process, where a hang or a crash of it is one of the run: {}. "
+    "@reward_settings(in_process=True) says that this is meant."
+)
+
+
+def _unheard(*_: Any) -> None:
+    """In the place of the trainer's logs."""
+
+
+def _snapshot(state: Any) -> SimpleNamespace:
+    """The trainer's state at this moment, without its history and its callbacks: numbers and text."""
+    values = vars(state).items()
+    return SimpleNamespace(**{k: v for k, v in values if isinstance(v, int | float | str | bool | None)})
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of `async def` rewards in this process; one, because their sessions belong to one."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop
+
+
+def scored_rewards(reward_funcs: Any) -> list[Any] | None:
+    """Load every entry of `reward_funcs` for the trainer.
 
     Reward models (modules, model folders, `org/name`) pass through for TRL to load.
     """
     if reward_funcs is None:
         return None
     entries = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    return [entry if _is_reward_model(entry) else CheckedReward.of(load_reward(entry)) for entry in entries]
+    return [entry if _is_reward_model(entry) else ScoredReward(load_reward(entry)) for entry in entries]
+
+
+def isolate(rewards: Sequence[Any] | None, *, workers: int | None, timeout: float) -> RewardProcess | None:
+    """Start a process for the rewards that are not `in_process`; those that cannot go there are named.
+
+    Args:
+        workers: how many completions are scored at a time; 0: all rewards stay in this process; `None`: as many as
+            this process has cores.
+        timeout: seconds for a completion, where a reward has no setting of its own.
+    """
+    scored = [reward for reward in rewards or () if isinstance(reward, ScoredReward)]
+    packed = []
+    for reward in scored:
+        reward.timeout = reward.reward.settings.timeout or timeout
+        if workers == 0 or reward.reward.settings.in_process:
+            continue
+        try:
+            packed.append((reward, pack(reward.reward)))
+        except CannotTravelError as error:
+            logger.warning(_WARNING.format(reward.__name__, f"it cannot be sent to another ({error})"))
+    if not packed:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    process = RewardProcess([pickled for _, pickled in packed], workers or max(1, cores // processes))
+    for index, (reward, _) in enumerate(packed):
+        reward.isolate(process, index)
+    return process
+
+
+def weights_at(rewards: Sequence[Any], given: Sequence[float] | None, step: int) -> list[float] | None:
+    """The weight of each reward at a step, or `None` if no reward has a setting of its own.
+
+    Args:
+        given: the trainer's `reward_weights`.
+
+    Raises:
+        ConfigError: weights both there and at a reward.
+    """
+    own = [reward.reward.settings.weight if isinstance(reward, ScoredReward) else None for reward in rewards]
+    if all(weight is None for weight in own):
+        return None
+    if given is not None:
+        named = next(r.reward.spec for r, weight in zip(rewards, own, strict=True) if weight is not None)
+        raise ConfigError(f"reward_weights is given and {named} has a weight as well. Leave one of them out.")
+    weights = [1.0 if weight is None else weight for weight in own]
+    return [weight if isinstance(weight, int | float) else weight.at(step) for weight in weights]
 
 
 def check_columns(rewards: Any, dataset: Any) -> None:
@@ -42,18 +240,8 @@ def check_columns(rewards: Any, dataset: Any) -> None:
     """
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, list):
-        ours = [entry.reward for entry in rewards or () if isinstance(entry, CheckedReward)]
+        ours = [entry.reward for entry in rewards or () if isinstance(entry, ScoredReward)]
         require_columns(ours, columns, "the dataset", "dataset.rename_column(..., '{}')")
-
-
-def score(reward: Callable[..., Any], *, trainer_state: Any = None, **columns: Any) -> Any:
-    """What a reward, synchronous or not, returns outside a trainer; what it logs is not kept."""
-    values = reward(trainer_state=trainer_state, log_extra=_unheard, log_metric=_unheard, **columns)
-    return asyncio.run(values) if inspect.iscoroutine(values) else values
-
-
-def _unheard(*_: Any) -> None:
-    """In the place of the trainer's logs."""
 
 
 def refuse_namesakes(rewards: Sequence[Reward]) -> None:
@@ -78,90 +266,3 @@ def _is_reward_model(entry: Any) -> bool:
         is_folder = os.path.isfile(os.path.join(entry, "config.json"))
         return is_folder or (not is_file and bool(_HUB_NAME.match(entry)))
     return hasattr(entry, "parameters") and hasattr(entry, "forward")  # a torch module, without importing torch
-
-
-class CheckedReward:
-    """A reward whose every answer is one finite number or None per completion, or a clear error."""
-
-    def __init__(self, reward: Reward) -> None:
-        self.reward = reward
-        self.__name__ = reward.name  # TRL names the reward's metrics by it
-
-    @classmethod
-    def of(cls, reward: Reward) -> "CheckedReward":
-        """The wrapper that fits a synchronous or an `async def` reward."""
-        return (AsyncCheckedReward if reward.is_async else cls)(reward)
-
-    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> Any:
-        with _named(self.reward.name):
-            values = self.reward(completions=completions, **columns)
-        return checked_values(self.reward.name, values, len(completions))
-
-
-class AsyncCheckedReward(CheckedReward):
-    """`CheckedReward` for an `async def` reward; TRL awaits all of them together."""
-
-    async def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        with _named(self.reward.name):
-            values = await self.reward(completions=completions, **columns)
-        return checked_values(self.reward.name, values, len(completions))
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Say in whose code an exception came up; a bug in a reward is the user's to see, with its traceback."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"This was raised by the reward {name!r}.")
-        raise
-
-
-def checked_values(name: str, values: Any, expected: int) -> list[float | None]:
-    """What a reward returned, as `list[float | None]` of the expected length.
-
-    Numbers of any kind become floats, numpy and torch scalars and booleans among them; NaN means "cannot judge", like
-    None. A list, tuple, array or tensor of them is accepted.
-
-    Raises:
-        RewardOutputError: not a sequence, the wrong length, an entry that is not a number, or one beyond float32's
-            range.
-
-    >>> checked_values("demo", (True, None, 0.5), 3)
-    [1.0, None, 0.5]
-    """
-    if hasattr(values, "tolist"):  # numpy array or torch tensor
-        values = values.tolist()
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise RewardOutputError(
-            f"reward {name!r} returned {type(values).__name__}; expected a list of {expected} numbers or None, one per "
-            "completion."
-        )
-    if len(values) != expected:
-        raise RewardOutputError(
-            f"reward {name!r} returned {len(values)} values for {expected} completions; expected one per completion, "
-            "None for those it cannot judge."
-        )
-    return [_checked_value(name, index, value) for index, value in enumerate(values)]
-
-
-def _checked_value(name: str, index: int, value: Any) -> float | None:
-    if value is None:
-        return None
-    if getattr(value, "ndim", None) == 0:  # numpy or torch scalar
-        value = value.item()
-    if not isinstance(value, Real | Decimal):
-        raise RewardOutputError(
-            f"reward {name!r} returned {reprlib.repr(value)} ({type(value).__name__}) for completion {index}; expected "
-            "a number or None."
-        )
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if abs(number) > _LARGEST:
-        raise RewardOutputError(
-            f"reward {name!r} returned {number} for completion {index}; what float32 cannot hold makes every advantage "
-            "of its group NaN. Clip it in the reward."
-        )
-    return None if math.isnan(number) else number

@@ -12,10 +12,10 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from . import base, batches, early_rewards, hub, log_probs, refill, roles, rollout
+from . import base, batches, early_rewards, hub, log_probs, refill, reward_check, reward_watch, roles, rollout, scoring
 from .config import GRPOConfig, option
 from .progress import claim_output_folder, replace_progress
-from .scoring import check_columns, checked_rewards
+from .scoring import check_columns, scored_rewards
 
 
 class GRPOTrainer(TRLGRPOTrainer):
@@ -44,10 +44,11 @@ class GRPOTrainer(TRLGRPOTrainer):
         given = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
         roles.guard_adapters(given["model"], given.get("peft_config"))
         given["args"] = given.get("args") or GRPOConfig(output_dir=f"{base.model_name(given['model'])}-GRPO")
-        rewards = given["reward_funcs"] = checked_rewards(given.get("reward_funcs"))
+        rewards = given["reward_funcs"] = scored_rewards(given.get("reward_funcs"))
+        self._reward_process = scoring.isolate(rewards, **reward_watch.limits(given["args"]))
         if given.get("rollout_func") is None and given.get("environment_factory") is None:  # these two add columns
             check_columns(rewards, given.get("train_dataset"))
-        given["reward_funcs"] = early_rewards.early(rewards)
+            reward_check.dry_run(rewards or [], reward_check.first_rows(given.get("train_dataset")), strict=False)
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)
         roles.prepare(self.model, option(self.args, "reference"))
@@ -65,7 +66,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         if not self._owns_output_folder:
             claim_output_folder(Path(self.args.output_dir), self.accelerator, resume=resume_from_checkpoint)
         self._owns_output_folder = True
-        with roles.guarded(self, fresh=fresh and self.state.global_step == 0):
+        with roles.guarded(self, fresh=fresh and self.state.global_step == 0), reward_watch.checkpointed(self):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
 
     @cached_property
@@ -132,8 +133,9 @@ class GRPOTrainer(TRLGRPOTrainer):
         return output
 
     def _calculate_rewards(self, *positional: Any, **named: Any) -> Tensor:
-        """Keep the rewards of all processes, (W·B, F), which TRL 1.16 returns here and does not keep."""
-        self._rewards = super()._calculate_rewards(*positional, **named)
+        """Count failures and leave them out. TRL 1.16 returns the rewards of all processes here, (W·B, F)."""
+        reward_watch.set_weights(self)
+        self._rewards = reward_watch.settle(self, super()._calculate_rewards(*positional, **named))
         return self._rewards
 
     def _generate_single_turn(self, *positional: Any, **named: Any) -> Any:

@@ -2,10 +2,9 @@ import time
 
 import pytest
 
-from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards.answer_format import answer_format
 
-HASH_GOOD = [
+GOOD = [
     "#### 42",
     "reasoning\n#### 42",
     "reasoning\r\n#### 42\r\n",
@@ -18,7 +17,7 @@ HASH_GOOD = [
     "#### 1/2",
     r"#### \frac{1}{2}",
 ]
-HASH_BAD = [
+BAD = [
     "",
     "42",
     "####",
@@ -40,53 +39,16 @@ HASH_BAD = [
     "####\n42",
     "####\n#### 42",
 ]
-THINK_GOOD = [
-    "<think>a</think><answer>b</answer>",
-    "\n <think>\na\nb\n</think>\n\n<answer>\n42\n</answer> \n",
-    "<think>1 < 2 </b></think> <answer>#### 42</answer>",
-]
-THINK_BAD = [
-    "",
-    "42",
-    "<think>a</think>",
-    "<answer>b</answer>",
-    "a</think><answer>b</answer>",
-    "<answer>b</answer><think>a</think>",
-    "<think>a<answer>b</answer></think>",
-    "<think></think><answer>b</answer>",
-    "<think>a</think><answer> \n </answer>",
-    "<think>a</think>so<answer>b</answer>",
-    "so <think>a</think><answer>b</answer>",
-    "<think>a</think><answer>b</answer> so",
-    "<think>a</think><answer>b",
-    "<think>a</think><think>a</think><answer>b</answer>",
-    "<think>a</think><answer>b</answer><answer>c</answer>",
-    "<think>a</think></think><answer>b</answer>",
-    "<think>a <answer>b</answer></think><answer>b</answer>",
-    "<THINK>a</THINK><ANSWER>b</ANSWER>",
-]
 
 
 @pytest.mark.parametrize(
-    ("style", "completion", "reward"),
-    [("hash", text, 1.0) for text in HASH_GOOD]
-    + [("hash", text, 0.0) for text in HASH_BAD]
-    + [("think", text, 1.0) for text in THINK_GOOD]
-    + [("think", text, 0.0) for text in THINK_BAD],
+    ("completion", "reward"),
+    [(text, 1.0) for text in GOOD] + [(text, 0.0) for text in BAD],
     ids=lambda value: repr(value)[:60],
 )
-def test_form(style, completion, reward):
-    assert answer_format([completion], style=style) == [reward]
-    assert answer_format([[{"role": "assistant", "content": completion}]], style=style) == [reward]
-
-
-def test_hash_is_the_default():
-    assert answer_format(["#### 42", "<think>a</think><answer>b</answer>"]) == [1.0, 0.0]
-
-
-def test_unknown_style_names_the_known_ones():
-    with pytest.raises(RewardSpecError, match=r"'thnik' is not known. Did you mean 'think'\?.*hash, think"):
-        answer_format(["#### 42"], style="thnik")
+def test_form(completion, reward):
+    assert answer_format([completion]) == [reward]
+    assert answer_format([[{"role": "assistant", "content": completion}]]) == [reward]
 
 
 @pytest.mark.parametrize("content", [None, []])
@@ -97,7 +59,6 @@ def test_messages_without_text_score_zero(content):
 N = 100_000
 
 
-@pytest.mark.parametrize("style", ["hash", "think"])
 @pytest.mark.parametrize(
     "text",
     [
@@ -106,15 +67,12 @@ N = 100_000
         "#### " * (N // 5),
         "#### 4" + " " * N + "2",
         "\n####" * (N // 5),
-        "<think>" * (N // 7),
-        "<think>a</think>" * (N // 16),
-        "<think>a</think>" + " " * N + "b</answer>",
     ],
     ids=lambda text: repr(text[:9]),
 )
-def test_long_completions_are_fast(style, text):
+def test_long_completions_are_fast(text):
     start = time.process_time()
-    assert answer_format([text], style=style) == [0.0]
+    assert answer_format([text]) == [0.0]
     assert time.process_time() - start < 1.0
 
 

@@ -12,13 +12,14 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
-from grpo_hf import GRPOConfig, GRPOTrainer
+from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
 
 
 def main(checkpoint: str, output: Path, dynamic: bool) -> None:
     torch.set_num_threads(1)
     calls = {"in_step": 0, "step": -1}
 
+    @reward_settings(in_process=True, batched=True)
     def reward(completion_ids: list[list[int]], trainer_state: Any, **_: Any) -> list[float]:
         new = calls["step"] != trainer_state.global_step
         calls.update(step=trainer_state.global_step)
