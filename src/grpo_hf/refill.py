@@ -59,12 +59,14 @@ def replace_silent_groups(trainer: Any, batch: Batch, roll_out: Callable[[list[d
         roll_out: turns dataset rows, as many on every process, into such a batch.
     """
     start, metrics = time.perf_counter(), trainer._metrics["train"]
-    planned, table = {name: list(values) for name, values in metrics.items()}, copy.deepcopy(trainer._logs)
+    planned, table = {name: list(values) for name, values in metrics.items()}, trainer._logs
     refilled = drawn = rounds = 0
     while rounds < trainer.args.max_refills:
         holes = (~_loud(trainer, batch)).nonzero()[:, 0]
         if not len(holes):
             break
+        if not rounds:
+            trainer._logs = copy.deepcopy(table)  # where fresh prompts are written down, and forgotten
         rows = _fresh_rows(trainer, len(holes), rounds)
         fresh = {name: _everywhere(trainer, name, value) for name, value in roll_out(rows).items()}
         found = _of_groups(trainer, fresh["advantages"]).nonzero()[: len(holes), 0]
