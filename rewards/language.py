@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from grpo_hf.errors import RewardSpecError, did_you_mean
+from grpo_hf.reward import reward_settings
 from grpo_hf.rewards._text import Completion, completion_text
 
 # py3langid knows 140 languages, and takes a short English sentence for Scots Gaelic now and then. Few completions are
@@ -44,6 +45,7 @@ _SENTENCE_END = re.compile(r"[\n。！？]+|(?<=[.!?…])\s+")
 _MIN_CHARACTERS = 40
 
 
+@reward_settings(imports=("py3langid",))
 def language(completions: list[Completion], *, language: str = "en", **columns: Any) -> list[float | None]:
     """The share of the completion's letters, from 0.0 to 1.0, that stand in text of the wanted language.
 

@@ -17,6 +17,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from grpo_hf.reward import reward_settings
 from grpo_hf.rewards._text import Completion, completion_text
 
 # MATH's longest answer has 53 characters. A page of LaTeX is no answer, and can keep a computer algebra system busy.
@@ -38,6 +39,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 _BASE = re.compile(r"[0-9A-Za-z]\s*_\s*\{?\s*([0-9]+)\s*\}?")
 
 
+@reward_settings(imports=("math_verify",))
 def math(completions: list[Completion], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""1.0 where the completion's final answer equals the gold answer, else 0.0.
 

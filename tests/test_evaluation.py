@@ -220,7 +220,7 @@ def test_the_model_answers_without_dropout_and_keeps_its_mode(model, tokenizer, 
 
 
 def graded(prompts, completions, completion_ids, answer, **columns):
-    """Full mark, half mark, NaN and None, by what the completion and the column `answer` say together."""
+    """Full mark, half mark, None, and NaN (a failure), by what the completion and the column `answer` say together."""
     assert len(prompts) == len(completions) == len(completion_ids) == len(answer)
     assert "prompt" not in columns and "completion" not in columns
     texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
@@ -239,7 +239,7 @@ def test_only_the_full_mark_is_a_right_answer(reward, chat: bool):
     golds = ["4", "5", "half", "unclear", "nan"]
     prompt = CHATS[0] if chat else QUESTIONS[0]
     rows = [{"prompt": prompt, "answer": gold, "completion": "of the dataset"} for gold in golds]
-    assert right_answers(ScoredReward(load_reward(reward)), rows, ["4"] * 5) == [True, False, False, False, False]
+    assert right_answers(ScoredReward(load_reward(reward)), rows, ["4"] * 5) == [True, False, False, False, None]
 
 
 def test_a_reward_may_ask_for_what_the_trainer_passes():

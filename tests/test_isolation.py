@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -310,5 +311,122 @@ def test_a_trivial_reward_costs_less_than_half_a_millisecond() -> None:
         entry(completions=["a text of some length " * 20] * 512, answer=["42"] * 512)
         costs.append((time.perf_counter() - start) / 512)
     assert min(costs) < 0.5e-3
+    assert process is not None
+    process.close()
+
+
+def test_signals_without_a_name_are_a_reason_too(faulty: ScoredReward) -> None:
+    def real_time(completions: list[str], **columns: Any) -> list[float]:
+        if completions == ["kill"]:
+            os.kill(os.getpid(), 36)
+        return [1.0]
+
+    entry = ScoredReward(load_reward(real_time))
+    process = isolate([entry], workers=1, timeout=10)
+    assert reasons(entry, ["a", "kill", "b"]) == [None, "killed", None]
+    assert "signal 36" in entry.outcomes[1].failure.detail
+    assert process is not None
+    process.close()
+
+
+def test_what_a_late_reward_has_started_ends_with_it() -> None:
+    def starts(completions: list[str], **columns: Any) -> list[float]:
+        subprocess.run(["sleep", "7777"])
+        return [1.0]
+
+    entry = ScoredReward(load_reward(starts))
+    process = isolate([entry], workers=1, timeout=0.5)
+    assert reasons(entry, ["a"]) == ["timeout"]
+    time.sleep(0.5)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "7777"]]
+    assert process is not None
+    process.close()
+
+
+def test_odd_values_to_log_become_text() -> None:
+    class Odd(Exception):
+        def __init__(self, a: int, b: int) -> None:
+            super().__init__(a)  # which cannot be unpickled
+
+    def talks(completions: list[str], log_extra: Any) -> list[float]:
+        log_extra("why", [Odd(1, 2)])
+        return [1.0]
+
+    entry = ScoredReward(load_reward(talks))
+    process = isolate([entry], workers=1, timeout=10)
+    columns: dict[str, Any] = {}
+    assert entry(completions=["a", "b"], log_extra=columns.__setitem__) == [1.0, 1.0]
+    assert columns == {"why": ["1", "1"]}
+    assert process is not None
+    process.close()
+
+
+def test_what_only_this_process_can_load_stays(caplog: pytest.LogCaptureFixture) -> None:
+    """A module made in the session travels by name, and there is nothing behind the name elsewhere."""
+    module = types.ModuleType("made_here")
+    exec("def made(completions, **columns):\n    return [2.0 for _ in completions]", vars(module))
+    sys.modules["made_here"] = module
+
+    def other(completions: list[str], **columns: Any) -> list[float]:
+        return [float(os.getpid()) for _ in completions]
+
+    try:
+        entries = [ScoredReward(load_reward(f)) for f in (module.made, other)]
+        process = isolate(entries, workers=1, timeout=10)
+        assert entries[0](completions=["a"]) == [2.0]
+        assert entries[1](completions=["a"]) != [float(os.getpid())]
+        assert "'made' runs in the trainer's process" in caplog.text and "No module named 'made_here'" in caplog.text
+    finally:
+        del sys.modules["made_here"]
+    assert process is not None
+    process.close()
+
+
+def test_columns_of_classes_from_scripts_travel() -> None:
+    class Environment:
+        def __init__(self, score: float) -> None:
+            self.score = score
+
+    def reads(completions: list[str], environments: Any) -> list[float]:
+        return [environment.score for environment in environments]
+
+    entry = ScoredReward(load_reward(reads))
+    process = isolate([entry], workers=1, timeout=10)
+    assert entry(completions=["a", "b"], environments=[Environment(0.5), Environment(2.0)]) == [0.5, 2.0]
+    assert process is not None
+    process.close()
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_no_more_async_rewards_under_way_than_allowed(workers: int, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    @reward_settings(concurrency=3)
+    async def counted(completions: list[str], **columns: Any) -> list[float]:
+        import asyncio
+        import tempfile
+
+        with tempfile.NamedTemporaryFile(dir=folder):
+            await asyncio.sleep(0.05)
+            return [float(len(os.listdir(folder)))]
+
+    entry = ScoredReward(load_reward(counted))
+    process = isolate([entry], workers=workers, timeout=10)
+    values = entry(completions=["a"] * 24)
+    assert max(values) <= 3
+    assert process is not None
+    process.close()
+
+
+def test_slow_imports_are_not_a_completion_s_time(tmp_path: Path) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1.5)\n")
+    (tmp_path / "mine.py").write_text(
+        "import sys\nsys.path.insert(0, r'" + str(tmp_path) + "')\nfrom grpo_hf import reward_settings\n\n\n"
+        "@reward_settings(imports=('slow_to_import',))\ndef late(completions, **columns):\n"
+        "    import slow_to_import\n    return [1.0 for _ in completions]\n"
+    )
+    entry = ScoredReward(load_reward(f"{tmp_path}/mine.py:late"))
+    process = isolate([entry], workers=2, timeout=0.5)
+    assert entry(completions=["a"] * 8) == [1.0] * 8
     assert process is not None
     process.close()

@@ -15,7 +15,7 @@ from grpo_hf.progress import read_metrics
 SCRIPT = Path(__file__).parent / "scripts" / "replay_training.py"
 
 
-def launch(processes: int, *arguments: object, script: Path = SCRIPT) -> None:
+def launch(processes: int, *arguments: object, script: Path = SCRIPT) -> str:
     several = ["--multi_gpu"] if processes > 1 else []
     command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -24,6 +24,7 @@ def launch(processes: int, *arguments: object, script: Path = SCRIPT) -> None:
         [*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +58,14 @@ def test_a_group_that_two_processes_share_is_scored_as_one(tiny_checkpoint: Path
         ids = [row for step in steps for row in step["completion_ids"]]
         assert len({tuple(row) for row in ids}) > 1  # the ranks sample differently
         assert metrics["reward"] == pytest.approx(mean(len(row) + row[0] / 1000 for row in ids), abs=1e-4)
+
+
+def test_too_many_failures_on_one_process_stop_both(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """One decision on all processes; otherwise the first would wait for the second until this test's time is up."""
+    script = SCRIPT.with_name("failing_reward.py")
+    said = launch(2, tiny_checkpoint, tmp_path / "run", script=script)
+    assert "rank 0 stopped" in said and "rank 1 stopped" in said
+    assert said.count("failed on 4 of 8 completions at step 2") == 2
+    assert "the judge of the second process has gone" in said and "on another process" in said
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert {"adapter_model.safetensors", "rng_state_0.pth", "rng_state_1.pth"} <= {f.name for f in checkpoint.iterdir()}

@@ -73,7 +73,7 @@ def watched(values: list[list[float | str]], size: int) -> tuple[SimpleNamespace
         _metrics={"train": {}},
         accelerator=SimpleNamespace(gather=lambda tensor: tensor),
         num_generations=size,
-        args=SimpleNamespace(max_reward_failures=0.5),
+        args=SimpleNamespace(max_reward_failures=0.5, generation_batch_size=4),
         state=SimpleNamespace(global_step=3),
     )
     trainer._metrics = {"train": defaultdict(list)}
@@ -176,9 +176,20 @@ def test_too_many_failures_stop_the_run_after_a_checkpoint(make_trainer: MakeTra
 
 
 def test_the_progress_line_says_what_failed() -> None:
-    logs = {"reward": 1.0, "rewards/judge/mean": 0.5, "rewards/judge/failed/timeout": 0.125}
-    line = progress_line(1, 2, logs | {"rewards/judge/failed/wrong_type": 0.25}, ["judge"], 1.0, 1.0)
-    assert "judge 0.500 (timeout 12.5%, wrong type 25.0%)" in line
+    of = {
+        "mean": 0.5,
+        "std": 0.25,
+        "judged": 0.625,
+        "failed": 0.375,
+        "failed/timeout": 0.125,
+        "failed/wrong_type": 0.25,
+    }
+    of |= {"latency_p50": 0.012, "latency_p99": 1.5}
+    logs = {"reward": 1.0, **{f"rewards/judge/{name}": value for name, value in of.items()}}
+    line = progress_line(1, 2, logs, ["judge"], 1.0, 1.0)
+    assert "judge 0.500±0.25 (62.5% judged, timeout 12.5%, wrong type 25.0%, 0.01 s, p99 1.50 s)" in line
+    quick = {"rewards/judge/mean": 1.0, "rewards/judge/std": 0.0, "rewards/judge/judged": 1.0}
+    assert "judge 1.000±0.00  " in progress_line(1, 2, {"reward": 1.0} | quick, ["judge"], 1.0, 1.0)
 
 
 def test_weights_follow_their_schedule_in_a_run(make_trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
 def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     """Score completions given as text or as a jsonl file, one line of output each."""
     from .plugins import load_reward
-    from .scoring import ScoredReward
+    from .scoring import DEFAULT_TIMEOUT, ScoredReward, isolate
 
     reward = load_reward(options.reward)
     rows = _rows(options)
@@ -105,7 +105,10 @@ def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     columns.setdefault("completion_ids", [str(text).split() for text in columns["completion"]])
     completions = columns.pop("completion")
     scored = ScoredReward(reward)
+    process = isolate([scored], workers=None, timeout=DEFAULT_TIMEOUT)
     scored(completions=completions, **columns)
+    if process is not None:
+        process.close()
     for outcome, text in zip(scored.outcomes, completions, strict=True):
         shown = "failed" if outcome.failure else "cannot judge" if outcome.value is None else f"{outcome.value:.3f}"
         print(f"{shown}  {str(text)[:100]!r}")

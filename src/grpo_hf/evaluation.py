@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 
 from . import rollout
 from .data import prompt_token_ids
+from .scoring import ScoredReward
 
 Z_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 _RESAMPLES = 10_000
@@ -128,14 +129,17 @@ def greedy_completions(
 
 
 def right_answers(
-    reward: Callable[..., Any],
+    reward: ScoredReward,
     rows: Sequence[dict[str, Any]],
     completions: Sequence[str],
     *,
     completion_ids: Sequence[list[int]] | None = None,
     trainer_state: Any = None,
-) -> list[bool]:
-    """Whether each completion gets the reward's full mark, 1.0; what it cannot judge counts as wrong."""
+) -> list[bool | None]:
+    """Whether each completion gets the reward's full mark, 1.0; what it cannot judge counts as wrong.
+
+    None where the reward failed: that says nothing about the completion.
+    """
     chat = isinstance(rows[0]["prompt"], list)
     shaped: list[Any] = [[{"role": "assistant", "content": text}] if chat else text for text in completions]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
@@ -146,4 +150,5 @@ def right_answers(
         trainer_state=trainer_state,
         **columns,
     )
-    return [value is not None and value >= 1.0 for value in values]
+    found = zip(reward.outcomes, values, strict=True)
+    return [None if outcome.failure else value is not None and value >= 1.0 for outcome, value in found]

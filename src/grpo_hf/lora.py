@@ -42,6 +42,7 @@ def _is_plain(layer: Any, adapter: str, x: Tensor) -> bool:
         and type(base) is nn.Linear
         and not any(weight.requires_grad for weight in base.parameters())
         and x.dtype == base.weight.dtype == layer.lora_A[adapter].weight.dtype == torch.float32
+        and x.dim() > 1
         and x.device.type == base.weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
     )

@@ -73,7 +73,8 @@ def _base(layer: Any) -> Any:
 
 def _arrangeable(weight: Tensor) -> bool:
     """Whether torch has oneDNN's product for a weight (2.13 has, under names of its own for compiled models)."""
-    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    names = ("_linear_pointwise", "_reorder_linear_weight")
+    known = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
     return known and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 

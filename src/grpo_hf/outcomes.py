@@ -45,7 +45,7 @@ class Outcome:
     value: float | None = None
     failure: Failure | None = None
     seconds: float = 0.0
-    extras: list[tuple[str, Any]] = field(default_factory=list)  # columns of the completions table, one value each
+    extras: list[tuple[str, Any]] = field(default_factory=list)  # columns of the completions table: numbers and text
     metrics: list[tuple[str, float]] = field(default_factory=list)
 
 
@@ -61,7 +61,7 @@ class _Log:
         if len(values) != self._count:
             raise ValueError(f"log_extra({column!r}, ...) got {len(values)} values for {self._count} completions.")
         for row, value in zip(self.extras, values, strict=True):
-            row.append((column, value))
+            row.append((column, value if isinstance(value, str | int | float | bool | None) else str(value)))
 
     def metric(self, name: str, value: float) -> None:
         self.metrics.append((name, float(value)))

@@ -110,13 +110,19 @@ def progress_line(
 
 
 def _reward_part(name: str, logs: dict[str, Any]) -> str:
-    """A reward's mean, and the share of completions that it failed on, by reason."""
-    mean, prefix = f"{name} {_shown(logs.get(f'rewards/{name}/mean'))}", f"rewards/{name}/failed/"
-    failed = {
-        key.removeprefix(prefix).replace("_", " "): value for key, value in logs.items() if key.startswith(prefix)
-    }
-    reasons = ", ".join(f"{reason} {share:.1%}" for reason, share in failed.items() if share)
-    return f"{mean} ({reasons})" if reasons else mean
+    """A reward's mean and standard deviation; and what is not as it should be: completions without a value, failures by
+    reason, 0.1 s or more for a completion (median, 99th percentile)."""
+    prefix = f"rewards/{name}/"
+    of = {key.removeprefix(prefix): value for key, value in logs.items() if key.startswith(prefix)}
+    shown = f"{name} {_shown(of.get('mean'))}"
+    if _finite(of.get("std")) is not None:
+        shown += f"±{of['std']:.2f}"
+    notes = [f"{of['judged']:.1%} judged"] if of.get("judged", 1) < 1 else []
+    failed = ((key.removeprefix("failed/").replace("_", " "), of[key]) for key in of if key.startswith("failed/"))
+    notes += [f"{reason} {share:.1%}" for reason, share in failed if share]
+    if of.get("latency_p99", 0) >= 0.1:
+        notes.append(f"{of['latency_p50']:.2f} s, p99 {of['latency_p99']:.2f} s")
+    return f"{shown} ({', '.join(notes)})" if notes else shown
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The end of a run: base against adapter in one table, the answers behind it on disk, and the curve of its rewards."""
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from .plugins import Reward
     from .trainer import GRPOTrainer
 
+logger = logging.getLogger(__name__)
+
 EVALUATION_FILE = "evaluation.jsonl"
 
 
@@ -28,8 +31,11 @@ def not_comparable(trainer: "GRPOTrainer") -> str | None:
     return None
 
 
-def compare_with_base(trainer: "GRPOTrainer", held_out: Any, reward: "Reward") -> evaluation.Comparison:
-    """Answer the held-out prompts greedily with and without the adapter, and keep both answers in evaluation.jsonl."""
+def compare_with_base(trainer: "GRPOTrainer", held_out: Any, reward: "Reward") -> evaluation.Comparison | None:
+    """Answer the held-out prompts greedily with and without the adapter, and keep both answers in evaluation.jsonl.
+
+    Prompts on which the reward failed are left out; None where none is left.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     rows = held_out.to_list()
     options: dict[str, Any] = {
@@ -54,7 +60,13 @@ def compare_with_base(trainer: "GRPOTrainer", held_out: Any, reward: "Reward") -
             for index, row in enumerate(rows):
                 record = {name: {"answer": answers[name][index], "right": right[name][index]} for name in answers}
                 file.write(json.dumps({"prompt": row["prompt"], **record}, ensure_ascii=False) + "\n")
-    return evaluation.compare(right["base"], right["adapter"])
+    pairs = list(zip(right["base"], right["adapter"], strict=True))
+    judged = [(base, adapter) for base, adapter in pairs if base is not None and adapter is not None]
+    if len(judged) < len(pairs):
+        logger.warning(f"The reward failed on {len(pairs) - len(judged)} of {len(pairs)} prompts, which are left out.")
+    if not judged:
+        return None
+    return evaluation.compare([base for base, _ in judged], [adapter for _, adapter in judged])
 
 
 def show(comparison: evaluation.Comparison | None, trainer: "GRPOTrainer", console: Console | None = None) -> None:

@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
@@ -26,7 +26,7 @@ _FROM_TRAINER = {"prompts", "completions", "completion_ids", "trainer_state", "l
 class RewardSettings:
     """How a reward is run and what it counts for.
 
-    The first four are the function's own, by `reward_settings`; a recipe can give all of them beside the reward's
+    The first five are the function's own, by `reward_settings`; a recipe can give all of them beside the reward's
     options, as in `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`.
 
     Args:
@@ -36,6 +36,7 @@ class RewardSettings:
             protected from exceptions, but from nothing else.
         timeout: seconds for one completion (with `batched`, for the call), instead of `reward_timeout`.
         concurrency: how many completions an `async def` reward may have under way at a time.
+        imports: modules that are slow to import: they are, once, before completions are timed.
         weight: what it is multiplied by in the sum of rewards: a number, or a schedule.
         clip: the lowest and the highest value; what is beyond becomes that.
     """
@@ -44,6 +45,7 @@ class RewardSettings:
     in_process: bool = False
     timeout: float | None = None
     concurrency: int = 16
+    imports: tuple[str, ...] = ()
     weight: "float | Schedule | None" = None
     clip: tuple[float, float] | None = None
 
@@ -70,7 +72,7 @@ class Schedule:
         match = re.fullmatch(r"\s*linear\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*,\s*(?:steps\s*=\s*)?(\d+)\s*\)\s*", text)
         if match is None or int(match[3]) < 1:
             raise ValueError(text)
-        return cls(float(match[1]), float(match[2]), int(match[3]))
+        return cls(_finite(match[1]), _finite(match[2]), int(match[3]))
 
     def at(self, step: int) -> float:
         """The weight after as many steps."""
@@ -78,15 +80,26 @@ class Schedule:
 
 
 def reward_settings(
-    *, batched: bool = False, in_process: bool = False, timeout: float | None = None, concurrency: int = 16
+    *,
+    batched: bool = False,
+    in_process: bool = False,
+    timeout: float | None = None,
+    concurrency: int = 16,
+    imports: tuple[str, ...] = (),
 ) -> Callable[[_Function], _Function]:
     """Say how the decorated reward is run (see `RewardSettings`).
 
     Without it a reward runs in worker processes, one completion at a time.
+
+    Raises:
+        RewardSpecError: a value is not possible.
     """
+    given: dict[str, Any] = {"batched": batched, "in_process": in_process, "concurrency": concurrency}
+    given |= {} if timeout is None else {"timeout": timeout}
+    settings = RewardSettings(**_checked_settings("@reward_settings", given), imports=tuple(imports))
 
     def decorate(function: _Function) -> _Function:
-        function.reward_settings = RewardSettings(batched, in_process, timeout, concurrency)  # type: ignore[attr-defined]
+        function.reward_settings = settings  # type: ignore[attr-defined]
         return function
 
     return decorate
@@ -197,16 +210,20 @@ def _settings(function: Any, spec: str, given: dict[str, Any]) -> tuple[RewardSe
     """A function's settings with those among its options put in, and the options that are left: its own."""
     own = getattr(definition_of(function), "reward_settings", RewardSettings())
     signature = inspect.signature(function).parameters
-    names = {field.name for field in fields(RewardSettings)} - signature.keys()
-    settings = {name: value for name, value in given.items() if name in names}
-    for name, value in settings.items():
+    settings = {name: value for name, value in given.items() if name in _SETTINGS and name not in signature}
+    others = {name: value for name, value in given.items() if name not in settings}
+    return replace(own, **_checked_settings(f"reward {spec!r}", settings)), others
+
+
+def _checked_settings(where: str, given: dict[str, Any]) -> dict[str, Any]:
+    checked = {}
+    for name, value in given.items():
+        convert, expected = _SETTINGS[name]
         try:
-            settings[name] = _SETTINGS[name](value)
+            checked[name] = convert(value)
         except (ValueError, TypeError, KeyError):
-            raise RewardSpecError(
-                f"reward {spec!r}: {name} is {value!r}; expected {_EXPECTED_SETTINGS[name]}."
-            ) from None
-    return replace(own, **settings), {name: value for name, value in given.items() if name not in settings}
+            raise RewardSpecError(f"{where}: {name} is {value!r}; expected {expected}.") from None
+    return checked
 
 
 def _positive(value: Any) -> float:
@@ -215,34 +232,37 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
-def _weight(value: Any) -> float | Schedule:
-    if isinstance(value, bool):
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(value)
-    return Schedule.parse(value) if isinstance(value, str) and "(" in value else float(value)
+    return value
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError(value)
+    return float(value)
+
+
+def _weight(value: Any) -> float | Schedule:
+    return Schedule.parse(value) if isinstance(value, str) and "(" in value else _finite(value)
 
 
 def _limits(value: Any) -> tuple[float, float]:
-    low, high = map(float, value)
+    low, high = map(_finite, value)
     if not low < high:
         raise ValueError(value)
     return low, high
 
 
-_SETTINGS: dict[str, Callable[[Any], Any]] = {
-    "batched": {True: True, False: False}.__getitem__,
-    "in_process": {True: True, False: False}.__getitem__,
-    "timeout": _positive,
-    "concurrency": lambda value: int(_positive(value)),
-    "weight": _weight,
-    "clip": _limits,
-}
-_EXPECTED_SETTINGS = {
-    "batched": "true or false",
-    "in_process": "true or false",
-    "timeout": "seconds above 0",
-    "concurrency": "a number above 0",
-    "weight": "a number, or linear(start, end, steps=n)",
-    "clip": "two numbers, the lower one first",
+_YES_OR_NO = ({True: True, False: False}.__getitem__, "true or false")
+_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "batched": _YES_OR_NO,
+    "in_process": _YES_OR_NO,
+    "timeout": (_positive, "seconds above 0"),
+    "concurrency": (_whole, "a whole number above 0"),
+    "weight": (_weight, "a number, or linear(start, end, steps=n)"),
+    "clip": (_limits, "two numbers, the lower one first"),
 }
 
 

@@ -10,21 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean
-from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
+from transformers import TrainerState
+
+from .config import option
 from .errors import RewardOutputError
 from .isolation import RewardProcess
 from .outcomes import Outcome
 from .reward import Reward
-from .scoring import ScoredReward, isolate
+from .scoring import ScoredReward, check_columns, isolate, scored_rewards
 
 logger = logging.getLogger(__name__)
 
 _PLACEHOLDER = "I do not know."
 _GOLD_COLUMNS = ("solution", "answer", "code", "target")  # where datasets keep what is right, the fullest first
 _REPEATED = 10_000
-_STATE = SimpleNamespace(global_step=0, max_steps=1, epoch=0.0, num_train_epochs=1)
+_STATE = TrainerState(max_steps=1, num_train_epochs=1, epoch=0.0, train_batch_size=1)
+
+_tried: "WeakSet[Reward]" = WeakSet()  # a recipe's rewards have been tried when they reach the trainer
 
 Row = dict[str, Any]  # `prompt`, and the columns of the dataset
 
@@ -56,7 +61,9 @@ class Finding:
         """What its user should look at."""
         name, notes = self.reward.name, []
         if self.exploited:
-            notes.append(f"{name} pays for: {', '.join(self.exploited)}. A model finds that out.")
+            notes.append(
+                f"{name} pays for: {', '.join(self.exploited)}. Unless that is what it is for, a model will find out."
+            )
         if not self.deterministic:
             notes.append(f"{name} gave the same answers different rewards the second time.")
         if not self.alone:
@@ -67,6 +74,23 @@ class Finding:
         if self.lowest is None:
             notes.append(f"{name} could not judge any of these rows.")
         return notes
+
+
+def ready(constructor: dict[str, Any], args: Any) -> tuple[list[Any] | None, RewardProcess | None]:
+    """The rewards of a trainer's constructor: loaded, in their process, and tried on its data.
+
+    A rollout function and environments add columns later, so with them neither columns nor rewards are tried.
+
+    Raises:
+        RewardError: one cannot be found, or does not fit.
+        DataError: the dataset lacks a column.
+    """
+    rewards, dataset = scored_rewards(constructor.get("reward_funcs")), constructor.get("train_dataset")
+    process = isolate(rewards, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout"))
+    if constructor.get("rollout_func") is None and constructor.get("environment_factory") is None:
+        check_columns(rewards, dataset)
+        dry_run(rewards or [], first_rows(dataset), strict=False)
+    return rewards, process
 
 
 def dry_run(rewards: Sequence[Any], rows: Sequence[Row], *, strict: bool) -> None:
@@ -84,7 +108,8 @@ def dry_run(rewards: Sequence[Any], rows: Sequence[Row], *, strict: bool) -> Non
     if os.environ.get("RANK", "0") != "0":  # once is enough
         return
     for entry in rewards:
-        if isinstance(entry, ScoredReward) and rows:
+        if isinstance(entry, ScoredReward) and rows and entry.reward not in _tried:
+            _tried.add(entry.reward)
             outcomes = _score(entry, rows, [_PLACEHOLDER] * len(rows))
             settings = any(outcome.failure and outcome.failure.reason == "settings" for outcome in outcomes)
             try:

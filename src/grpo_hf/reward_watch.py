@@ -19,11 +19,6 @@ from .reward import Schedule
 from .scoring import ScoredReward, weights_at
 
 
-def limits(args: Any) -> dict[str, Any]:
-    """What `scoring.isolate` wants to know from a configuration."""
-    return {"workers": option(args, "reward_workers"), "timeout": option(args, "reward_timeout")}
-
-
 def set_weights(trainer: Any) -> None:
     """Give rewards the weights that they have at this step. TRL 1.16 reads `reward_weights`, (F,), after scoring."""
     weights = weights_at(trainer.reward_funcs, trainer.args.reward_weights, trainer.state.global_step)
@@ -38,9 +33,11 @@ def set_weights(trainer: Any) -> None:
 def settle(trainer: Any, rewards: Tensor) -> Tensor:
     """Log every reward's failures and times, stop at too many, and leave rows with a failure out.
 
-    A completion is left out of its group's baseline, and of the update, if any of its rewards failed: without that
+    A completion is left out of its group's baseline, and has advantage 0, if any of its rewards failed: without that
     reward its sum would be that of a worse completion. None, the reward's own "cannot judge", stays what it is in TRL.
-    So that a baseline is one, a group with fewer than two completions left is left out as a whole.
+    A group in which failures leave fewer than two completions has advantage 0 as a whole.
+
+    Too many are too many of the planned rollout: fresh prompts in the place of a few groups do not stop a run.
 
     Logged, with R for the reward's name: `rewards/R/judged`, the share with a number; `rewards/R/failed`, and
     `rewards/R/failed/REASON` for each of `REASONS` that came up, shares; `rewards/R/latency_p50` and `latency_p99`,
@@ -75,8 +72,8 @@ def settle(trainer: Any, rewards: Tensor) -> Tensor:
         _stop(trainer, entry, sum(counts), counts[REASONS.index("settings")], len(code))
     rewards = rewards.masked_fill((codes > 0).any(1)[:, None], torch.nan)
     size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    left = (~rewards.isnan().all(1)).view(-1, size).sum(1)
-    return rewards.masked_fill((left < 2).repeat_interleave(size)[:, None] & (codes > 0).any(), torch.nan)
+    left, failed = (~rewards.isnan().all(1)).view(-1, size).sum(1), (codes > 0).any(1).view(-1, size).any(1)
+    return rewards.masked_fill((failed & (left < 2)).repeat_interleave(size)[:, None], torch.nan)
 
 
 @contextmanager
@@ -86,7 +83,8 @@ def checkpointed(trainer: Any) -> Iterator[None]:
         yield
     except RewardFailuresError:
         folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-        if trainer.state.global_step and not folder.exists():
+        there = torch.tensor([folder.exists()], device=trainer.accelerator.device)
+        if trainer.state.global_step and not trainer.accelerator.gather(there).any():  # the same on all processes
             trainer._save_checkpoint(trainer.model, trial=None)
         raise
 
@@ -98,7 +96,8 @@ def _code(outcome: Outcome) -> int:
 def _stop(trainer: Any, entry: ScoredReward, failures: int, settings: int, count: int) -> None:
     """End the run, on every process, if this reward must not train a model."""
     most = option(trainer.args, "max_reward_failures")
-    if not settings and failures <= most * count:
+    planned = not trainer.model.training or count >= trainer.args.generation_batch_size
+    if not settings and (failures <= most * count or not planned):
         return
     first = next((outcome.failure for outcome in entry.outcomes if outcome.failure is not None), None)
     told = first.detail if first is not None else "(the failures are on another process, which says more)"
@@ -107,6 +106,7 @@ def _stop(trainer: Any, entry: ScoredReward, failures: int, settings: int, count
     raise RewardFailuresError(
         f"the reward {entry.reward.spec} failed on {failures} of {count} completions at step "
         f"{trainer.state.global_step}, more than max_reward_failures {most:g}: such a reward must not train a model. "
-        "Mend it (`grpo-hf rewards check RECIPE` tries it on real rows) and continue with --resume_from_checkpoint "
-        f"true. The first failure:\n{told}"
+        "Mend it (`grpo-hf rewards check RECIPE` tries it on real rows)"
+        f"{' and continue with --resume_from_checkpoint true' if trainer.state.global_step else ''}. The first "
+        f"failure:\n{told}"
     )

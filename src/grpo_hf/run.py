@@ -59,7 +59,7 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
     elif prompts.held_out is not None:
         say(f"comparing base and adapter on {len(prompts.held_out)} held-out prompts", flush=True)
         comparison = report.compare_with_base(trainer, prompts.held_out, task.eval_reward)
-        trainer.results = comparison.as_dict()
+        trainer.results = comparison.as_dict() if comparison is not None else {}
     if recipe.training.push_to_hub:
         trainer.push_to_hub()
     else:

@@ -1,10 +1,10 @@
 """Runs code that a model wrote, so that the worst it can do is to fail.
 
-With bubblewrap the code has an empty folder in memory as its only writable place, sees the system's
-programs and Python but none of the user's files, has no network, no environment of ours and process numbers of its own,
-so it cannot signal anything outside. Without it what remains is resource limits, an empty environment
-and a new session; started by root, the code also runs as a user that owns nothing, where the program can be run by one.
-What that leaves open is said by a warning, once. The kernel is shared on both levels: its bugs are not fenced off.
+With bubblewrap the code has an empty folder in memory as its only writable place, sees the system's programs and Python
+but none of the user's files, has no network, no environment of ours and process numbers of its own, so it cannot signal
+anything outside. Without it what remains is resource limits, an empty environment and a new session; started by root,
+the code also runs as a user that owns nothing, where the program can be run by one. What that leaves open is said by a
+warning, once. The kernel is shared on both levels: its bugs are not fenced off.
 
 Linux only: `setpriv` and `prlimit` (util-linux) set the limits, because Python code between fork and exec can deadlock.
 """
@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -34,8 +35,7 @@ LEVELS = ("auto", "required", "limits")
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 _UNSHARE = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
 _INSIDE = "/tmp"  # the writable folder, as bubblewrapped code sees it
-_READ_SIZE = 65_536
-_WRITE_SIZE = 4_096  # what a pipe that is ready takes without blocking (PIPE_BUF)
+_READ_SIZE, _WRITE_SIZE = 65_536, 4_096  # a pipe that is ready takes the latter without blocking (PIPE_BUF)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,11 @@ def _warn(fault: str) -> None:
 
 def _fresh_user() -> int | None:
     """A user id for one run where we may choose one (root): limits are counted per user, so runs do not share them."""
-    return 40_000 + secrets.randbelow(20_000) if os.geteuid() == 0 else None
+    mapped = sum(int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines())
+    if os.geteuid() or mapped > 2**31:
+        return None if os.geteuid() else 2**30 + secrets.randbelow(2**30)  # nobody's
+    taken = {process.info["uids"].real for process in psutil.process_iter(["uids"]) if process.info["uids"]}
+    return secrets.choice([uid for uid in range(40_000, 60_000) if uid not in taken])
 
 
 def _privileges(user: int | None, bubblewrap: bool) -> list[str]:
@@ -247,10 +251,8 @@ def _run(
     bubblewrap: bool,
     user: int | None,
 ) -> Finished:
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-    )
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)
     output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
     deadline = time.monotonic() + limits.seconds
     try:

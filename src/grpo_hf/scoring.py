@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = 10.0  # seconds for a completion
 
+_WARNING = (
+    "The reward {!r} runs in the trainer's process, where a hang or a crash of it is one of the run: {}. "
+    "@reward_settings(in_process=True) says that this is meant."
+)
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -91,10 +95,12 @@ class ScoredReward:
         self, future: "Future[list[Outcome]]", completions: Sequence[Any], columns: dict[str, Any]
     ) -> list[Outcome]:
         """What was begun; a second time where the process died, or where a thread may be the matter."""
+        taken, shared = self._taken(completions, columns)
         try:
             outcomes = future.result()
+        except CannotTravelError as error:
+            return self._stay(error, taken, shared, len(completions))
         except ServerDiedError:
-            taken, shared = self._taken(completions, columns)
             try:
                 return self._submit(taken, shared, len(completions)).result()
             except ServerDiedError:
@@ -102,7 +108,7 @@ class ScoredReward:
         raised = sum(_raised(outcome) for outcome in outcomes)
         if self._process is not None or not raised or self._thread_helps:
             return outcomes
-        again = self._call(*self._taken(completions, columns), len(completions))
+        again = self._call(taken, shared, len(completions))
         self._thread_helps = sum(map(_raised, again)) >= raised
         if not self._thread_helps:
             failure = next(outcome.failure for outcome in outcomes if _raised(outcome))
@@ -115,13 +121,19 @@ class ScoredReward:
     def _submit(self, taken: dict[str, Any], shared: dict[str, Any], count: int) -> "Future[list[Outcome]]":
         assert self._process is not None
         try:
-            future: Future[list[Outcome]] = self._process.submit(self._index, taken, shared, count, self.timeout)
+            return self._process.submit(self._index, taken, shared, count, self.timeout)
         except CannotTravelError as error:
-            logger.warning(_WARNING.format(self.__name__, f"what it is called with cannot be sent there ({error})"))
-            self._process = None
-            future = Future()
-            future.set_result(self._call(taken, shared, count))
-        return future
+            future: Future[list[Outcome]] = Future()
+            future.set_result(self._stay(error, taken, shared, count))
+            return future
+
+    def _stay(
+        self, error: CannotTravelError, taken: dict[str, Any], shared: dict[str, Any], count: int
+    ) -> list[Outcome]:
+        """Score in this process from now on, because what the reward is called with cannot be sent."""
+        logger.warning(_WARNING.format(self.__name__, f"what it is called with cannot be sent to another ({error})"))
+        self._process = None
+        return self._call(taken, shared, count)
 
     def _call(self, taken: dict[str, Any], shared: dict[str, Any], count: int) -> list[Outcome]:
         """Score in this process, in calls of one completion unless the reward compares them."""
@@ -142,18 +154,14 @@ class ScoredReward:
         state = columns.get("trainer_state")
         lists = {"completions": list(completions)}
         lists |= {name: list(values) for name, values in columns.items() if name != "trainer_state"}
-        shared = {"trainer_state": _snapshot(state)} if state is not None else {}
+        shared = {}
+        if state is not None:
+            shared["trainer_state"] = state if self._process is None else _snapshot(state)
         return self.reward.taken(lists), self.reward.taken(shared)
 
 
 def _raised(outcome: Outcome) -> bool:
     return outcome.failure is not None and outcome.failure.reason == "exception"
-
-
-_WARNING = (
-    "The reward {!r} runs in the trainer's process, where a hang or a crash of it is one of the run: {}. "
-    "@reward_settings(in_process=True) says that this is meant."
-)
 
 
 def _unheard(*_: Any) -> None:
@@ -208,8 +216,12 @@ def isolate(rewards: Sequence[Any] | None, *, workers: int | None, timeout: floa
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     process = RewardProcess([pickled for _, pickled in packed], workers or max(1, cores // processes))
+    unloadable = process.unloadable()
     for index, (reward, _) in enumerate(packed):
-        reward.isolate(process, index)
+        if index in unloadable:
+            logger.warning(_WARNING.format(reward.__name__, f"another cannot load it ({unloadable[index]})"))
+        else:
+            reward.isolate(process, index)
     return process
 
 

@@ -12,10 +12,9 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from . import base, batches, early_rewards, hub, log_probs, refill, reward_check, reward_watch, roles, rollout, scoring
+from . import base, batches, early_rewards, hub, log_probs, refill, reward_check, reward_watch, roles, rollout
 from .config import GRPOConfig, option
 from .progress import claim_output_folder, replace_progress
-from .scoring import check_columns, scored_rewards
 
 
 class GRPOTrainer(TRLGRPOTrainer):
@@ -44,11 +43,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         given = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
         roles.guard_adapters(given["model"], given.get("peft_config"))
         given["args"] = given.get("args") or GRPOConfig(output_dir=f"{base.model_name(given['model'])}-GRPO")
-        rewards = given["reward_funcs"] = scored_rewards(given.get("reward_funcs"))
-        self._reward_process = scoring.isolate(rewards, **reward_watch.limits(given["args"]))
-        if given.get("rollout_func") is None and given.get("environment_factory") is None:  # these two add columns
-            check_columns(rewards, given.get("train_dataset"))
-            reward_check.dry_run(rewards or [], reward_check.first_rows(given.get("train_dataset")), strict=False)
+        given["reward_funcs"], self._reward_process = reward_check.ready(given, given["args"])
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)
         roles.prepare(self.model, option(self.args, "reference"))

@@ -1,22 +1,19 @@
 import asyncio
 import json
 import logging
-import pickle
-import random
-import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import openai
 import pytest
 
 from grpo_hf.errors import RewardSpecError
+from grpo_hf.outcomes import call_async
 from grpo_hf.plugins import load_reward
-from grpo_hf.rewards import judge as module
-from grpo_hf.rewards.judge import JudgeBudgetSpent, JudgeUnavailable, JudgeVerdictError, judge, read_score
+from grpo_hf.rewards.judge import JudgeVerdictError, judge, read_score
 
 KEY = "sk-very-secret-0123456789"
 RUBRIC = "Question: {prompt}\nReference: {answer}\nAnswer:\n{completion}\nIs it right?"
@@ -28,7 +25,12 @@ def says(text, *, finish_reason="stop", usage=(100, 20)):
         "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}],
         "usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]},
     }
-    return 200, json.dumps(body), {}
+    return 200, json.dumps(body), {"Content-Type": "application/json"}
+
+
+def fails(status, message="later"):
+    """An error as OpenAI's server words it."""
+    return status, json.dumps({"error": {"message": message}}), {}
 
 
 class Server(ThreadingHTTPServer):
@@ -60,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
-            server.requests.append({"path": self.path, "headers": dict(self.headers), "body": body})
+            server.requests.append({"path": self.path, "headers": self.headers, "body": body})
             status, text, headers = server.script[min(len(server.requests), len(server.script)) - 1]
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
@@ -85,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    module._SPENT.clear()
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     with Server() as running:
         threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield running
@@ -96,11 +98,11 @@ def server(monkeypatch):
 def options(server, tmp_path):
     path = tmp_path / "rubric.md"
     path.write_text(RUBRIC)
-    return {"base_url": server.url, "model": "tiny-judge", "rubric": str(path), "backoff": 0.01}
+    return {"base_url": server.url, "model": "tiny-judge", "rubric": str(path)}
 
 
 def rubric(tmp_path, text):
-    path = tmp_path / f"rubric_{random.SystemRandom().getrandbits(64)}.txt"
+    path = tmp_path / f"rubric_{abs(hash(text))}.txt"
     path.write_text(text)
     return str(path)
 
@@ -120,20 +122,14 @@ def test_maps_the_score_to_one(server, options):
         "temperature": 0.0,
         "max_tokens": 1024,
     }
-    assert "Authorization" not in request["headers"]  # no key, no header
 
 
 def test_another_scale_and_more_of_the_request(server, options):
     server.script = [says("SCORE: 2")]
     more = {"lowest": 1, "highest": 5, "temperature": None, "max_tokens": None, "extra_body": {"seed": 3}}
     assert score(options, **more) == 0.25
-    assert "from\n1 (worst) to 5 (best)" in server.questions[0].replace("number is from ", "number is from\n")
+    assert "\n1 (worst) to 5 (best), " in server.questions[0]
     assert server.requests[0]["body"].keys() == {"model", "messages", "seed"}
-
-
-def test_the_whole_address_is_accepted(server, options):
-    assert score(options, base_url=server.url + "/chat/completions/") == 0.7
-    assert server.requests[0]["path"] == "/v1/chat/completions"
 
 
 def test_is_a_reward_with_options_and_columns(server, options):
@@ -184,13 +180,6 @@ def test_half_a_surrogate_pair_is_sent(server, options):
     assert score(options, "broken \ud83d") == 0.7
 
 
-def test_retries_leave_the_global_random_state_alone(server, options):
-    server.script = [(500, "", {}), says("SCORE: 7")]
-    before = random.getstate()
-    score(options)
-    assert random.getstate() == before
-
-
 # The verdict
 
 
@@ -199,7 +188,8 @@ def test_retries_leave_the_global_random_state_alone(server, options):
     [
         ("SCORE: 7", 7.0),
         ("Good.\n  SCORE:7.25  \n", 7.25),
-        ("SCORE: 2\r\nno, rather\r\nSCORE: 3\r\n", 3.0),
+        ("SCORE: 2\r\nno, rather\r\nSCORE: 3\r\n\n", 3.0),
+        ("SCORE: 7\nI hope that helps.", None),
         ("SCORE: 0", 0.0),
         ("SCORE: 10", 10.0),
         ("", None),
@@ -229,19 +219,22 @@ def test_read_score(reply, expected):
         says("SCORE: 11"),
         says("It says\nSCORE: 10", finish_reason="length"),
         says(None),
-        (200, "<html>", {}),
+        (200, "<html>", {"Content-Type": "text/html"}),
+        (200, '{"choices": [', {"Content-Type": "application/json"}),
         (200, "[]", {}),
         (200, '{"choices": []}', {}),
         (200, '{"choices": [{"message": null}]}', {}),
     ],
-    ids=["missing", "off scale", "cut off", "no text", "no JSON", "a list", "no choice", "no message"],
+    ids=["missing", "off scale", "cut off", "no text", "no JSON", "half a JSON", "a list", "no choice", "no message"],
 )
 def test_one_more_chance_then_a_named_error(server, options, bad):
     server.script = [bad, says("SCORE: 7")]
     assert score(options) == 0.7
     server.requests.clear()
     server.script = [bad]
-    with pytest.raises(JudgeVerdictError, match=r"no verdict .* expected a last line `SCORE: <number>` from 0 to 10"):
+    with pytest.raises(
+        JudgeVerdictError, match="two replies of 'tiny-judge' without a last line `SCORE: <number>` from 0 to"
+    ):
         score(options)
     assert len(server.requests) == 2
 
@@ -259,14 +252,14 @@ def test_reminds_of_the_form(server, options):
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503, None])
 def test_tries_again(server, options, status):
-    server.script = [(status, "later", {}), (status, "later", {}), says("SCORE: 7")]
+    server.script = [fails(status), fails(status), says("SCORE: 7")]
     assert score(options) == 0.7
     assert len(server.requests) == 3
 
 
 def test_gives_up_after_the_retries(server, options):
-    server.script = [(503, "no slot\nfree", {})]
-    with pytest.raises(JudgeUnavailable, match="status 503: no slot free, in 3 attempts"):
+    server.script = [fails(503, "no slot free")]
+    with pytest.raises(openai.InternalServerError, match="503 - no slot free"):
         score(options, retries=2)
     assert len(server.requests) == 3
 
@@ -278,48 +271,32 @@ def test_waits_as_long_as_it_is_told(server, options):
     assert 0.4 <= time.monotonic() - start < 3
 
 
-def test_does_not_wait_for_an_hour(server, options):
-    server.script = [(429, "", {"Retry-After": "3600"})]
-    with pytest.raises(JudgeUnavailable, match="asks to wait 3600 s"):
-        score(options)
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("header", ["soon", "-5", "nan", "inf", format_datetime(datetime.now(UTC) - timedelta(days=1))])
-def test_an_odd_retry_after_does_no_harm(server, options, header):
-    server.script = [(429, "", {"Retry-After": header}), says("SCORE: 7")]
-    assert score(options) == 0.7
-
-
-def test_retry_after_may_be_a_date():
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=30))
-    assert 25 < module._retry_after(date) <= 30
-
-
-@pytest.mark.parametrize("status", [400, 403, 422, 302, 204])
+@pytest.mark.parametrize("status", [400, 403, 422])
 def test_does_not_repeat_what_was_refused(server, options, status):
-    server.script = [(status, "" if status == 204 else "context too long", {})]
-    with pytest.raises(JudgeUnavailable, match=f"refused the request .status {status}"):
+    server.script = [fails(status, "context too long")]
+    with pytest.raises(openai.APIStatusError, match=f"{status} - context too long"):
         score(options)
     assert len(server.requests) == 1
 
 
 def test_an_unknown_model_is_a_wrong_option(server, options):
-    server.script = [(404, '{"error": "no such model"}', {})]
-    with pytest.raises(RewardSpecError, match=r"'tiny-judge' .*no such model.* Check base_url"):
+    server.script = [fails(404, "no such model")]
+    with pytest.raises(RewardSpecError, match=r"'tiny-judge': .*404 - no such model\. Check base_url"):
         score(options)
+    assert len(server.requests) == 1
 
 
 def test_a_slow_server(server, options):
     server.delay = 1.0
     start = time.monotonic()
-    with pytest.raises(JudgeUnavailable, match=r"no answer within 0\.1 s, in 2 attempts"):
+    with pytest.raises(openai.APITimeoutError):
         score(options, timeout=0.1, retries=1)
     assert time.monotonic() - start < 0.9
+    assert len(server.requests) == 2
 
 
-def test_nobody_there(options):
-    with pytest.raises(JudgeUnavailable, match="ConnectError"):
+def test_nobody_there(server, options):
+    with pytest.raises(openai.APIConnectionError):
         score(options, base_url="http://127.0.0.1:1/v1", retries=1)
 
 
@@ -331,13 +308,6 @@ def test_the_callers_timeout_ends_it(server, options):
 
     with pytest.raises(TimeoutError):
         asyncio.run(hurried())
-
-
-def test_errors_cross_processes(server, options):
-    server.script = [(400, "no", {})]
-    with pytest.raises(JudgeUnavailable) as raised:
-        score(options)
-    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
 def test_is_concurrent_and_in_order(server, options):
@@ -354,18 +324,19 @@ def test_is_concurrent_and_in_order(server, options):
     assert server.most_under_way == 13
 
 
-def test_one_client_per_loop(server, options):
-    async def twice():
-        await judge(["c"], ["p"], answer=["a"], **options)
-        first = await module._client()
-        await judge(["c"], ["p"], answer=["a"], **options)
-        assert await module._client() is first
-        return first
-
-    first, second = asyncio.run(twice()), asyncio.run(twice())
-    assert first is not second
-    assert first.is_closed and second.is_closed  # by the end of their loops
-    assert len(module._CLIENTS) == 1
+def test_as_a_run_calls_it(server, options):
+    """One loop after the other, in each many calls with one completion; what is refused costs only its own value."""
+    reward = load_reward({"grpo_hf.rewards.judge:judge": options})
+    samples = [{"completions": ["c"], "prompts": ["p"], "answer": [str(row)]} for row in range(8)]
+    server.delay = 0.05
+    for _ in range(3):
+        server.requests.clear()
+        server.script = [fails(400, "context too long"), says("SCORE: 7")]
+        outcomes = asyncio.run(call_async(reward, samples, timeout=5, concurrency=4))
+        [failed] = [outcome for outcome in outcomes if outcome.failure]
+        assert failed.failure.summary == "openai.BadRequestError: Error code: 400 - context too long"
+        assert [outcome.value for outcome in outcomes if outcome is not failed] == [0.7] * 7
+    assert server.most_under_way == 4
 
 
 # The cache
@@ -376,7 +347,7 @@ def test_cache_needs_no_request(server, options, tmp_path):
     assert [score(options) for _ in range(3)] == [0.7] * 3
     assert len(server.requests) == 1
     [entry] = (tmp_path / "cache" / "verdicts").iterdir()  # and nothing half written
-    assert json.loads(entry.read_text()) == {"score": 7.0, "reply": "It holds.\nSCORE: 7"}
+    assert json.loads(entry.read_text()) == {"reply": "It holds.\nSCORE: 7"}
 
 
 def test_cache_is_of_everything_that_counts(server, options, tmp_path):
@@ -400,23 +371,7 @@ def test_cache_is_of_everything_that_counts(server, options, tmp_path):
     assert len(server.requests) == len(others)
 
 
-def test_cache_serves_other_processes(server, options, tmp_path):
-    options["cache"] = str(tmp_path / "cache")
-    assert score(options) == 0.7
-    program = (
-        "import asyncio, json, sys\nfrom grpo_hf.rewards.judge import judge\n"
-        "print(asyncio.run(judge(['The answer is 42.'], ['6 * 7?'], answer=['42'], **json.loads(sys.argv[1]))))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(options)], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert run.stdout.strip() == "[0.7]"
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize(
-    "content", ["", '{"score": 7', "{}", "[]", '{"score": "7"}', '{"score": 70}', '{"score": NaN}']
-)
+@pytest.mark.parametrize("content", ["", '{"reply": "SCORE: 7', "{}", "[]", '{"reply": 7}', '{"reply": "SCORE: 70"}'])
 def test_a_broken_entry_is_a_miss(server, options, tmp_path, content):
     options["cache"] = str(tmp_path / "cache")
     score(options)
@@ -431,18 +386,8 @@ def test_a_failure_is_not_cached(server, options, tmp_path):
     server.script = [says("hm"), says("hm"), says("SCORE: 7")]
     with pytest.raises(JudgeVerdictError):
         score(options)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
     assert score(options) == 0.7
-
-
-def test_a_cache_that_cannot_be_written_costs_no_verdict(server, options, tmp_path, monkeypatch, caplog):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module.os, "replace", full)
-    assert score(options, cache=str(tmp_path / "cache")) == 0.7
-    assert "No space left" in caplog.text
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
 # What it costs
@@ -471,51 +416,51 @@ def test_what_gave_no_verdict_is_paid_for(server, options):
     assert logged["judge/tokens"] == 240.0
 
 
-@pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": "many"}, {"prompt_tokens": -5}])
-def test_a_server_need_not_count(server, options, usage):
+def test_a_server_need_not_count(server, options):
     status, body, headers = says("SCORE: 7")
-    server.script = [(status, json.dumps(json.loads(body) | {"usage": usage}), headers)]
+    server.script = [(status, json.dumps(json.loads(body) | {"usage": None}), headers)]
     logged = {}
     assert score(options, log_metric=logged.__setitem__) == 0.7
-    assert logged["judge/tokens"] == 0.0
-
-
-def test_stops_at_the_budget(server, options):
-    more = {"price_in": 1e6, "budget": 150.0}  # 100 of it per request
-    assert [score(options, **more), score(options, **more)] == [0.7, 0.7]
-    with pytest.raises(JudgeBudgetSpent, match="budget of 150 is spent"):
-        score(options, **more)
-    assert len(server.requests) == 2
+    assert logged["judge/tokens"] == 0
 
 
 # The key
 
 
-def test_the_key_is_sent_and_nowhere_else(server, options, tmp_path, monkeypatch, caplog):
+def test_the_key_is_sent_and_nowhere_else(server, options, tmp_path, monkeypatch, caplog, capfd):
     caplog.set_level(logging.DEBUG)
+    for name in ("openai", "httpx2", "httpcore2"):
+        caplog.set_level(logging.DEBUG, logger=name)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     options["cache"] = str(tmp_path / "cache")
-    server.script = [(500, KEY, {}), says(f"You sent {KEY}.\nSCORE: 7")]
+    server.script = [fails(500, KEY), says(f"You sent {KEY}.\nSCORE: 7")]
     assert score(options) == 0.7
     assert [request["headers"]["Authorization"] for request in server.requests] == [f"Bearer {KEY}"] * 2
-    written = [path.read_text() for path in (tmp_path / "cache").iterdir()]
-    assert "You sent ***." in written[0]
-    assert all(KEY not in text for text in [caplog.text, *map(str, options.values()), *written])
+    [written] = [path.read_text() for path in (tmp_path / "cache").iterdir()]
+    assert "You sent ***." in written
+    assert {"openai._base_client", "httpx2", "httpcore2.http11"} <= {record.name for record in caplog.records}
+    printed = "".join(capfd.readouterr())
+    assert all(KEY not in text for text in [caplog.text, printed, written, *map(str, options.values())])
     assert all(KEY not in json.dumps(request["body"]) for request in server.requests)
 
 
-@pytest.mark.parametrize("status", [401, 403, 500, None])
+def test_the_key_of_another_server_is_not_sent(server, options, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert score(options, api_key_env="NO_SUCH_KEY") == 0.7
+    assert [request["headers"]["Authorization"] for request in server.requests] == ["Bearer no-api-key"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500, None])
 def test_no_error_holds_the_key(server, options, monkeypatch, status):
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    server.script = [(status, f"Incorrect API key provided: {KEY}.", {})]
-    with pytest.raises((RewardSpecError, JudgeUnavailable)) as raised:
+    server.script = [fails(status, f"Incorrect API key provided: {KEY}.")]
+    with pytest.raises((RewardSpecError, openai.APIError)) as raised:
         score(options, api_key_env="JUDGE_KEY", retries=0)
-    assert KEY not in str(raised.value) + repr(raised.value)
-    assert raised.value.__cause__ is None and raised.value.__context__ is None
-    if status == 401:
-        assert isinstance(raised.value, RewardSpecError)
-        assert "the API key in the environment variable JUDGE_KEY" in str(raised.value)
-        assert "provided: ***." in str(raised.value)
+    text = "".join(traceback.format_exception(raised.value))  # what the run keeps of a failure
+    assert KEY not in text
+    assert status is None or "provided: ***." in text
+    assert isinstance(raised.value, RewardSpecError) == (status in (401, 404))
+    assert len(server.requests) == 1
 
 
 def test_not_even_a_part_of_the_key_in_a_reply_that_is_quoted(server, options, monkeypatch):
@@ -526,24 +471,17 @@ def test_not_even_a_part_of_the_key_in_a_reply_that_is_quoted(server, options, m
     assert KEY[-6:] not in str(raised.value)
 
 
-def test_a_server_that_wants_a_key(server, options):
-    server.script = [(401, "no key", {})]
-    with pytest.raises(RewardSpecError, match="there is no API key in the environment variable OPENAI_API_KEY"):
-        score(options)
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("value", [f"{KEY} {KEY}", f"{KEY}\n{KEY}", KEY + "é"])
+@pytest.mark.parametrize("value", [f"{KEY}\n{KEY}", KEY + "é"])
 def test_a_damaged_key_is_refused_unseen(server, options, monkeypatch, value):
     monkeypatch.setenv("OPENAI_API_KEY", value)
-    with pytest.raises(RewardSpecError, match="OPENAI_API_KEY does not hold an API key") as raised:
+    with pytest.raises(RewardSpecError, match="api_key_env must name") as raised:
         score(options)
     assert KEY not in str(raised.value)
     assert server.requests == []
 
 
 def test_a_key_in_place_of_its_variable_is_not_repeated(options):
-    with pytest.raises(RewardSpecError, match="api_key_env is not the name") as raised:
+    with pytest.raises(RewardSpecError, match="api_key_env must name") as raised:
         score(options, api_key_env=KEY)
     assert KEY not in str(raised.value)
 
@@ -552,37 +490,29 @@ def test_a_key_in_place_of_its_variable_is_not_repeated(options):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    "wrong",
     [
-        ({"base_url": None}, "base_url=None; expected the URL"),
-        ({"base_url": "localhost:8000"}, "'localhost:8000' is not a plain URL"),
-        ({"base_url": "http://[::1"}, "not a plain URL"),
-        ({"base_url": "http://localhost:many/v1"}, "not a plain URL"),
-        ({"model": None}, "model=None; expected the name"),
-        ({"rubric": None}, "rubric=None; expected the path"),
-        ({"rubric": "nowhere.md"}, r"'nowhere.md' cannot be read \(No such file or directory\)"),
-        ({"lowest": 5, "highest": 5}, "lowest=5, highest=5; expected two numbers, lowest < highest"),
-        ({"highest": "ten"}, "highest='ten'"),
-        ({"timeout": 0}, "timeout=0"),
-        ({"retries": -1}, "retries=-1"),
-        ({"backoff": -1}, "backoff=-1"),
-        ({"price_in": -1}, "price_in=-1"),
-        ({"budget": 1.0}, "budget=1.0; expected a number above 0, together with price_in or price_out"),
-        ({"extra_body": "seed"}, "extra_body='seed'"),
+        {"base_url": ""},
+        {"base_url": "localhost:8000"},
+        {"model": ""},
+        {"rubric": ""},
+        {"lowest": 5, "highest": 5},
+        {"timeout": 0},
+        {"retries": -1},
     ],
-    ids=lambda value: "" if isinstance(value, str) else str(value),
+    ids=str,
 )
-def test_impossible_options_say_what_came(server, options, wrong, message):
-    with pytest.raises(RewardSpecError, match=message):
+def test_impossible_options_say_what_came(server, options, wrong):
+    [(name, value), *_] = wrong.items()
+    with pytest.raises(RewardSpecError, match=f"{name}={value!r}"):
         score(options, **wrong)
     assert server.requests == []
 
 
-@pytest.mark.parametrize("url", ["http://user:pa55@host/v1", "http://host/v1?key=pa55", "http://host:pa55@/v1"])
-def test_a_secret_in_the_url_is_not_repeated(options, url):
-    with pytest.raises(RewardSpecError, match="without a user, password or query") as raised:
-        score(options, base_url=url)
-    assert "pa55" not in str(raised.value)
+def test_without_the_package(options, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(RewardSpecError, match=r"pip install 'grpo-hf\[judge\]'"):
+        score(options, base_url="http://no-client-for-this-yet/v1")
 
 
 @pytest.mark.parametrize(
@@ -593,21 +523,16 @@ def test_a_secret_in_the_url_is_not_repeated(options, url):
             "{completion} {anwser}",
             r"\{anwser\}, which is no column. Did you mean 'answer'\? There are answer, completion",
         ),
-        ("{completion} {completion_ids}", r"\{completion_ids\}, which is no column"),
     ],
 )
 def test_a_rubric_that_does_not_fit(server, options, tmp_path, text, message):
     with pytest.raises(RewardSpecError, match=message):
-        score(options, rubric=rubric(tmp_path, text), completion_ids=[[1]])
+        score(options, rubric=rubric(tmp_path, text))
     assert server.requests == []
 
 
-def test_a_rubric_that_is_no_text(options, tmp_path):
+@pytest.mark.parametrize(("name", "reason"), [("latin.txt", "utf-8"), ("nowhere.txt", "No such file")])
+def test_a_rubric_that_cannot_be_read(options, tmp_path, name, reason):
     (tmp_path / "latin.txt").write_bytes("é {completion}".encode("latin-1"))
-    with pytest.raises(RewardSpecError, match="it is not UTF-8"):
-        score(options, rubric=str(tmp_path / "latin.txt"))
-
-
-def test_a_cache_that_is_a_file(options):
-    with pytest.raises(RewardSpecError, match="cannot be used as a folder"):
-        score(options, cache=options["rubric"])
+    with pytest.raises(RewardSpecError, match=f"rubric cannot be read: .*{reason}"):
+        score(options, rubric=str(tmp_path / name))
