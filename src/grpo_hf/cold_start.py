@@ -4,6 +4,7 @@ It stops after a fixed number of steps, well before the model is good, and its c
 """
 
 import hashlib
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ LEARNING_RATE = 3e-3
 _REVISION = 1  # raise it when the model, the problems or the settings above change, so that old caches are not used
 
 
-def cold_start(cache: Path, *, steps: int, seed: int = 0, use_cpu: bool = False) -> Path:
+def cold_start(
+    cache: Path, *, steps: int, seed: int = 0, use_cpu: bool = False, worked: list[dict[str, Any]] | None = None
+) -> Path:
     """Train the embedded model for `steps` supervised steps, or find the checkpoint of an earlier run.
 
     Args:
@@ -30,12 +33,14 @@ def cold_start(cache: Path, *, steps: int, seed: int = 0, use_cpu: bool = False)
         steps: optimizer steps of 64 worked problems each.
         seed: of weights and problems.
         use_cpu: as in the run that follows; accelerate keeps one device for the process, the last that was asked for.
+        worked: rows with `question` and `answer` to learn instead of word problems, repeated as often as it takes.
 
     Returns:
         The folder of an ordinary checkpoint with its tokenizer.
     """
     state = PartialState()
-    digest = hashlib.sha256(repr((_REVISION, steps, seed, state.num_processes)).encode()).hexdigest()[:8]
+    settings = (_REVISION, steps, seed, state.num_processes, *([worked] if worked is not None else []))
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     folder = cache / f"cold_start-{digest}"
     cached = (folder / "config.json").is_file()
     state.wait_for_everyone()
@@ -64,7 +69,7 @@ def cold_start(cache: Path, *, steps: int, seed: int = 0, use_cpu: bool = False)
             seed=seed,
             disable_tqdm=True,
         ),
-        train_dataset=_worked_problems(steps * BATCH, seed),
+        train_dataset=_conversations(worked or islice(word_problems("cold_start", seed=seed), steps * BATCH)),
         processing_class=tokenizer,
         callbacks=[_LossLine()],
     )
@@ -79,8 +84,7 @@ def cold_start(cache: Path, *, steps: int, seed: int = 0, use_cpu: bool = False)
     return folder
 
 
-def _worked_problems(count: int, seed: int) -> Dataset:
-    rows = islice(word_problems("cold_start", seed=seed), count)
+def _conversations(rows: Iterable[dict[str, Any]]) -> Dataset:
     return Dataset.from_list(
         [
             {

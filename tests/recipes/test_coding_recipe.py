@@ -1,0 +1,88 @@
+"""recipes/coding.py: MBPP's rows as prompts, a step of it, and exercises in Rust that can be solved."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from grpo_hf.errors import DataError
+from grpo_hf.rewards.rust_cargo import rust_cargo
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ROWS = [
+    {
+        "task_id": n,
+        "text": f"Write a function to add {n} to a number.",
+        "code": f"def add_{n}(x):\n    return x + {n}",
+        "test_list": [f"assert add_{n}(1) == {n + 1}", f"assert add_{n}(5) == {n + 5}"],
+        "test_setup_code": "",
+        "challenge_test_list": [],
+    }
+    for n in range(6)
+]
+SOLUTIONS = (Path(__file__).parent / "rust_solutions.rs").read_text().split("//---\n")  # in the exercises' order
+EXERCISES = [json.loads(line) for line in (RECIPES / "rust_exercises.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("coding_recipe", RECIPES / "coding.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_prompt_shows_the_task_and_one_test(recipe: ModuleType) -> None:
+    row = recipe.with_prompt(ROWS[3])
+    assert row["prompt"] == (
+        "Write a function to add 3 to a number.\nThe function has to pass this test:\nassert add_3(1) == 4"
+    )
+    assert row["test_list"] == ROWS[3]["test_list"]
+    assert set(row) == {"prompt", "test_list", "test_setup_code"}
+
+
+@pytest.mark.parametrize("row", [{"text": "Add."}, {"test_list": ["assert f()"]}, {"text": " ", "test_list": ["x"]}])
+def test_rows_of_another_form_are_refused(recipe: ModuleType, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"expected MBPP's columns text .* and test_list"):
+        recipe.with_prompt(row)
+
+
+def test_a_step_on_local_rows(
+    recipe: ModuleType, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    flags = ["--model_name_or_path", str(tiny_checkpoint), "--dataset_path", str(tmp_path), "--dtype", "float32"]
+    flags += [
+        "--use_cpu",
+        "--gradient_checkpointing",
+        "false",
+        "--gradient_accumulation_steps",
+        "1",
+        "--eval_rows",
+        "2",
+    ]
+    flags += ["--num_generations", "2", "--per_device_train_batch_size", "2", "--max_completion_length", "8"]
+    recipe.main([*flags, "--max_steps", "1", "--output_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "rewards: python_tests" in said and "step 1/1" in said and "base (adapter disabled)" in said
+    answers = (tmp_path / "run" / "evaluation.jsonl").read_text()
+    assert "(1) ==" in answers and "(5) ==" not in answers
+
+
+def test_there_is_a_solution_for_every_rust_exercise() -> None:
+    assert len(EXERCISES) == len(SOLUTIONS)
+    for exercise, solution in zip(EXERCISES, SOLUTIONS, strict=True):
+        signature = exercise["prompt"].split("`")[1]
+        assert signature in solution and exercise["tests"].count("#[test]") >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("cargo"), reason="cargo is not installed")
+@pytest.mark.parametrize("number", range(len(EXERCISES)))
+def test_the_solutions_have_the_full_mark(number: int) -> None:
+    (reward,) = rust_cargo([f"```rust\n{SOLUTIONS[number]}\n```"], [EXERCISES[number]["tests"]])
+    assert reward == pytest.approx(1.0)

@@ -1,0 +1,147 @@
+"""recipes/countdown.py: problems that can be solved, splits that share no numbers, and a short run of the tiny one."""
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from grpo_hf.errors import ConfigError
+from grpo_hf.recipe import read_recipe
+from grpo_hf.rewards.countdown import countdown
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+EASY = "numbers=3,largest=9,operators=+-"
+SPLITS = ("cold_start", "train", "test")
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("countdown_recipe", RECIPES / "countdown.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def some(recipe: ModuleType, split: str, count: int = 200, difficulty: str | None = None, seed: int = 0) -> list[Any]:
+    return list(islice(recipe.problems(split, recipe.Difficulty.read(difficulty), seed=seed), count))
+
+
+def reachable(numbers: list[Fraction], operators: str) -> set[Fraction]:
+    """Everything that comes of joining all the numbers, two at a time, in every way."""
+    if len(numbers) == 1:
+        return {numbers[0]}
+    found = set()
+    for i, j in itertools.permutations(range(len(numbers)), 2):
+        a, b = numbers[i], numbers[j]
+        rest = [number for k, number in enumerate(numbers) if k not in (i, j)]
+        results = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else None}
+        for operator in operators:
+            if results[operator] is not None:
+                found |= reachable([*rest, results[operator]], operators)
+    return found
+
+
+@pytest.mark.parametrize("difficulty", [EASY, "numbers=2,largest=30,operators=*/", "numbers=4", None])
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_problem_is_solved_by_its_answer(recipe: ModuleType, split: str, difficulty: str | None) -> None:
+    rows = some(recipe, split, 300, difficulty)
+    columns = {name: [row[name] for row in rows] for name in ("numbers", "target")}
+    assert countdown([row["answer"] for row in rows], **columns) == [1.1] * len(rows)
+
+
+@pytest.mark.parametrize("operators", ["+-", "+-*/"])
+def test_brute_force_finds_a_solution_too(recipe: ModuleType, operators: str) -> None:
+    for row in some(recipe, "test", 40, f"numbers=3,largest=25,operators={operators}"):
+        assert row["target"] in reachable([Fraction(number) for number in row["numbers"]], operators)
+
+
+@pytest.mark.parametrize("operators", ["+-", "+-*/"])
+def test_splits_share_no_numbers_and_no_problem_comes_twice(recipe: ModuleType, operators: str) -> None:
+    sets = {}
+    for split in SPLITS:
+        rows = some(recipe, split, 5000, f"numbers=3,largest=9,operators={operators}")
+        keys = [(*sorted(row["numbers"]), row["target"]) for row in rows]
+        assert len(keys) == len(set(keys)) > 30
+        sets[split] = {key[:-1] for key in keys}
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not sets[one] & sets[other]
+
+
+def test_easy_problems_come_to_an_end(recipe: ModuleType) -> None:
+    assert 0 < len(some(recipe, "train", 10_000, "numbers=2,largest=5,operators=+")) < 30
+
+
+def test_difficulty_is_kept_to(recipe: ModuleType) -> None:
+    for row in some(recipe, "train", 300, "numbers=5,largest=7,operators=*"):
+        assert len(row["numbers"]) == 5 and max(row["numbers"]) <= 7
+        assert not {*"+-/"} & {*row["answer"].replace("</answer>", "")}
+        assert row["question"] == f"Make {row['target']} from {', '.join(map(str, row['numbers']))}."
+
+
+def test_seed_and_split_decide_the_problems_in_every_process(recipe: ModuleType) -> None:
+    assert some(recipe, "train", 20) == some(recipe, "train", 20) != some(recipe, "train", 20, seed=1)
+    program = (
+        "import json, runpy; found = runpy.run_path('countdown.py');"
+        "print(json.dumps(next(found['problems']('test', found['Difficulty'](), seed=7))))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=RECIPES, env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == some(recipe, "test", 1, seed=7)[0]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("number=3", "dataset_config has 'number'. Did you mean 'numbers'?"),
+        ("numbers=three", "expected a whole number"),
+        ("numbers=1", "expected 2 to 6 numbers"),
+        ("operators=^", "expected 2 to 6 numbers"),
+    ],
+)
+def test_a_difficulty_that_is_none(recipe: ModuleType, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        recipe.Difficulty.read(text)
+
+
+def test_a_short_run_from_cold_start_to_table(
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--cold_start_steps", "2", "--max_steps", "2", "--logging_steps", "1", "--eval_rows", "12"]
+    short += ["--per_device_train_batch_size", "16", "--dataset_config", EASY]
+    config = ["--config", str(RECIPES / "countdown_tiny.yaml")]
+    recipe.main([*config, *short, "--output_dir", str(tmp_path / "first")])
+    said = capsys.readouterr().out
+    assert "cold start: 2 supervised steps" in said and "step 2/2" in said and "base (adapter disabled)" in said
+    saved = read_recipe(["--config", str(tmp_path / "first" / "recipe.yaml")])
+    assert saved.task.dataset_config == EASY  # it is a recipe of recipes/countdown.py again
+    with pytest.raises(SystemExit):  # before another cold start
+        recipe.main([*config, *short, "--seed", "1", "--output_dir", str(tmp_path / "first")])
+    assert "holds another run" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("cold_start-*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [42])
+def test_the_tiny_run_gets_better(
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
+    recipe.main(
+        ["--config", str(RECIPES / "countdown_tiny.yaml"), "--seed", str(seed), "--output_dir", str(tmp_path / "run")]
+    )
+    said = capsys.readouterr().out
+    difference = re.search(r"difference \(paired\).*?([+-]\d\.\d{3}).*?([+-]\d\.\d{3}) to", said)
+    assert difference is not None, said
+    assert float(difference[1]) >= 0.15
+    assert float(difference[2]) > 0

@@ -1,0 +1,27 @@
+"""All of recipes/: settings that can be read, rewards that exist, and file names that hide no module of Python's."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo_hf.plugins import load_reward
+from grpo_hf.recipe import read_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_settings_file_is_read(file: Path) -> None:
+    recipe = read_recipe(["--config", str(file)])
+    assert recipe.model.use_peft and recipe.task.rewards
+    for spec in recipe.task.rewards:
+        assert load_reward(spec, relative_to=recipe.folder).doc
+    weights = recipe.training.reward_weights
+    assert weights is None or len(weights) == len(recipe.task.rewards)
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.py")), ids=lambda file: file.stem)
+def test_no_recipe_stands_in_the_place_of_a_module(file: Path) -> None:
+    """`python recipes/x.py` looks for modules in recipes/ first, so a math.py there breaks every import of math."""
+    assert file.stem not in sys.stdlib_module_names
