@@ -297,12 +297,12 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
 def test_the_report_shows_the_comparison_and_where_everything_lies():
     trainer = SimpleNamespace(args=SimpleNamespace(output_dir="runs/[bold]demo"))
     shown = Console(file=io.StringIO(), width=100, highlight=False)
-    report.show(compare(*pairs(9, 4, 27)), trainer, shown)
+    report.show(compare(*pairs(9, 4, 27)), trainer, load_reward("gsm8k"), shown)
     text = shown.file.getvalue()
     assert "18/40" in text and "23/40" in text and "+0.125" in text and "40 held-out prompts" in text
     for name in ("", "/metrics.jsonl", "/evaluation.jsonl"):
         assert f"runs/[bold]demo{name}\n" in text
 
     shown = Console(file=io.StringIO(), width=100, highlight=False)
-    report.show(None, trainer, shown)
+    report.show(None, trainer, load_reward("gsm8k"), shown)
     assert "evaluation.jsonl" not in shown.file.getvalue() and "accuracy" not in shown.file.getvalue()

@@ -1,5 +1,7 @@
 """Failures of rewards in a run: counted, left out of the baseline, and the end of a run at too many."""
 
+import json
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -62,6 +64,7 @@ def watched(values: list[list[float | str]], size: int) -> tuple[SimpleNamespace
     for index, column in enumerate(values):
         entry = ScoredReward(load_reward(lambda completions: []))
         entry.__name__ = f"reward{index}"
+        entry.completions = [f"completion {row}" for row in range(len(column))]
         entry.outcomes = [
             Outcome(None, Failure(v, "it went wrong"), 2.0) if isinstance(v, str) else Outcome(v, seconds=1.0)
             for v in column
@@ -73,7 +76,7 @@ def watched(values: list[list[float | str]], size: int) -> tuple[SimpleNamespace
         _metrics={"train": {}},
         accelerator=SimpleNamespace(gather=lambda tensor: tensor),
         num_generations=size,
-        args=SimpleNamespace(max_reward_failures=0.5, generation_batch_size=4),
+        args=SimpleNamespace(max_reward_failures=0.5, generation_batch_size=4, output_dir=tempfile.mkdtemp()),
         state=SimpleNamespace(global_step=3),
     )
     trainer._metrics = {"train": defaultdict(list)}
@@ -89,6 +92,10 @@ def test_a_row_with_a_failure_is_left_out_and_one_that_cannot_be_judged_is_not()
     metrics = {name: value for name, (value,) in trainer._metrics["train"].items()}
     assert metrics["rewards/reward0/failed"] == metrics["rewards/reward0/failed/timeout"] == 0.25
     assert (metrics["rewards/reward1/failed"], metrics["rewards/reward1/judged"]) == (0.0, 0.75)
+    (kept,) = map(json.loads, (Path(trainer.args.output_dir) / "failures.jsonl").read_text().splitlines())
+    assert kept == {"step": 3, "reward": "reward0", "reason": "timeout", "detail": "it went wrong"} | {
+        "completion": "completion 1"
+    }
     assert metrics["rewards/reward0/latency_p50"] == 1.0 and metrics["rewards/reward0/latency_p99"] > 1.9
 
 
@@ -187,7 +194,7 @@ def test_the_progress_line_says_what_failed() -> None:
     of |= {"latency_p50": 0.012, "latency_p99": 1.5}
     logs = {"reward": 1.0, **{f"rewards/judge/{name}": value for name, value in of.items()}}
     line = progress_line(1, 2, logs, ["judge"], 1.0, 1.0)
-    assert "judge 0.500±0.25 (62.5% judged, timeout 12.5%, wrong type 25.0%, 0.01 s, p99 1.50 s)" in line
+    assert "judge 0.500±0.25 (62.5% judged, timeout 12.5%, wrong type 25.0%, scored in 0.01 s, p99 1.50 s)" in line
     quick = {"rewards/judge/mean": 1.0, "rewards/judge/std": 0.0, "rewards/judge/judged": 1.0}
     assert "judge 1.000±0.00  " in progress_line(1, 2, {"reward": 1.0} | quick, ["judge"], 1.0, 1.0)
 

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .console import quiet
@@ -106,11 +107,13 @@ def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     completions = columns.pop("completion")
     scored = ScoredReward(reward)
     process = isolate([scored], workers=None, timeout=DEFAULT_TIMEOUT)
+    columns["trainer_state"] = SimpleNamespace(global_step=0, max_steps=1, epoch=0.0)
     scored(completions=completions, **columns)
     if process is not None:
         process.close()
     for outcome, text in zip(scored.outcomes, completions, strict=True):
-        shown = "failed" if outcome.failure else "cannot judge" if outcome.value is None else f"{outcome.value:.3f}"
+        shown = "cannot judge" if outcome.value is None else f"{outcome.value:.3f}"
+        shown = f"failed ({outcome.failure.reason})" if outcome.failure else shown
         print(f"{shown}  {str(text)[:100]!r}")
     if failure := next((outcome.failure for outcome in scored.outcomes if outcome.failure is not None), None):
         raise RewardOutputError(f"reward {reward.spec} failed ({failure.reason}): {failure.detail}")
@@ -129,7 +132,7 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
     if options.rows < 2:
         raise ConfigError(f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another.")
     recipe = read_recipe(["--config", str(options.recipe), *rest])
-    rewards, rows = sample_rows(recipe, options.rows)
+    rewards, rows, notes = sample_rows(recipe, options.rows)
     findings = examine(rewards, rows, timeout=recipe.training.reward_timeout)
     table = Table(title=f"mean reward on {len(rows)} rows, by what the completion is")
     table.add_column("reward")
@@ -143,7 +146,7 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
         )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    for note in (note for found in findings for note in found.notes()):
+    for note in (*notes, *(note for found in findings for note in found.notes())):
         console.print(f"note: {note}", markup=False)
 
 

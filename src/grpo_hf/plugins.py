@@ -176,7 +176,9 @@ def import_file(file: Path) -> ModuleType:
     path = file.resolve()
     if not path.is_file():
         siblings = [sibling.name for sibling in path.parent.glob("*.py")]
-        raise RewardNotFound(f"there is no reward file {path}.{did_you_mean(path.name, siblings)}")
+        here = Path(path.name).resolve()
+        hint = f" It is relative to the recipe; the one in the current folder is {here}." if here.is_file() else ""
+        raise RewardNotFound(f"there is no reward file {path}.{hint or did_you_mean(path.name, siblings)}")
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]  # hash() of text differs from process to process
     name = "_".join([_FILE_MODULE, re.sub(r"\W", "_", path.stem), digest])
     if name in sys.modules:

@@ -68,8 +68,8 @@ def check_task(recipe: Recipe) -> Task:
     return Task(rewards, eval_reward, train, held_out, resume, notes)
 
 
-def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str, Any]]]:
-    """The rewards of a recipe, and the first rows of its training data with the prompt as `prompt`.
+def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str, Any]], list[str]]:
+    """The rewards of a recipe, the first rows of its training data with the prompt as `prompt`, and notes on the data.
 
     The prompt is a list of messages, unless the model's tokenizer is at hand and has no chat template.
 
@@ -77,7 +77,8 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
         GrpoError: as `check_task`.
     """
     rewards, _ = _rewards(recipe)
-    train, _, _ = _data(recipe, rewards)
+    train, _, notes = _data(recipe, rewards)
+    notes += [train.describe_bad()] if train.bad else []
     settings, name = recipe.task, recipe.model.model_name_or_path
     chat = name != EMBEDDED_MODEL
     if chat and name is not None and Path(name).is_dir():
@@ -92,7 +93,22 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
             rows.append({**row, "prompt": build(row[column])})
         if len(rows) == count:
             break
-    return rewards, rows
+    return rewards, rows, notes
+
+
+def check_rows(recipe: Recipe, task: Task, *, chat: bool) -> Dataset:
+    """Check that the training rows have usable prompts, and try the rewards on two of them.
+
+    Raises:
+        GrpoError: the first thing that is wrong; see errors.py.
+    """
+    settings = recipe.task
+    build = data.prompt_builder(chat=chat, system_prompt=settings.system_prompt, instruction=settings.instruction)
+    needed = sorted({column for reward in task.rewards for column in reward.columns})
+    column = data.prompt_column(task.train, settings.prompt_column)
+    dataset, _ = data.build_dataset(task.train, column, build, needed)
+    _try_rewards(recipe, task.rewards, dataset)
+    return dataset
 
 
 def check_model(recipe: Recipe, task: Task) -> Prompts:
@@ -142,7 +158,8 @@ def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
     if weights is not None and len(weights) != len(rewards):
         raise ConfigError(
             f"reward_weights has {len(weights)} entries for {len(rewards)} rewards "
-            f"({', '.join(reward.name for reward in rewards)}); expected one weight per reward, in their order."
+            f"({', '.join(reward.name for reward in rewards)}); expected one weight per reward, in their order, as in "
+            f"--reward_weights {' '.join(['1.0'] * len(rewards))}."
         )
     if task.eval_reward is None:
         return rewards, rewards[0]

@@ -96,13 +96,17 @@ def progress_line(
     >>> progress_line(20, 100, logs, ["gsm8k"], 1234.5, 75)
     'step  20/100  reward 0.500  gsm8k 0.250  kl 0.0012  length 42  1,234 tokens/s  1:15 left'
     """
-    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"reward {_shown(logs.get('reward'))}"]
-    parts += [_reward_part(name, logs) for name in reward_names]
+    parts = [f"step {step:>{len(str(steps))}}/{steps}"]
+    if "reward" in logs:
+        parts += [f"reward {_shown(logs['reward'])}", *(_reward_part(name, logs) for name in reward_names)]
+    else:
+        parts.append("on the same rollout")
     if "kl" in logs:
         parts.append(f"kl {logs['kl']:.4f}")
     if "completions/mean_length" in logs:
         parts.append(f"length {logs['completions/mean_length']:.0f}")
-    parts.append(f"{tokens_per_second:,.0f} tokens/s")
+    if tokens_per_second:
+        parts.append(f"{tokens_per_second:,.0f} tokens/s")
     minutes, seconds = divmod(int(seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
     parts.append(f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left")
@@ -121,7 +125,7 @@ def _reward_part(name: str, logs: dict[str, Any]) -> str:
     failed = ((key.removeprefix("failed/").replace("_", " "), of[key]) for key in of if key.startswith("failed/"))
     notes += [f"{reason} {share:.1%}" for reason, share in failed if share]
     if of.get("latency_p99", 0) >= 0.1:
-        notes.append(f"{of['latency_p50']:.2f} s, p99 {of['latency_p99']:.2f} s")
+        notes.append(f"scored in {of['latency_p50']:.2f} s, p99 {of['latency_p99']:.2f} s")
     return f"{shown} ({', '.join(notes)})" if notes else shown
 
 

@@ -69,12 +69,18 @@ def compare_with_base(trainer: "GRPOTrainer", held_out: Any, reward: "Reward") -
     return evaluation.compare([base for base, _ in judged], [adapter for _, adapter in judged])
 
 
-def show(comparison: evaluation.Comparison | None, trainer: "GRPOTrainer", console: Console | None = None) -> None:
+def show(
+    comparison: evaluation.Comparison | None,
+    trainer: "GRPOTrainer",
+    reward: "Reward",
+    console: Console | None = None,
+) -> None:
     """Print the comparison and where everything lies."""
     console = console or Console(highlight=False)
     folder = trainer.args.output_dir
     if comparison is not None:
-        table = Table(title=f"accuracy on {comparison.base.total} held-out prompts, greedy")
+        title = f"accuracy on {comparison.base.total} held-out prompts, greedy; right: full mark of {reward.name}"
+        table = Table(title=title)
         for column in ("model", "right", "accuracy", "95% interval"):
             table.add_column(column, justify="left" if column == "model" else "right")
         for name, share in (("base (adapter disabled)", comparison.base), ("adapter", comparison.adapter)):
@@ -83,6 +89,11 @@ def show(comparison: evaluation.Comparison | None, trainer: "GRPOTrainer", conso
         interval = f"{comparison.low:+.3f} to {comparison.high:+.3f}"
         table.add_row("difference (paired)", "", f"{comparison.difference:+.3f}", interval, style="bold")
         console.print(table)
+        if {comparison.base.right, comparison.adapter.right} in ({0}, {comparison.base.total}):
+            console.print(
+                f"note: {reward.name} gives its full mark, 1.0, to all answers or to none, so this says nothing. Name "
+                "another reward: --eval_reward NAME."
+            )
     console.print(f"model:   {folder}", soft_wrap=True, markup=False)
     console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True, markup=False)
     if comparison is not None:

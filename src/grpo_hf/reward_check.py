@@ -45,7 +45,9 @@ class Finding:
         milliseconds: for a completion, the median.
         deterministic: whether the same answers had the same rewards twice.
         alone: whether a completion has the same reward alone as among others.
-        exploited: the kinds for which it pays although nobody should: more than 0, or more than for the gold answer.
+        exploited: the kinds for which it pays although nobody should: more than 0, or more than for the gold answer. Of
+            another's answer, more than half of the gold one's: some answers happen to be right.
+        failures: the kinds on which it failed, with the reason.
     """
 
     reward: Reward
@@ -56,10 +58,13 @@ class Finding:
     deterministic: bool
     alone: bool
     exploited: tuple[str, ...]
+    failures: tuple[str, ...]
 
     def notes(self) -> list[str]:
         """What its user should look at."""
         name, notes = self.reward.name, []
+        if self.failures:
+            notes.append(f"{name} fails on {'; '.join(self.failures)}")
         if self.exploited:
             notes.append(
                 f"{name} pays for: {', '.join(self.exploited)}. Unless that is what it is for, a model will find out."
@@ -129,11 +134,7 @@ def first_rows(dataset: Any) -> list[Row]:
 
 
 def examine(rewards: Sequence[Reward], rows: Sequence[Row], *, timeout: float) -> list[Finding]:
-    """Try rewards on real rows, in processes of their own.
-
-    Raises:
-        RewardOutputError: one fails.
-    """
+    """Try rewards on real rows, in processes of their own."""
     together = [replace(reward, settings=replace(reward.settings, batched=True)) for reward in rewards]
     entries = [ScoredReward(reward) for reward in chain(rewards, together)]
     process = isolate(entries, workers=None, timeout=timeout)
@@ -155,8 +156,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
         "another's answer": gold[1:] + gold[:1],
     }
     outcomes = {kind: _score(entry, rows, texts) for kind, texts in kinds.items()}
-    for found in outcomes.values():
-        _refuse_failures(entry.reward, found)
+    failed = [(kind, next((o.failure for o in found if o.failure), None)) for kind, found in outcomes.items()]
     again = {kind: _values(_score(entry, rows, texts)) for kind, texts in kinds.items()}
     beside = _values(_score(together, rows, gold))
     pays = {kind: _mean(found) for kind, found in outcomes.items()}
@@ -171,6 +171,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
         kind
         for kind, mean in pays.items()
         if kind != "gold answer" and mean is not None and (mean > 1e-9 or (right is not None and mean > right + 1e-9))
+        if kind != "another's answer" or right is None or mean > right / 2
     ]
     return Finding(
         entry.reward,
@@ -181,6 +182,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
         all(_values(found) == again[kind] for kind, found in outcomes.items()),
         _values(outcomes["gold answer"]) == beside,
         tuple(exploited),
+        tuple(f"{kind} ({failure.reason}): {failure.detail}" for kind, failure in failed if failure is not None),
     )
 
 

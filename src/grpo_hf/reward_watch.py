@@ -4,12 +4,14 @@ leave out, or its end.
 B completions on each of W processes, F rewards.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from torch import Tensor
 
 from .config import option
@@ -17,6 +19,11 @@ from .errors import RewardFailuresError
 from .outcomes import REASONS, Outcome
 from .reward import Schedule
 from .scoring import ScoredReward, weights_at
+
+logger = get_logger(__name__)
+
+FAILURES_FILE = "failures.jsonl"
+_WRITTEN = 16  # failures of a reward in a step that are written down
 
 
 def set_weights(trainer: Any) -> None:
@@ -69,6 +76,7 @@ def settle(trainer: Any, rewards: Tensor) -> Tensor:
         values |= {f"latency_{label}": times.quantile(q) for label, q in (("p50", 0.5), ("p99", 0.99))}
         for metric, value in values.items():
             metrics[f"{name}/{metric}"].append(float(value))
+        _write_down(trainer, entry)
         _stop(trainer, entry, sum(counts), counts[REASONS.index("settings")], len(code))
     rewards = rewards.masked_fill((codes > 0).any(1)[:, None], torch.nan)
     size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
@@ -91,6 +99,24 @@ def checkpointed(trainer: Any) -> Iterator[None]:
 
 def _code(outcome: Outcome) -> int:
     return 0 if outcome.failure is None else 1 + REASONS.index(outcome.failure.reason)
+
+
+def _write_down(trainer: Any, entry: ScoredReward) -> None:
+    """Keep this process's failures in the output folder, and say the first of each reason."""
+    failures = [(o.failure, text) for o, text in zip(entry.outcomes, entry.completions, strict=True) if o.failure]
+    if not failures:
+        return
+    with (Path(trainer.args.output_dir) / FAILURES_FILE).open("a", encoding="utf-8") as file:
+        for failure, completion in failures[:_WRITTEN]:
+            row = {"step": trainer.state.global_step, "reward": entry.__name__, "reason": failure.reason}
+            row |= {"detail": failure.detail, "completion": completion}
+            file.write(json.dumps(row, default=str) + "\n")
+    for failure, _ in failures:
+        if failure.reason not in entry.said:
+            entry.said.add(failure.reason)
+            logger.warning(
+                f"The reward {entry.__name__!r} failed ({failure.reason}): {failure.summary}. See {FAILURES_FILE}."
+            )
 
 
 def _stop(trainer: Any, entry: ScoredReward, failures: int, settings: int, count: int) -> None:

@@ -26,6 +26,7 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
     say = PartialState().print
     task = preflight.check_task(recipe)
     if recipe.model.model_name_or_path == EMBEDDED_MODEL:
+        preflight.check_rows(recipe, task, chat=False)  # before minutes of a cold start
         recipe.model.model_name_or_path = _cold_started(recipe)
     prompts = preflight.check_model(recipe, task)
     for note in task.notes + prompts.notes:
@@ -65,7 +66,7 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
     else:
         trainer.create_model_card()
     if trainer.is_world_process_zero():
-        report.show(comparison, trainer)
+        report.show(comparison, trainer, task.eval_reward)
     trainer.end()
     return comparison
 

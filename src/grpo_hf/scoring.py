@@ -34,13 +34,15 @@ _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 class ScoredReward:
     """A reward under the trainer's roof: what TRL calls, and what it asks afterwards.
 
-    `outcomes` are those of the last call. Until `isolate` has given it a process, it runs in this one.
+    `outcomes` and `completions` are those of the last call. Without a process (`isolate`) it runs in this one.
     """
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
         self.__name__ = reward.name  # TRL names the reward's metrics by it
         self.outcomes: list[Outcome] = []
+        self.completions: Sequence[Any] = []
+        self.said: set[str] = set()  # reasons of failures that were shown
         self.timeout = reward.settings.timeout or DEFAULT_TIMEOUT
         self._process: RewardProcess | None = None
         self._index = 0
@@ -81,6 +83,7 @@ class ScoredReward:
             outcomes = self._collected(begun[1], completions, columns)
         else:
             outcomes = self._score(completions, columns)
+        self.completions = completions
         self.outcomes = [clipped(outcome, self.reward.settings.clip) for outcome in outcomes]
         replay(self.outcomes, log_extra or _unheard, log_metric or _unheard)
         return [outcome.value for outcome in self.outcomes]
