@@ -28,7 +28,8 @@ def test_the_demo_runs_from_cold_start_to_table(tmp_path: Path) -> None:
     short = ["--cold_start_steps", "4", "--max_steps", "2", "--logging_steps", "1", "--eval_rows", "12"]
     said = demo(tmp_path / "first", *short)
     assert "cold start: 4 supervised steps" in said
-    assert re.search(r"^step 2/2  reward .*gsm8k .*answer_format .*kl .*tokens/s", said, re.MULTILINE)
+    assert re.search(r"^step 1/2  reward .*gsm8k .*answer_format .*kl .*tokens/s", said, re.MULTILINE)
+    assert re.search(r"^step 2/2  on the same rollout  kl ", said, re.MULTILINE)  # its second iteration
     for row in ("base (adapter disabled)", "adapter", "difference (paired)"):
         assert row in said
     first = tmp_path / "first"
