@@ -57,20 +57,27 @@ def isolated(reward: Reward, workers: int, timeout: float = TIMEOUT) -> tuple[Sc
     return entry, process
 
 
+def _messages(texts: Sequence[str]) -> list[list[dict[str, str]]]:
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
 def compare(workers: int, repeats: int) -> list[Row]:
     """The three rows."""
     from trl.rewards import accuracy_reward
 
-    golds, texts = problems(COUNT)
-    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    batches = [
+        problems(COUNT, seed) for seed in range(repeats + 1)
+    ]  # new ones each time: both sides keep what they read
     entry, process = isolated(load_reward("math"), workers)
-    values: dict[str, list[float | None]] = {}
+    values: dict[str, list[list[float | None]]] = {TRL: [], OURS: []}
 
     def trl() -> None:
-        values[TRL] = accuracy_reward(messages, [f"${gold}$" for gold in golds])
+        golds, texts = batches[len(values[TRL])]
+        values[TRL].append(accuracy_reward(_messages(texts), [f"${gold}$" for gold in golds]))
 
     def ours() -> None:
-        values[OURS] = entry(completions=messages, answer=golds)
+        golds, texts = batches[len(values[OURS])]
+        values[OURS].append(entry(completions=_messages(texts), answer=golds))
 
     for side in (trl, ours):
         side()
@@ -82,13 +89,17 @@ def compare(workers: int, repeats: int) -> list[Row]:
     row |= ratio_row("math", row["title"], median(ratios), 1.7, ratios) | {
         "value_without_system": None,
         "value_by_wall": None,
-        "equal": {name: [value == 1.0 for value in found] == right for name, found in values.items()},
+        "equal": {n: all([v == 1.0 for v in one] == right for one in found) for n, found in values.items()},
     }
+    golds, texts = batches[0]
+    messages = _messages(texts)
     hung = [*messages[:-1], [{"role": "assistant", "content": r"$\boxed{9^{9^{9^9}}}$"}]]
-    usual = median(time_.wall for time_ in times[OURS])
-    start = time.perf_counter()
-    found = entry(completions=hung, answer=golds)
-    cost = time.perf_counter() - start - usual
+    spent = []
+    for completions in (messages, hung):
+        start = time.perf_counter()
+        found = entry(completions=completions, answer=[*golds[:-1], "12"])
+        spent.append(time.perf_counter() - start)
+    cost = spent[1] - spent[0]
     hang = ratio_row("hang", f"seconds that one 9^{{9^{{9^9}}}} costs; time-out {TIMEOUT:g}", cost, None, [cost], " s")
     hang["equal"] = {"others": [v == 1.0 for v in found[:-1]] == right[:-1], "within": cost < TIMEOUT + 1}
     process.close()
