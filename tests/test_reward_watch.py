@@ -16,7 +16,7 @@ from test_trainer import LORA
 
 from grpo_hf import GRPOTrainer, load_reward, reward_settings
 from grpo_hf.advantages import outcome_advantages
-from grpo_hf.errors import RewardFailuresError, RewardOutputError
+from grpo_hf.errors import ConfigError, RewardFailuresError, RewardOutputError
 from grpo_hf.outcomes import Failure, Outcome
 from grpo_hf.progress import progress_line, read_metrics
 from grpo_hf.reward_watch import settle
@@ -210,6 +210,11 @@ def test_weights_follow_their_schedule_in_a_run(make_trainer: MakeTrainer, tmp_p
 
 
 TIMEOUT = 0.5
+
+
+def test_weights_twice_are_refused_before_a_model_is_loaded(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ConfigError, match="reward_weights is given and answer_format"):
+        make_trainer(reward_funcs="answer_format(weight=0.5)", reward_weights=[1.0], model="/no/such/model")
 
 
 def run_with_faults(make_trainer: MakeTrainer, folder: Path, steps: int) -> tuple[list[dict[str, Any]], float, int]:

@@ -21,7 +21,7 @@ from .recipe import EMBEDDED_MODEL, Recipe
 from .reward import Reward, require_columns
 from .reward_check import dry_run, first_rows
 from .rows import Split, read_split
-from .scoring import isolate, refuse_namesakes, scored_rewards
+from .scoring import isolate, refuse_namesakes, scored_rewards, weights_at
 
 _RENAME = "--columns {}=<its name there>"
 
@@ -161,6 +161,7 @@ def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
             f"({', '.join(reward.name for reward in rewards)}); expected one weight per reward, in their order, as in "
             f"--reward_weights {' '.join(['1.0'] * len(rewards))}."
         )
+    weights_at(scored_rewards(list(rewards)) or [], weights, 0)
     if task.eval_reward is None:
         return rewards, rewards[0]
     by_name = {reward.name: reward for reward in rewards}

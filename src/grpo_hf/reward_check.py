@@ -20,7 +20,7 @@ from .errors import RewardOutputError
 from .isolation import RewardProcess
 from .outcomes import Outcome
 from .reward import Reward
-from .scoring import ScoredReward, check_columns, isolate, scored_rewards
+from .scoring import ScoredReward, check_columns, isolate, scored_rewards, weights_at
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +88,11 @@ def ready(constructor: dict[str, Any], args: Any) -> tuple[list[Any] | None, Rew
 
     Raises:
         RewardError: one cannot be found, or does not fit.
+        ConfigError: weights both in the configuration and at a reward.
         DataError: the dataset lacks a column.
     """
     rewards, dataset = scored_rewards(constructor.get("reward_funcs")), constructor.get("train_dataset")
+    weights_at(rewards or [], args.reward_weights, 0)
     process = isolate(rewards, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout"))
     if constructor.get("rollout_func") is None and constructor.get("environment_factory") is None:
         check_columns(rewards, dataset)

@@ -5,13 +5,13 @@ B completions on each of W processes, F rewards.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import Tensor
 
 from .config import option
@@ -20,7 +20,7 @@ from .outcomes import REASONS, Outcome
 from .reward import Schedule
 from .scoring import ScoredReward, weights_at
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)  # of every process: each sees failures of its own
 
 FAILURES_FILE = "failures.jsonl"
 _WRITTEN = 16  # failures of a reward in a step that are written down
