@@ -67,6 +67,7 @@ def main(descriptor: int, workers: int, memory: int) -> None:
         return
     _adopt()
     CONSTS.term_timeout = 0.5  # seconds between SIGTERM and SIGKILL
+    CONSTS.sleep_unit = 0.02  # seconds between looks at the clock
     settings: dict[str, Any] = {"initializer": _enter, "initargs": (descriptor, memory), "max_tasks": _TASKS}
     with ProcessPool(workers, context=get_context("fork"), **settings) as pool:
         try:
