@@ -1,6 +1,5 @@
 """Every mistake that a user can make with a run ends before a model is loaded, with exit code 2 and the way out."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from peft import LoraConfig, get_peft_model
+from programs import load_recipe
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +33,7 @@ def no_model(monkeypatch):
 @pytest.fixture
 def run(tmp_path, tiny_checkpoint, no_model, capsys):
     """`recipes/gsm8k.py` with settings that are all right but for those given; returns what it says on leaving."""
-    spec = importlib.util.spec_from_file_location("recipe_under_test", PROGRAM)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
+    program = load_recipe("gsm8k")
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     good = {
         "model_name_or_path": str(tiny_checkpoint),

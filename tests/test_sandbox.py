@@ -128,8 +128,10 @@ def test_reads_no_file_of_ours(tmp_path):
     done = run(code, "required", secret, "/etc/passwd", "/etc/shadow", __file__, "/proc/1/root" + str(secret))
     assert set(done.stdout.split()) <= {"FileNotFoundError", "PermissionError"}
     home = run("import os; print(*os.listdir(os.path.expanduser('~')))", "required").stdout.split()
-    ours = [Path(prefix).parts[2] for prefix in (sys.prefix, sys.base_prefix) if prefix.startswith("/tmp/")]
-    assert set(home) <= set(ours)  # an environment that lies in /tmp is where it was
+    inside = Path(sandbox._INSIDE)
+    prefixes = [Path(prefix) for prefix in (sys.prefix, sys.base_prefix)]
+    ours = [prefix.relative_to(inside).parts[0] for prefix in prefixes if prefix.is_relative_to(inside)]
+    assert set(home) <= set(ours)  # an environment that lies there is where it was
 
 
 @needs_bubblewrap
@@ -143,12 +145,13 @@ for folder in [sys.argv[1], "/", "/usr", "/dev", "/dev/shm", "/etc", "/var/tmp",
         print("wrote to", folder)
     except OSError:
         pass
-open("/tmp/mine", "w")
+open(sys.argv[2], "w")
 """
-    done = run(code, "required", tmp_path)
+    mine = Path(sandbox._INSIDE) / tmp_path.name  # a name that nobody has outside
+    done = run(code, "required", tmp_path, mine)
     assert (done.returncode, done.stdout) == (0, "")
     assert list(tmp_path.iterdir()) == []
-    assert not Path("/tmp/mine").exists()
+    assert not mine.exists()
 
 
 @needs_bubblewrap

@@ -8,7 +8,6 @@ model, wants `@reward_settings(in_process=True)`.
 import itertools
 import json
 import os
-import pickle
 import socket
 import subprocess
 import sys
@@ -60,7 +59,6 @@ def pack(reward: Reward) -> tuple[list[str], bytes]:
             raise CannotTravelError(f"it refers to {name!r}, which has no value yet") from None
     try:
         pickled = cloudpickle.dumps(reward)
-        pickle.loads(pickled)  # what cannot be read again fails here, where it can be said
     except Exception as error:  # pickling runs code of the user's objects, which may raise anything
         raise CannotTravelError(f"{type(error).__name__}: {error}") from error
     if len(pickled) > _HEAVY:

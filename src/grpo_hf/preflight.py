@@ -19,7 +19,7 @@ from .plugins import load_reward
 from .progress import claim_output_folder
 from .recipe import EMBEDDED_MODEL, Recipe
 from .reward import Reward, require_columns
-from .reward_check import dry_run, first_rows
+from .reward_check import dry_run, first_rows, untried
 from .rows import Split, read_split
 from .scoring import isolate, refuse_namesakes, scored_rewards, weights_at
 
@@ -85,8 +85,7 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
         source = {"revision": recipe.model.model_revision, "gguf_file": settings.gguf_file}
         trusted = recipe.training.trust_remote_code
         chat = base.load_tokenizer(name, **source, trust_remote_code=trusted).chat_template is not None
-    build = data.prompt_builder(chat=chat, system_prompt=settings.system_prompt, instruction=settings.instruction)
-    column = data.prompt_column(train, settings.prompt_column)
+    build, column = _prompt_builder(recipe, chat=chat), data.prompt_column(train, settings.prompt_column)
     rows: list[dict[str, Any]] = []
     for row in train.rows:
         with suppress(ValueError):  # not a prompt; a run leaves it out as well
@@ -96,19 +95,13 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
     return rewards, rows, notes
 
 
-def check_rows(recipe: Recipe, task: Task, *, chat: bool) -> Dataset:
+def check_rows(recipe: Recipe, task: Task, *, chat: bool) -> None:
     """Check that the training rows have usable prompts, and try the rewards on two of them.
 
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
     """
-    settings = recipe.task
-    build = data.prompt_builder(chat=chat, system_prompt=settings.system_prompt, instruction=settings.instruction)
-    needed = sorted({column for reward in task.rewards for column in reward.columns})
-    column = data.prompt_column(task.train, settings.prompt_column)
-    dataset, _ = data.build_dataset(task.train, column, build, needed)
-    _try_rewards(recipe, task.rewards, dataset)
-    return dataset
+    _try_rewards(recipe, task.rewards, _dataset(recipe, task, task.train, chat=chat)[0])
 
 
 def check_model(recipe: Recipe, task: Task) -> Prompts:
@@ -129,16 +122,10 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     tokenizer = base.load_tokenizer(name, **source)
     if settings.adapter is not None:
         roles.check_adapter(settings.adapter, config)
-    build = data.prompt_builder(
-        chat=tokenizer.chat_template is not None,
-        system_prompt=settings.system_prompt,
-        instruction=settings.instruction,
-    )
-    needed = sorted({column for reward in task.rewards for column in reward.columns})
     notes: list[str] = []
 
     def prompts_of(split: Split) -> Dataset:
-        dataset, checked = data.build_dataset(split, data.prompt_column(split, settings.prompt_column), build, needed)
+        dataset, checked = _dataset(recipe, task, split, chat=tokenizer.chat_template is not None)
         notes.extend([checked.describe_bad()] if checked.bad else [])
         _check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
         return dataset
@@ -146,6 +133,18 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     train = prompts_of(task.train)
     _try_rewards(recipe, task.rewards, train)
     return Prompts(tokenizer, train, prompts_of(task.held_out) if task.held_out else None, notes)
+
+
+def _prompt_builder(recipe: Recipe, *, chat: bool) -> Any:
+    task = recipe.task
+    return data.prompt_builder(chat=chat, system_prompt=task.system_prompt, instruction=task.instruction)
+
+
+def _dataset(recipe: Recipe, task: Task, split: Split, *, chat: bool) -> tuple[Dataset, Split]:
+    """The usable rows of a split as the trainer takes them, and the split with the others among its bad ones."""
+    needed = sorted({column for reward in task.rewards for column in reward.columns})
+    column = data.prompt_column(split, recipe.task.prompt_column)
+    return data.build_dataset(split, column, _prompt_builder(recipe, chat=chat), needed)
 
 
 def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
@@ -175,7 +174,7 @@ def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
 
 def _try_rewards(recipe: Recipe, rewards: Sequence[Reward], train: Dataset) -> None:
     """Call each reward on two rows: what cannot work fails before a model is loaded."""
-    entries = scored_rewards(list(rewards))
+    entries = scored_rewards(untried(rewards))
     training = recipe.training
     process = isolate(entries, workers=training.reward_workers, timeout=training.reward_timeout)
     try:

@@ -112,10 +112,8 @@ def dry_run(rewards: Sequence[Any], rows: Sequence[Row], *, strict: bool) -> Non
     Raises:
         RewardOutputError: names the reward, the reason and what is known of it.
     """
-    if os.environ.get("RANK", "0") != "0":  # once is enough
-        return
     for entry in rewards:
-        if isinstance(entry, ScoredReward) and rows and entry.reward not in _tried:
+        if isinstance(entry, ScoredReward) and rows and untried([entry.reward]):
             _tried.add(entry.reward)
             outcomes = _score(entry, rows, [_PLACEHOLDER] * len(rows))
             settings = any(outcome.failure and outcome.failure.reason == "settings" for outcome in outcomes)
@@ -125,6 +123,11 @@ def dry_run(rewards: Sequence[Any], rows: Sequence[Row], *, strict: bool) -> Non
                 if strict or settings:
                     raise
                 logger.warning(str(error))
+
+
+def untried(rewards: Sequence[Reward]) -> list[Reward]:
+    """Those that this process has not tried yet; none on a process that is not the first."""
+    return [reward for reward in rewards if reward not in _tried] if os.environ.get("RANK", "0") == "0" else []
 
 
 def first_rows(dataset: Any) -> list[Row]:

@@ -29,6 +29,7 @@ _WARNING = (
     "@reward_settings(in_process=True) says that this is meant."
 )
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_Call = tuple[dict[str, Any], dict[str, Any], int]  # see `ScoredReward._taken`
 
 
 class ScoredReward:
@@ -46,7 +47,7 @@ class ScoredReward:
         self.timeout = reward.settings.timeout or DEFAULT_TIMEOUT
         self._process: RewardProcess | None = None
         self._index = 0
-        self._begun: tuple[Any, Future[list[Outcome]]] | None = None
+        self._begun: tuple[Any, Future[list[Outcome]], _Call] | None = None
         self._thread_helps: bool | None = None  # whether a failure off the main thread is one on it; None: not tried
 
     def isolate(self, process: RewardProcess, index: int) -> None:
@@ -60,16 +61,16 @@ class ScoredReward:
 
     def begin(self, completions: Sequence[Any], **columns: Any) -> Callable[[], None] | None:
         """Begin to score what it will be called with; returns what a thread has to run for that, if anything."""
-        taken, shared = self._taken(completions, columns)
-        future: Future[list[Outcome]] = Future()
-        self._begun = completions, future
+        what = self._taken(completions, columns)
         if self._process is not None:
-            self._begun = completions, self._submit(taken, shared, len(completions))
+            self._begun = completions, self._submit(*what), what
             return None
+        future: Future[list[Outcome]] = Future()
+        self._begun = completions, future, what
 
         def run() -> None:
             try:
-                future.set_result(self._call(taken, shared, len(completions)))
+                future.set_result(self._call(*what))
             except BaseException as error:  # KeyboardInterrupt too: it is raised again where it is waited for
                 future.set_exception(error)
 
@@ -80,7 +81,7 @@ class ScoredReward:
     ) -> Any:
         begun, self._begun = self._begun, None
         if begun is not None and begun[0] is completions:
-            outcomes = self._collected(begun[1], completions, columns)
+            outcomes = self._collected(*begun[1:])
         else:
             outcomes = self._score(completions, columns)
         self.completions = completions
@@ -89,29 +90,24 @@ class ScoredReward:
         return [outcome.value for outcome in self.outcomes]
 
     def _score(self, completions: Sequence[Any], columns: dict[str, Any]) -> list[Outcome]:
-        taken, shared = self._taken(completions, columns)
-        if self._process is None:
-            return self._call(taken, shared, len(completions))
-        return self._collected(self._submit(taken, shared, len(completions)), completions, columns)
+        what = self._taken(completions, columns)
+        return self._call(*what) if self._process is None else self._collected(self._submit(*what), what)
 
-    def _collected(
-        self, future: "Future[list[Outcome]]", completions: Sequence[Any], columns: dict[str, Any]
-    ) -> list[Outcome]:
+    def _collected(self, future: "Future[list[Outcome]]", what: _Call) -> list[Outcome]:
         """What was begun; a second time where the process died, or where a thread may be the matter."""
-        taken, shared = self._taken(completions, columns)
         try:
             outcomes = future.result()
         except CannotTravelError as error:
-            return self._stay(error, taken, shared, len(completions))
+            return self._stay(error, *what)
         except ServerDiedError:
             try:
-                return self._submit(taken, shared, len(completions)).result()
+                return self._submit(*what).result()
             except ServerDiedError:
-                return lost(len(completions))
+                return lost(what[2])
         raised = sum(_raised(outcome) for outcome in outcomes)
         if self._process is not None or not raised or self._thread_helps:
             return outcomes
-        again = self._call(taken, shared, len(completions))
+        again = self._call(*what)
         self._thread_helps = sum(map(_raised, again)) >= raised
         if not self._thread_helps:
             failure = next(outcome.failure for outcome in outcomes if _raised(outcome))
@@ -152,15 +148,15 @@ class ScoredReward:
         except MemoryError as error:
             return [Outcome(None, Failure("memory", f"MemoryError: {error}"))] * count
 
-    def _taken(self, completions: Sequence[Any], columns: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The columns that the reward reads, and what is the same for all completions."""
+    def _taken(self, completions: Sequence[Any], columns: dict[str, Any]) -> _Call:
+        """The columns that the reward reads, what is the same for all completions, and how many there are."""
         state = columns.get("trainer_state")
         lists = {"completions": list(completions)}
         lists |= {name: list(values) for name, values in columns.items() if name != "trainer_state"}
         shared = {}
         if state is not None:
             shared["trainer_state"] = state if self._process is None else _snapshot(state)
-        return self.reward.taken(lists), self.reward.taken(shared)
+        return self.reward.taken(lists), self.reward.taken(shared), len(completions)
 
 
 def _raised(outcome: Outcome) -> bool:

@@ -1,6 +1,5 @@
 """recipes/coding.py: MBPP's rows as prompts, a step of it, and exercises in Rust that can be solved."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -8,11 +7,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from programs import RECIPES, load_recipe
 
 from grpo_hf.errors import DataError
 from grpo_hf.rewards.rust_cargo import rust_cargo
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 ROWS = [
     {
         "task_id": n,
@@ -30,10 +29,7 @@ EXERCISES = [json.loads(line) for line in (RECIPES / "rust_exercises.jsonl").rea
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("coding_recipe", RECIPES / "coding.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("coding")
 
 
 def test_the_prompt_shows_the_task_and_one_test(recipe: ModuleType) -> None:

@@ -1,6 +1,5 @@
 """recipes/countdown.py: problems that can be solved, splits that share no numbers, and a short run of the tiny one."""
 
-import importlib.util
 import itertools
 import json
 import os
@@ -14,22 +13,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from programs import RECIPES, load_recipe
 
 from grpo_hf.errors import ConfigError
 from grpo_hf.recipe import read_recipe
 from grpo_hf.rewards.countdown import countdown
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 EASY = "numbers=3,largest=9,operators=+-"
 SPLITS = ("cold_start", "train", "test")
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("countdown_recipe", RECIPES / "countdown.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("countdown")
 
 
 def some(recipe: ModuleType, split: str, count: int = 200, difficulty: str | None = None, seed: int = 0) -> list[Any]:

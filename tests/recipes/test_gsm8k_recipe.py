@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import RECIPES
 
 from grpo_hf.recipe import read_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", str(RECIPES / "gsm8k.py")]
 

@@ -1,20 +1,16 @@
 """recipes/math_problems.py on rows of MATH's form, and as a program among the other recipes."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from programs import RECIPES, load_recipe
 
 
 def test_a_step_on_local_rows(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("math_recipe", RECIPES / "math_problems.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = load_recipe("math_problems")
     rows = [{"problem": f"What is ${n}/2$?", "answer": f"\\frac{{{n}}}{{2}}", "level": 1} for n in range(1, 17, 2)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--model_name_or_path", str(tiny_checkpoint), "--dataset_path", str(tmp_path / "train.jsonl")]

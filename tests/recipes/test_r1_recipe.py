@@ -1,27 +1,23 @@
 """recipes/r1.py: its stages on the embedded model with a step each, and what a second run finds done."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from programs import RECIPES, load_recipe
 
 from grpo_hf.rewards.language import language
 from grpo_hf.rewards.math import math
 from grpo_hf.rewards.think_format import think_format
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 STAGES = ("cold_start", "rl", "samples", "sft", "rl_again")
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("r1_recipe", RECIPES / "r1.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("r1")
 
 
 def test_worked_problems_take_r1_s_form(recipe: ModuleType) -> None:

