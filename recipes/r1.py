@@ -123,36 +123,29 @@ def teach(recipe: Any, prompts: Any, count: int) -> None:
 
 def sample(recipe: Any, task: Any, prompts: Any, adapter: Path, settings: argparse.Namespace) -> None:
     """Stage samples: rejection sampling, where an answer stays if every reward gives it the full mark."""
-    import torch
     from peft import PeftModel
-    from transformers import set_seed
 
     from grpo_hf.base import load_base
-    from grpo_hf.data import prompt_token_ids
-    from grpo_hf.evaluation import right_answers
+    from grpo_hf.evaluation import right_answers, sampled_completions
     from grpo_hf.scoring import ScoredReward
 
     training, tokenizer, folder = recipe.training, prompts.tokenizer, Path(recipe.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     model = PeftModel.from_pretrained(load_base(recipe.model), adapter).to(training.device).eval()
     rows = prompts.train.select(range(min(settings.sample_prompts, len(prompts.train)))).to_list()
+    samples = sampled_completions(
+        model,
+        tokenizer,
+        [row["prompt"] for row in rows],
+        settings.samples_per_prompt,
+        temperature=training.temperature,
+        seed=training.seed,
+        max_new_tokens=training.max_completion_length,
+        batch_size=BATCH,
+        template_options=training.chat_template_kwargs,
+    )
     asked = [row for row in rows for _ in range(settings.samples_per_prompt)]
-    texts: list[str] = []
-    set_seed(training.seed)
-    for start in range(0, len(rows), BATCH):
-        batch = [row["prompt"] for row in rows[start : start + BATCH]]
-        ids = prompt_token_ids(batch, tokenizer, training.chat_template_kwargs)
-        inputs = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
-        with torch.no_grad():
-            output = model.generate(
-                **inputs,
-                do_sample=True,
-                temperature=training.temperature,
-                num_return_sequences=settings.samples_per_prompt,
-                max_new_tokens=training.max_completion_length,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = [text for of_prompt in samples for text in of_prompt]
     marks = zip(*(right_answers(ScoredReward(reward), asked, texts) for reward in task.rewards), strict=True)
     kept = [(row["prompt"], text) for row, text, full in zip(asked, texts, marks, strict=True) if all(full)]
     print(f"rejection sampling: {len(kept)} of {len(texts)} answers have every full mark", flush=True)

@@ -1,14 +1,16 @@
 """Advantages against the standard library's statistics, TRL's formula, and groups worked out by hand."""
 
 import math
+import random
 import statistics
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 from trl.trainer.utils import nanstd
 
-from grpo_hf.advantages import outcome_advantages
+from grpo_hf.advantages import outcome_advantages, process_advantages
 from grpo_hf.errors import ConfigError, RewardOutputError
 
 NAN = float("nan")
@@ -143,3 +145,84 @@ def test_errors_say_what_came_and_what_was_expected(rewards: Tensor, scale: str,
 def test_an_infinite_reward_is_an_error(infinite: float):
     with pytest.raises(RewardOutputError, match=f"completion 1 in group 2 is {infinite}; expected a finite number"):
         outcome_advantages(torch.tensor([[0.0, 1.0], [NAN, 1.0], [0.0, infinite]]))
+
+
+def process_oracle(rewards, ends, lengths, size):
+    """Section 4.1.3 as it is printed, in float64: R, its mean and deviation, then a sum over steps for every token."""
+    advantages = numpy.zeros((len(lengths), max(lengths)))
+    for first in range(0, len(lengths), size):
+        rows = range(first, first + size)
+        steps = [(i, e, r) for i in rows for e, r in zip(ends[i], rewards[i], strict=True) if e < lengths[i]]
+        R = numpy.array([r for _, _, r in steps])
+        if len(R) < 2 or (R[0] == R).all():
+            continue
+        for i, end, reward in steps:
+            advantages[i, : end + 1] += (reward - R.mean()) / (R.std(ddof=1) + 1e-4)
+    return torch.from_numpy(advantages)
+
+
+def random_steps(chance, size):
+    """Outputs of two groups: some without steps, some cut off, some groups constant."""
+    lengths = [chance.randint(1, 30) for _ in range(2 * size)]
+    counts = [chance.randint(0, 6) for _ in lengths]
+    ends = [sorted(chance.choices(range(length + 3), k=k)) for length, k in zip(lengths, counts, strict=True)]
+    values = chance.choice([(0.5,), (0.0, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0), None])
+    rewards = [[chance.choice(values) if values else chance.gauss(0, 1) for _ in range(k)] for k in counts]
+    return rewards, ends, lengths
+
+
+def test_process_advantages_are_the_paper_s():
+    chance, compared = random.Random(0), 0
+    for _ in range(1000):
+        size = chance.randint(2, 8)
+        rewards, ends, lengths = random_steps(chance, size)
+        found = process_advantages(rewards, ends, lengths, size)
+        torch.testing.assert_close(found, process_oracle(rewards, ends, lengths, size), rtol=1e-13, atol=1e-13)
+        compared += int(found.any())
+    assert compared > 600
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_one_step_an_output_is_outcome_supervision(scale):
+    chance = random.Random(1)
+    for _ in range(300):
+        size = chance.randint(2, 8)
+        lengths = [chance.randint(1, 9) for _ in range(3 * size)]
+        rewards = [chance.choice([0.0, 1.0, chance.random()]) for _ in lengths]
+        found = process_advantages([[r] for r in rewards], [[n - 1] for n in lengths], lengths, size, scale=scale)
+        outcome = outcome_advantages(torch.tensor(rewards, dtype=torch.float64).view(3, size), scale=scale).flatten()
+        written = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        assert torch.equal(found, outcome[:, None] * written)
+
+
+def test_what_cannot_be_judged_is_no_part_of_a_group():
+    nan = float("nan")
+    found = process_advantages([[1.0, nan, 0.0], [nan]], [[0, 1, 2], [0]], [3, 2], 2)
+    without = process_advantages([[1.0, 0.0], []], [[0, 2], []], [3, 2], 2)
+    assert torch.equal(found, without)
+    assert found[0, 0] == 0
+    assert found[0, 1] < 0
+
+
+def test_a_group_without_steps_has_no_advantage():
+    assert not process_advantages([[], [], [1.0], [0.0]], [[], [], [5], [7]], [3, 2, 4, 4], 2).any()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "ends", "lengths", "size"),
+    [
+        ([[1.0]], [[0], [1]], [1, 2], 2),
+        ([[1.0], [0.0]], [[0], [1]], [2], 2),
+        ([], [], [], 2),
+        ([[1.0], [0.0]], [[0], [1]], [1, 2], 1),
+        ([[1.0], [0.0], [1.0]], [[0], [0], [0]], [1, 2, 1], 2),
+        ([[1.0, 2.0], [0.0]], [[0], [1]], [1, 2], 2),
+        ([[1.0, 2.0], [0.0]], [[1, 0], [1]], [2, 2], 2),
+        ([[1.0], [0.0]], [[-1], [1]], [2, 2], 2),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(rewards, ends, lengths, size):
+    with pytest.raises(ConfigError, match="expected"):
+        process_advantages(rewards, ends, lengths, size)
+    with pytest.raises(RewardOutputError):
+        process_advantages([[float("inf")], [0.0]], [[0], [0]], [1, 1], 2)

@@ -16,14 +16,16 @@ SOURCE = Path(grpo_hf.__file__).parent
 LAYERS = [
     {"errors", "console", "word_problems"},
     {"advantages", "objective", "tiny_model", "rows", "reward", "progress", "config", "hub", "base"}
-    | {"head", "lora", "packing", "sandbox"},
+    | {"head", "lora", "packing", "sandbox", "steps", "token_credit", "fitting"},
     {"data", "plugins", "outcomes", "recipe", "roles", "cold_start", "attention", "batches"},
-    {"refill", "fork", "merging", "isolation", "reward_server"},
-    {"scoring", "log_probs", "rollout"},
-    {"early_rewards", "reward_watch", "reward_check"},
+    {"refill", "reward_files", "policy_files", "steering", "fork", "merging", "isolation", "reward_server"},
+    {"scoring", "log_probs", "rollout", "critic"},
+    {"monte_carlo"},
+    {"early_rewards", "reward_watch", "reward_check", "supervision"},
     {"evaluation"},
-    {"preflight", "report", "trainer"},
-    {"run"},
+    {"preflight", "report", "trainer", "preferences"},
+    {"run", "reward_model"},
+    {"iterate"},
     {"cli"},
     {"__init__"},  # the public names, imported on first use
 ]
@@ -32,7 +34,7 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 # trainer, config, recipe and base build on TRL's classes; roles switches adapters as TRL's trainer does; run turns its
 # ModelConfig into a LoRA configuration with TRL's helper; cold_start runs TRL's supervised trainer.
 IMPORT_TRL = {"trainer", "config", "recipe", "base", "roles", "run", "cold_start"}
-LIGHT = ["grpo_hf", "grpo_hf.errors", "grpo_hf.plugins", "grpo_hf.cli", "grpo_hf.console"]
+LIGHT = ["grpo_hf", "grpo_hf.errors", "grpo_hf.plugins", "grpo_hf.cli", "grpo_hf.console", "grpo_hf.token_credit"]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy"}
 LONGEST_FILE, LONGEST_TRAINER, LONGEST_OVERRIDE = 320, 250, 15
 

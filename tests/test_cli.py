@@ -46,7 +46,7 @@ class TestLightness:
                 [sys.executable, "-m", "grpo_hf.cli", "--help"], capture_output=True, text=True, check=True
             )
             seconds.append(time.monotonic() - started)
-        assert all(command in done.stdout for command in ("train", "rewards", "plot"))
+        assert all(command in done.stdout for command in ("train", "rewards", "plot", "credit"))
         assert min(seconds) < 1
 
     def test_trying_a_reward_imports_nothing_heavy(self):
@@ -190,6 +190,39 @@ class TestPlot:
     def test_without_matplotlib(self, refused, finished, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         assert "`grpo-hf plot` needs matplotlib: pip install 'grpo-hf[plot]'." in refused("plot", finished, "x.png")
+
+
+class TestCredit:
+    @pytest.fixture
+    def finished(self, tmp_path):
+        (tmp_path / "metrics.jsonl").touch()
+        with (tmp_path / "credit.jsonl").open("w") as file:
+            for step, word in [(5, "cut"), (10, "ten"), (5, "five"), (10, "ten\u2028")]:
+                one = {"tokens": [word, "<|end|>"], "advantages": [0.5, -0.5], "special": [1], "reward": 1.0}
+                print(json.dumps({"step": step, "prompt": "How many?", "completions": [one]}), file=file)
+        return tmp_path
+
+    def test_the_last_step_or_one_of_them(self, cli, finished):
+        last, fifth = cli("credit", finished), cli("credit", finished, "--step", "5")
+        assert "step 10 " in last and "ten\u2028│<|end|>" in last
+        assert "step 5 " in fifth and "five│<|end|>" in fifth and "How many?" in fifth
+
+    def test_a_page(self, cli, refused, finished):
+        page = finished / "credit.html"
+        assert cli("credit", finished, "--html", page, "--step", "5") == f"{page}\n"
+        written = page.read_bytes()
+        assert b">five</span>" in written and b"Step 10" not in written
+        said = refused("credit", finished, "--html", page)
+        assert f"{page} exists, and is not overwritten. Give --html another name." in said
+        assert page.read_bytes() == written
+        assert "cannot be written (No such file" in refused("credit", finished, "--html", finished / "no" / "page.html")
+
+    def test_what_is_not_there(self, refused, finished):
+        assert "has no step 7. Give --step one of 5, 10." in refused("credit", finished, "--step", "7")
+        (finished / "credit.jsonl").unlink()
+        assert "the run was made with log_credit false" in refused("credit", finished)
+        (finished / "metrics.jsonl").unlink()
+        assert f"{finished} is not the output folder of a run" in refused("credit", finished)
 
 
 def test_an_interruption_says_how_to_go_on(capsys):

@@ -14,12 +14,20 @@ from grpo_hf.config import GRPOConfig, check_geometry
 from grpo_hf.errors import ConfigError
 
 OURS = {"loss_type", "beta", "use_bias_correction_kl", "reference", "packed_update", "grouped_rollout"} | {
+    "reference_reset_every",
+    "target_kl",
     "dynamic_sampling",
     "max_refills",
     "early_rewards",
     "reward_timeout",
     "reward_workers",
     "max_reward_failures",
+    "log_credit",
+    "process_reward",
+    "advantage_estimator",
+    "gae_lambda",
+    "gae_gamma",
+    "critic_learning_rate",
 }
 
 

@@ -17,7 +17,15 @@ from rich.console import Console
 from transformers import LlamaForCausalLM, set_seed
 
 from grpo_hf import report
-from grpo_hf.evaluation import accuracy, compare, greedy_completions, right_answers
+from grpo_hf.evaluation import (
+    accuracy,
+    compare,
+    greedy_completions,
+    maj_at_k,
+    pass_at_k,
+    right_answers,
+    sampled_completions,
+)
 from grpo_hf.plugins import load_reward
 from grpo_hf.scoring import ScoredReward
 from grpo_hf.tiny_model import tiny_model, tiny_tokenizer
@@ -219,6 +227,20 @@ def test_the_model_answers_without_dropout_and_keeps_its_mode(model, tokenizer, 
         model.eval()
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_samples_are_those_of_each_prompt_and_of_their_seed(model, tokenizer, batch_size):
+    settings = {"max_new_tokens": 12, "batch_size": batch_size}
+    cold = sampled_completions(model, tokenizer, CHATS, 3, temperature=1e-4, seed=0, **settings)
+    assert cold == [[text] * 3 for text in one_by_one(model, tokenizer, CHATS, 12)]
+    before = torch.random.get_rng_state()
+    first, again, other = (
+        sampled_completions(model, tokenizer, CHATS, 3, temperature=1.0, seed=seed, **settings) for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert first == again != other
+    assert all(len(set(texts)) == 3 for texts in first)
+
+
 def graded(prompts, completions, completion_ids, answer, **columns):
     """Full mark, half mark, None, and NaN (a failure), by what the completion and the column `answer` say together."""
     assert len(prompts) == len(completions) == len(completion_ids) == len(answer)
@@ -306,3 +328,33 @@ def test_the_report_shows_the_comparison_and_where_everything_lies():
     shown = Console(file=io.StringIO(), width=100, highlight=False)
     report.show(None, trainer, load_reward("gsm8k"), shown)
     assert "evaluation.jsonl" not in shown.file.getvalue() and "accuracy" not in shown.file.getvalue()
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_pass_at_k_is_the_share_of_choices_with_a_right_one(k: int):
+    correct = [outcomes(right, 6) for right in range(7)]
+    shares = [np.mean([any(chosen) for chosen in itertools.combinations(row, k)]) for row in correct]
+    assert pass_at_k(correct, k) == pytest.approx(np.mean(shares))
+
+
+def by_majority(chosen: tuple[tuple[str | None, bool], ...]) -> float:
+    """The share of the most frequent answers that is right."""
+    said = [answer for answer, _ in chosen if answer is not None]
+    best = {answer for answer in said if said.count(answer) == max(map(said.count, said))}
+    return sum((answer, True) in chosen for answer in best) / max(1, len(best))
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_maj_at_k_is_the_share_of_choices_whose_majority_is_right(k: int):
+    said = [["7", "7", "8", "9", None, "7"], ["1", "2", "1", "2", "3", "3"], [None] * 6, ["5"] * 6]
+    correct = [[answer in ("7", "2", "5") for answer in row] for row in said]
+    choices = [itertools.combinations(list(zip(*rows, strict=True)), k) for rows in zip(said, correct, strict=True)]
+    exact = np.mean([np.mean([by_majority(chosen) for chosen in of_problem]) for of_problem in choices])
+    tolerance = 1e-12 if k in (1, 6) else 0.01  # 4,000 draws: a standard error below 0.004
+    assert maj_at_k(said, correct, k, draws=4000) == pytest.approx(exact, abs=tolerance)
+
+
+def test_what_cannot_be_chosen():
+    for k in (0, 4):
+        with pytest.raises(ValueError, match=f"k is {k} with 2 problems; expected k from 1"):
+            pass_at_k([[True] * 5, [False] * 3], k)

@@ -27,7 +27,7 @@ from grpo_hf.recipe import read_recipe
 from grpo_hf.scoring import ScoredReward
 
 REPO = "tester/demo"
-RECORD = {"README.md", "metrics.jsonl", "evaluation.jsonl", "recipe.yaml", "training_args.bin"}
+RECORD = {"README.md", "credit.jsonl", "metrics.jsonl", "evaluation.jsonl", "recipe.yaml", "training_args.bin"}
 ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 QUESTION = torch.arange(10, 42).unsqueeze(0)  # (1, 32) token ids

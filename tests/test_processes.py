@@ -60,6 +60,33 @@ def test_a_group_that_two_processes_share_is_scored_as_one(tiny_checkpoint: Path
         assert metrics["reward"] == pytest.approx(mean(len(row) + row[0] / 1000 for row in ids), abs=1e-4)
 
 
+def test_two_processes_credit_steps_as_one_does(one_process: Path, tiny_checkpoint: Path) -> None:
+    learned = []
+    for processes, rows in ((1, 8), (2, 4)):
+        folder = one_process.parent / f"steps-{processes}"
+        launch(processes, tiny_checkpoint, folder, rows, one_process / "rollouts-0.json", "steps")
+        learned.append(load_file(folder / "adapter_model.safetensors"))
+        (count,) = {row["rewards/ends_cost/steps"] for row in read_metrics(folder)[:1]}
+        assert count > 1
+    without = load_file(one_process / "adapter_model.safetensors")
+    for name, expected in learned[0].items():
+        assert (learned[1][name] - expected).abs().max().item() <= 1e-5
+    assert max((without[name] - weight).abs().max().item() for name, weight in learned[0].items()) > 1e-3
+
+
+def test_two_processes_fit_one_critic(one_process: Path, tiny_checkpoint: Path) -> None:
+    learned = []
+    for processes, rows in ((1, 8), (2, 4)):
+        folder = one_process.parent / f"gae-{processes}"
+        launch(processes, tiny_checkpoint, folder, rows, one_process / "rollouts-0.json", "gae")
+        weights = [load_file(file) for file in sorted(folder.rglob("adapter_model.safetensors"))]
+        learned.append([(name, weight) for role in weights for name, weight in role.items()])
+    assert len(learned[0]) == 2 * len(load_file(one_process / "adapter_model.safetensors"))  # policy and critic
+    moved = [weight.abs().max().item() for name, weight in learned[0] if "lora_B" in name]
+    assert min(max(moved[: len(moved) // 2]), max(moved[len(moved) // 2 :])) > 1e-3
+    assert max((one - two).abs().max().item() for (_, one), (_, two) in zip(*learned, strict=True)) <= 1e-5
+
+
 def test_too_many_failures_on_one_process_stop_both(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """One decision on all processes; otherwise the first would wait for the second until this test's time is up."""
     script = SCRIPT.with_name("failing_reward.py")

@@ -21,9 +21,11 @@ PUBLIC = {
     "GRPOConfig": "grpo_hf.config",
     "GRPOTrainer": "grpo_hf.trainer",
     "Reward": "grpo_hf.plugins",
+    "StepRewards": "grpo_hf.steps",
     "load_reward": "grpo_hf.plugins",
     "register_reward": "grpo_hf.plugins",
     "reward_settings": "grpo_hf.reward",
+    "split_steps": "grpo_hf.steps",
 }
 CONSTRUCTOR = [
     "self",

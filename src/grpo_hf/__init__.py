@@ -1,6 +1,6 @@
 """Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) on one frozen base model.
 
-from grpo_hf import GRPOConfig, GRPOTrainer, load_reward, register_reward, reward_settings
+from grpo_hf import GRPOConfig, GRPOTrainer, StepRewards, load_reward, register_reward, reward_settings, split_steps
 """
 
 from importlib import import_module
@@ -10,17 +10,29 @@ if TYPE_CHECKING:
     from .config import GRPOConfig
     from .plugins import load_reward, register_reward
     from .reward import Reward, reward_settings
+    from .steps import StepRewards, split_steps
     from .trainer import GRPOTrainer
 
-__all__ = ["GRPOConfig", "GRPOTrainer", "Reward", "load_reward", "register_reward", "reward_settings"]
+__all__ = [
+    "GRPOConfig",
+    "GRPOTrainer",
+    "Reward",
+    "StepRewards",
+    "load_reward",
+    "register_reward",
+    "reward_settings",
+    "split_steps",
+]
 
 _HOMES = {
     "GRPOConfig": "config",
     "GRPOTrainer": "trainer",
     "Reward": "reward",
+    "StepRewards": "steps",
     "load_reward": "plugins",
     "register_reward": "plugins",
     "reward_settings": "reward",
+    "split_steps": "steps",
 }
 
 

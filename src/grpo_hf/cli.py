@@ -1,4 +1,4 @@
-"""The command `grpo-hf`: train a recipe, see and try rewards, draw a run.
+"""The command `grpo-hf`: train a recipe, see and try rewards, draw a run and the credit of its tokens.
 
 Nothing heavy is imported before a command needs it, so that `--help` answers at once.
 """
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .console import quiet
-from .errors import ConfigError, DataError, RewardOutputError, exit_on_error
+from .errors import ConfigError, DataError, OutputExistsError, RewardOutputError, exit_on_error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("run", type=Path, help="output folder of a run")
     plot.add_argument("picture", type=Path, help="PNG or SVG file to write")
     plot.set_defaults(command=_plot)
+
+    credit = commands.add_parser("credit", help="show what each token was trained on", description=_credit.__doc__)
+    credit.add_argument("run", type=Path, help="output folder of a run")
+    credit.add_argument("--step", type=int, help="a logged step (default: the last)")
+    credit.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
+    credit.set_defaults(command=_credit)
     return parser
 
 
@@ -152,8 +158,7 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _plot(options: argparse.Namespace, rest: list[str]) -> None:
     """Draw the mean of every reward and the KL over the steps of a run (needs matplotlib)."""
-    if not (options.run / "metrics.jsonl").is_file():
-        raise DataError(f"{options.run} is not the output folder of a run: it has no metrics.jsonl.")
+    _check_run(options.run)
     if options.picture.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"{options.picture}: expected a name that ends in .png, .svg or .pdf.")
     from .report import plot_rewards
@@ -163,6 +168,41 @@ def _plot(options: argparse.Namespace, rest: list[str]) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"`grpo-hf plot` needs {error.name}: pip install 'grpo-hf[plot]'.") from error
     print(options.picture)
+
+
+def _credit(options: argparse.Namespace, rest: list[str]) -> None:
+    """Show completions of a step of a run, each token coloured by the advantage that it was trained on."""
+    from rich.console import Console
+
+    from .token_credit import CREDIT_FILE, Group, to_html, to_text
+
+    _check_run(options.run)
+    file = options.run / CREDIT_FILE
+    rows = {row["step"]: row for row in _json_lines(file)} if file.is_file() else {}  # the last of a repeated step
+    if not rows:
+        raise DataError(
+            f"{options.run} has no step in {CREDIT_FILE}: the run was made with log_credit false, or without logging "
+            "by steps. Train with --log_credit true --logging_strategy steps."
+        )
+    step = max(rows) if options.step is None else options.step
+    if step not in rows:
+        raise DataError(f"{file} has no step {step}. Give --step one of {', '.join(map(str, sorted(rows)))}.")
+    group = Group.of(rows[step])
+    if options.html is None:
+        return Console(highlight=False).print(to_text(group))
+    try:
+        with options.html.open("x", encoding="utf-8") as page:
+            page.write(to_html([group]))
+    except FileExistsError:
+        raise OutputExistsError(f"{options.html} exists, and is not overwritten. Give --html another name.") from None
+    except OSError as error:
+        raise OutputExistsError(f"{options.html} cannot be written ({error.strerror}). Give another --html.") from error
+    print(options.html)
+
+
+def _check_run(folder: Path) -> None:
+    if not (folder / "metrics.jsonl").is_file():
+        raise DataError(f"{folder} is not the output folder of a run: it has no metrics.jsonl.")
 
 
 def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -16,8 +16,12 @@ _CHOICES = {
     "scale_rewards": ("group", "batch", "none", True, False),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "advantage_estimator": ("group", "reward", "gae"),
 }
 _POSITIVE = (
+    "target_kl",
+    "reference_reset_every",
+    "critic_learning_rate",
     "max_refills",
     "reward_timeout",
     "temperature",
@@ -38,6 +42,16 @@ class GRPOConfig(TRLGRPOConfig):
     Args:
         reference (`str`): what the KL term holds the policy to: `"initial"`, the policy as this run found it (the base
             for a new adapter, a frozen copy for a continued one), or `"base"`, the base with every adapter disabled.
+        reference_reset_every (`int`, *optional*): optimizer steps after which the policy becomes the reference, again
+            and again, as a frozen copy of its adapter (iterative GRPO, arXiv 2402.03300, algorithm 1).
+        target_kl (`float`, *optional*): the KL per token that β is steered to, from `beta` on (arXiv 1909.08593,
+            section 2.2).
+        advantage_estimator (`str`): `"group"`, the reward against those of its group (GRPO); `"reward"`, the reward
+            itself, which with rewards of 0 and 1 is online rejection sampling fine-tuning (arXiv 2402.03300, section
+            5.2); or `"gae"`, PPO's, from a critic (arXiv 1506.02438, eq. 16). The last two are for comparison.
+        gae_lambda (`float`): λ of `"gae"`: 1 takes what followed as it was, 0 the critic's word for it.
+        gae_gamma (`float`): γ of `"gae"`, the discount per token.
+        critic_learning_rate (`float`): of the critic's own AdamW.
         packed_update (`bool`): compute each distinct token of an update once. Off: TRL's update.
         grouped_rollout (`bool`): read each prompt once per group when sampling. Off: TRL's rollout.
         early_rewards (`bool`): score during the reference pass. Off: after it.
@@ -45,11 +59,16 @@ class GRPOConfig(TRLGRPOConfig):
         reward_workers (`int`, *optional*): completions scored at a time, in processes of their own; by default the
             cores of this process. 0: rewards run in the trainer's process, where a hang or a crash is one of the run.
         max_reward_failures (`float`): share of a reward's completions that may fail in a step; beyond it the run stops.
+        process_reward (`str`, *optional*): `"monte_carlo(n=4)"` rewards each step with what n continuations from it
+            earn by the first reward (arXiv 2312.08935). It counts as the last reward: `reward_weights` has an entry for
+            it.
         dynamic_sampling (`bool`): replace groups without a signal by fresh prompts (DAPO, arXiv 2503.14476).
         max_refills (`int`): how many rounds of fresh prompts a rollout may take.
+        log_credit (`bool`): keep a group of each logging step, with every token's advantage, in `credit.jsonl`.
 
     Raises:
-        ConfigError: G < 2, a batch that does not hold whole groups, or a value that is not possible.
+        ConfigError: G < 2, a batch that does not hold whole groups, a value that is not possible, or settings of the
+            KL term or of the advantages that contradict each other.
     """
 
     loss_type: str = field(
@@ -72,6 +91,25 @@ class GRPOConfig(TRLGRPOConfig):
             "choices": ["initial", "base"],
         },
     )
+    reference_reset_every: int | None = field(
+        default=None,
+        metadata={"help": "Make the policy the reference after every so many optimizer steps (iterative GRPO)."},
+    )
+    target_kl: float | None = field(
+        default=None, metadata={"help": "The KL per token that the coefficient of the KL term is steered to."}
+    )
+
+    advantage_estimator: str = field(
+        default="group",
+        metadata={
+            "help": "Advantage of a completion: `group`, its reward against its group's; `reward`, the reward itself "
+            "(online RFT); `gae`, PPO's from a critic.",
+            "choices": ["group", "reward", "gae"],
+        },
+    )
+    gae_lambda: float = field(default=0.95, metadata={"help": "λ of `gae` advantages."})
+    gae_gamma: float = field(default=1.0, metadata={"help": "γ of `gae` advantages: the discount per token."})
+    critic_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the critic of `gae`."})
 
     packed_update: bool = field(
         default=True,
@@ -97,6 +135,10 @@ class GRPOConfig(TRLGRPOConfig):
         default=0.5,
         metadata={"help": "Share of a reward's completions that may fail in a step before the run stops."},
     )
+    process_reward: str | None = field(
+        default=None,
+        metadata={"help": "Reward for the steps of completions, from continuations of them: monte_carlo(n=4)."},
+    )
     dynamic_sampling: bool = field(
         default=False,
         metadata={"help": "Roll out fresh prompts in the place of groups without a signal (DAPO, arXiv 2503.14476)."},
@@ -104,19 +146,25 @@ class GRPOConfig(TRLGRPOConfig):
     max_refills: int = field(
         default=3, metadata={"help": "With `dynamic_sampling`: how many rounds of fresh prompts a rollout may take."}
     )
+    log_credit: bool = field(
+        default=True,
+        metadata={"help": "Keep a group of each logging step, with every token's advantage, for `grpo-hf credit`."},
+    )
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")
         for name in _POSITIVE:
-            if not (value := getattr(self, name)) > 0:
+            if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; expected a number above 0.")
         if not 0 <= self.max_reward_failures <= 1 or (self.reward_workers or 0) < 0:
             raise ConfigError(
                 f"max_reward_failures is {self.max_reward_failures} and reward_workers {self.reward_workers}; expected "
                 "a share from 0 to 1, and a number of processes that is not negative."
             )
+        check_kl_term(self)
+        check_estimator(self)
         check_geometry(self)
         if self.bf16 is None:
             self.bf16: bool | None = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
@@ -130,6 +178,45 @@ class GRPOConfig(TRLGRPOConfig):
 def option(args: TRLGRPOConfig, name: str) -> Any:
     """One of our fields; its default for TRL's own configuration, which the trainer takes as well."""
     return getattr(args, name, GRPOConfig.__dataclass_fields__[name].default)
+
+
+def check_kl_term(args: GRPOConfig) -> None:
+    """Check that there is a KL term to steer, and that its reference may move.
+
+    Raises:
+        ConfigError: `target_kl` or `reference_reset_every` with beta 0, or resets of a reference that is the base.
+    """
+    steered = [name for name in ("target_kl", "reference_reset_every") if getattr(args, name) is not None]
+    if steered and not args.beta > 0:
+        raise ConfigError(
+            f"beta is {args.beta:g}, so there is no KL term, and {steered[0]} {getattr(args, steered[0])} would do "
+            f"nothing. Set --beta 0.04, or leave {steered[0]} out."
+        )
+    if args.reference_reset_every is not None and args.reference == "base":
+        raise ConfigError(
+            f"reference_reset_every {args.reference_reset_every} moves the reference, and reference 'base' holds it to "
+            "the base. Set --reference initial, or leave reference_reset_every out."
+        )
+
+
+def check_estimator(args: GRPOConfig) -> None:
+    """Check that nothing that is asked for needs advantages of another kind.
+
+    Raises:
+        ConfigError: λ or γ outside [0, 1]; a setting that is about groups, with an estimator that has none.
+    """
+    for name in ("gae_lambda", "gae_gamma"):
+        if not 0 <= (value := getattr(args, name)) <= 1:
+            raise ConfigError(f"{name} is {value}; expected a number from 0 to 1.")
+    without: dict[str, Any] = {"process_reward": None, "multi_objective_aggregation": "sum_then_normalize"}
+    if args.advantage_estimator == "gae":  # every completion has a signal, and every token its own advantage
+        without |= {"dynamic_sampling": False, "use_liger_kernel": False}
+    for name, needed in without.items() if args.advantage_estimator != "group" else ():
+        if (value := getattr(args, name)) != needed:
+            raise ConfigError(
+                f"advantage_estimator is {args.advantage_estimator!r}, which does not go with {name} {value!r}. Use "
+                f"--advantage_estimator group, or {name}={needed!r}."
+            )
 
 
 def check_geometry(args: TRLGRPOConfig) -> None:

@@ -1,8 +1,12 @@
-"""Did the model get better: greedy answers of base and adapter to the same held-out prompts, with 95% intervals."""
+"""Did the model get better: greedy answers of base and adapter to the same held-out prompts, with 95% intervals.
+
+Of sampled answers: how often one of k is right, and how often the one that most of k agree on.
+"""
 
 import copy
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,54 +82,149 @@ def compare(base: Sequence[bool], adapter: Sequence[bool]) -> Comparison:
     return Comparison(accuracy(base), accuracy(adapter), float(change.mean()), float(low), float(high))
 
 
-def greedy_completions(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Any],
+def pass_at_k(correct: Sequence[Sequence[bool]], k: int) -> float:
+    """How often at least one of k samples is right: the mean over problems of an estimate without bias.
+
+        pass@k = 1 − C(n − c, k) / C(n, k)      n samples of a problem, c of them right
+
+    Args:
+        correct (problems, samples): whether each sample is right.
+
+    Raises:
+        ValueError: k is not from 1 to n.
+
+    Source: arXiv 2107.03374, equation 1.
+
+    >>> pass_at_k([[True, False], [False, False]], k=1)
+    0.25
+    """
+    _check_k(correct, k)
+    missed = [math.comb(len(row) - sum(row), k) / math.comb(len(row), k) for row in correct]
+    return 1 - sum(missed) / len(missed)
+
+
+def maj_at_k(
+    answers: Sequence[Sequence[Hashable | None]],
+    correct: Sequence[Sequence[bool]],
+    k: int,
     *,
-    max_new_tokens: int,
-    batch_size: int,
-    eos_token_ids: list[int] | None = None,
-    template_options: dict[str, Any] | None = None,
-) -> list[str]:
+    draws: int = 64,
+    seed: int = 0,
+) -> float:
+    """How often the answer that most of k samples agree on is right, over random choices of k; mean over problems.
+
+    Of answers with equally many votes each counts as its share. None has no vote. With k = 1 and k = n, where nothing
+    has to be drawn, this is exact.
+
+    Args:
+        answers (problems, samples): what each sample comes to; equal answers vote together.
+        correct (problems, samples): whether each sample is right; equal answers are equally right.
+        draws: choices of k per problem.
+        seed: of the choices.
+
+    Raises:
+        ValueError: k is not from 1 to n.
+
+    Source: arXiv 2203.11171 (self-consistency), as maj@k in DeepSeekMath (arXiv 2402.03300), figure 7.
+
+    >>> maj_at_k([["7", "7", "8"]], [[False, False, True]], k=3)
+    0.0
+    """
+    _check_k(correct, k)
+    chance = np.random.default_rng(seed)
+    shares = []
+    for said, right in zip(answers, correct, strict=True):
+        n = len(said)
+        if k == 1:
+            chosen = np.arange(n)[:, None]
+        else:
+            chosen = np.array([chance.permutation(n)[:k] for _ in range(draws if k < n else 1)])
+        shares.append(np.mean([_vote([said[i] for i in rows], [right[i] for i in rows]) for rows in chosen.tolist()]))
+    return float(np.mean(shares))
+
+
+def _vote(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
+    """The share of the most frequent answers that is right; 0 where there is no answer."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    right = {answer for answer, is_right in zip(answers, correct, strict=True) if is_right}
+    winners = [answer for answer, count in votes.items() if count == max(votes.values())]
+    return sum(answer in right for answer in winners) / max(1, len(winners))
+
+
+def _check_k(correct: Sequence[Sequence[bool]], k: int) -> None:
+    if not correct or not 1 <= k <= min(map(len, correct)):
+        raise ValueError(f"k is {k} with {len(correct)} problems; expected k from 1 to the samples of each problem.")
+
+
+def greedy_completions(model: Any, tokenizer: Any, prompts: Sequence[Any], **settings: Any) -> list[str]:
     """The model's most likely completion of each prompt, in order; processes share the prompts among them.
 
     Args:
         prompts: lists of messages, or plain texts.
-        max_new_tokens: tokens at most per completion.
-        batch_size: prompts per process and call.
-        eos_token_ids: tokens that end a completion; by default the model's own.
-        template_options: keyword arguments of the chat template.
+        settings: see `sampled_completions`.
     """
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return [texts[0] for texts in _completions(model, tokenizer, prompts, copies=1, sampling=greedy, **settings)]
+
+
+def sampled_completions(
+    model: Any, tokenizer: Any, prompts: Sequence[Any], num: int, *, temperature: float, seed: int, **settings: Any
+) -> list[list[str]]:
+    """`num` samples of each prompt, in order; processes share the prompts among them.
+
+    Random numbers are those of `seed`; torch's generators are afterwards what they were.
+
+    Args:
+        prompts: lists of messages, or plain texts.
+        settings: `max_new_tokens`, at most per completion; `batch_size`, prompts per process and call; `eos_token_ids`
+            that end a completion, by default the model's own; `template_options`, keyword arguments of the chat
+            template.
+    """
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed + PartialState().process_index)
+        return _completions(model, tokenizer, prompts, copies=num, sampling=sampling, **settings)
+
+
+def _completions(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *,
+    copies: int,
+    sampling: dict[str, Any],
+    max_new_tokens: int,
+    batch_size: int,
+    eos_token_ids: list[int] | None = None,
+    template_options: dict[str, Any] | None = None,
+) -> list[list[str]]:
     state = PartialState()
     mine = list(range(len(prompts)))[state.process_index :: state.num_processes]
     token_ids = prompt_token_ids([prompts[index] for index in mine], tokenizer, template_options)
     by_length = sorted(range(len(mine)), key=lambda i: len(token_ids[i]))
-    texts: list[tuple[int, str]] = []
+    texts: list[tuple[int, list[str]]] = []
     ends = {} if eos_token_ids is None else {"eos_token_id": eos_token_ids}
     generation_config = copy.deepcopy(model.generation_config)
     generation_config.update(
         max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
         repetition_penalty=1.0,  # a model's own generation settings may have another
         pad_token_id=tokenizer.pad_token_id,
+        **sampling,
         **ends,
     )
     was_training = model.training
     model.eval()
     for start in range(0, len(mine), batch_size):
         rows = by_length[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [token_ids[i] for i in rows]}, padding_side="left", return_tensors="pt")
+        ids = [token_ids[i] for i in rows for _ in range(copies)]
+        batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         with torch.no_grad(), rollout.faster_generate(model):
             output = model.generate(**batch, generation_config=generation_config)
         answers = tokenizer.batch_decode(output[:, batch["input_ids"].size(1) :], skip_special_tokens=True)
-        texts += [(mine[i], text) for i, text in zip(rows, answers, strict=True)]
+        texts += [(mine[i], answers[k * copies : (k + 1) * copies]) for k, i in enumerate(rows)]
     model.train(was_training)
-    return [text for _, text in sorted(gather_object(texts))]
+    return [of_prompt for _, of_prompt in sorted(gather_object(texts), key=lambda one: one[0])]
 
 
 def right_answers(

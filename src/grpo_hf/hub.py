@@ -92,14 +92,15 @@ def _rewards(trainer: "GRPOTrainer") -> list[tuple[str, str]]:
 
 
 def _objective(args: Any) -> str:
+    target, every = (getattr(args, name, None) for name in ("target_kl", "reference_reset_every"))
     parts = [
         f"loss `{args.loss_type}`",
-        f"KL coefficient β = {args.beta:g}",
+        f"KL coefficient β = {args.beta:g}" + (f", steered to a KL of {target:g}" if target else ""),
         f"advantages scaled by {_code(str(args.scale_rewards))}",
         f"importance ratio per {args.importance_sampling_level}",
     ]
     if args.beta and getattr(args, "reference", None):
-        parts.append(f"reference `{args.reference}`")
+        parts.append(f"reference `{args.reference}`" + (f", the policy anew every {every} steps" if every else ""))
     return ", ".join(parts) + "."
 
 

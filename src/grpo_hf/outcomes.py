@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import RewardSpecError
 from .reward import Reward
+from .steps import StepRewards, assistant_text
 
 # Why a reward has no value although it should have one. `settings` ends a run at once: no other step can do better.
 REASONS = ("exception", "timeout", "killed", "memory", "wrong type", "not finite", "wrong length", "settings")
@@ -40,13 +41,17 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The value of one completion, or its failure; how long it took, in seconds; and what the reward logged."""
+    """The value of one completion, or its failure; how long it took, in seconds; and what the reward logged.
+
+    `steps` is what a step reward says; the value is then the mean of it.
+    """
 
     value: float | None = None
     failure: Failure | None = None
     seconds: float = 0.0
     extras: list[tuple[str, Any]] = field(default_factory=list)  # columns of the completions table: numbers and text
     metrics: list[tuple[str, float]] = field(default_factory=list)
+    steps: StepRewards | None = None
 
 
 class _Log:
@@ -153,6 +158,8 @@ def outcomes_of(values: Any, expected: int) -> list[Outcome]:
 def _outcome_of(value: Any) -> Outcome:
     if value is None:
         return Outcome()
+    if isinstance(value, StepRewards):
+        return Outcome(value.mean, steps=value)
     if getattr(value, "ndim", None) == 0:  # numpy or torch scalar
         value = value.item()
     if not isinstance(value, Real | Decimal):
@@ -168,10 +175,25 @@ def _outcome_of(value: Any) -> Outcome:
 
 
 def clipped(outcome: Outcome, limits: tuple[float, float] | None) -> Outcome:
-    """The outcome with its value inside the limits."""
+    """The outcome with its value, or those of its steps, inside the limits."""
     if limits is None or outcome.value is None:
         return outcome
-    return replace(outcome, value=min(max(outcome.value, limits[0]), limits[1]))
+    low, high = limits
+    if outcome.steps is None:
+        return replace(outcome, value=min(max(outcome.value, low), high))
+    steps = StepRewards(outcome.steps.ends, [min(max(reward, low), high) for reward in outcome.steps.rewards])
+    return replace(outcome, value=steps.mean, steps=steps)
+
+
+def placed(outcome: Outcome, completion: Any) -> Outcome:
+    """The outcome; a failure, if a step ends past the end of the completion."""
+    if outcome.steps is None or not outcome.steps.ends:
+        return outcome
+    length = len(assistant_text(completion))
+    if outcome.steps.ends[-1] <= length:
+        return outcome
+    detail = f"a step ends at character {outcome.steps.ends[-1]} of a completion of {length}"
+    return replace(outcome, value=None, steps=None, failure=Failure("wrong type", detail))
 
 
 def replay(outcomes: Sequence[Outcome], extra: Callable[..., None], metric: Callable[..., None]) -> None:

@@ -79,7 +79,7 @@ def load_reward(
     if isinstance(spec, Reward):
         return spec
     if isinstance(spec, str):
-        name, options = _split(spec.strip())
+        name, options = split_spec(spec.strip())
     elif isinstance(spec, Mapping) and len(spec) == 1 and all(isinstance(v, Mapping | None) for v in spec.values()):
         name, options = next((str(name), dict(options or {})) for name, options in spec.items())
     elif callable(spec):
@@ -105,8 +105,12 @@ def installed_rewards() -> list[InstalledReward]:
     return listing
 
 
-def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """`name(key=value, ...)` as name and options, which are literals: nothing is evaluated."""
+def split_spec(text: str) -> tuple[str, dict[str, Any]]:
+    """`name(key=value, ...)` as name and options, which are literals: nothing is evaluated.
+
+    Raises:
+        RewardSpecError: the options cannot be read.
+    """
     if not text.endswith(")"):
         return text, {}
     for bracket in re.finditer(r"\(", text):  # the first that opens a call: a path may hold brackets as well

@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from . import base, data, roles
 from .config import GRPOConfig
 from .errors import ConfigError, DataError, HubUnreachable, OutputExistsError, did_you_mean
+from .monte_carlo import process_reward
 from .plugins import load_reward
 from .progress import claim_output_folder
 from .recipe import EMBEDDED_MODEL, Recipe
@@ -154,13 +155,15 @@ def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
     rewards = [load_reward(spec, relative_to=recipe.folder) for spec in task.rewards]
     refuse_namesakes(rewards)
     weights = recipe.training.reward_weights
-    if weights is not None and len(weights) != len(rewards):
+    spec = recipe.training.process_reward
+    counted = rewards if spec is None else [*rewards, process_reward(spec)]
+    if weights is not None and len(weights) != len(counted):
         raise ConfigError(
-            f"reward_weights has {len(weights)} entries for {len(rewards)} rewards "
-            f"({', '.join(reward.name for reward in rewards)}); expected one weight per reward, in their order, as in "
-            f"--reward_weights {' '.join(['1.0'] * len(rewards))}."
+            f"reward_weights has {len(weights)} entries for {len(counted)} rewards "
+            f"({', '.join(reward.name for reward in counted)}); expected one weight per reward, in their order, as in "
+            f"--reward_weights {' '.join(['1.0'] * len(counted))}."
         )
-    weights_at(scored_rewards(list(rewards)) or [], weights, 0)
+    weights_at(scored_rewards(list(counted)) or [], weights, 0)
     if task.eval_reward is None:
         return rewards, rewards[0]
     by_name = {reward.name: reward for reward in rewards}

@@ -85,7 +85,7 @@ def replace_silent_groups(trainer: Any, batch: Batch, roll_out: Callable[[list[d
 
 def _loud(trainer: Any, batch: Batch) -> Tensor:
     """Which groups of all processes have a signal, (W·B / G,)."""
-    return _of_groups(trainer, trainer.accelerator.gather(batch["advantages"]))
+    return _of_groups(trainer, _everywhere(trainer, "advantages", batch["advantages"]))
 
 
 def _of_groups(trainer: Any, advantages: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ _FROM_TRAINER = {"prompts", "completions", "completion_ids", "trainer_state", "l
 class RewardSettings:
     """How a reward is run and what it counts for.
 
-    The first five are the function's own, by `reward_settings`; a recipe can give all of them beside the reward's
+    The first six are the function's own, by `reward_settings`; a recipe can give all of them beside the reward's
     options, as in `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`.
 
     Args:
@@ -34,6 +34,8 @@ class RewardSettings:
             them their value.
         in_process: called in the trainer's process, for rewards of microseconds and for those that hold a model. It is
             protected from exceptions, but from nothing else.
+        early: may begin when completions exist, in a thread or a process, while the reference is computed; not for one
+            that uses the device itself, or waits for other processes of the run.
         timeout: seconds for one completion (with `batched`, for the call), instead of `reward_timeout`.
         concurrency: how many completions an `async def` reward may have under way at a time.
         imports: modules that are slow to import: they are, once, before completions are timed.
@@ -43,6 +45,7 @@ class RewardSettings:
 
     batched: bool = False
     in_process: bool = False
+    early: bool = True
     timeout: float | None = None
     concurrency: int = 16
     imports: tuple[str, ...] = ()
@@ -83,6 +86,7 @@ def reward_settings(
     *,
     batched: bool = False,
     in_process: bool = False,
+    early: bool = True,
     timeout: float | None = None,
     concurrency: int = 16,
     imports: tuple[str, ...] = (),
@@ -94,7 +98,7 @@ def reward_settings(
     Raises:
         RewardSpecError: a value is not possible.
     """
-    given: dict[str, Any] = {"batched": batched, "in_process": in_process, "concurrency": concurrency}
+    given: dict[str, Any] = {"batched": batched, "in_process": in_process, "early": early, "concurrency": concurrency}
     given |= {} if timeout is None else {"timeout": timeout}
     settings = RewardSettings(**_checked_settings("@reward_settings", given), imports=tuple(imports))
 
@@ -259,6 +263,7 @@ _YES_OR_NO = ({True: True, False: False}.__getitem__, "true or false")
 _SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "batched": _YES_OR_NO,
     "in_process": _YES_OR_NO,
+    "early": _YES_OR_NO,
     "timeout": (_positive, "seconds above 0"),
     "concurrency": (_whole, "a whole number above 0"),
     "weight": (_weight, "a number, or linear(start, end, steps=n)"),

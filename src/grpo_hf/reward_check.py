@@ -18,6 +18,7 @@ from transformers import TrainerState
 from .config import option
 from .errors import RewardOutputError
 from .isolation import RewardProcess
+from .monte_carlo import with_process_reward
 from .outcomes import Outcome
 from .reward import Reward
 from .scoring import ScoredReward, check_columns, isolate, scored_rewards, weights_at
@@ -92,6 +93,7 @@ def ready(constructor: dict[str, Any], args: Any) -> tuple[list[Any] | None, Rew
         DataError: the dataset lacks a column.
     """
     rewards, dataset = scored_rewards(constructor.get("reward_funcs")), constructor.get("train_dataset")
+    rewards = with_process_reward(rewards, args)
     weights_at(rewards or [], args.reward_weights, 0)
     process = isolate(rewards, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout"))
     if constructor.get("rollout_func") is None and constructor.get("environment_factory") is None:

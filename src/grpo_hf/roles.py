@@ -1,14 +1,15 @@
 """One frozen base, seen through adapters: the policy on it, the reference without it, and their guards.
 
     policy     base + LoRA adapter `default`, the only weights that train
-    reference  base with adapters disabled; for a run that continues an adapter, base + its frozen copy `ref`
+    reference  base with adapters disabled; for a run that continues an adapter, base + its frozen copy `ref`; after a
+               reset, base + a frozen copy `ref` of the policy as it was then
 
 Nothing else in this library switches adapters.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import use_adapter
 
 from .base import check_local, loading
+from .config import option
 from .errors import ModelError, ReferenceDriftError
 
 if TYPE_CHECKING:
@@ -114,22 +118,21 @@ def prepare(model: Any, reference: str) -> None:
     Raises:
         ModelError: a 4-bit base whose weights cannot train any more.
     """
-    if reference == "base" and isinstance(model, PeftModel) and "ref" in model.peft_config:
-        model.delete_adapter("ref")
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            _never_pack(module)
+    if reference == "base":
+        drop_reference(model)
+    _keep_trainable(model)
 
 
-def _never_pack(linear: Any) -> None:
-    """Keep a 4-bit layer differentiable: bitsandbytes 0.50 packs its weight at the first inference on some CPUs, and
+def _keep_trainable(model: Any) -> None:
+    """Keep 4-bit layers differentiable: bitsandbytes 0.50 packs their weights at the first inference on some CPUs, and
     the kernel for packed weights has no backward: every path through the layer would be missing from the gradient."""
-    if getattr(linear.weight.quant_state, "packing_format_for_cpu", False):
-        raise ModelError(
-            "the 4-bit base has been used for inference, and bitsandbytes has packed its weights for that: they cannot "
-            "train any more. Load it again and give it to the trainer first."
-        )
-    linear.support_avx512bf16_for_cpu = False
+    for linear in (module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")):
+        if getattr(linear.weight.quant_state, "packing_format_for_cpu", False):
+            raise ModelError(
+                "the 4-bit base has been used for inference, and bitsandbytes has packed its weights for that: they "
+                "cannot train any more. Load it again and give it to the trainer first."
+            )
+        linear.support_avx512bf16_for_cpu = False
 
 
 def causal_model(model: Any) -> PreTrainedModel:
@@ -151,11 +154,98 @@ def as_reference(model: Any) -> Iterator[Any]:
         yield model
 
 
+def drop_reference(model: Any) -> None:
+    """Forget the frozen copy, if there is one: the reference is the base alone, until there is another."""
+    if "ref" in getattr(model, "peft_config", {}):
+        model.delete_adapter("ref")
+
+
+def reset_reference(model: PeftModel) -> None:
+    """Make the policy as it is now the reference: π_ref ← π_θ, as a frozen copy `ref` of the active adapter.
+
+    The policy stays active, and the run's random numbers are those that it would have had.
+
+    Source: arXiv 2402.03300, algorithm 1, line 3.
+    """
+    policy = model.active_adapter
+    if "ref" not in model.peft_config:
+        with torch.random.fork_rng(devices=[]):  # PEFT initialises on the CPU
+            add_role(model, "ref", model.peft_config[policy])
+    copies, weights = role_weights(model, "ref"), role_weights(model, policy)
+    for copy, weight in zip(copies.values(), weights.values(), strict=True):
+        copy.data = copy.data.to(weight).copy_(weight.data)  # PEFT's new adapters are float32, the policy may not be
+
+
+def add_role(model: PeftModel, adapter: str, config: PeftConfig) -> None:
+    """Put one more adapter on the base, frozen; what trains and what is active stay as they were.
+
+    Raises:
+        ModelError: an adapter of this name is there, or this one would change the base.
+    """
+    if adapter in model.peft_config:
+        raise ModelError(
+            f"the model has an adapter {adapter!r} already ({', '.join(model.peft_config)}). Give another name, or "
+            f"remove it with model.delete_adapter({adapter!r})."
+        )
+    guard_adapter_config(config)
+    _keep_trainable(model)  # before anything reads through the base
+    with _flags_kept(model):
+        model.add_adapter(adapter, config)
+    for weight in role_weights(model, adapter).values():
+        weight.requires_grad_(False)
+
+
+def role_weights(model: PeftModel, adapter: str) -> dict[str, torch.nn.Parameter]:
+    """The weights of one adapter, by name."""
+    return {name: weight for name, weight in model.named_parameters() if adapter in name.split(".")}
+
+
+@contextmanager
+def seen_through(model: PeftModel, adapter: str, *, train: bool = False) -> Iterator[None]:
+    """The base through another adapter, for the length of a `with` block: without dropout, and without training.
+
+    Afterwards the active adapter, each module's mode and each weight's `requires_grad` are what they were, also where
+    adapters were disabled. With `train`, dropout is on, and this adapter's weights alone require gradients.
+    """
+    active = model.active_adapter
+    layers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    disabled = [layer for layer in model.modules() if isinstance(layer, layers) and layer.disable_adapters]
+    with _flags_kept(model):
+        try:
+            for layer in disabled:
+                layer.enable_adapters(True)
+            model.set_adapter(adapter, inference_mode=not train)
+            own = {id(weight) for weight in role_weights(model, adapter).values()}
+            for weight in model.parameters():  # a policy may train more than its adapter
+                weight.requires_grad_(weight.requires_grad and id(weight) in own)
+            model.train(train)
+            yield
+        finally:
+            model.set_adapter(active)
+            for layer in disabled:
+                layer.enable_adapters(False)
+
+
+@contextmanager
+def _flags_kept(model: Any) -> Iterator[None]:
+    """Afterwards each weight requires a gradient, and each module trains, if it did before."""
+    weights = [(weight, weight.requires_grad) for weight in model.parameters()]
+    modules = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for weight, requires_grad in weights:
+            weight.requires_grad_(requires_grad)
+        for module, training in modules:
+            module.training = training
+
+
 @contextmanager
 def guarded(trainer: "GRPOTrainer", *, fresh: bool) -> Iterator[None]:
     """Check the reference before training (`fresh` runs) and the frozen weights after it.
 
-    Sharded weights (FSDP, DeepSpeed) cannot be read one by one here and are not checked.
+    Sharded weights (FSDP, DeepSpeed) cannot be read one by one here and are not checked. Neither is a copy `ref` that
+    may change, by resets or because a checkpoint brings its own, nor a critic, which learns.
 
     Raises:
         ReferenceDriftError: the KL of the untouched policy is not 0, or frozen weights changed during training.
@@ -165,9 +255,10 @@ def guarded(trainer: "GRPOTrainer", *, fresh: bool) -> Iterator[None]:
         return
     if fresh and trainer.beta != 0 and not _starts_elsewhere(trainer):
         check_kl_at_start(trainer)
-    before = frozen_digest(trainer.model)
+    moving = ["critic"] if fresh and option(trainer.args, "reference_reset_every") is None else ["critic", "ref"]
+    before = frozen_digest(trainer.model, moving)
     yield
-    if frozen_digest(trainer.accelerator.unwrap_model(trainer.model)) != before:
+    if frozen_digest(trainer.accelerator.unwrap_model(trainer.model), moving) != before:
         raise ReferenceDriftError(
             "the frozen weights changed during training, so the reference moved with the policy and every KL of this "
             "run is wrong. Something wrote into the base: look for merge_adapter(), a callback or a custom optimizer."
@@ -211,9 +302,10 @@ def check_kl_at_start(trainer: "GRPOTrainer") -> None:
         )
 
 
-def frozen_digest(model: Any) -> str:
-    """A digest of the bytes of every weight that does not train (the base, and a frozen `ref`)."""
-    frozen = [p.detach() for p in model.parameters() if not p.requires_grad]
+def frozen_digest(model: Any, moving: Iterable[str] = ()) -> str:
+    """A digest of the bytes of every weight that does not train with the policy, without adapters that may change."""
+    skipped = {name for adapter in moving for name in role_weights(model, adapter)}
+    frozen = [p.detach() for name, p in model.named_parameters() if not p.requires_grad and name not in skipped]
     with ThreadPoolExecutor() as threads:  # hashing releases the GIL
         digests = list(threads.map(_tensor_digest, frozen))
     return hashlib.blake2b(b"".join(digests)).hexdigest()

@@ -27,7 +27,7 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
     task = preflight.check_task(recipe)
     if recipe.model.model_name_or_path == EMBEDDED_MODEL:
         preflight.check_rows(recipe, task, chat=False)  # before minutes of a cold start
-        recipe.model.model_name_or_path = _cold_started(recipe)
+        recipe.model.model_name_or_path = cold_started(recipe)
     prompts = preflight.check_model(recipe, task)
     for note in task.notes + prompts.notes:
         say(f"note: {note}", flush=True)
@@ -71,7 +71,7 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
     return comparison
 
 
-def _cold_started(recipe: Recipe) -> str:
+def cold_started(recipe: Recipe) -> str:
     """The embedded model, taught the format; its checkpoint lies beside the run, for the next one."""
     from .cold_start import cold_start  # TRL's supervised trainer is not imported for runs that need none
 

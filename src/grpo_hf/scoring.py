@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import ConfigError, RewardSpecError
 from .isolation import CannotTravelError, RewardProcess, ServerDiedError, lost, pack
-from .outcomes import Failure, Outcome, call, call_async, clipped, replay
+from .outcomes import Failure, Outcome, call, call_async, clipped, placed, replay
 from .plugins import load_reward
 from .reward import Reward, require_columns
 
@@ -57,7 +57,7 @@ class ScoredReward:
     @property
     def off_main_thread(self) -> bool:
         """Whether it may be begun early."""
-        return self._thread_helps is not False
+        return self.reward.settings.early and self._thread_helps is not False
 
     def begin(self, completions: Sequence[Any], **columns: Any) -> Callable[[], None] | None:
         """Begin to score what it will be called with; returns what a thread has to run for that, if anything."""
@@ -85,7 +85,8 @@ class ScoredReward:
         else:
             outcomes = self._score(completions, columns)
         self.completions = completions
-        self.outcomes = [clipped(outcome, self.reward.settings.clip) for outcome in outcomes]
+        checked = map(placed, outcomes, completions)
+        self.outcomes = [clipped(outcome, self.reward.settings.clip) for outcome in checked]
         replay(self.outcomes, log_extra or _unheard, log_metric or _unheard)
         return [outcome.value for outcome in self.outcomes]
 

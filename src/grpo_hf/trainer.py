@@ -12,7 +12,23 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from . import base, batches, early_rewards, hub, log_probs, refill, reward_check, reward_watch, roles, rollout
+from . import (
+    base,
+    batches,
+    critic,
+    early_rewards,
+    hub,
+    log_probs,
+    monte_carlo,
+    refill,
+    reward_check,
+    reward_watch,
+    roles,
+    rollout,
+    steering,
+    supervision,
+    token_credit,
+)
 from .config import GRPOConfig, option
 from .progress import claim_output_folder, replace_progress
 
@@ -48,6 +64,9 @@ class GRPOTrainer(TRLGRPOTrainer):
         self.continues_adapter = isinstance(given["model"], PeftModel)
         roles.prepare(self.model, option(self.args, "reference"))
         refill.check(self)
+        steering.install(self)
+        self.critic = critic.of(self)
+        monte_carlo.attach(self)
         log_probs.prepare(self)
         self.results: dict[str, Any] = {}  # for the model card, like the source
         replace_progress(self)
@@ -110,16 +129,19 @@ class GRPOTrainer(TRLGRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Replace groups without a signal. TRL 1.16 turns dataset rows into a batch that is ready for the loss here."""
         batch = self._roll_out(inputs)
+        if option(self.args, "log_credit"):  # of the planned prompts, whose rewards these are
+            token_credit.record(self, batch, self._rewards)
         if option(self.args, "dynamic_sampling") and self.model.training:
             batch = refill.replace_silent_groups(self, batch, self._roll_out)
         return batch
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's rollout; where a row without a signal matters, equal rewards have advantage 0 to the last bit."""
+        """TRL's rollout; advantages of equal rewards are 0 to the last bit, and each token's own where steps count."""
         self._rows = rows
         batch = super()._generate_and_score_completions(rows)
         exact = self.packs or option(self.args, "dynamic_sampling")
-        return batches.without_rounding(self, batch, self._rewards) if exact else batch
+        batch = batches.without_rounding(self, batch, self._rewards) if exact else batch
+        return supervision.of_tokens(self, batch, self._rewards) if self.model.training else batch
 
     def _generate(self, prompts: list[Any]) -> Any:
         """Begin scoring. TRL 1.16 returns (prompt_ids, completion_ids, tool_mask, completions, ...)."""

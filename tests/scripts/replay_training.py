@@ -1,9 +1,10 @@
 """Train the tiny checkpoint for three steps, on however many processes launch this, and leave a record.
 
-    accelerate launch ... tests/scripts/replay_training.py CHECKPOINT OUTPUT_FOLDER ROWS_PER_PROCESS [RECORDING]
+    accelerate launch ... replay_training.py CHECKPOINT OUTPUT_FOLDER ROWS_PER_PROCESS [RECORDING] [steps|gae]
 
 The completions of every process and step go to `rollouts-RANK.json` in the output folder. With a RECORDING (such a file
-of a run on one process) the completions are not sampled but replayed: rank r gets its rows of every step.
+of a run on one process) the completions are not sampled but replayed: rank r gets its rows of every step. With `steps`
+a step reward is added, and with `gae` advantages are a critic's.
 """
 
 import json
@@ -16,7 +17,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
-from grpo_hf import GRPOConfig, GRPOTrainer
+from grpo_hf import GRPOConfig, GRPOTrainer, StepRewards, split_steps
 
 STEPS = 3
 
@@ -25,7 +26,12 @@ def longer_is_better(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [len(ids) + ids[0] / 1000 for ids in completion_ids]
 
 
-def main(checkpoint: str, output: Path, rows: int, recording: Path | None) -> None:
+def ends_cost(completions: list[str], **_: Any) -> list[StepRewards]:
+    steps = [split_steps(text, by=" ") for text in completions]
+    return [StepRewards(ends, [-float(end % 5) for end in ends]) for ends in steps]
+
+
+def main(checkpoint: str, output: Path, rows: int, recording: Path | None = None, *also: str) -> None:
     torch.set_num_threads(1)
     replayed = json.loads(recording.read_text()) if recording else None
     rollouts: list[dict[str, Any]] = []
@@ -44,7 +50,7 @@ def main(checkpoint: str, output: Path, rows: int, recording: Path | None) -> No
 
     trainer = GRPOTrainer(
         model=checkpoint,
-        reward_funcs=longer_is_better,
+        reward_funcs=[longer_is_better, ends_cost] if "steps" in also else longer_is_better,
         args=GRPOConfig(
             output_dir=str(output),
             num_generations=4,
@@ -53,6 +59,7 @@ def main(checkpoint: str, output: Path, rows: int, recording: Path | None) -> No
             max_steps=STEPS,
             logging_steps=1,
             learning_rate=2e-3,
+            advantage_estimator="gae" if "gae" in also else "group",
             report_to="none",
             use_cpu=True,
             gradient_checkpointing=False,
@@ -70,4 +77,4 @@ def main(checkpoint: str, output: Path, rows: int, recording: Path | None) -> No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]) if len(sys.argv) > 4 else None)
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *map(Path, sys.argv[4:5]), *sys.argv[5:])

@@ -1,0 +1,225 @@
+"""Iterative GRPO (DeepSeekMath, arXiv 2402.03300, algorithm 1): reward model and reference follow the policy.
+
+    for every iteration
+        π_ref ← π_θ                                    a frozen copy of the adapter
+        M steps of GRPO on the rewards of r_φ
+        r_φ learns from samples of π_θ, a share of its pairs replayed from earlier iterations
+
+All of them are adapters on one base. Each iteration has a folder, and each of its phases a result there:
+
+    iteration-2/policy/           the trainer's run, with its checkpoints
+    iteration-2/samples.jsonl     prompts, completions and what a rule says of them: the replay buffer of later ones
+    iteration-2/reward_model/     a PEFT adapter with its head
+    iteration-2/report.json       what r_φ was worth on these samples, before and after it learned from them
+
+A phase reads what it begins with from there and makes its result complete or not at all, so that a run that was killed
+goes on where it was and ends where it would have ended. Iteration 0 is the policy as it came, and its first r_φ.
+"""
+
+import copy
+import json
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers.trainer_utils import get_last_checkpoint
+
+from . import roles
+from .config import GRPOConfig
+from .errors import ConfigError, DataError
+from .evaluation import sampled_completions
+from .fitting import FitSettings
+from .lora import join_products
+from .policy_files import load_policy, save_policy
+from .preferences import Pair, ScoredGroup, pairs_of
+from .reward_model import RewardModel
+from .scoring import ScoredReward
+from .trainer import GRPOTrainer
+
+_FINISHED = "finished"  # an empty file in the folder of a policy that is
+
+
+@dataclass(frozen=True)
+class Continued:
+    """How the reward model learns between the iterations.
+
+    Args:
+        prompts: of the training data, drawn anew in every iteration.
+        samples: of each prompt.
+        pairs: of each prompt at most.
+        replay: share of the pairs that come from earlier iterations.
+        fit: learning rate, epochs, batch size.
+
+    Raises:
+        ConfigError: `replay` is no share below 1, or a number is below its least.
+    """
+
+    prompts: int = 256
+    samples: int = 8
+    pairs: int = 8
+    replay: float = 0.1
+    fit: FitSettings = field(default_factory=FitSettings)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.replay < 1 or self.prompts < 1 or self.samples < 2 or self.pairs < 1:
+            raise ConfigError(
+                f"prompts {self.prompts}, samples {self.samples}, pairs {self.pairs}, replay {self.replay}; expected "
+                "at least 1, 2 and 1, and a share from 0 to below 1."
+            )
+
+
+class IterativeGRPO:
+    """The loop over a policy `model`, which holds adapter `default` on a frozen base.
+
+    Args:
+        args: of each iteration's GRPO; `max_steps` is M, `output_dir` the folder of all, and `seed` is counted up.
+        rewards: beside that of r_φ, which comes first; `reward_weights` has an entry for each.
+        judge: what says which samples are better, to r_φ: a rule on the data's columns.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: Any,
+        args: GRPOConfig,
+        dataset: Any,
+        *,
+        judge: ScoredReward,
+        rewards: Sequence[Any] = (),
+        continued: Continued | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.args, self.dataset = model, tokenizer, args, dataset
+        self.judge, self.rewards, self.continued = judge, list(rewards), continued or Continued()
+        self.folder = Path(args.output_dir)
+        join_products(model)  # as the trainer will: all phases round alike, whichever a process begins with
+
+    def run(self, iterations: int) -> None:
+        """Do what is not done of so many iterations."""
+        for number in range(iterations + 1):
+            place = self.folder / f"iteration-{number}"
+            for phase, result in (
+                (self._policy, place / "policy" / _FINISHED),
+                (self._samples, place / "samples.jsonl"),
+                (self._reward_model, place / "reward_model"),
+            ):
+                if all(gather_object([result.exists()])):
+                    continue
+                PartialState().print(f"iteration {number}: {result.relative_to(place).parts[0]}", flush=True)
+                phase(number, place)
+                PartialState().wait_for_everyone()
+
+    def load(self, number: int) -> RewardModel:
+        """Put the policy and the reward model that an iteration ended with on the base."""
+        place = self.folder / f"iteration-{number}"
+        load_policy(self.model, place / "policy")
+        if "reward" in self.model.peft_config:
+            self.model.delete_adapter("reward")
+        return RewardModel.load(place / "reward_model", self.model, self.tokenizer)
+
+    def _policy(self, number: int, place: Path) -> None:
+        """π_ref ← π_θ, then M steps of GRPO."""
+        folder = place / "policy"
+        if number == 0:
+            save_policy(self.model, folder)
+        else:
+            reward_model = self.load(number - 1)
+            roles.drop_reference(self.model)  # TRL makes the new one, a copy of the policy as it is
+            args = copy.copy(self.args)
+            args.output_dir, args.seed = str(folder), self.args.seed + number
+            checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+            if checkpoint is None and PartialState().is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)  # killed before its first checkpoint
+            PartialState().wait_for_everyone()
+            trainer = GRPOTrainer(
+                self.model,
+                [reward_model.as_reward(), *self.rewards],
+                args,
+                train_dataset=self.dataset,
+                processing_class=self.tokenizer,
+            )
+            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.save_model()
+            trainer.end()
+        if PartialState().is_main_process:
+            (folder / _FINISHED).touch()
+
+    def _samples(self, number: int, place: Path) -> None:
+        """Completions of the policy, and what the rule says of them."""
+        load_policy(self.model, place / "policy")
+        chosen = random.Random(f"{self.args.seed}/{number}")
+        count = min(self.continued.prompts, len(self.dataset))
+        rows = self.dataset.select(chosen.sample(range(len(self.dataset)), count)).to_list()
+        completions = sampled_completions(
+            self.model,
+            self.tokenizer,
+            [row["prompt"] for row in rows],
+            self.continued.samples,
+            temperature=self.args.temperature,
+            seed=self.args.seed + number,
+            max_new_tokens=self.args.max_completion_length,
+            batch_size=max(1, self.args.per_device_train_batch_size // self.continued.samples),
+            template_options=self.args.chat_template_kwargs,
+        )
+        lines = []
+        for row, texts in zip(rows, completions, strict=True):
+            shaped = [_shaped(text, row["prompt"]) for text in texts]
+            scores = self._judged(row, shaped)
+            lines.append({"prompt": row["prompt"], "completions": shaped, "scores": scores})
+        if PartialState().is_main_process:
+            partial = place / "samples.partial"
+            partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+            os.replace(partial, place / "samples.jsonl")
+
+    def _judged(self, row: dict[str, Any], completions: list[Any]) -> list[float | None]:
+        count = len(completions)
+        columns = {name: [value] * count for name, value in row.items() if name not in ("prompt", "completion")}
+        ids: list[list[int]] = [[]] * count
+        prompts = [row["prompt"]] * count
+        return self.judge(prompts=prompts, completions=completions, completion_ids=ids, **columns)
+
+    def _reward_model(self, number: int, place: Path) -> None:
+        """r_φ goes on learning, from this iteration's pairs and a few of earlier ones."""
+        if number == 0:
+            reward_model = RewardModel.on(self.model, self.tokenizer, seed=self.args.seed)
+        else:
+            reward_model = self.load(number - 1)
+        fresh, replayed = self._pairs(number)
+        before = reward_model.evaluate(fresh)  # of samples that it has not learned from
+        reward_model.fit_pairs(fresh + replayed, **vars(replace(self.continued.fit, seed=self.args.seed + number)))
+        report = {"pairs": len(fresh), "replayed": len(replayed), "before": asdict(before)}
+        report["fitted"] = asdict(reward_model.evaluate(fresh))
+        if PartialState().is_main_process:
+            (place / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            partial = place / "reward_model.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            reward_model.save(partial)
+            partial.rename(place / "reward_model")
+
+    def _pairs(self, number: int) -> tuple[list[Pair], list[Pair]]:
+        """This iteration's pairs, and those replayed: `replay` of all are from earlier ones, if these have as many."""
+        files = [self.folder / f"iteration-{n}" / "samples.jsonl" for n in range(number + 1)]
+        *earlier, fresh = (pairs_of(_read(f), limit=self.continued.pairs, seed=n) for n, f in enumerate(files))
+        if not fresh:
+            raise DataError(
+                f"{files[-1]}: the rule says the same of all samples of each prompt, so "
+                "no pair of them teaches r_φ anything. Take prompts that the policy can sometimes do, or more samples."
+            )
+        history = [pair for pairs in earlier for pair in pairs]
+        wanted = round(len(fresh) * self.continued.replay / (1 - self.continued.replay))
+        return fresh, random.Random(number).sample(history, min(wanted, len(history)))
+
+
+def _read(samples: Path) -> list[ScoredGroup]:
+    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    return [ScoredGroup(row["prompt"], row["completions"], row["scores"]) for row in rows]
+
+
+def _shaped(text: str, prompt: Any) -> Any:
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

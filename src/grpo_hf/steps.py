@@ -1,0 +1,166 @@
+"""Steps of a completion: where they end in its text, what each earned, and at which of its tokens it ends.
+
+A step reward is a reward function that returns `StepRewards` instead of numbers. Characters are counted in the
+completion's text; tokens in the ids that the policy sampled, which need not be those that the tokenizer would write.
+"""
+
+import math
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import DataError
+
+_SEPARATORS = {
+    "lines": r"\n+",
+    "blank_lines": r"\n[^\S\n]*\n\s*",
+    "sentences": r"(?<=[.!?…])[\"'”’)\]]*\s+|[。！？]+|\n+",
+}
+
+
+@dataclass(frozen=True)
+class StepRewards:
+    """What the steps of one completion earned: step j is the text up to `ends[j]`, and earned `rewards[j]`.
+
+    Args:
+        ends: characters before the end of each step, from the start of the text of the assistant's messages (joined by
+            newlines, where there are several); ascending, the first above 0.
+        rewards: as many finite numbers; NaN for a step that cannot be judged.
+
+    Raises:
+        ValueError: they are something else.
+
+    >>> StepRewards(ends=[10, 25], rewards=[1.0, 0.0])
+    StepRewards(ends=(10, 25), rewards=(1.0, 0.0))
+    """
+
+    ends: Sequence[int]
+    rewards: Sequence[float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ends", tuple(map(int, self.ends)))
+        object.__setattr__(self, "rewards", tuple(map(float, self.rewards)))
+        if len(self.ends) != len(self.rewards):
+            raise ValueError(f"{len(self.ends)} step ends and {len(self.rewards)} rewards; expected one reward a step")
+        if any(end <= before for before, end in zip((0, *self.ends), self.ends, strict=False)):
+            raise ValueError(f"step ends {self.ends}; expected numbers of characters, ascending, the first above 0")
+        if any(map(math.isinf, self.rewards)):
+            raise ValueError(f"step rewards {self.rewards}; expected finite numbers, or NaN for what cannot be judged")
+
+    @property
+    def mean(self) -> float | None:
+        """Of the steps that could be judged; None without one."""
+        judged = [reward for reward in self.rewards if not math.isnan(reward)]
+        return sum(judged) / len(judged) if judged else None
+
+
+def split_steps(text: str, by: str = "lines") -> list[int]:
+    """Where the steps of a text end: characters before each end, as `StepRewards.ends`.
+
+    A separator belongs to the step before it. What holds no more than white space is no step of its own.
+
+    Args:
+        by: `"lines"`, `"blank_lines"`, `"sentences"`, or a text that marks the end of a step, like `"ки"` in
+            Math-Shepherd.
+
+    Raises:
+        ValueError: `by` is empty.
+
+    >>> text = "40 + 20 = 60\\n2 + 5 = 7\\n#### 67"
+    >>> [text[start:end] for start, end in zip([0, *split_steps(text)], split_steps(text))]
+    ['40 + 20 = 60\\n', '2 + 5 = 7\\n', '#### 67']
+    >>> split_steps("First. Then 1.5 more!", by="sentences")
+    [7, 21]
+    """
+    if not by:
+        raise ValueError("steps are split by ''; expected lines, blank_lines, sentences, or the text that marks an end")
+    ends: list[int] = []
+    candidates = [match.end() for match in re.finditer(_SEPARATORS.get(by, re.escape(by)), text)]
+    for end in [*candidates, len(text)]:
+        if text[ends[-1] if ends else 0 : end].strip():
+            ends.append(end)
+    if ends and not text[ends[-1] :].strip():
+        ends[-1] = len(text)
+    return ends
+
+
+def assistant_text(completion: str | list[dict[str, Any]]) -> str:
+    """The text that characters are counted in."""
+    return "\n".join(_pieces(completion))
+
+
+def step_end_tokens(
+    tokenizer: Any, completion: str | list[dict[str, Any]], completion_ids: Sequence[int], ends: Sequence[int]
+) -> list[int]:
+    """The index of the token that ends each step, from the characters where it ends.
+
+    A step ends at the token that completes its last character, so it takes along what a token holds beyond it. One that
+    ends with the text ends at the last token, so that the end of the turn is credited as well. Steps that end in one
+    token have the same index.
+
+    Args:
+        completion: text or messages.
+        completion_ids: what the policy sampled for it.
+        ends: ascending; see `StepRewards`.
+
+    Raises:
+        DataError: the text of a message is not in the text of the tokens.
+    """
+    text = tokenizer.decode(completion_ids, skip_special_tokens=True)
+    whole = len(assistant_text(completion))
+    places = _places(_pieces(completion), text, [end for end in ends if end < whole])
+    inner = _by_offsets(tokenizer, text, completion_ids, places) if places else []
+    return inner + [len(completion_ids) - 1] * (len(ends) - len(inner))
+
+
+def _pieces(completion: str | list[dict[str, Any]]) -> list[str]:
+    if isinstance(completion, str):
+        return [completion]
+    contents = (message.get("content") or "" for message in completion if message.get("role") == "assistant")
+    return [
+        content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+        for content in contents
+    ]
+
+
+def _places(pieces: list[str], text: str, ends: Sequence[int]) -> list[int]:
+    """The same ends as characters of the decoded text, which may hold more than the messages: tool calls, tags."""
+    places: list[int] = []
+    start = found = 0
+    for piece in pieces:
+        found = text.find(piece, found)
+        if found < 0:
+            raise DataError(
+                f"the message {piece[:60]!r} is not part of the decoded completion {text[:60]!r}, so its steps cannot "
+                "be found among the tokens. A chat template that rewrites messages allows no step rewards."
+            )
+        upto = start + len(piece) + 1  # the newline that joins messages ends with the first of them
+        within = [end for end in ends[len(places) :] if end <= upto]
+        places += [found + min(end - start, len(piece)) for end in within]
+        start, found = upto, found + len(piece)
+    return places
+
+
+def _by_offsets(tokenizer: Any, text: str, completion_ids: Sequence[int], places: Sequence[int]) -> list[int]:
+    """The index of the token that completes the first `place` characters of the text, for each place."""
+    special = set(tokenizer.all_special_ids)
+    own = [index for index, token in enumerate(completion_ids) if token not in special]
+    if tokenizer.is_fast:
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if encoding["input_ids"] == [completion_ids[index] for index in own]:
+            starts = [start for start, _ in encoding["offset_mapping"]]
+            return [own[bisect_left(starts, place) - 1] for place in places]  # the last that begins before it
+    return [_by_decoding(tokenizer, text, completion_ids, place) for place in places]
+
+
+def _by_decoding(tokenizer: Any, text: str, completion_ids: Sequence[int], place: int) -> int:
+    """For ids that the tokenizer would not have written: the first index up to which they decode to that much."""
+    return bisect_left(
+        range(len(completion_ids) - 1),
+        True,
+        key=lambda index: tokenizer.decode(completion_ids[: index + 1], skip_special_tokens=True).startswith(
+            text[:place]
+        ),
+    )
