@@ -9,7 +9,7 @@ outputs o come from, and in the coefficient GC.
 
     sft            gold workings                        1
     rft            right samples of the base            1
-    dpo            right and wrong samples of the base  σ of how much more the policy than the base likes the wrong one
+    dpo            right and wrong samples of the base  more where the policy tells them apart less (table 10)
     online_rft     samples of the policy                1 if right, else 0         advantage_estimator "reward", β = 0
     ppo            samples of the policy                advantage by a critic      advantage_estimator "gae"
     grpo           samples of the policy                advantage in the group
@@ -384,44 +384,54 @@ def show(results: Results) -> None:
 
 
 def draw(results: Results, out: Path) -> None:
-    """Draw accuracy over the way (the paper's figure 5), and maj@k and pass@k of base and GRPO (figure 7)."""
+    """Draw the counterparts of the paper's figures 5 and 7 into a folder."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from grpo_hf.evaluation import maj_at_k, pass_at_k
+    for name, panel in (("accuracy", draw_curves), ("maj_and_pass_at_k", draw_samples)):
+        figure, axes = pyplot.subplots(figsize=(8, 5))
+        panel(axes, results)
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(out / f"{name}.png", dpi=120)
+        pyplot.close(figure)
+        print(f"figure: {out / name}.png", flush=True)
 
-    def band(axes: Any, xs: Sequence[float], of_seeds: Sequence[Sequence[float]], label: str, **style: Any) -> None:
-        means, halves = zip(
-            *((mean(values), half_width(values)) for values in zip(*of_seeds, strict=True)), strict=True
-        )
-        low, high = zip(*((m - half, m + half) for m, half in zip(means, halves, strict=True)), strict=True)
-        (line,) = axes.plot(xs, means, label=label, **style)
-        axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+def draw_curves(axes: Any, results: Results) -> None:
+    """Accuracy over the way of each method (figure 5)."""
+    grid = [index / 16 for index in range(17)]
     for name in [name for name in RATES if name in results]:
         curves = [found["curve"] for found in results[name].values()]
-        grid = [index / 16 for index in range(17)]
-        band(axes, grid, [[at(curve, share) for share in grid] for curve in curves], name)
+        band(axes, grid, [[at(curve, share) for share in grid] for curve in curves], label=name)
     axes.set(xlabel="share of the budget (sft, rft, dpo: of the updates)", ylabel="accuracy, greedy, held-out problems")
-    axes.legend()
-    save(figure, out / "accuracy.png")
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    for name in [name for name in ("base", "grpo") if name in results]:
+
+def draw_samples(axes: Any, results: Results) -> None:
+    """maj@k and pass@k of the base and of what GRPO made of it (figure 7)."""
+    from grpo_hf.evaluation import maj_at_k, pass_at_k
+
+    for name, color in [(name, f"C{i}") for i, name in enumerate(("base", "grpo")) if name in results]:
         groups = [found["sampled"] for found in results[name].values()]
-        ks = [2**power for power in range(6) if 2**power <= min(len(of_problem) for of_problem in groups[0])]
+        ks = [2**power for power in range(6) if 2**power <= min(map(len, groups[0]))]
         said = [[[text for text, _ in of_problem] for of_problem in of_seed] for of_seed in groups]
-        right = [[[right for _, right in of_problem] for of_problem in of_seed] for of_seed in groups]
-        band(axes, ks, [[pass_at_k(of_seed, k) for k in ks] for of_seed in right], f"pass@k, {name}", linestyle="--")
-        pairs = list(zip(said, right, strict=True))
-        band(axes, ks, [[maj_at_k(*of_seed, k) for k in ks] for of_seed in pairs], f"maj@k, {name}")
+        right = [[[mark for _, mark in of_problem] for of_problem in of_seed] for of_seed in groups]
+        passed = [[pass_at_k(of_seed, k) for k in ks] for of_seed in right]
+        voted = [[maj_at_k(*of_seed, k) for k in ks] for of_seed in zip(said, right, strict=True)]
+        band(axes, ks, passed, label=f"pass@k, {name}", color=color, linestyle="--")
+        band(axes, ks, voted, label=f"maj@k, {name}", color=color)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="k samples at the temperature of training", ylabel="accuracy, held-out problems")
-    axes.legend()
-    save(figure, out / "maj_and_pass_at_k.png")
+
+
+def band(axes: Any, xs: Sequence[float], of_seeds: Sequence[Sequence[float]], **style: Any) -> None:
+    """A line through the means over seeds, in its 95% interval."""
+    values = list(zip(*of_seeds, strict=True))
+    (line,) = axes.plot(xs, [mean(at_x) for at_x in values], **style)
+    low, high = ([mean(at_x) + sign * half_width(at_x) for at_x in values] for sign in (-1, 1))
+    axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
 
 
 def at(curve: Sequence[dict[str, Any]], share: float) -> float:
@@ -429,12 +439,6 @@ def at(curve: Sequence[dict[str, Any]], share: float) -> float:
     from numpy import interp
 
     return float(interp(share, [point["share"] for point in curve], [point["accuracy"] for point in curve]))
-
-
-def save(figure: Any, file: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    print(f"figure: {file}", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LAYERS = [
     {"refill", "reward_files", "policy_files", "steering", "fork", "merging", "isolation", "reward_server"},
     {"scoring", "log_probs", "rollout", "critic"},
     {"monte_carlo"},
-    {"early_rewards", "reward_watch", "reward_check", "supervision"},
+    {"early_rewards", "reward_watch", "reward_check", "supervision", "step_labels"},
     {"evaluation"},
     {"preflight", "report", "trainer", "preferences"},
     {"run", "reward_model"},

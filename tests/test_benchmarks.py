@@ -130,9 +130,20 @@ def test_a_missing_model_is_named_with_what_makes_it() -> None:
 
 
 def test_memory_has_a_bar_on_the_whole_process() -> None:
-    runs = {side: [{"peak": peak, "update": peak // 2}] for side, peak in ((TRL, 600), (OURS, 200))}
-    peak, above = memory.summary(runs)
+    peaks = ((TRL, 600), (OURS, 200), (memory.ALGORITHM, 250))
+    peak, above, algorithm = memory.summary({side: [{"peak": peak, "update": peak // 2}] for side, peak in peaks})
     assert (peak["value"], peak["met"], above["value"], above["bar"]) == (3.0, True, 3.0, None)
+    assert (algorithm["value"], algorithm["met"]) == (0.8, False)
+
+
+def test_all_of_algorithm_1_is_what_the_whole_is(tiny_checkpoint: Path) -> None:
+    """Its roles are there, and its reward model learns."""
+    trainer = make_trainer(OURS, str(tiny_checkpoint))
+    reward_model = memory.with_roles(trainer)
+    assert set(trainer.model.peft_config) == {"default", "ref", "reward"}
+    before = reward_model.token_scores([[5, 6, 7]])[0]
+    reward_model.fit_steps([[5]], [[6, 7]], [[1]], [[1]], learning_rate=1e-2)
+    assert not torch.equal(reward_model.token_scores([[5, 6, 7]])[0], before)
 
 
 @pytest.mark.parametrize("silent", [0, 1])

@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import count_ones
 from peft import LoraConfig
+from safetensors.torch import load_file
 
 from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings, roles
 from grpo_hf.advantages import gae
@@ -206,6 +208,19 @@ class TestCritic:
         assert found[:7][counted].std().item() == pytest.approx(1, abs=1e-4)
         assert all(weight.isfinite().all() for weight in trainer.critic._weights)
         assert any(not torch.equal(*pair) for pair in zip(state, trainer.critic._weights, strict=True))
+
+    def test_a_resumed_run_takes_up_its_adapter_and_learns_on(self, make_trainer: MakeTrainer) -> None:
+        settings = {"advantage_estimator": "gae", "critic_learning_rate": 3e-3, "save_strategy": "steps"}
+        make_trainer(peft_config=LORA, save_steps=2, **settings).train()
+        trainer = make_trainer(peft_config=LORA, save_steps=2, max_steps=4, **settings)
+        folder = Path(trainer.args.output_dir) / "checkpoint-2"
+        trainer.train(resume_from_checkpoint=str(folder))
+        saved = load_file(folder / "critic" / "adapter_model.safetensors")
+        weights = roles.role_weights(trainer.model, "critic")
+        assert {id(weight) for weight in weights.values()} < {id(weight) for weight in trainer.critic._weights}
+        apart = [(w - saved[name.replace(".critic.", ".")]).abs().max().item() for name, w in weights.items()]
+        assert 0 < max(apart) < 0.01  # steps of 3e-3 away; the first moves the new head alone
+        assert not any(weight.requires_grad for weight in weights.values())
 
     def test_it_needs_an_adapter(self, make_trainer: MakeTrainer) -> None:
         with pytest.raises(ModelError, match="puts its critic on the frozen base"):

@@ -21,6 +21,7 @@ PUBLIC = {
     "GRPOConfig": "grpo_hf.config",
     "GRPOTrainer": "grpo_hf.trainer",
     "Reward": "grpo_hf.plugins",
+    "RewardModel": "grpo_hf.reward_model",
     "StepRewards": "grpo_hf.steps",
     "load_reward": "grpo_hf.plugins",
     "register_reward": "grpo_hf.plugins",

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_hf import roles
-from grpo_hf.errors import DataError, ModelError, OutputExistsError
+from grpo_hf import StepRewards, reward_settings, roles
+from grpo_hf.advantages import process_advantages
+from grpo_hf.errors import DataError, ModelError, OutputExistsError, RewardSpecError
 from grpo_hf.preferences import Pair, pair_loss
 from grpo_hf.reward_model import RewardModel
 from grpo_hf.rewards.reward_model import reward_model as reward_by_name
+from grpo_hf.steps import step_end_tokens
 
 PROMPTS = ["6 * 7?", "How many apples are left of 12, if 5 are eaten?", "1 + 1 = ", "Tom has 3 boxes."] * 2
 COMPLETIONS = [" 42", " She has 7.\n#### 7", " 2", " " + "and so on " * 9] * 2
@@ -259,15 +261,16 @@ def test_pairs_are_learned_and_told_apart_on_held_out_ones(policy: PeftModel, to
     assert trained.accuracy.value == 1 and trained.brier < untrained.brier / 2
 
 
+@pytest.mark.parametrize("tokens_at_once", [1, 2048])
 def test_a_step_descends_bradley_terry_with_margins_as_an_independent_loop_does(
-    tiny_checkpoint: Path, tokenizer: Any, tmp_path: Path
+    tokens_at_once: int, tiny_checkpoint: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
     """One step of AdamW on PEFT's own classifier, from the same weights."""
     pairs = [Pair("1 + 1 = ", "2", "three", 0.0), Pair("How many? ", "I do not know that.", "4", 1.5)]
     model = RewardModel.on(policy_on(tiny_checkpoint, lora_dropout=0.0), tokenizer)
     stirred(model)
     model.save(tmp_path / "rm")
-    settings = {"learning_rate": 1e-3, "max_grad_norm": 1e9, "batch_size": 2}
+    settings = {"learning_rate": 1e-3, "max_grad_norm": 1e9, "batch_size": 2, "tokens_at_once": tokens_at_once}
     (loss,) = model.fit_pairs(pairs, **settings)
     other = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "rm", num_labels=1, is_trainable=True)
     optimizer = torch.optim.AdamW([w for w in other.parameters() if w.requires_grad], lr=1e-3, weight_decay=0.0)
@@ -287,7 +290,10 @@ def test_a_step_descends_bradley_terry_with_margins_as_an_independent_loop_does(
     assert model.scores(PROMPTS, COMPLETIONS).tolist() == pytest.approx(after, abs=1e-3)
 
 
-def test_steps_descend_binary_cross_entropy_with_soft_labels(tiny_checkpoint: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize("tokens_at_once", [12, 2048])
+def test_steps_descend_binary_cross_entropy_with_soft_labels(
+    tokens_at_once: int, tiny_checkpoint: Path, tokenizer: Any
+) -> None:
     model = RewardModel.on(policy_on(tiny_checkpoint, lora_dropout=0.0), tokenizer)
     prompts, ends, labels = [[9], [9, 8], [7]], [[1, 3], [1], [2, 6]], [[1.0, 0.0], [0.25], [1.0, 0.5]]
     probabilities = [values.double().sigmoid() for values in model.step_scores(prompts, IDS, ends)]
@@ -296,7 +302,9 @@ def test_steps_descend_binary_cross_entropy_with_soft_labels(tiny_checkpoint: Pa
         for row, marks in zip(probabilities, labels, strict=True)
         for p, y in zip(row.tolist(), marks, strict=True)
     ]
-    losses = model.fit_steps(prompts, IDS, ends, labels, epochs=60, learning_rate=3e-3, batch_size=3)
+    losses = model.fit_steps(
+        prompts, IDS, ends, labels, epochs=60, learning_rate=3e-3, batch_size=3, tokens_at_once=tokens_at_once
+    )
     assert losses[0] == pytest.approx(sum(by_hand) / 5, abs=1e-5)
     learned = torch.cat(model.step_scores(prompts, IDS, ends)).sigmoid()
     assert (learned - torch.tensor([1.0, 0.0, 0.25, 1.0, 0.5])).abs().max() < 0.1
@@ -349,7 +357,10 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(ModelError, match="changes the base weights"):
         RewardModel.on(model.model, tokenizer, adapter="other", lora=LoraConfig(init_lora_weights="pissa"))
     model.model.save_pretrained(tmp_path, selected_adapters=["default"])
-    with pytest.raises(ModelError, match=r"the head is \(0,\); expected \(1, 128\)"):
+    with pytest.raises(ModelError, match="holds an adapter without a reward model's head, as a trainer writes one"):
+        RewardModel.load(tmp_path, model.model, tokenizer, adapter="other")
+    save_file({"base_model.model.score.weight": torch.zeros(1, 64)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"the head is \(1, 64\); expected \(1, 128\)"):
         RewardModel.load(tmp_path, model.model, tokenizer, adapter="other")
     with pytest.raises(ModelError, match="nowhere"):
         RewardModel.load(tmp_path / "nowhere", model.model, tokenizer, adapter="other")
@@ -425,3 +436,111 @@ def test_the_reward_is_named_after_its_adapter_and_cannot_judge_nothing(model: R
     assert reward(prompts=["", "a"], completions=["", "b"], answer=["1", "2"])[0] is None
     settings = reward.reward_settings
     assert settings.in_process and settings.batched and not settings.early
+
+
+# Steps as rewards
+
+TEXTS = ["40 + 20 = 60\n2 + 5 = 7\n#### 67", "one line", "two\n\nlines\n", "ends at once"]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_step_earns_the_sigmoid_of_the_score_at_its_last_token(
+    model: RewardModel, tokenizer: Any, chat: bool
+) -> None:
+    ids = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in TEXTS]
+    ids[3].pop()  # cut off by the limit
+    prompts, completions = PROMPTS[:4], TEXTS
+    asked = [tokenizer(prompt).input_ids for prompt in prompts]
+    if chat:
+        prompts, completions = CHAT[:4], [[{"role": "assistant", "content": text}] for text in TEXTS]
+        asked = [tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"] for p in prompts]
+    found = model.as_step_reward()(prompts=prompts, completions=completions, completion_ids=ids, answer=["x"] * 4)
+    assert [steps.ends for steps in found] == [(13, 23, 30), (8,), (5, 11), (12,)]
+    for text, prompt, completion, steps in zip(TEXTS, asked, ids, found, strict=True):
+        for end, reward in zip(steps.ends, steps.rewards, strict=True):
+            upto = next(k for k in range(1, 99) if tokenizer.decode(completion[:k]).startswith(text[:end]))
+            score = model.token_scores([prompt + completion[:upto]])[0][-1].item()
+            assert reward == pytest.approx(1 / (1 + math.exp(-score)), abs=1e-5)
+
+
+def test_what_has_no_step_or_no_position_earns_none(model: RewardModel, tokenizer: Any) -> None:
+    texts = ["", "said", "a " * 80, "fine"]
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    ids[0], ids[1] = [tokenizer.eos_token_id], []
+    assert len(ids[2]) <= 256 < len(ids[2]) + len(tokenizer("1 " * 60).input_ids)
+    rows = {"prompts": ["a", "b", "1 " * 60, "c"], "completions": texts, "completion_ids": ids}
+    found = model.as_step_reward(by=" ")(**rows)
+    assert found[:3] == [None, None, None] and isinstance(found[3], StepRewards)
+    rows["prompts"][2] = "1"
+    assert len(model.as_step_reward(by=" ")(**rows)[2].rewards) == 80
+
+
+def watched(reward: Callable[..., Any]) -> tuple[Callable[..., Any], list[dict[str, Any]]]:
+    calls: list[dict[str, Any]] = []
+
+    @reward_settings(in_process=True, batched=True, early=False)
+    def spy(**columns: Any) -> Any:
+        calls.append({**columns, "said": reward(**columns)})
+        return calls[-1]["said"]
+
+    return spy, calls
+
+
+def test_a_run_on_step_rewards_trains_on_their_process_advantages(
+    make_trainer: Callable[..., Any], tiny_checkpoint: Path, tokenizer: Any
+) -> None:
+    policy = policy_on(tiny_checkpoint, lora_dropout=0.0)
+    model = RewardModel.on(policy, tokenizer)
+    stirred(model)
+    assert model.as_step_reward().__name__ == "process_reward_model"
+    spy, calls = watched(model.as_step_reward(by=" "))
+    trainer = make_trainer(model=policy, reward_funcs=[spy], learning_rate=1e-2)
+    batches: list[dict[str, Any]] = []
+    roll_out = trainer._roll_out
+    trainer._roll_out = lambda rows: batches.append(roll_out(rows)) or batches[-1]
+    before = {name: weight.clone() for name, weight in policy.named_parameters()}
+    trainer.train()
+    assert {name.split(".")[-2] for name, weight in policy.named_parameters() if not weight.equal(before[name])} == {
+        "default"
+    }
+    for call, batch in zip(calls, batches, strict=True):  # tried on the data it raises: that text has no tokens
+        said, ids = call["said"], call["completion_ids"]
+        assert any(len(steps.ends) > 1 for steps in said)
+        rows = zip(call["completions"], ids, said, strict=True)
+        ends = [step_end_tokens(tokenizer, text, tokens, steps.ends) for text, tokens, steps in rows]
+        expected = process_advantages([steps.rewards for steps in said], ends, list(map(len, ids)), 4)
+        torch.testing.assert_close(batch["advantages"].double(), expected, atol=1e-5, rtol=0)
+        assert expected.abs().max() > 0.5
+
+
+def test_a_run_beside_a_reward_model_resumes_and_leaves_nothing_that_looks_like_one(
+    make_trainer: Callable[..., Any], tiny_checkpoint: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    def trainer_on(policy: PeftModel, model: RewardModel) -> Any:
+        saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "learning_rate": 1e-2}
+        return make_trainer(model=policy, reward_funcs=[model.as_step_reward(by=" ")], **saving)
+
+    policy = policy_on(tiny_checkpoint)
+    model = RewardModel.on(policy, tokenizer)
+    stirred(model)
+    model.save(tmp_path / "rm")
+    trainer = trainer_on(policy, model)
+    trainer.train()
+    trainer.save_model()
+    again = policy_on(tiny_checkpoint)
+    loaded = RewardModel.load(tmp_path / "rm", again, tokenizer)
+    resumed = trainer_on(again, loaded)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert resumed.state.global_step == 2
+    own, other = dict(policy.named_parameters()), dict(again.named_parameters())
+    assert own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+    assert [name for name, weight in other.items() if weight.requires_grad] == [n for n in other if ".default." in n]
+    assert torch.equal(loaded.scores(PROMPTS, COMPLETIONS), model.scores(PROMPTS, COMPLETIONS))
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-1"):
+        with pytest.raises(
+            ModelError, match=r"reward holds an adapter without a reward model's head.* RewardModel\.save"
+        ):
+            RewardModel.load(folder / "reward", again, tokenizer, adapter="other")
+        with pytest.raises(RewardSpecError, match="lacks weights of a reward model"):
+            reward_by_name(["a"], ["b"], model=str(folder / "reward"))
+    assert set(again.peft_config) == {"default", "ref", "reward"}

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from grpo_hf.errors import DataError
-from grpo_hf.steps import StepRewards, assistant_text, split_steps, step_end_tokens
+from grpo_hf.steps import StepRewards, assistant_text, split_steps, step_end_tokens, without_end
 
 ALPHABET = "ab 12+=.\n\t" + "äß€漢字🙂🧮é\u0301"
 TEXTS = ["12 + 12 = 24\n\n24", "aa\n\nbb\n漢字 = 12\n🙂🙂", "a.\nb.\n12 12\n", "é\u0301é\u0301 漢\n字"]
@@ -133,3 +133,11 @@ def test_texts_are_cut(text: str, by: str, steps: list[str]) -> None:
 def test_impossible_steps_are_refused(ends: list[int], rewards: list[float]) -> None:
     with pytest.raises(ValueError, match="expected"):
         StepRewards(ends, rewards)
+
+
+def test_an_answer_without_the_end_of_its_turn(tokenizer: PreTrainedTokenizerFast) -> None:
+    text, end = tokenizer("12 + 12").input_ids, tokenizer.eos_token_id
+    for ids in (text, [*text, end], [*text, end, end]):
+        assert without_end(tokenizer, ids) == text
+    assert without_end(tokenizer, [end, *text, end]) == [end, *text]
+    assert without_end(tokenizer, [end, end]) == without_end(tokenizer, []) == []

@@ -1,6 +1,7 @@
 """Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) on one frozen base model.
 
-from grpo_hf import GRPOConfig, GRPOTrainer, StepRewards, load_reward, register_reward, reward_settings, split_steps
+from grpo_hf import GRPOConfig, GRPOTrainer, RewardModel, StepRewards
+from grpo_hf import load_reward, register_reward, reward_settings, split_steps
 """
 
 from importlib import import_module
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from .config import GRPOConfig
     from .plugins import load_reward, register_reward
     from .reward import Reward, reward_settings
+    from .reward_model import RewardModel
     from .steps import StepRewards, split_steps
     from .trainer import GRPOTrainer
 
@@ -17,6 +19,7 @@ __all__ = [
     "GRPOConfig",
     "GRPOTrainer",
     "Reward",
+    "RewardModel",
     "StepRewards",
     "load_reward",
     "register_reward",
@@ -28,6 +31,7 @@ _HOMES = {
     "GRPOConfig": "config",
     "GRPOTrainer": "trainer",
     "Reward": "reward",
+    "RewardModel": "reward_model",
     "StepRewards": "steps",
     "load_reward": "plugins",
     "register_reward": "plugins",

@@ -21,6 +21,7 @@ class FitSettings:
             trained all its weights. An adapter usually takes more.
         epochs: times that each example is seen.
         batch_size: examples per step.
+        tokens_at_once: of a forward pass, at most; a larger batch goes through in parts, and its step is the same.
         max_grad_norm: gradients are clipped to it.
         seed: of the order, and of dropout.
         progress: called after each step with its number, the number of steps, and its loss.
@@ -29,6 +30,7 @@ class FitSettings:
     learning_rate: float = 2e-5
     epochs: int = 1
     batch_size: int = 8
+    tokens_at_once: int = 1024
     max_grad_norm: float = 1.0
     seed: int = 0
     progress: Callable[[int, int, float], None] | None = None
@@ -37,30 +39,34 @@ class FitSettings:
 def fit(
     weights: Sequence[nn.Parameter],
     lengths: Sequence[int],
+    terms: Sequence[int],
     loss_of: Callable[[Sequence[int]], Tensor],
     settings: FitSettings,
 ) -> list[float]:
-    """Descend a loss; the optimizer, its state and the gradients are gone afterwards.
+    """Descend the mean of a loss; the optimizer, its state and the gradients are gone afterwards.
 
     Args:
         weights: what learns.
         lengths: tokens of each example; similar ones share a batch.
-        loss_of: the loss of a batch, given the numbers of its examples.
+        terms: of the loss in each example.
+        loss_of: the sum of the loss over all terms of some examples, given their numbers.
 
     Returns:
-        The loss of each step.
+        The mean over the terms of each step.
     """
     order, losses = random.Random(settings.seed), []
     batches = [batch for _ in range(settings.epochs) for batch in shuffled_batches(lengths, settings.batch_size, order)]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
     with own_random_numbers(settings.seed), torch.enable_grad():
         for step, batch in enumerate(batches, 1):
-            loss = loss_of(batch)
-            loss.backward()
+            losses.append(0.0)
+            for part in affordable(batch, lengths, settings.tokens_at_once):
+                loss = loss_of(part) / sum(terms[i] for i in batch)
+                loss.backward()
+                losses[-1] += loss.item()
             clip_grad_norm_(weights, settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(loss.item())
             if settings.progress is not None:
                 settings.progress(step, len(batches), losses[-1])
     return losses
@@ -73,6 +79,21 @@ def shuffled_batches(lengths: Sequence[int], size: int, order: random.Random) ->
     batches = [batch for pool in pools for batch in parts(pool, size)]
     order.shuffle(batches)
     return batches
+
+
+def affordable(batch: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """A batch in parts of at most so many tokens with their padding; an example that is longer goes alone.
+
+    >>> affordable([0, 1, 2, 3], lengths=[3, 4, 2, 9], tokens=8)
+    [[0, 1], [2], [3]]
+    """
+    found: list[list[int]] = [[]]
+    for row in batch:
+        widest = max(lengths[i] for i in [*found[-1], row])
+        if found[-1] and widest * (len(found[-1]) + 1) > tokens:
+            found.append([])
+        found[-1].append(row)
+    return found
 
 
 def parts(rows: Sequence[int], size: int) -> list[list[int]]:

@@ -5,13 +5,16 @@
 For a reward of 0 and 1 that is the share of continuations that end correctly (soft estimation, eq. 3 there). The last
 step of an output is worth what the output itself earned. No second model is needed; the price is the continuations. All
 that begin alike share the states of their beginning (rollout.py), and outputs of a group that begin alike share values.
+
+`step_values` is that equation, for whoever can sample and judge; `MonteCarlo` is a trainer that does.
 """
 
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,9 +25,109 @@ from .reward import Reward, RewardSettings, checked_reward
 from .scoring import ScoredReward
 from .steps import StepRewards, assistant_text, split_steps, step_end_tokens
 
+Tokens = Sequence[int]
 Beginning = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt, and of the first steps after it
+Judge = Callable[[list[list[int]], Sequence[int]], list[float]]  # completions, the rows they answer: rewards or NaN
 
 _CREDITS = ("value", "gain")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What completes beginnings.
+
+    Args:
+        sample: continues lists of tokens, with at most so many tokens each.
+        limit: tokens of a completion at most, those of its beginning included.
+        at_once: continuations that are sampled in one call; those of one beginning are in any case.
+    """
+
+    sample: Callable[[list[list[int]], int], list[list[int]]]
+    limit: int
+    at_once: int
+
+    def completions(self, beginnings: Sequence[Beginning], n: int) -> list[list[int]]:
+        """The tokens of n completions with each of these beginnings, side by side."""
+        order = sorted(range(len(beginnings)), key=lambda index: sum(map(len, beginnings[index])), reverse=True)
+        written: list[list[int]] = [[] for _ in range(n * len(beginnings))]
+        together = max(1, self.at_once // n)
+        for start in range(0, len(order), together):
+            chunk = [index for index in order[start : start + together] for _ in range(n)]
+            asked = [[*prompt, *text] for prompt, text in (beginnings[index] for index in chunk)]
+            more = self.sample(asked, max(self.limit - len(beginnings[index][1]) for index in chunk))
+            for place, (index, ids) in enumerate(zip(chunk, more, strict=True)):
+                written[index * n + place % n] = [*beginnings[index][1], *ids][: self.limit]
+        return written
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """What the steps of each completion are worth; how many beginnings were continued, and with how many tokens."""
+
+    of_steps: list[list[float]]
+    beginnings: int
+    tokens: int
+
+
+def step_values(
+    prompt_ids: Sequence[Tokens],
+    completion_ids: Sequence[Tokens],
+    step_ends: Sequence[Sequence[int]],
+    earned: Sequence[float],
+    *,
+    n: int,
+    sampler: Sampler,
+    judge: Judge,
+) -> StepValues:
+    """The values of the steps of each completion, in the order of `step_ends`.
+
+    Args:
+        prompt_ids, completion_ids: token ids, a list per row.
+        step_ends: the tokens at which the steps of each completion end, counted from 0.
+        earned: what each completion itself earned; NaN for what cannot be judged.
+        n: continuations for each beginning.
+
+    Source: arXiv 2312.08935, equation 3.
+    """
+    beginnings: list[list[Beginning]] = [
+        [(tuple(prompt), tuple(ids[: end + 1])) for end in ends[:-1]]
+        for prompt, ids, ends in zip(prompt_ids, completion_ids, step_ends, strict=True)
+    ]
+    rows = {beginning: row for row, of_row in enumerate(beginnings) for beginning in of_row}
+    rows = {beginning: row for beginning, row in rows.items() if len(beginning[1]) < len(completion_ids[row])}
+    written = sampler.completions(list(rows), n)
+    judged = judge(written, [row for row in rows.values() for _ in range(n)]) if rows else []
+    values = {beginning: _mean(judged[k * n : k * n + n]) for k, beginning in enumerate(rows)}
+    found = [
+        [*(values.get(beginning, last) for beginning in of_row), last][: len(ends)]
+        for of_row, last, ends in zip(beginnings, earned, step_ends, strict=True)
+    ]
+    return StepValues(found, len(rows), sum(map(len, written)) - n * sum(len(text) for _, text in rows))
+
+
+def judge_by(
+    reward: ScoredReward,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    columns: Mapping[str, Sequence[Any]],
+    state: Any = None,
+) -> Judge:
+    """A reward as the judge of completions to these prompts, which are given as tokens."""
+
+    def judge(written: list[list[int]], rows: Sequence[int]) -> list[float]:
+        texts: list[Any] = tokenizer.batch_decode(written, skip_special_tokens=True)
+        if not isinstance(prompts[0], str):
+            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        values = reward(
+            prompts=[prompts[row] for row in rows],
+            completions=texts,
+            completion_ids=written,
+            trainer_state=state,
+            **{name: [values[row] for row in rows] for name, values in columns.items()},
+        )
+        return [_number(value) for value in values]
+
+    return judge
 
 
 class MonteCarlo:
@@ -72,67 +175,40 @@ class MonteCarlo:
         """
         if self._trainer is None or not self._trainer.model.training:
             return [None] * len(completions)
-        start, tokenizer = time.perf_counter(), self._trainer._tokenizer
+        start, trainer = time.perf_counter(), self._trainer
         ends = [split_steps(assistant_text(completion), steps) for completion in completions]
-        tokens = [step_end_tokens(tokenizer, *row) for row in zip(completions, completion_ids, ends, strict=True)]
-        prompt_ids = [tuple(ids) for ids in self._trainer._tokenize_prompts(prompts)[0]]
-        beginnings: list[list[Beginning]] = [
-            [(prompt, tuple(ids[: token + 1])) for token in of_row[:-1]]
-            for prompt, ids, of_row in zip(prompt_ids, completion_ids, tokens, strict=True)
-        ]
-        rows = {beginning: row for row, of_row in enumerate(beginnings) for beginning in of_row}
-        rows = {beginning: row for beginning, row in rows.items() if len(beginning[1]) < len(completion_ids[row])}
-        written = self._continue(list(rows), n, at_once=max(1, len(prompts) // n))
-        earned = self._judge(written, [row for row in rows.values() for _ in range(n)], prompts, completions, columns)
-        values = {beginning: _mean(earned[k * n : k * n + n]) for k, beginning in enumerate(rows)}
-        final = [_number(outcome.value) for outcome in self._trainer.reward_funcs[0].outcomes]
-        found = [[*(values.get(b, last) for b in of_row), last] for of_row, last in zip(beginnings, final, strict=True)]
+        own = zip(completions, completion_ids, ends, strict=True)
+        prompt_ids = trainer._tokenize_prompts(prompts)[0]
+        judge = copy.copy(trainer.reward_funcs[0])  # the first itself keeps what it said of the rollout
+        lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+        earned = [_number(outcome.value) for outcome in trainer.reward_funcs[0].outcomes]
+        values = step_values(
+            prompt_ids,
+            completion_ids,
+            [step_end_tokens(trainer._tokenizer, *row) for row in own],
+            earned,
+            n=n,
+            sampler=Sampler(partial(self._sample, n), trainer.max_completion_length, len(prompts)),
+            judge=judge_by(judge, trainer._tokenizer, prompts, lists, trainer.state),
+        )
+        found = values.of_steps
         if credit == "gain":
-            of_prompt = {p: _mean([x for q, x in zip(prompt_ids, final, strict=True) if q == p]) for p in prompt_ids}
-            found = [_gains([of_prompt[p], *of_row]) for p, of_row in zip(prompt_ids, found, strict=True)]
-        cost = {"beginnings": len(rows), "tokens": sum(map(len, written)) - n * sum(len(text) for _, text in rows)}
-        for name, value in {**cost, "time": time.perf_counter() - start}.items():
-            self._trainer._metrics["train"][f"monte_carlo/{name}"].append(float(value))
+            before = _means(prompt_ids, earned)
+            found = [_gains([mean, *of_row]) for mean, of_row in zip(before, found, strict=True)]
+        cost = {"beginnings": values.beginnings, "tokens": values.tokens, "time": time.perf_counter() - start}
+        for name, value in cost.items():
+            trainer._metrics["train"][f"monte_carlo/{name}"].append(float(value))
         return [StepRewards(of_row, r) if of_row else None for of_row, r in zip(ends, found, strict=True)]
 
-    def _continue(self, beginnings: Sequence[Beginning], n: int, at_once: int) -> list[list[int]]:
-        """The tokens of n completions with each of these beginnings, side by side."""
-        trainer, limit = self._trainer, self._trainer.max_completion_length
-        order = sorted(range(len(beginnings)), key=lambda index: sum(map(len, beginnings[index])), reverse=True)
-        written: list[list[int]] = [[] for _ in range(n * len(beginnings))]
-        for start in range(0, len(order), at_once):
-            chunk = [index for index in order[start : start + at_once] for _ in range(n)]
-            with _at_most(trainer, max(limit - len(beginnings[index][1]) for index in chunk)):
-                asked = [[*prompt, *text] for prompt, text in (beginnings[index] for index in chunk)]
-                continued, _ = trainer._generate_single_turn(asked, None, {}, n)
-            for place, (index, ids) in enumerate(zip(chunk, continued, strict=True)):
-                written[index * n + place % n] = [*beginnings[index][1], *ids][:limit]
-        return written
-
-    def _judge(
-        self,
-        written: list[list[int]],
-        rows: list[int],
-        prompts: list[Any],
-        completions: list[Any],
-        columns: dict[str, Any],
-    ) -> list[float]:
-        """What the first reward says of completions to the prompts of these rows; NaN for None."""
-        if not written:
-            return []
-        texts: list[Any] = self._trainer._tokenizer.batch_decode(written, skip_special_tokens=True)
-        if not isinstance(completions[0], str):
-            texts = [[{"role": "assistant", "content": text}] for text in texts]
-        judge = copy.copy(self._trainer.reward_funcs[0])  # it keeps what it said of the rollout itself
-        own = {name: values for name, values in columns.items() if isinstance(values, list)}
-        values = judge(
-            prompts=[prompts[row] for row in rows],
-            completions=texts,
-            completion_ids=written,
-            trainer_state=self._trainer.state,
-            **{name: [values[row] for row in rows] for name, values in own.items()},
-        )
-        return [_number(value) for value in values]
+    def _sample(self, n: int, asked: list[list[int]], tokens: int) -> list[list[int]]:
+        """The policy's continuations. TRL 1.16 reads `generation_config` in `_generate_single_turn`."""
+        trainer, config = self._trainer, self._trainer.generation_config
+        trainer.generation_config = copy.deepcopy(config)
+        trainer.generation_config.max_new_tokens = tokens
+        try:
+            return trainer._generate_single_turn(asked, None, {}, n)[0]
+        finally:
+            trainer.generation_config = config
 
 
 def process_reward(spec: str) -> Reward:
@@ -170,16 +246,12 @@ def attach(trainer: Any) -> None:
             entry.reward.function.attach(trainer)
 
 
-@contextmanager
-def _at_most(trainer: Any, tokens: int) -> Iterator[None]:
-    """Sample no longer than that. TRL 1.16 reads `generation_config` in `_generate_single_turn`."""
-    config = trainer.generation_config
-    trainer.generation_config = copy.deepcopy(config)
-    trainer.generation_config.max_new_tokens = tokens
-    try:
-        yield
-    finally:
-        trainer.generation_config = config
+def _means(prompt_ids: Sequence[Tokens], earned: Sequence[float]) -> list[float]:
+    """For each completion the mean of all completions of its prompt."""
+    of_prompt: dict[tuple[int, ...], list[float]] = {}
+    for prompt, value in zip(prompt_ids, earned, strict=True):
+        of_prompt.setdefault(tuple(prompt), []).append(value)
+    return [_mean(of_prompt[tuple(prompt)]) for prompt in prompt_ids]
 
 
 def _gains(values: list[float]) -> list[float]:

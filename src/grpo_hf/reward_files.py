@@ -87,7 +87,12 @@ def load(folder: str, model: PeftModel, adapter: str) -> nn.Linear:
     with loading("reward model", folder):
         config, weights = LoraConfig.from_pretrained(folder), load_peft_weights(folder, device="cpu")
     head = new_head(model)
-    found = weights.pop(_HEAD, torch.empty(0))
+    if _HEAD not in weights:
+        raise ModelError(
+            f"{folder} holds an adapter without a reward model's head, as a trainer writes one beside its policy. Give "
+            "the folder that RewardModel.save wrote."
+        )
+    found = weights.pop(_HEAD)
     if found.shape != head.weight.shape:
         raise ModelError(
             f"{folder}: the head is {tuple(found.shape)}; expected {tuple(head.weight.shape)}, that of a reward model "

@@ -12,6 +12,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,10 +24,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.rnn import pad_sequence
 
 from . import reward_files, roles
+from .data import prompt_token_ids
 from .errors import DataError
 from .fitting import FitSettings, fit, own_random_numbers, parts
 from .preferences import Pair, PairReport, pair_loss, pair_report
 from .reward import reward_settings
+from .steps import StepRewards, assistant_text, split_steps, step_end_tokens, step_places, without_end
 
 
 class RewardModel:
@@ -156,7 +159,7 @@ class RewardModel:
         Raises:
             DataError: a step ends outside its completion.
         """
-        rows, places = _step_places(prompt_ids, completion_ids, step_ends)
+        rows, places = step_places(prompt_ids, completion_ids, step_ends)
         found = self.token_scores(rows, batch_size=batch_size)
         return [values[where] for values, where in zip(found, places, strict=True)]
 
@@ -169,6 +172,38 @@ class RewardModel:
             return [score if math.isfinite(score) else None for score in self.scores(prompts, completions).tolist()]
 
         scored.__name__ = f"{self.adapter}_model"
+        return scored
+
+    def as_step_reward(
+        self, by: str = "lines", template_options: dict[str, Any] | None = None
+    ) -> Callable[..., list[StepRewards | None]]:
+        """A step reward function for a trainer of the policy on the same base: σ(r_φ) where each step ends.
+
+        A step that ends with the text is read before the end of the turn. None for a completion without steps, and for
+        one that the base has no positions for.
+
+        Args:
+            by: how a completion is cut; see `split_steps`.
+            template_options: the trainer's `chat_template_kwargs`.
+        """
+
+        @reward_settings(in_process=True, batched=True, early=False)
+        def scored(
+            prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any
+        ) -> list[StepRewards | None]:
+            """Pays for each step the probability that it is right, says the reward model on the policy's own base."""
+            asked = prompt_token_ids(prompts, self.tokenizer, template_options)
+            written = [without_end(self.tokenizer, ids) for ids in completion_ids]
+            ends = [split_steps(assistant_text(completion), by) for completion in completions]
+            kept = [i for i, ids in enumerate(written) if ids and ends[i] and len(asked[i]) + len(ids) <= self.longest]
+            tokens = [step_end_tokens(self.tokenizer, completions[i], written[i], ends[i]) for i in kept]
+            scores = self.step_scores([asked[i] for i in kept], [written[i] for i in kept], tokens)
+            found: list[StepRewards | None] = [None] * len(completions)
+            for i, values in zip(kept, scores, strict=True):
+                found[i] = StepRewards(ends[i], values.sigmoid().tolist())
+            return found
+
+        scored.__name__ = f"process_{self.adapter}_model"
         return scored
 
     # Learning
@@ -191,10 +226,13 @@ class RewardModel:
             rows = [chosen[i] for i in batch] + [rejected[i] for i in batch]
             scores = self._forward(rows)[range(len(rows)), [self._end(row) for row in rows]]  # (2P,)
             better, worse = scores.chunk(2)
-            return pair_loss(better, worse, torch.tensor([pairs[i].margin for i in batch]).to(scores))
+            margin = torch.tensor([pairs[i].margin for i in batch]).to(scores)
+            return pair_loss(better, worse, margin) * len(batch)
 
         lengths = [max(map(len, both)) for both in zip(chosen, rejected, strict=True)]
-        return self._fit(lengths, loss, FitSettings(**settings))
+        given = FitSettings(**settings)
+        both = replace(given, tokens_at_once=given.tokens_at_once // 2)
+        return self._fit(lengths, [1] * len(pairs), loss, both)
 
     def fit_steps(
         self,
@@ -218,7 +256,7 @@ class RewardModel:
         Raises:
             DataError: a label is missing or no probability, or a step ends outside its completion.
         """
-        rows, places = _step_places(prompt_ids, completion_ids, step_ends)
+        rows, places = step_places(prompt_ids, completion_ids, step_ends)
         for ends, marks in zip(step_ends, labels, strict=True):
             if len(ends) != len(marks) or not ends or not all(0 <= mark <= 1 for mark in marks):
                 raise DataError(f"{len(ends)} step ends have labels {list(marks)}; expected one from 0 to 1 for each.")
@@ -227,9 +265,9 @@ class RewardModel:
             values = self._forward([rows[i] for i in batch])  # (B, T)
             read = torch.cat([value[places[i]] for i, value in zip(batch, values, strict=True)])
             wanted = [mark for i in batch for mark in labels[i]]
-            return binary_cross_entropy_with_logits(read, torch.tensor(wanted).to(read))
+            return binary_cross_entropy_with_logits(read, torch.tensor(wanted).to(read), reduction="sum")
 
-        return self._fit(list(map(len, rows)), loss, FitSettings(**settings))
+        return self._fit(list(map(len, rows)), list(map(len, labels)), loss, FitSettings(**settings))
 
     def evaluate(self, pairs: Sequence[Pair], *, batch_size: int = 8) -> PairReport:
         """How well it tells held-out pairs apart."""
@@ -238,14 +276,18 @@ class RewardModel:
         return pair_report(*self.scores(prompts, completions, batch_size=batch_size).chunk(2))
 
     def _fit(
-        self, lengths: Sequence[int], loss_of: Callable[[Sequence[int]], Tensor], settings: FitSettings
+        self,
+        lengths: Sequence[int],
+        terms: Sequence[int],
+        loss_of: Callable[[Sequence[int]], Tensor],
+        settings: FitSettings,
     ) -> list[float]:
         self._check_lengths(lengths)
         self.head.to(roles.causal_model(self.model).device).requires_grad_(True)
         try:
             with roles.seen_through(self.model, self.adapter, train=True):
                 weights = [*roles.role_weights(self.model, self.adapter).values(), *self.head.parameters()]
-                return fit(weights, lengths, loss_of, settings)
+                return fit(weights, lengths, terms, loss_of, settings)
         finally:
             self.head.requires_grad_(False)
 
@@ -257,8 +299,7 @@ class RewardModel:
         """The head at every token, (B, T); rows are padded on the right, where padding moves no position."""
         base = roles.causal_model(self.model)
         ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(base.device)
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        read = base.base_model(input_ids=ids, attention_mask=mask.to(base.device), use_cache=False)
+        read = base.base_model(input_ids=ids, use_cache=False)  # no mask: nobody looks to the right
         return self.head.to(base.device)(read.last_hidden_state.float()).squeeze(-1)
 
     def _token_ids(self, prompt: Any, completion: Any) -> list[int]:
@@ -275,14 +316,3 @@ class RewardModel:
     def _end(self, row: Sequence[int]) -> int:
         """The last token that is not padding; for a classifier, padding is a matter of the token alone."""
         return next((i for i in reversed(range(len(row))) if row[i] != self._pad_id), 0)
-
-
-def _step_places(
-    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], step_ends: Sequence[Sequence[int]]
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Each row's tokens, and the positions among them at which its steps end."""
-    for completion, ends in zip(completion_ids, step_ends, strict=True):
-        if not all(0 <= end < len(completion) for end in ends):
-            raise DataError(f"steps end at {list(ends)} in a completion of {len(completion)} tokens; count from 0.")
-    rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-    return rows, [[len(prompt) + end for end in ends] for prompt, ends in zip(prompt_ids, step_ends, strict=True)]

@@ -115,6 +115,28 @@ def step_end_tokens(
     return inner + [len(completion_ids) - 1] * (len(ends) - len(inner))
 
 
+def without_end(tokenizer: Any, completion_ids: Sequence[int]) -> list[int]:
+    """The tokens up to the last one that is not special: an answer without the end of its turn."""
+    special = set(tokenizer.all_special_ids)
+    own = (index for index in reversed(range(len(completion_ids))) if completion_ids[index] not in special)
+    return list(completion_ids[: next(own, -1) + 1])
+
+
+def step_places(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], step_ends: Sequence[Sequence[int]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Each row's tokens, and the positions among them at which its steps end.
+
+    Raises:
+        DataError: a step ends outside its completion.
+    """
+    for completion, ends in zip(completion_ids, step_ends, strict=True):
+        if not all(0 <= end < len(completion) for end in ends):
+            raise DataError(f"steps end at {list(ends)} in a completion of {len(completion)} tokens; count from 0.")
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    return rows, [[len(prompt) + end for end in ends] for prompt, ends in zip(prompt_ids, step_ends, strict=True)]
+
+
 def _pieces(completion: str | list[dict[str, Any]]) -> list[str]:
     if isinstance(completion, str):
         return [completion]
