@@ -12,7 +12,8 @@ first says which of two samples is better, to r_φ, and all are logged in traini
 by default 0. So `rewards/gsm8k/mean` beside `rewards/reward_model/mean` shows whether what r_φ pays for is true.
 
 Run it again after an interruption: what is finished is not done again, and it ends where it would have ended. With more
-`--iterations` it goes on. Every other setting is that of recipes/gsm8k.py.
+`--iterations` it goes on. Every other setting is that of recipes/gsm8k.py, but for `--process_reward`, and rewards have
+no weight of their own.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from grpo_hf.console import quiet
 from grpo_hf.errors import ConfigError, exit_on_error
 
 HERE = Path(__file__).parent
-ANSWERS = "answers.jsonl"
+ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,9 +47,11 @@ def main(arguments: Sequence[str]) -> None:
         from grpo_hf.recipe import read_recipe
 
         recipe = read_recipe(rest, default=HERE / "iterative.yaml")
+        from accelerate import PartialState
+
+        from grpo_hf import preflight, run
         from grpo_hf.fitting import FitSettings
-        from grpo_hf.iterate import Continued, IterativeGRPO
-        from grpo_hf.scoring import ScoredReward
+        from grpo_hf.iterate import Continued, IterativeGRPO, check
 
         continued = Continued(
             prompts=settings.collect_prompts,
@@ -61,31 +64,36 @@ def main(arguments: Sequence[str]) -> None:
                 batch_size=settings.reward_batch_size,
             ),
         )
-        task, prompts, model = ready(recipe)
-        same_settings(recipe, settings)
-        own = recipe.training.reward_weights or [0.0] * len(task.rewards)
-        recipe.training.reward_weights = [1.0, *own]
+        check(recipe.training)
+        check_settings(recipe, settings)
+        task = preflight.check_task(recipe)
+        recipe.training.reward_weights = [1.0, *weights_of(task.rewards, recipe.training.reward_weights)]
+        prompts = run.prompts_of(recipe, task)
         loop = IterativeGRPO(
-            model,
+            run.policy_of(recipe),
             prompts.tokenizer,
             recipe.training,
             prompts.train,
-            judge=ScoredReward(task.rewards[0]),
+            judge=task.rewards[0],
             rewards=task.rewards,
             continued=continued,
         )
+        keep_settings(recipe, settings)
         loop.run(settings.iterations)
         if prompts.held_out is not None:
-            show(loop, settings.iterations, ScoredReward(task.eval_reward), prompts.held_out)
+            show(loop, settings.iterations, task.eval_reward, prompts.held_out.to_list())
+        PartialState().destroy_process_group()
 
 
-def same_settings(recipe: Any, settings: argparse.Namespace) -> None:
-    """Keep what the run was begun with, and refuse to go on with anything else but more iterations."""
-    from accelerate import PartialState
-
-    file = Path(recipe.training.output_dir) / "settings.json"
+def given_to(recipe: Any, settings: argparse.Namespace) -> dict[str, Any]:
+    """What a run is begun with, as JSON has it; the number of iterations may grow."""
     own = {name: value for name, value in vars(settings).items() if name != "iterations"}
-    given = json.loads(json.dumps({**own, **recipe.given}, default=str))
+    return json.loads(json.dumps({**own, **recipe.given}, default=str))
+
+
+def check_settings(recipe: Any, settings: argparse.Namespace) -> None:
+    """Refuse to go on with anything else than what the run was begun with."""
+    file, given = Path(recipe.training.output_dir) / SETTINGS, given_to(recipe, settings)
     begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else given
     if different := sorted(name for name in {*begun, *given} if begun.get(name) != given.get(name)):
         name = different[0]
@@ -93,78 +101,85 @@ def same_settings(recipe: Any, settings: argparse.Namespace) -> None:
             f"{file.parent} was begun with {name} {begun.get(name)!r}, and this is {given.get(name)!r}. Go on with the "
             "settings that it has, or give another --output_dir."
         )
+
+
+def keep_settings(recipe: Any, settings: argparse.Namespace) -> None:
+    """Write down what the run is begun with, once it is known to work."""
+    from accelerate import PartialState
+
+    from grpo_hf.iterate import write_whole
+
     if PartialState().is_main_process:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
-    PartialState().wait_for_everyone()
+        text = json.dumps(given_to(recipe, settings), indent=2)
+        write_whole(Path(recipe.training.output_dir) / SETTINGS, text + "\n")
 
 
-def ready(recipe: Any) -> tuple[Any, Any, Any]:
-    """The task, its prompts, and a fresh policy on the frozen base; nothing is loaded before all is checked."""
-    from peft import get_peft_model
-    from transformers import set_seed
-    from trl import get_peft_config
-
-    from grpo_hf import preflight, roles
-    from grpo_hf.base import load_base
-    from grpo_hf.recipe import EMBEDDED_MODEL
-    from grpo_hf.run import cold_started
-
-    task = preflight.check_task(recipe)
-    if recipe.model.model_name_or_path == EMBEDDED_MODEL:
-        preflight.check_rows(recipe, task, chat=False)
-        recipe.model.model_name_or_path = cold_started(recipe)
-    prompts = preflight.check_model(recipe, task)
-    base = load_base(recipe.model, gguf_file=recipe.task.gguf_file)
-    set_seed(recipe.training.seed)
-    peft_config = get_peft_config(recipe.model)
-    roles.guard_adapter_config(peft_config)
-    return task, prompts, get_peft_model(base.to(recipe.training.device), peft_config)
+def weights_of(rewards: Sequence[Any], given: Sequence[float] | None) -> list[float]:
+    """The weights of the rewards beside r_φ, which are judges unless told otherwise."""
+    own = next((reward for reward in rewards if reward.settings.weight is not None), None)
+    if own is not None:
+        raise ConfigError(
+            f"{own.spec} has a weight of its own; here rewards are judges beside r_φ. Leave the weight out, and give "
+            "--reward_weights, one for each reward, to train on them as well."
+        )
+    return list(given or [0.0] * len(rewards))
 
 
-def show(loop: Any, iterations: int, reward: Any, held_out: Any) -> None:
+def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) -> None:
     """Print the accuracy of each iteration's policy on the held-out prompts, and what its reward model is worth."""
     from accelerate import PartialState
     from rich.console import Console
     from rich.table import Table
 
-    from grpo_hf.evaluation import accuracy, greedy_completions, right_answers
-    from grpo_hf.policy_files import load_policy
+    from grpo_hf.evaluation import accuracy, judging, right_answers
 
-    rows = held_out.to_list()
+    answers = [answered(loop, number, [row["prompt"] for row in rows]) for number in range(iterations + 1)]
+    if not PartialState().is_main_process:
+        return
     title = f"greedy answers to {len(rows)} held-out prompts; r_φ on fresh pairs, before it learned from them"
     table = Table(title=title)
     for column in ("iteration", "right", "accuracy", "95% interval", "r_φ tells apart", "calibration error", "pairs"):
         table.add_column(column, justify="right")
-    for number in range(iterations + 1):
-        place = loop.folder / f"iteration-{number}"
-        if not (answers := place / ANSWERS).exists():
-            load_policy(loop.model, place / "policy")
-            texts = greedy_completions(
-                loop.model,
-                loop.tokenizer,
-                [row["prompt"] for row in rows],
-                max_new_tokens=loop.args.max_completion_length,
-                batch_size=loop.args.per_device_train_batch_size,
-                template_options=loop.args.chat_template_kwargs,
-            )
-            answers.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
-        texts = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
-        share = accuracy([bool(mark) for mark in right_answers(reward, rows, texts)])
-        report = json.loads((place / "report.json").read_text(encoding="utf-8"))
-        told = accuracy_of(report["before"]["accuracy"]) if number else "untrained"
+    with judging([reward], loop.args) as (judge,):
+        shares = [accuracy([bool(mark) for mark in right_answers(judge, rows, texts)]) for texts in answers]
+    for number, share in enumerate(shares):
+        report = json.loads((loop.folder / f"iteration-{number}" / "report.json").read_text(encoding="utf-8"))
         table.add_row(
             str(number),
             f"{share.right}/{share.total}",
             f"{share.value:.3f}",
             f"{share.low:.3f} to {share.high:.3f}",
-            told,
+            accuracy_of(report["before"]["accuracy"]) if number else "untrained",
             f"{report['before']['calibration_error']:.3f}" if number else "",
             f"{report['pairs']} + {report['replayed']} replayed",
         )
+    Console(highlight=False).print(table)
+    Console(highlight=False).print(f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True)
+
+
+def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
+    """The greedy answers of an iteration's policy, by all processes, or those of an earlier call."""
+    from accelerate import PartialState
+
+    from grpo_hf.evaluation import greedy_completions
+    from grpo_hf.iterate import write_whole
+    from grpo_hf.policy_files import load_policy
+
+    place = loop.folder / f"iteration-{number}"
+    if (place / ANSWERS).exists():
+        return [json.loads(line) for line in (place / ANSWERS).read_text(encoding="utf-8").splitlines()]
+    load_policy(loop.model, place / "policy")
+    texts = greedy_completions(
+        loop.model,
+        loop.tokenizer,
+        prompts,
+        max_new_tokens=loop.args.max_completion_length,
+        batch_size=loop.args.per_device_train_batch_size,
+        template_options=loop.args.chat_template_kwargs,
+    )
     if PartialState().is_main_process:
-        Console(highlight=False).print(table)
-        Console(highlight=False).print(f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True)
+        write_whole(place / ANSWERS, "".join(json.dumps(text) + "\n" for text in texts))
+    return texts
 
 
 def accuracy_of(report: dict[str, Any]) -> str:

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str]) -> None:
     with exit_on_error():
         from transformers.utils import logging
 
+        from grpo_hf import preflight, run
+        from grpo_hf.evaluation import judging
         from grpo_hf.recipe import read_recipe
         from grpo_hf.reward_model import RewardModel
 
@@ -60,12 +62,20 @@ def main(arguments: Sequence[str]) -> None:
         out = Path(recipe.training.output_dir)
         if (out / RESULTS).exists():
             raise ConfigError(f"{out} holds another run; give another --output_dir.")
-        policy, tokenizer, judge, train, held_out = ready(recipe, settings.problems)
-        labels = labelled("training", recipe, policy, tokenizer, train, judge, settings.samples, settings.continuations)
-        model = RewardModel.on(policy, tokenizer, seed=recipe.training.seed)
-        fit(model, labels, settings, recipe.training.seed)
-        model.save(out / "reward_model")
-        fresh = labelled("held-out", recipe, policy, tokenizer, held_out, judge, 1, settings.eval_continuations)
+        if recipe.task.eval_rows == 0:
+            raise ConfigError("eval_rows is 0, and there is nothing to measure on. Set --eval_rows higher.")
+        seed, task = recipe.training.seed, preflight.check_task(recipe)
+        prompts = run.prompts_of(recipe, task)
+        tokenizer, held_out = prompts.tokenizer, prompts.held_out.to_list()
+        train = prompts.train.shuffle(seed=seed).to_list()[: settings.problems]
+        policy = run.policy_of(recipe)
+        with judging(task.rewards[:1], recipe.training) as (judge,):
+            sampled = (settings.samples, settings.continuations)
+            labels = labelled("training", recipe, policy, tokenizer, train, judge, *sampled)
+            model = RewardModel.on(policy, tokenizer, seed=seed)
+            fit(model, labels, settings, seed)
+            model.save(out / "reward_model")
+            fresh = labelled("held-out", recipe, policy, tokenizer, held_out, judge, 1, settings.eval_continuations)
         found = model.step_scores(fresh.prompt_ids, fresh.completion_ids, fresh.step_ends)
         scores = {
             "process reward model": [values.sigmoid().tolist() for values in found],
@@ -77,39 +87,11 @@ def main(arguments: Sequence[str]) -> None:
         show(results, len(held_out), settings.eval_continuations)
 
 
-def ready(recipe: Any, problems: int) -> tuple[Any, Any, Any, list[Any], list[Any]]:
-    """The base under a policy, its tokenizer, the judge, and rows to learn from and to measure on."""
-    from peft import get_peft_model
-    from transformers import set_seed
-    from trl import get_peft_config
-
-    from grpo_hf import preflight, roles
-    from grpo_hf.base import load_base
-    from grpo_hf.recipe import EMBEDDED_MODEL
-    from grpo_hf.run import cold_started
-    from grpo_hf.scoring import ScoredReward
-
-    task = preflight.check_task(recipe)
-    if task.held_out is None:
-        raise ConfigError("eval_rows is 0, and there is nothing to measure on. Set --eval_rows higher.")
-    if recipe.model.model_name_or_path == EMBEDDED_MODEL:
-        preflight.check_rows(recipe, task, chat=False)
-        recipe.model.model_name_or_path = cold_started(recipe)
-    prompts = preflight.check_model(recipe, task)
-    base = load_base(recipe.model, gguf_file=recipe.task.gguf_file).to(recipe.training.device)
-    set_seed(recipe.training.seed)
-    if recipe.task.adapter is not None:
-        policy = roles.continue_adapter(base, recipe.task.adapter)
-    else:
-        policy = get_peft_model(base, get_peft_config(recipe.model))
-    train = prompts.train.shuffle(seed=recipe.training.seed).select(range(min(problems, len(prompts.train))))
-    return policy, prompts.tokenizer, ScoredReward(task.rewards[0]), train.to_list(), prompts.held_out.to_list()
-
-
 def labelled(
     which: str, recipe: Any, policy: Any, tokenizer: Any, rows: list[Any], judge: Any, samples: int, n: int
 ) -> Any:
     """Samples of the policy with the values of their steps; says how long it took."""
+    from grpo_hf.sampling import sampling_of
     from grpo_hf.step_labels import labelled_steps
 
     start, training = time.perf_counter(), recipe.training
@@ -120,7 +102,7 @@ def labelled(
         judge,
         samples=samples,
         n=n,
-        temperature=training.temperature,
+        sampling=sampling_of(training),
         max_new_tokens=training.max_completion_length,
         batch_size=training.per_device_train_batch_size,
         seed=training.seed + (which == "held-out"),

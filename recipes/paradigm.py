@@ -156,12 +156,20 @@ class Start:
         return mean(self.right(rows, texts))
 
     def sample(self, model: Any, rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[list[tuple[str, bool]]]:
-        """Answers to each prompt at the temperature of training, and whether they are right."""
+        """Answers to each prompt, sampled as in training, and whether they are right."""
         from grpo_hf.evaluation import sampled_completions
+        from grpo_hf.sampling import sampling_of
 
-        sampling = {"temperature": self.training.temperature, "seed": seed, "batch_size": PROMPTS}
-        asked, longest = [row["prompt"] for row in rows], self.training.max_completion_length
-        groups = sampled_completions(model, self.prompts.tokenizer, asked, count, max_new_tokens=longest, **sampling)
+        groups = sampled_completions(
+            model,
+            self.prompts.tokenizer,
+            [row["prompt"] for row in rows],
+            count,
+            sampling=sampling_of(self.training),
+            seed=seed,
+            max_new_tokens=self.training.max_completion_length,
+            batch_size=PROMPTS,
+        )
         flat = [text for group in groups for text in group]
         marks = iter(self.right([row for row in rows for _ in range(count)], flat))
         return [[(text, next(marks)) for text in group] for group in groups]

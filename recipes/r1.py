@@ -67,17 +67,17 @@ def main(arguments: Sequence[str]) -> None:
 
         def on_the_base(stage: str, *more: str) -> Any:
             base = ["--model_name_or_path", str(out / "cold_start"), "--cold_start_steps", "0"]
-            resume = ["--resume_from_checkpoint", "true"] if any((out / stage).glob("checkpoint-*")) else []
-            own = [*rest, *base, "--output_dir", str(out / stage), *resume, *more]
+            own = [*rest, *base, "--output_dir", str(out / stage), *more]
             return read_recipe(own, default=HERE / "r1.yaml")
 
-        run_stage(out / "rl", lambda: train(on_the_base("rl")))
+        run_stage(out / "rl", lambda: train(on_the_base("rl", *resumed(out / "rl"))))
         sampling = on_the_base("samples")
         prompts = check_model(sampling, task)
         run_stage(out / "samples", lambda: sample(sampling, task, prompts, out / "rl", settings))
         run_stage(out / "sft", lambda: learn_samples(on_the_base("sft"), prompts, out / "samples", settings.sft_epochs))
-        run_stage(out / "rl_again", lambda: train(on_the_base("rl_again", "--adapter", str(out / "sft"))))
-        show(out, task.rewards, prompts.held_out)
+        again = ("--adapter", str(out / "sft"))
+        run_stage(out / "rl_again", lambda: train(on_the_base("rl_again", *again, *resumed(out / "rl_again"))))
+        show(out, task.rewards, prompts.held_out.to_list(), recipe.training)
 
 
 def run_stage(folder: Path, work: Callable[[], object]) -> None:
@@ -88,6 +88,14 @@ def run_stage(folder: Path, work: Callable[[], object]) -> None:
     print(f"stage {folder.name}", flush=True)
     work()
     (folder / FINISHED).touch()
+
+
+def resumed(folder: Path) -> list[str]:
+    """The flags with which a stage goes on where it was interrupted."""
+    from grpo_hf.policy_files import whole_checkpoint
+
+    checkpoint = whole_checkpoint(folder)
+    return [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
 
 
 def in_r1_form(answer: str, *, number: int | None = None) -> str:
@@ -126,8 +134,8 @@ def sample(recipe: Any, task: Any, prompts: Any, adapter: Path, settings: argpar
     from peft import PeftModel
 
     from grpo_hf.base import load_base
-    from grpo_hf.evaluation import right_answers, sampled_completions
-    from grpo_hf.scoring import ScoredReward
+    from grpo_hf.evaluation import judging, right_answers, sampled_completions
+    from grpo_hf.sampling import sampling_of
 
     training, tokenizer, folder = recipe.training, prompts.tokenizer, Path(recipe.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +146,7 @@ def sample(recipe: Any, task: Any, prompts: Any, adapter: Path, settings: argpar
         tokenizer,
         [row["prompt"] for row in rows],
         settings.samples_per_prompt,
-        temperature=training.temperature,
+        sampling=sampling_of(training),
         seed=training.seed,
         max_new_tokens=training.max_completion_length,
         batch_size=BATCH,
@@ -146,7 +154,8 @@ def sample(recipe: Any, task: Any, prompts: Any, adapter: Path, settings: argpar
     )
     asked = [row for row in rows for _ in range(settings.samples_per_prompt)]
     texts = [text for of_prompt in samples for text in of_prompt]
-    marks = zip(*(right_answers(ScoredReward(reward), asked, texts) for reward in task.rewards), strict=True)
+    with judging(task.rewards, training) as judges:
+        marks = zip(*(right_answers(judge, asked, texts) for judge in judges), strict=True)
     kept = [(row["prompt"], text) for row, text, full in zip(asked, texts, marks, strict=True) if all(full)]
     print(f"rejection sampling: {len(kept)} of {len(texts)} answers have every full mark", flush=True)
     if not kept:
@@ -181,9 +190,7 @@ def supervised(recipe: Any, tokenizer: Any, pairs: list[Any], folder: Path, *, e
     from trl import SFTConfig, SFTTrainer, get_peft_config
 
     from grpo_hf.base import load_base
-
-    def shaped(prompt: Any, text: str) -> Any:
-        return [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
+    from grpo_hf.data import as_completions
 
     training = recipe.training
     args = SFTConfig(
@@ -201,7 +208,7 @@ def supervised(recipe: Any, tokenizer: Any, pairs: list[Any], folder: Path, *, e
         seed=training.seed,
         disable_tqdm=True,
     )
-    rows = [{"prompt": prompt, "completion": shaped(prompt, text)} for prompt, text in pairs]
+    rows = [{"prompt": prompt, "completion": as_completions([text], [prompt])[0]} for prompt, text in pairs]
     trainer = SFTTrainer(
         load_base(recipe.model),
         args,
@@ -214,27 +221,26 @@ def supervised(recipe: Any, tokenizer: Any, pairs: list[Any], folder: Path, *, e
     return trainer.model
 
 
-def show(out: Path, rewards: Sequence[Any], held_out: Any) -> None:
+def show(out: Path, rewards: Sequence[Any], rows: list[dict[str, Any]], training: Any) -> None:
     """Print each stage's accuracy on the held-out prompts, and the share of full marks from the other rewards."""
     from rich.console import Console
     from rich.table import Table
 
-    from grpo_hf.evaluation import accuracy, right_answers
+    from grpo_hf.evaluation import accuracy, judging, right_answers
     from grpo_hf.report import EVALUATION_FILE
-    from grpo_hf.scoring import ScoredReward
 
-    rows = held_out.to_list()
     table = Table("stage", "right", "accuracy", "95% interval", title=f"{len(rows)} held-out prompts, greedy")
     for reward in rewards[1:]:
         table.add_column(reward.name)
     stages = {"cold_start": ("rl", "base"), "rl": ("rl", "adapter"), "sft": ("sft", "adapter")}
-    for stage, (folder, who) in (stages | {"rl_again": ("rl_again", "adapter")}).items():
-        lines = (out / folder / EVALUATION_FILE).read_text(encoding="utf-8").splitlines()
-        texts = [json.loads(line)[who]["answer"] for line in lines]
-        marks = [right_answers(ScoredReward(reward), rows, texts) for reward in rewards]
-        first, *others = [accuracy([bool(full) for full in found]) for found in marks]
-        numbers = (f"{first.right}/{first.total}", f"{first.value:.3f}", f"{first.low:.3f} to {first.high:.3f}")
-        table.add_row(stage, *numbers, *(f"{other.value:.3f}" for other in others))
+    with judging(rewards, training) as judges:
+        for stage, (folder, who) in (stages | {"rl_again": ("rl_again", "adapter")}).items():
+            lines = (out / folder / EVALUATION_FILE).read_text(encoding="utf-8").splitlines()
+            texts = [json.loads(line)[who]["answer"] for line in lines]
+            marks = [right_answers(judge, rows, texts) for judge in judges]
+            first, *others = [accuracy([bool(full) for full in found]) for found in marks]
+            numbers = (f"{first.right}/{first.total}", f"{first.value:.3f}", f"{first.low:.3f} to {first.high:.3f}")
+            table.add_row(stage, *numbers, *(f"{other.value:.3f}" for other in others))
     Console(highlight=False).print(table)
 
 

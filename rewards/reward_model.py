@@ -220,7 +220,7 @@ def _load_whole(name: str, dtype: str) -> tuple[Any, Any]:
 
 def _load_adapter(name: str, dtype: str) -> tuple[Any, Any]:
     from peft import PeftConfig, PeftModel, load_peft_weights
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     base_name = PeftConfig.from_pretrained(name).base_model_name_or_path
     base, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -229,17 +229,13 @@ def _load_adapter(name: str, dtype: str) -> tuple[Any, Any]:
     # The base is mostly a language model, and the head that it lacks is part of the adapter.
     from_adapter = {key.removeprefix("base_model.model.") for key in load_peft_weights(name, device="cpu")}
     _refuse_random(name, set(loading["missing_keys"]) - from_adapter)
-    return PeftModel.from_pretrained(base, name, torch_device="cpu"), _adapter_tokenizer(name, base_name)
-
-
-def _adapter_tokenizer(name: str, base_name: str) -> Any:
-    """The tokenizer saved with the adapter, perhaps with the chat template of its training; or the base's."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
+    try:  # the tokenizer of its training, perhaps with a chat template of its own
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        # By which TRL, and grpo-hf, tell where a score is read; the base's may never have been used.
+        base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     except (OSError, ValueError):
-        return AutoTokenizer.from_pretrained(base_name)
+        tokenizer = AutoTokenizer.from_pretrained(base_name)
+    return PeftModel.from_pretrained(base, name, torch_device="cpu"), tokenizer
 
 
 def _refuse_random(name: str, missing: Any) -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     {"data", "plugins", "outcomes", "recipe", "roles", "cold_start", "attention", "batches"},
     {"refill", "reward_files", "policy_files", "steering", "fork", "merging", "isolation", "reward_server"},
     {"scoring", "log_probs", "rollout", "critic"},
-    {"monte_carlo"},
+    {"monte_carlo", "sampling"},
     {"early_rewards", "reward_watch", "reward_check", "supervision", "step_labels"},
     {"evaluation"},
     {"preflight", "report", "trainer", "preferences"},

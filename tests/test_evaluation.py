@@ -230,11 +230,11 @@ def test_the_model_answers_without_dropout_and_keeps_its_mode(model, tokenizer, 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_samples_are_those_of_each_prompt_and_of_their_seed(model, tokenizer, batch_size):
     settings = {"max_new_tokens": 12, "batch_size": batch_size}
-    cold = sampled_completions(model, tokenizer, CHATS, 3, temperature=1e-4, seed=0, **settings)
+    cold = sampled_completions(model, tokenizer, CHATS, 3, sampling={"temperature": 1e-4}, seed=0, **settings)
     assert cold == [[text] * 3 for text in one_by_one(model, tokenizer, CHATS, 12)]
     before = torch.random.get_rng_state()
     first, again, other = (
-        sampled_completions(model, tokenizer, CHATS, 3, temperature=1.0, seed=seed, **settings) for seed in (1, 1, 2)
+        sampled_completions(model, tokenizer, CHATS, 3, sampling={}, seed=seed, **settings) for seed in (1, 1, 2)
     )
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first == again != other
@@ -296,7 +296,6 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
         processing_class=tokenizer,
         max_completion_length=6,
-        eos_token_ids=[tokenizer.eos_token_id],
         chat_template_kwargs={},
         args=SimpleNamespace(per_device_eval_batch_size=2, per_device_train_batch_size=3, output_dir=str(tmp_path)),
         state=SimpleNamespace(global_step=1),

@@ -87,6 +87,25 @@ def test_two_processes_fit_one_critic(one_process: Path, tiny_checkpoint: Path) 
     assert max((one - two).abs().max().item() for (_, one), (_, two) in zip(*learned, strict=True)) <= 1e-5
 
 
+def test_two_processes_go_through_the_iterations_together(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Each fits the reward model by itself, and both end with what is on disk."""
+    out, script = tmp_path / "run", SCRIPT.with_name("iterative_training.py")
+    said = launch(2, tiny_checkpoint, out, script=script)
+    assert said.count("iteration 2: reward_model") == 1
+    ranks = [load_file(out / f"weights-{rank}.safetensors") for rank in (0, 1)]
+    assert all(weight.equal(ranks[1][name]) for name, weight in ranks[0].items())
+    for adapter, role in (("default", "policy"), ("reward", "reward_model")):
+        saved = load_file(out / "iteration-2" / role / "adapter_model.safetensors")
+        own = {name: weight for name, weight in saved.items() if "lora" in name}
+        held = {name: weight for name, weight in ranks[0].items() if f".{adapter}." in name}
+        assert own.keys() == {name.replace(f".{adapter}.", ".") for name in held}
+        assert all(weight.equal(own[name.replace(f".{adapter}.", ".")]) for name, weight in held.items())
+        before = load_file(out / "iteration-1" / role / "adapter_model.safetensors")
+        assert not any(weight.equal(before[name]) for name, weight in own.items())
+    samples = (out / "iteration-1" / "samples.jsonl").read_text().splitlines()
+    assert len(samples) == 6 and len({row["prompt"] for row in map(json.loads, samples)}) == 6
+
+
 def test_too_many_failures_on_one_process_stop_both(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """One decision on all processes; otherwise the first would wait for the second until this test's time is up."""
     script = SCRIPT.with_name("failing_reward.py")

@@ -65,6 +65,35 @@ def test_silent_groups_give_way_and_the_planned_prompts_stay(make_trainer: MakeT
         assert row["num_tokens"] > before["num_tokens"] and row["signal/refill_time"] > 0
 
 
+def test_step_values_of_fresh_prompts_are_paid_for_as_well(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    @reward_settings(in_process=True, batched=True)
+    def by_place(completion_ids: list[list[int]], easy: list[bool], **_: Any) -> list[float]:
+        return [1.0 if simple else 0.1 * index for index, simple in enumerate(easy)]
+
+    trainer = make_trainer(
+        reward_funcs=by_place,
+        process_reward="monte_carlo(n=1, steps=' ')",
+        reward_weights=[1.0, 0.0],
+        train_dataset=ROWS,
+        beta=0.0,
+        output_dir=str(tmp_path / "run"),
+        per_device_train_batch_size=16,
+        dynamic_sampling=True,
+        max_steps=1,
+    )
+    paid, roll_out = [], trainer._roll_out
+
+    def watched(rows: Any) -> Any:
+        batch = roll_out(rows)
+        paid.append(trainer._metrics["train"]["monte_carlo/tokens"][-1])
+        return batch
+
+    trainer._roll_out = watched
+    trainer.train()
+    assert len(paid) > 1
+    assert read_metrics(tmp_path / "run")[0]["monte_carlo/tokens"] == sum(paid)
+
+
 def test_no_more_rounds_than_allowed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     seen: list[list[str]] = []
     trainer = make_trainer(

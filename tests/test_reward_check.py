@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer, ProcessorMixin
 
+from grpo_hf import GRPOConfig, reward_settings
 from grpo_hf.cli import main
 from grpo_hf.plugins import load_reward
-from grpo_hf.reward_check import Finding, examine
+from grpo_hf.reward_check import Finding, examine, ready
 
 ROWS = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(1, 7)]
 CHAT = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
@@ -95,3 +98,27 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as left:
         main(["rewards", "check", str(recipe), "--rows", "1"])
     assert left.value.code == 2
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["tokenizer", "processor"])
+@pytest.mark.parametrize("rows", [ROWS, CHAT], ids=["text", "chat"])
+def test_the_trial_s_tokens_are_those_of_its_text(
+    rows: list[dict[str, Any]], inside: bool, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    seen = []
+
+    @reward_settings(in_process=True)
+    def watched(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        seen.extend(zip(completions, completion_ids, strict=True))
+        return [0.0] * len(completions)
+
+    given = tokenizer
+    if inside:
+        given = ProcessorMixin.__new__(ProcessorMixin)
+        given.tokenizer = tokenizer
+    constructor = {"reward_funcs": watched, "train_dataset": Dataset.from_list(rows), "processing_class": given}
+    ready(constructor, GRPOConfig(output_dir=str(tmp_path), use_cpu=True))
+    assert len(seen) == 2
+    for completion, ids in seen:
+        assert tokenizer.decode(ids) == (completion if rows is ROWS else completion[0]["content"])

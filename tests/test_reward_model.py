@@ -98,16 +98,32 @@ def test_peft_and_the_reward_read_the_same_scores_from_its_folder(
     assert chats.tolist() != pytest.approx(expected, abs=1e-3)
 
 
-def test_a_template_that_ends_with_the_padding_token(tiny_checkpoint: Path, tokenizer: Any, tmp_path: Path) -> None:
-    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, pad_token_id=tokenizer.eos_token_id)
+@pytest.mark.parametrize(("of_base", "of_tokenizer"), [(None, "eos"), ("eos", "pad"), ("pad", "eos"), (None, None)])
+def test_a_template_that_ends_with_the_padding_token(
+    tiny_checkpoint: Path, make_trainer: Callable[..., Any], tmp_path: Path, of_base: Any, of_tokenizer: Any
+) -> None:
+    """Scores are read by the tokenizer's padding token, also where the base has another, until a trainer is made."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint, padding_side="left")
+    ids = {None: None, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    tokens = {None: None, "eos": tokenizer.eos_token, "pad": tokenizer.pad_token}
+    assert ids["eos"] != ids["pad"]
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    base.config.pad_token_id = base.generation_config.pad_token_id = ids[of_base]
     base.save_pretrained(tmp_path / "base")
+    tokenizer.pad_token = tokens[of_tokenizer]
     model = RewardModel.on(policy_on(tmp_path / "base"), tokenizer)
     stirred(model)
     model.save(tmp_path / "rm")
-    ids = [tokenizer.apply_chat_template(p + c)["input_ids"] for p, c in zip(CHAT, ANSWERS, strict=True)]
-    assert all(row[-1] == tokenizer.eos_token_id for row in ids)
+    before = model.scores(CHAT, ANSWERS).tolist()
+    rows = [tokenizer.apply_chat_template(p + c)["input_ids"] for p, c in zip(CHAT, ANSWERS, strict=True)]
+    assert all(row[-1] == tokenizer.eos_token_id for row in rows)
     loaded = classifier(tmp_path / "rm")
-    assert model.scores(CHAT, ANSWERS).tolist() == pytest.approx([alone(loaded, row) for row in ids], abs=1e-5)
+    loaded.config.pad_token_id = AutoTokenizer.from_pretrained(tmp_path / "rm").pad_token_id
+    assert before == pytest.approx([alone(loaded, row) for row in rows], abs=1e-5)
+    assert reward_by_name(ANSWERS, CHAT, model=str(tmp_path / "rm")) == pytest.approx(before, abs=1e-5)
+    make_trainer(model=model.model, processing_class=tokenizer)
+    again = RewardModel(model.model, tokenizer, model.head, "reward", 2048)
+    assert again.scores(CHAT, ANSWERS).tolist() == pytest.approx(before, abs=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -463,6 +479,13 @@ def test_a_step_earns_the_sigmoid_of_the_score_at_its_last_token(
             assert reward == pytest.approx(1 / (1 + math.exp(-score)), abs=1e-5)
 
 
+def test_what_is_not_written_by_its_tokens_earns_none(model: RewardModel, tokenizer: Any) -> None:
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS]
+    ids[1] = ids[0]
+    found = model.as_step_reward()(prompts=PROMPTS[:4], completions=TEXTS, completion_ids=ids, answer=["x"] * 4)
+    assert [steps is None for steps in found] == [False, True, False, False]
+
+
 def test_what_has_no_step_or_no_position_earns_none(model: RewardModel, tokenizer: Any) -> None:
     texts = ["", "said", "a " * 80, "fine"]
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
@@ -487,7 +510,7 @@ def watched(reward: Callable[..., Any]) -> tuple[Callable[..., Any], list[dict[s
 
 
 def test_a_run_on_step_rewards_trains_on_their_process_advantages(
-    make_trainer: Callable[..., Any], tiny_checkpoint: Path, tokenizer: Any
+    make_trainer: Callable[..., Any], tiny_checkpoint: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = policy_on(tiny_checkpoint, lora_dropout=0.0)
     model = RewardModel.on(policy, tokenizer)
@@ -495,6 +518,9 @@ def test_a_run_on_step_rewards_trains_on_their_process_advantages(
     assert model.as_step_reward().__name__ == "process_reward_model"
     spy, calls = watched(model.as_step_reward(by=" "))
     trainer = make_trainer(model=policy, reward_funcs=[spy], learning_rate=1e-2)
+    assert "was tried on a few rows" not in caplog.text
+    (trial,) = calls
+    assert [len(steps.ends) for steps in trial["said"]] == [len(text.split()) for text in trial["completions"]]
     batches: list[dict[str, Any]] = []
     roll_out = trainer._roll_out
     trainer._roll_out = lambda rows: batches.append(roll_out(rows)) or batches[-1]
@@ -503,7 +529,7 @@ def test_a_run_on_step_rewards_trains_on_their_process_advantages(
     assert {name.split(".")[-2] for name, weight in policy.named_parameters() if not weight.equal(before[name])} == {
         "default"
     }
-    for call, batch in zip(calls, batches, strict=True):  # tried on the data it raises: that text has no tokens
+    for call, batch in zip(calls[1:], batches, strict=True):
         said, ids = call["said"], call["completion_ids"]
         assert any(len(steps.ends) > 1 for steps in said)
         rows = zip(call["completions"], ids, said, strict=True)

@@ -79,7 +79,8 @@ def test_values_are_those_of_greedy_continuations(model: Any, tokenizer: Any, ro
         asked = [tokenizer(row["prompt"]).input_ids for row in rows]
     stop = greedy(model, asked[0], 12)[7]
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, stop]
-    found = labelled_steps(model, tokenizer, rows, judge(), samples=2, n=3, temperature=1e-6, batch_size=5, **SETTINGS)
+    cold = {"sampling": {"temperature": 1e-6}, **SETTINGS}
+    found = labelled_steps(model, tokenizer, rows, judge(), samples=2, n=3, batch_size=5, **cold)
     assert found.prompt_ids == [ids for ids in asked for _ in range(2)]
     answers = [row["answer"] for row in rows for _ in range(2)]
     several, labels = 0, zip(*vars(found).values(), answers, strict=True)
@@ -122,6 +123,24 @@ def test_a_value_is_the_mean_over_what_the_judge_was_shown(model: Any, tokenizer
                 assert value == pytest.approx(sum(after) / 6)
                 inner += 1
     assert inner > 4
+
+
+def test_equal_prompts_with_other_answers_are_labelled_apart(model: Any, tokenizer: Any) -> None:
+    """Greedy, so that all samples are the same."""
+
+    @reward_settings(in_process=True)
+    def gold(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        return [len(a) / 10 for a in answer]
+
+    rows = [{"prompt": "1 + 1 = ", "answer": "x" * n} for n in (3, 9)]
+    greedily = {"sampling": {"temperature": 1e-6}, "max_new_tokens": 12}
+    written = greedy(model, tokenizer("1 + 1 = ").input_ids, 12)
+    found = labelled_steps(
+        model, tokenizer, rows, judge(gold), samples=2, n=2, steps=tokenizer.decode(written[3]), **greedily
+    )
+    assert found.completion_ids == [written] * 4
+    inner = len(found.step_ends[0]) - 1
+    assert inner > 0 and found.values == [[0.3] * (inner + 1)] * 2 + [[0.9] * (inner + 1)] * 2
 
 
 def test_random_numbers_and_modes_are_left_alone(model: Any, tokenizer: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.advantages import outcome_advantages, process_advantages
@@ -94,6 +95,35 @@ def test_one_step_a_completion_is_outcome_supervision(run: Run) -> None:
     assert torch.equal(by_steps["completion_ids"], by_outcome["completion_ids"])
     expected = by_outcome["advantages"][:, None] * by_outcome["completion_mask"]
     torch.testing.assert_close(by_steps["advantages"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_step_a_completion_is_outcome_supervision_with_truncated_ones_masked(
+    run: Run, tiny_checkpoint: Path
+) -> None:
+    """TRL leaves truncated completions in the mean and deviation of their group; their steps stay in R as well."""
+
+    def batch(reward: Any) -> dict[str, Any]:
+        model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+        model.generation_config.eos_token_id = list(range(1, 60))  # so that some completions end
+        return run([reward], model=model, mask_truncated_completions=True, max_completion_length=6)[1]
+
+    by_steps, by_outcome = batch(whole), batch(length)
+    masked = ~by_steps["completion_mask"].bool().any(1)
+    assert masked.any() and not masked.all()
+    expected = by_outcome["advantages"][:, None] * by_outcome["completion_mask"]
+    torch.testing.assert_close(by_steps["advantages"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_reward_stays_one_where_it_gives_a_number_to_all(run: Run) -> None:
+    """Otherwise its weight would be another from rollout to rollout."""
+
+    @reward_settings(in_process=True, batched=True)
+    def sometimes(completions: list[str], trainer_state: Any, **_: Any) -> list[Any]:
+        return pairs(completions) if trainer_state.global_step == 0 else [float(len(text)) for text in completions]
+
+    trainer, _ = run([sometimes, length], max_steps=2)
+    rows = [row for row in trainer.state.log_history if "reward" in row]
+    assert [row["rewards/sometimes/steps"] for row in rows][1] == 1.0
 
 
 def test_the_loss_is_the_paper_s_with_an_advantage_per_token(run: Run) -> None:

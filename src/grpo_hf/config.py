@@ -210,7 +210,7 @@ def check_estimator(args: GRPOConfig) -> None:
             raise ConfigError(f"{name} is {value}; expected a number from 0 to 1.")
     without: dict[str, Any] = {"process_reward": None, "multi_objective_aggregation": "sum_then_normalize"}
     if args.advantage_estimator == "gae":  # every completion has a signal, and every token its own advantage
-        without |= {"dynamic_sampling": False, "use_liger_kernel": False}
+        without |= {"dynamic_sampling": False}
     for name, needed in without.items() if args.advantage_estimator != "group" else ():
         if (value := getattr(args, name)) != needed:
             raise ConfigError(

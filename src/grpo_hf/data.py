@@ -159,6 +159,17 @@ def prompt_token_ids(
     return tokenizer(prompts)["input_ids"]
 
 
+def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The columns of rows that a reward may read by name: all but prompt and completion."""
+    return {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
+
+
+def as_completions(texts: Sequence[str], prompts: Sequence[Any]) -> list[Any]:
+    """Texts as the trainer hands completions of these prompts to rewards: messages, where prompts are."""
+    chat = len(prompts) > 0 and not isinstance(prompts[0], str)
+    return [[{"role": "assistant", "content": text}] if chat else text for text in texts]
+
+
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """Take `count` rows out of a split at random, the same for the same seed: (held out, rest)."""
     order = list(range(len(split.rows)))

@@ -3,21 +3,23 @@
 Of sampled answers: how often one of k is right, and how often the one that most of k agree on.
 """
 
-import copy
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from . import rollout
-from .data import prompt_token_ids
-from .scoring import ScoredReward
+from .config import GRPOConfig, option
+from .data import as_completions, columns_of, prompt_token_ids
+from .fitting import own_random_numbers, parts
+from .reward import Reward
+from .sampling import GREEDY, continuing
+from .scoring import ScoredReward, isolate
 
 Z_95 = 1.959964  # two-sided 95% quantile of the normal distribution
 _RESAMPLES = 10_000
@@ -163,12 +165,18 @@ def greedy_completions(model: Any, tokenizer: Any, prompts: Sequence[Any], **set
         prompts: lists of messages, or plain texts.
         settings: see `sampled_completions`.
     """
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return [texts[0] for texts in _completions(model, tokenizer, prompts, copies=1, sampling=greedy, **settings)]
+    return [texts[0] for texts in _completions(model, tokenizer, prompts, copies=1, sampling=GREEDY, **settings)]
 
 
 def sampled_completions(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], num: int, *, temperature: float, seed: int, **settings: Any
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    num: int,
+    *,
+    sampling: Mapping[str, Any],
+    seed: int,
+    **settings: Any,
 ) -> list[list[str]]:
     """`num` samples of each prompt, in order; processes share the prompts among them.
 
@@ -176,13 +184,11 @@ def sampled_completions(
 
     Args:
         prompts: lists of messages, or plain texts.
-        settings: `max_new_tokens`, at most per completion; `batch_size`, prompts per process and call; `eos_token_ids`
-            that end a completion, by default the model's own; `template_options`, keyword arguments of the chat
-            template.
+        sampling: settings of `generate`, such as the temperature; `sampling_of(args)` has those of a run.
+        settings: `max_new_tokens`, at most per completion; `batch_size`, prompts per process and call;
+            `template_options`, keyword arguments of the chat template.
     """
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed + PartialState().process_index)
+    with own_random_numbers(seed + PartialState().process_index):
         return _completions(model, tokenizer, prompts, copies=num, sampling=sampling, **settings)
 
 
@@ -192,10 +198,9 @@ def _completions(
     prompts: Sequence[Any],
     *,
     copies: int,
-    sampling: dict[str, Any],
+    sampling: Mapping[str, Any],
     max_new_tokens: int,
     batch_size: int,
-    eos_token_ids: list[int] | None = None,
     template_options: dict[str, Any] | None = None,
 ) -> list[list[str]]:
     state = PartialState()
@@ -203,51 +208,54 @@ def _completions(
     token_ids = prompt_token_ids([prompts[index] for index in mine], tokenizer, template_options)
     by_length = sorted(range(len(mine)), key=lambda i: len(token_ids[i]))
     texts: list[tuple[int, list[str]]] = []
-    ends = {} if eos_token_ids is None else {"eos_token_id": eos_token_ids}
-    generation_config = copy.deepcopy(model.generation_config)
-    generation_config.update(
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=1.0,  # a model's own generation settings may have another
-        pad_token_id=tokenizer.pad_token_id,
-        **sampling,
-        **ends,
-    )
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(mine), batch_size):
-        rows = by_length[start : start + batch_size]
-        ids = [token_ids[i] for i in rows for _ in range(copies)]
-        batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        with torch.no_grad(), rollout.faster_generate(model):
-            output = model.generate(**batch, generation_config=generation_config)
-        answers = tokenizer.batch_decode(output[:, batch["input_ids"].size(1) :], skip_special_tokens=True)
-        texts += [(mine[i], answers[k * copies : (k + 1) * copies]) for k, i in enumerate(rows)]
-    model.train(was_training)
+    with continuing(model, tokenizer, sampling) as sample:
+        for rows in parts(by_length, batch_size):
+            written = sample([token_ids[i] for i in rows for _ in range(copies)], max_new_tokens)
+            answers = tokenizer.batch_decode(written, skip_special_tokens=True)
+            texts += [(mine[i], answers[k * copies : (k + 1) * copies]) for k, i in enumerate(rows)]
     return [of_prompt for _, of_prompt in sorted(gather_object(texts), key=lambda one: one[0])]
 
 
-def right_answers(
+@contextmanager
+def judging(rewards: Sequence[Reward], args: GRPOConfig) -> Iterator[list[ScoredReward]]:
+    """Rewards that score as in a trainer with these settings, in a process of their own, while the block lasts."""
+    scored = [ScoredReward(reward) for reward in rewards]
+    process = isolate(scored, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout"))
+    try:
+        yield scored
+    finally:
+        if process is not None:
+            process.close()
+
+
+def judged(
     reward: ScoredReward,
     rows: Sequence[dict[str, Any]],
     completions: Sequence[str],
     *,
     completion_ids: Sequence[list[int]] | None = None,
     trainer_state: Any = None,
+) -> list[float | None]:
+    """What a reward says of each completion; a row has its prompt, and the columns that the reward reads."""
+    prompts = [row["prompt"] for row in rows]
+    return reward(
+        prompts=prompts,
+        completions=as_completions(completions, prompts),
+        completion_ids=completion_ids or [[]] * len(rows),
+        trainer_state=trainer_state,
+        **columns_of(rows),
+    )
+
+
+def right_answers(
+    reward: ScoredReward, rows: Sequence[dict[str, Any]], completions: Sequence[str], **more: Any
 ) -> list[bool | None]:
     """Whether each completion gets the reward's full mark, 1.0; what it cannot judge counts as wrong.
 
     None where the reward failed: that says nothing about the completion.
+
+    Args:
+        more: see `judged`.
     """
-    chat = isinstance(rows[0]["prompt"], list)
-    shaped: list[Any] = [[{"role": "assistant", "content": text}] if chat else text for text in completions]
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
-    values = reward(
-        prompts=[row["prompt"] for row in rows],
-        completions=shaped,
-        completion_ids=completion_ids or [[]] * len(rows),
-        trainer_state=trainer_state,
-        **columns,
-    )
-    found = zip(reward.outcomes, values, strict=True)
-    return [None if outcome.failure else value is not None and value >= 1.0 for outcome, value in found]
+    found = zip(judged(reward, rows, completions, **more), reward.outcomes, strict=True)
+    return [None if outcome.failure else value is not None and value >= 1.0 for value, outcome in found]

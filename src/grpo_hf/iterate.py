@@ -12,8 +12,9 @@ All of them are adapters on one base. Each iteration has a folder, and each of i
     iteration-2/reward_model/     a PEFT adapter with its head
     iteration-2/report.json       what r_φ was worth on these samples, before and after it learned from them
 
-A phase reads what it begins with from there and makes its result complete or not at all, so that a run that was killed
-goes on where it was and ends where it would have ended. Iteration 0 is the policy as it came, and its first r_φ.
+A phase reads what it begins with from there, and its result counts once it is complete, so a run that was killed goes
+on where it was and ends where it would have ended: a GRPO phase from its last whole checkpoint, every other phase from
+its start. Iteration 0 is the policy as it came, and its first r_φ.
 """
 
 import copy
@@ -29,18 +30,19 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
-from transformers.trainer_utils import get_last_checkpoint
 
 from . import roles
-from .config import GRPOConfig
+from .config import GRPOConfig, option
+from .data import as_completions
 from .errors import ConfigError, DataError
-from .evaluation import sampled_completions
+from .evaluation import judged, judging, sampled_completions
 from .fitting import FitSettings
 from .lora import join_products
-from .policy_files import load_policy, save_policy
+from .policy_files import is_at_its_end, load_policy, save_policy, whole_checkpoint
 from .preferences import Pair, ScoredGroup, pairs_of
+from .reward import Reward
 from .reward_model import RewardModel
-from .scoring import ScoredReward
+from .sampling import sampling_of
 from .trainer import GRPOTrainer
 
 _FINISHED = "finished"  # an empty file in the folder of a policy that is
@@ -75,6 +77,24 @@ class Continued:
             )
 
 
+def check(args: GRPOConfig) -> None:
+    """Check that settings leave algorithm 1 what it needs.
+
+    Raises:
+        ConfigError: a reference that does not follow the policy, or `process_reward`, which would judge by r_φ.
+    """
+    if args.beta != 0 and option(args, "reference") == "base":
+        raise ConfigError(
+            "reference 'base' holds every iteration to the base, and algorithm 1 holds each to the policy before it. "
+            "Set --reference initial, or --beta 0 for no reference at all."
+        )
+    if (spec := option(args, "process_reward")) is not None:
+        raise ConfigError(
+            f"process_reward {spec!r} judges continuations by the first reward, and in iterative GRPO that is r_φ, "
+            "which gives no shares of right ones. Leave process_reward out."
+        )
+
+
 class IterativeGRPO:
     """The loop over a policy `model`, which holds adapter `default` on a frozen base.
 
@@ -82,6 +102,10 @@ class IterativeGRPO:
         args: of each iteration's GRPO; `max_steps` is M, `output_dir` the folder of all, and `seed` is counted up.
         rewards: beside that of r_φ, which comes first; `reward_weights` has an entry for each.
         judge: what says which samples are better, to r_φ: a rule on the data's columns.
+
+    Raises:
+        ConfigError: see `check`.
+        ModelError: a 4-bit base whose weights cannot train any more.
     """
 
     def __init__(
@@ -91,17 +115,19 @@ class IterativeGRPO:
         args: GRPOConfig,
         dataset: Any,
         *,
-        judge: ScoredReward,
+        judge: Reward,
         rewards: Sequence[Any] = (),
         continued: Continued | None = None,
     ) -> None:
+        check(args)
+        roles.keep_trainable(model)  # before the first samples
         self.model, self.tokenizer, self.args, self.dataset = model, tokenizer, args, dataset
         self.judge, self.rewards, self.continued = judge, list(rewards), continued or Continued()
         self.folder = Path(args.output_dir)
         join_products(model)  # as the trainer will: all phases round alike, whichever a process begins with
 
-    def run(self, iterations: int) -> None:
-        """Do what is not done of so many iterations."""
+    def run(self, iterations: int) -> RewardModel:
+        """Do what is not done of so many iterations; the last one's policy and reward model are then on the base."""
         for number in range(iterations + 1):
             place = self.folder / f"iteration-{number}"
             for phase, result in (
@@ -114,6 +140,7 @@ class IterativeGRPO:
                 PartialState().print(f"iteration {number}: {result.relative_to(place).parts[0]}", flush=True)
                 phase(number, place)
                 PartialState().wait_for_everyone()
+        return self.load(iterations)
 
     def load(self, number: int) -> RewardModel:
         """Put the policy and the reward model that an iteration ended with on the base."""
@@ -133,10 +160,7 @@ class IterativeGRPO:
             roles.drop_reference(self.model)  # TRL makes the new one, a copy of the policy as it is
             args = copy.copy(self.args)
             args.output_dir, args.seed = str(folder), self.args.seed + number
-            checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-            if checkpoint is None and PartialState().is_main_process:
-                shutil.rmtree(folder, ignore_errors=True)  # killed before its first checkpoint
-            PartialState().wait_for_everyone()
+            checkpoint = whole_checkpoint(folder)
             trainer = GRPOTrainer(
                 self.model,
                 [reward_model.as_reward(), *self.rewards],
@@ -144,9 +168,11 @@ class IterativeGRPO:
                 train_dataset=self.dataset,
                 processing_class=self.tokenizer,
             )
-            trainer.train(resume_from_checkpoint=checkpoint)
-            trainer.save_model()
-            trainer.end()
+            if checkpoint is not None and is_at_its_end(checkpoint):
+                load_policy(self.model, Path(checkpoint))
+            else:
+                trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.save_model()  # and no `trainer.end()`, which ends the process group for good
         if PartialState().is_main_process:
             (folder / _FINISHED).touch()
 
@@ -161,28 +187,22 @@ class IterativeGRPO:
             self.tokenizer,
             [row["prompt"] for row in rows],
             self.continued.samples,
-            temperature=self.args.temperature,
+            sampling=sampling_of(self.args),
             seed=self.args.seed + number,
             max_new_tokens=self.args.max_completion_length,
             batch_size=max(1, self.args.per_device_train_batch_size // self.continued.samples),
             template_options=self.args.chat_template_kwargs,
         )
-        lines = []
-        for row, texts in zip(rows, completions, strict=True):
-            shaped = [_shaped(text, row["prompt"]) for text in texts]
-            scores = self._judged(row, shaped)
-            lines.append({"prompt": row["prompt"], "completions": shaped, "scores": scores})
         if PartialState().is_main_process:
-            partial = place / "samples.partial"
-            partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-            os.replace(partial, place / "samples.jsonl")
-
-    def _judged(self, row: dict[str, Any], completions: list[Any]) -> list[float | None]:
-        count = len(completions)
-        columns = {name: [value] * count for name, value in row.items() if name not in ("prompt", "completion")}
-        ids: list[list[int]] = [[]] * count
-        prompts = [row["prompt"]] * count
-        return self.judge(prompts=prompts, completions=completions, completion_ids=ids, **columns)
+            asked = [row for row in rows for _ in range(self.continued.samples)]
+            with judging([self.judge], self.args) as (judge,):
+                scores = iter(judged(judge, asked, [text for texts in completions for text in texts]))
+            lines = []
+            for row, texts in zip(rows, completions, strict=True):
+                shaped = as_completions(texts, [row["prompt"]])
+                line = {"prompt": row["prompt"], "completions": shaped, "scores": [next(scores) for _ in texts]}
+                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+            write_whole(place / "samples.jsonl", "".join(lines))
 
     def _reward_model(self, number: int, place: Path) -> None:
         """r_φ goes on learning, from this iteration's pairs and a few of earlier ones."""
@@ -216,10 +236,15 @@ class IterativeGRPO:
         return fresh, random.Random(number).sample(history, min(wanted, len(history)))
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a file, all of it or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
 def _read(samples: Path) -> list[ScoredGroup]:
-    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    lines = samples.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines would cut at U+2028 in a text as well
+    rows = map(json.loads, lines)
     return [ScoredGroup(row["prompt"], row["completions"], row["scores"]) for row in rows]
-
-
-def _shaped(text: str, prompt: Any) -> Any:
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

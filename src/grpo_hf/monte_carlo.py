@@ -4,7 +4,8 @@
 
 For a reward of 0 and 1 that is the share of continuations that end correctly (soft estimation, eq. 3 there). The last
 step of an output is worth what the output itself earned. No second model is needed; the price is the continuations. All
-that begin alike share the states of their beginning (rollout.py), and outputs of a group that begin alike share values.
+that begin alike share the states of their beginning (rollout.py), and outputs of a group that begin alike share values,
+as far as they are on one process.
 
 `step_values` is that equation, for whoever can sample and judge; `MonteCarlo` is a trainer that does.
 """
@@ -18,12 +19,14 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from .config import option
 from .errors import ConfigError, RewardSpecError, did_you_mean
 from .plugins import split_spec
 from .reward import Reward, RewardSettings, checked_reward
 from .scoring import ScoredReward
-from .steps import StepRewards, assistant_text, split_steps, step_end_tokens
+from .steps import StepRewards, found_steps
 
 Tokens = Sequence[int]
 Beginning = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt, and of the first steps after it
@@ -75,6 +78,7 @@ def step_values(
     step_ends: Sequence[Sequence[int]],
     earned: Sequence[float],
     *,
+    groups: Sequence[int],
     n: int,
     sampler: Sampler,
     judge: Judge,
@@ -85,24 +89,25 @@ def step_values(
         prompt_ids, completion_ids: token ids, a list per row.
         step_ends: the tokens at which the steps of each completion end, counted from 0.
         earned: what each completion itself earned; NaN for what cannot be judged.
+        groups: the number of each row's group, whose rows are judged alike. Equal prompts may be of several.
         n: continuations for each beginning.
 
     Source: arXiv 2312.08935, equation 3.
     """
-    beginnings: list[list[Beginning]] = [
-        [(tuple(prompt), tuple(ids[: end + 1])) for end in ends[:-1]]
-        for prompt, ids, ends in zip(prompt_ids, completion_ids, step_ends, strict=True)
+    beginnings: list[list[tuple[int, Beginning]]] = [
+        [(group, (tuple(prompt), tuple(ids[: end + 1]))) for end in ends[:-1] if end + 1 < len(ids)]
+        for group, prompt, ids, ends in zip(groups, prompt_ids, completion_ids, step_ends, strict=True)
     ]
     rows = {beginning: row for row, of_row in enumerate(beginnings) for beginning in of_row}
-    rows = {beginning: row for beginning, row in rows.items() if len(beginning[1]) < len(completion_ids[row])}
-    written = sampler.completions(list(rows), n)
+    begun = [beginning for _, beginning in rows]
+    written = sampler.completions(begun, n)
     judged = judge(written, [row for row in rows.values() for _ in range(n)]) if rows else []
     values = {beginning: _mean(judged[k * n : k * n + n]) for k, beginning in enumerate(rows)}
     found = [
-        [*(values.get(beginning, last) for beginning in of_row), last][: len(ends)]
+        [values[beginning] for beginning in of_row] + [last] * (len(ends) - len(of_row))
         for of_row, last, ends in zip(beginnings, earned, step_ends, strict=True)
     ]
-    return StepValues(found, len(rows), sum(map(len, written)) - n * sum(len(text) for _, text in rows))
+    return StepValues(found, len(begun), sum(map(len, written)) - n * sum(len(text) for _, text in begun))
 
 
 def judge_by(
@@ -142,7 +147,8 @@ class MonteCarlo:
         """Sample from this trainer's policy, and judge by its first reward.
 
         Raises:
-            ConfigError: the first reward is no function, or every process has to sample as much as the others.
+            ConfigError: the first reward is no function, every process has to sample as much as the others, or a
+                completion is more than what the model continues a text with.
         """
         first = trainer.reward_funcs[0]
         if not isinstance(first, ScoredReward) or first.reward.function is self:
@@ -151,6 +157,11 @@ class MonteCarlo:
             raise ConfigError(
                 "process_reward 'monte_carlo' samples another number of continuations on every process, which vLLM and "
                 "sharded weights (FSDP, DeepSpeed) do not allow. Leave one of the two out."
+            )
+        if trainer.tools or trainer.environment_factories or trainer.rollout_func is not None or trainer._is_vlm:
+            raise ConfigError(
+                "process_reward 'monte_carlo' continues texts, and knows no tools, environments, rollout functions or "
+                "images. Leave one of the two out."
             )
         self._trainer = trainer
 
@@ -171,34 +182,33 @@ class MonteCarlo:
             n: continuations for each beginning.
             steps: how a completion is cut; see `split_steps`.
             credit: `"value"`, or `"gain"`: what a step adds to the value before it, at first the mean reward of the
-                completions of its prompt.
+                completions of its group.
         """
         if self._trainer is None or not self._trainer.model.training:
             return [None] * len(completions)
         start, trainer = time.perf_counter(), self._trainer
-        ends = [split_steps(assistant_text(completion), steps) for completion in completions]
-        own = zip(completions, completion_ids, ends, strict=True)
-        prompt_ids = trainer._tokenize_prompts(prompts)[0]
+        earned = [_number(outcome.value) for outcome in trainer.reward_funcs[0].outcomes]
+        groups, means = _groups(trainer, earned)
+        cuts = [found_steps(trainer._tokenizer, *row, steps) for row in zip(completions, completion_ids, strict=True)]
         judge = copy.copy(trainer.reward_funcs[0])  # the first itself keeps what it said of the rollout
         lists = {name: values for name, values in columns.items() if isinstance(values, list)}
-        earned = [_number(outcome.value) for outcome in trainer.reward_funcs[0].outcomes]
         values = step_values(
-            prompt_ids,
+            trainer._tokenize_prompts(prompts)[0],
             completion_ids,
-            [step_end_tokens(trainer._tokenizer, *row) for row in own],
+            [tokens for _, tokens in cuts],
             earned,
+            groups=groups,
             n=n,
             sampler=Sampler(partial(self._sample, n), trainer.max_completion_length, len(prompts)),
             judge=judge_by(judge, trainer._tokenizer, prompts, lists, trainer.state),
         )
         found = values.of_steps
         if credit == "gain":
-            before = _means(prompt_ids, earned)
-            found = [_gains([mean, *of_row]) for mean, of_row in zip(before, found, strict=True)]
+            found = [_gains([mean, *of_row]) for mean, of_row in zip(means, found, strict=True)]
         cost = {"beginnings": values.beginnings, "tokens": values.tokens, "time": time.perf_counter() - start}
         for name, value in cost.items():
             trainer._metrics["train"][f"monte_carlo/{name}"].append(float(value))
-        return [StepRewards(of_row, r) if of_row else None for of_row, r in zip(ends, found, strict=True)]
+        return [StepRewards(ends, r) if ends else None for (ends, _), r in zip(cuts, found, strict=True)]
 
     def _sample(self, n: int, asked: list[list[int]], tokens: int) -> list[list[int]]:
         """The policy's continuations. TRL 1.16 reads `generation_config` in `_generate_single_turn`."""
@@ -246,12 +256,12 @@ def attach(trainer: Any) -> None:
             entry.reward.function.attach(trainer)
 
 
-def _means(prompt_ids: Sequence[Tokens], earned: Sequence[float]) -> list[float]:
-    """For each completion the mean of all completions of its prompt."""
-    of_prompt: dict[tuple[int, ...], list[float]] = {}
-    for prompt, value in zip(prompt_ids, earned, strict=True):
-        of_prompt.setdefault(tuple(prompt), []).append(value)
-    return [_mean(of_prompt[tuple(prompt)]) for prompt in prompt_ids]
+def _groups(trainer: Any, earned: list[float]) -> tuple[list[int], list[float]]:
+    """The number of each completion's group, and the mean of what that group earned, on whatever processes it is."""
+    everywhere, size = gather_object(earned), trainer.num_generations
+    first = trainer.accelerator.process_index * len(earned)
+    groups = [row // size for row in range(first, first + len(earned))]
+    return groups, [_mean(everywhere[group * size : (group + 1) * size]) for group in groups]
 
 
 def _gains(values: list[float]) -> list[float]:

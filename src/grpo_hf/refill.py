@@ -52,7 +52,7 @@ def replace_silent_groups(trainer: Any, batch: Batch, roll_out: Callable[[list[d
 
     Logged: `signal/refilled_groups`, `signal/refill_prompts` (drawn for that), `signal/refill_rounds`, and what it cost
     in seconds, `signal/refill_time`. Rewards, lengths, the table of completions and the rest are those of the planned
-    prompts, so that they do not look better for what was left out.
+    prompts, so that they do not look better for what was left out; what Monte-Carlo values cost is that of all.
 
     Args:
         batch: what TRL 1.16 keeps of a rollout, B rows.
@@ -73,6 +73,9 @@ def replace_silent_groups(trainer: Any, batch: Batch, roll_out: Callable[[list[d
         batch = _splice(trainer, batch, fresh, holes[: len(found)], found)
         refilled, rounds = refilled + len(found), rounds + 1
         drawn += len(fresh["advantages"]) // trainer.num_generations
+    spent = {name: values for name, values in metrics.items() if name in planned and name.startswith("monte_carlo/")}
+    for name, values in spent.items():  # all of it is the cost of this step
+        planned[name][-1] += sum(values[len(planned[name]) :])
     tokens = metrics["num_tokens"]
     metrics.clear()
     metrics.update(planned | {"num_tokens": tokens})

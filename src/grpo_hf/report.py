@@ -40,7 +40,6 @@ def compare_with_base(trainer: "GRPOTrainer", held_out: Any, reward: "Reward") -
     rows = held_out.to_list()
     options: dict[str, Any] = {
         "max_new_tokens": trainer.max_completion_length,
-        "eos_token_ids": trainer.eos_token_ids,
         "template_options": trainer.chat_template_kwargs,
         "batch_size": max(trainer.args.per_device_eval_batch_size, trainer.args.per_device_train_batch_size),
     }

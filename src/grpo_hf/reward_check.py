@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 from weakref import WeakSet
 
-from transformers import TrainerState
+from transformers import ProcessorMixin, TrainerState
 
 from .config import option
 from .errors import RewardOutputError
@@ -98,11 +98,11 @@ def ready(constructor: dict[str, Any], args: Any) -> tuple[list[Any] | None, Rew
     process = isolate(rewards, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout"))
     if constructor.get("rollout_func") is None and constructor.get("environment_factory") is None:
         check_columns(rewards, dataset)
-        dry_run(rewards or [], first_rows(dataset), strict=False)
+        dry_run(rewards or [], first_rows(dataset), strict=False, tokenizer=_tokenizer_of(constructor))
     return rewards, process
 
 
-def dry_run(rewards: Sequence[Any], rows: Sequence[Row], *, strict: bool) -> None:
+def dry_run(rewards: Sequence[Any], rows: Sequence[Row], *, strict: bool, tokenizer: Any = None) -> None:
     """Call each reward on a few rows, as a rollout will, so that what cannot work fails before a model is loaded.
 
     Args:
@@ -110,6 +110,7 @@ def dry_run(rewards: Sequence[Any], rows: Sequence[Row], *, strict: bool) -> Non
         rows: with `prompt` and the columns that rewards read.
         strict: whether any failure is an error, or a wrong setting only: a function that a program hands to the
             trainer may need what comes later in the program, and is given the benefit of a warning.
+        tokenizer: the model's, where it is at hand; else token ids are only as many as words.
 
     Raises:
         RewardOutputError: names the reward, the reason and what is known of it.
@@ -117,7 +118,7 @@ def dry_run(rewards: Sequence[Any], rows: Sequence[Row], *, strict: bool) -> Non
     for entry in rewards:
         if isinstance(entry, ScoredReward) and rows and untried([entry.reward]):
             _tried.add(entry.reward)
-            outcomes = _score(entry, rows, [_PLACEHOLDER] * len(rows))
+            outcomes = _score(entry, rows, [_PLACEHOLDER] * len(rows), tokenizer)
             settings = any(outcome.failure and outcome.failure.reason == "settings" for outcome in outcomes)
             try:
                 _refuse_failures(entry.reward, outcomes)
@@ -193,17 +194,29 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
     )
 
 
-def _score(entry: ScoredReward, rows: Sequence[Row], texts: Sequence[str]) -> list[Outcome]:
+def _tokenizer_of(constructor: dict[str, Any]) -> Any:
+    """The one that a program hands to a trainer, if it does, perhaps inside a processor."""
+    given = constructor.get("processing_class")
+    return given.tokenizer if isinstance(given, ProcessorMixin) else given
+
+
+def _score(entry: ScoredReward, rows: Sequence[Row], texts: Sequence[str], tokenizer: Any = None) -> list[Outcome]:
     completions: list[Any] = list(texts)
     if isinstance(rows[0]["prompt"], list):
         completions = [[{"role": "assistant", "content": text}] for text in texts]
     columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
     columns |= {
         "prompts": [row["prompt"] for row in rows],
-        "completion_ids": [list(range(len(text.split()))) for text in texts],
+        "completion_ids": [_token_ids(text, tokenizer) for text in texts],
     }
     entry(completions=completions, trainer_state=_STATE, **columns)
     return entry.outcomes
+
+
+def _token_ids(text: str, tokenizer: Any) -> list[int]:
+    if tokenizer is None:
+        return list(range(len(text.split())))
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _refuse_failures(reward: Reward, outcomes: Sequence[Outcome]) -> None:

@@ -1,6 +1,7 @@
 """A reward model on disk: an ordinary PEFT adapter of a sequence classifier with one label, which any program can load.
 
     model = peft.AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    model.config.pad_token_id = transformers.AutoTokenizer.from_pretrained(folder).pad_token_id
 
 In memory the adapter is one of a causal language model, and its head stands beside it; these functions go from one to
 the other. H hidden size.

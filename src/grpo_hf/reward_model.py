@@ -29,7 +29,7 @@ from .errors import DataError
 from .fitting import FitSettings, fit, own_random_numbers, parts
 from .preferences import Pair, PairReport, pair_loss, pair_report
 from .reward import reward_settings
-from .steps import StepRewards, assistant_text, split_steps, step_end_tokens, step_places, without_end
+from .steps import StepRewards, found_steps, step_places, without_end
 
 
 class RewardModel:
@@ -40,10 +40,11 @@ class RewardModel:
         self.model, self.head, self.adapter = model, head.requires_grad_(False), adapter
         self.tokenizer = copy.deepcopy(tokenizer)  # the trainer's may cut on the other side
         self.tokenizer.truncation_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # as TRL does
         positions = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         self.longest = min(positions, self.tokenizer.model_max_length)
         self.max_length = min(max_length, self.longest)
-        self._pad_id = config.pad_token_id
 
     @classmethod
     def on(
@@ -110,7 +111,8 @@ class RewardModel:
     def scores(self, prompts: Sequence[Any], completions: Sequence[Any], *, batch_size: int = 8) -> Tensor:
         """r_φ of each completion behind its prompt, (B,); NaN where both are empty.
 
-        Read at the last token that is not the base's padding token, as transformers' sequence classifiers do.
+        Read at the last token that is not the tokenizer's padding token, as transformers' sequence classifiers do once
+        TRL has given them that token: the base's own is another after a trainer was made.
 
         Args:
             prompts, completions: texts, or lists of messages, which the tokenizer's chat template renders.
@@ -179,8 +181,8 @@ class RewardModel:
     ) -> Callable[..., list[StepRewards | None]]:
         """A step reward function for a trainer of the policy on the same base: σ(r_φ) where each step ends.
 
-        A step that ends with the text is read before the end of the turn. None for a completion without steps, and for
-        one that the base has no positions for.
+        A step that ends with the text is read before the end of the turn. None for a completion without steps, for one
+        that its tokens do not write, and for one that the base has no positions for.
 
         Args:
             by: how a completion is cut; see `split_steps`.
@@ -194,13 +196,12 @@ class RewardModel:
             """Pays for each step the probability that it is right, says the reward model on the policy's own base."""
             asked = prompt_token_ids(prompts, self.tokenizer, template_options)
             written = [without_end(self.tokenizer, ids) for ids in completion_ids]
-            ends = [split_steps(assistant_text(completion), by) for completion in completions]
-            kept = [i for i, ids in enumerate(written) if ids and ends[i] and len(asked[i]) + len(ids) <= self.longest]
-            tokens = [step_end_tokens(self.tokenizer, completions[i], written[i], ends[i]) for i in kept]
-            scores = self.step_scores([asked[i] for i in kept], [written[i] for i in kept], tokens)
+            cuts = [found_steps(self.tokenizer, *row, by) for row in zip(completions, written, strict=True)]
+            kept = [i for i, (ends, _) in enumerate(cuts) if ends and len(asked[i]) + len(written[i]) <= self.longest]
+            scores = self.step_scores([asked[i] for i in kept], [written[i] for i in kept], [cuts[i][1] for i in kept])
             found: list[StepRewards | None] = [None] * len(completions)
             for i, values in zip(kept, scores, strict=True):
-                found[i] = StepRewards(ends[i], values.sigmoid().tolist())
+                found[i] = StepRewards(cuts[i][0], values.sigmoid().tolist())
             return found
 
         scored.__name__ = f"process_{self.adapter}_model"
@@ -315,4 +316,4 @@ class RewardModel:
 
     def _end(self, row: Sequence[int]) -> int:
         """The last token that is not padding; for a classifier, padding is a matter of the token alone."""
-        return next((i for i in reversed(range(len(row))) if row[i] != self._pad_id), 0)
+        return next((i for i in reversed(range(len(row))) if row[i] != self.tokenizer.pad_token_id), 0)

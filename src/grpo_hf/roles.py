@@ -120,12 +120,16 @@ def prepare(model: Any, reference: str) -> None:
     """
     if reference == "base":
         drop_reference(model)
-    _keep_trainable(model)
+    keep_trainable(model)
 
 
-def _keep_trainable(model: Any) -> None:
+def keep_trainable(model: Any) -> None:
     """Keep 4-bit layers differentiable: bitsandbytes 0.50 packs their weights at the first inference on some CPUs, and
-    the kernel for packed weights has no backward: every path through the layer would be missing from the gradient."""
+    the kernel for packed weights has no backward: every path through the layer would be missing from the gradient.
+
+    Raises:
+        ModelError: the weights are packed already.
+    """
     for linear in (module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")):
         if getattr(linear.weight.quant_state, "packing_format_for_cpu", False):
             raise ModelError(
@@ -188,7 +192,7 @@ def add_role(model: PeftModel, adapter: str, config: PeftConfig) -> None:
             f"remove it with model.delete_adapter({adapter!r})."
         )
     guard_adapter_config(config)
-    _keep_trainable(model)  # before anything reads through the base
+    keep_trainable(model)  # before anything reads through the base
     with _flags_kept(model):
         model.add_adapter(adapter, config)
     for weight in role_weights(model, adapter).values():

@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 
 from accelerate import PartialState
+from peft import PeftModel, get_peft_model
+from transformers import set_seed
 from transformers.utils import logging
 from trl import get_peft_config
 
 from . import base, evaluation, preflight, report, roles
+from .errors import ModelError
 from .recipe import EMBEDDED_MODEL, Recipe
 from .trainer import GRPOTrainer
 
@@ -25,10 +28,7 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
         logging.disable_progress_bar()
     say = PartialState().print
     task = preflight.check_task(recipe)
-    if recipe.model.model_name_or_path == EMBEDDED_MODEL:
-        preflight.check_rows(recipe, task, chat=False)  # before minutes of a cold start
-        recipe.model.model_name_or_path = cold_started(recipe)
-    prompts = preflight.check_model(recipe, task)
+    prompts = prompts_of(recipe, task)
     for note in task.notes + prompts.notes:
         say(f"note: {note}", flush=True)
     named = ", ".join(reward.spec for reward in task.rewards)
@@ -69,6 +69,38 @@ def train(recipe: Recipe) -> evaluation.Comparison | None:
         report.show(comparison, trainer, task.eval_reward)
     trainer.end()
     return comparison
+
+
+def prompts_of(recipe: Recipe, task: preflight.Task) -> preflight.Prompts:
+    """The prompts of a recipe, checked with everything that needs no weights; the embedded model is taught before.
+
+    Raises:
+        GrpoError: the first thing that is wrong; see errors.py.
+    """
+    if recipe.model.model_name_or_path == EMBEDDED_MODEL:
+        preflight.check_rows(recipe, task, chat=False)  # before minutes of a cold start
+        recipe.model.model_name_or_path = cold_started(recipe)
+    return preflight.check_model(recipe, task)
+
+
+def policy_of(recipe: Recipe) -> PeftModel:
+    """The policy on its frozen base, without a trainer: a fresh adapter, or the one that `--adapter` names.
+
+    Raises:
+        ModelError: no such model, an adapter that changes the base, or none at all.
+    """
+    config = get_peft_config(recipe.model)
+    if config is None and recipe.task.adapter is None:
+        raise ModelError("use_peft is false, and here the policy is an adapter beside others. Leave it out.")
+    roles.guard_adapter_config(config)
+    model = base.load_base(
+        recipe.model, gguf_file=recipe.task.gguf_file, trust_remote_code=recipe.training.trust_remote_code
+    ).to(recipe.training.device)
+    roles.keep_trainable(model)  # whoever wants no trainer samples first
+    set_seed(recipe.training.seed)
+    if recipe.task.adapter is not None:
+        return roles.continue_adapter(model, recipe.task.adapter)
+    return get_peft_model(model, config)
 
 
 def cold_started(recipe: Recipe) -> str:

@@ -43,6 +43,7 @@ class ScoredReward:
         self.__name__ = reward.name  # TRL names the reward's metrics by it
         self.outcomes: list[Outcome] = []
         self.completions: Sequence[Any] = []
+        self.of_steps = False  # whether it has spoken of steps
         self.said: set[str] = set()  # reasons of failures that were shown
         self.timeout = reward.settings.timeout or DEFAULT_TIMEOUT
         self._process: RewardProcess | None = None

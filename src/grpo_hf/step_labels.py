@@ -6,22 +6,18 @@
 This is Math-Shepherd (arXiv 2312.08935): monte_carlo.py has the equation, and here a model samples without a trainer.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from . import rollout
-from .data import prompt_token_ids
+from .data import columns_of, prompt_token_ids
 from .errors import ConfigError
 from .fitting import own_random_numbers
 from .monte_carlo import Sampler, judge_by, step_values
+from .sampling import continuing
 from .scoring import ScoredReward
-from .steps import split_steps, step_end_tokens, without_end
+from .steps import found_steps, without_end
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ def labelled_steps(
     samples: int = 4,
     n: int = 4,
     steps: str = "lines",
-    temperature: float = 1.0,
+    sampling: Mapping[str, Any] | None = None,
     max_new_tokens: int,
     batch_size: int = 64,
     seed: int = 0,
@@ -61,6 +57,7 @@ def labelled_steps(
         samples: completions of each row.
         n: continuations for each beginning.
         steps: how a completion is cut; see `split_steps`.
+        sampling: settings of `generate`, such as the temperature; `sampling_of(args)` has those of a run.
         max_new_tokens: at most per completion, continued ones included.
         batch_size: rows per call of `generate`.
         template_options: keyword arguments of the chat template.
@@ -72,18 +69,17 @@ def labelled_steps(
         raise ConfigError(f"{len(rows)} rows, samples {samples}, n {n}; expected at least 1 of each.")
     repeated = [row for row in rows for _ in range(samples)]
     prompts = [row["prompt"] for row in repeated]
-    columns = {name: [row[name] for row in repeated] for name in rows[0] if name not in ("prompt", "completion")}
-    judging = judge_by(judge, tokenizer, prompts, columns)
+    judging = judge_by(judge, tokenizer, prompts, columns_of(repeated))
     prompt_ids = prompt_token_ids(prompts, tokenizer, template_options)
-    with own_random_numbers(seed), _sampling(model, tokenizer, temperature) as sample:
+    with own_random_numbers(seed), continuing(model, tokenizer, sampling or {}) as sample:
         sampler = Sampler(sample, max_new_tokens, batch_size)
         written = sampler.completions([(tuple(ids), ()) for ids in prompt_ids[::samples]], samples)
         earned = judging(written, range(len(written)))
         written = [without_end(tokenizer, ids) for ids in written]
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        cut = [split_steps(text, steps) for text in texts]
-        ends = [step_end_tokens(tokenizer, *row) for row in zip(texts, written, cut, strict=True)]
-        found = step_values(prompt_ids, written, ends, earned, n=n, sampler=sampler, judge=judging)
+        ends = [found_steps(tokenizer, *row, steps)[1] for row in zip(texts, written, strict=True)]
+        groups = [row // samples for row in range(len(written))]
+        found = step_values(prompt_ids, written, ends, earned, groups=groups, n=n, sampler=sampler, judge=judging)
     return _judged(StepLabels(prompt_ids, written, ends, found.of_steps))
 
 
@@ -98,38 +94,3 @@ def _judged(labels: StepLabels) -> StepLabels:
             kept.step_ends.append([end for end, _ in judged])
             kept.values.append([value for _, value in judged])
     return kept
-
-
-@contextmanager
-def _sampling(
-    model: Any, tokenizer: Any, temperature: float
-) -> Iterator[Callable[[list[list[int]], int], list[list[int]]]]:
-    """The model as one that continues tokens, up to and including the end of the turn; without dropout meanwhile."""
-    config = copy.deepcopy(model.generation_config)
-    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    stops = {*own, tokenizer.eos_token_id} - {None}
-    config.update(
-        do_sample=True,
-        temperature=temperature,
-        top_p=1.0,
-        top_k=0,
-        repetition_penalty=1.0,  # a model's own generation settings may have another
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(stops),
-    )
-
-    def sample(asked: list[list[int]], tokens: int) -> list[list[int]]:
-        batch = tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        config.max_new_tokens = tokens
-        with torch.no_grad(), rollout.faster_generate(model):
-            output = model.generate(**batch, generation_config=config)
-        rows = output[:, batch["input_ids"].size(1) :].tolist()
-        return [row[: next((i for i, token in enumerate(row) if token in stops), len(row)) + 1] for row in rows]
-
-    training = model.training
-    model.eval()
-    try:
-        yield sample
-    finally:
-        model.train(training)

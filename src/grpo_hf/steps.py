@@ -9,14 +9,16 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from .errors import DataError
 
+# In most vocabularies the space before a word is in the word's token, and newlines are not: they can end a step.
 _SEPARATORS = {
-    "lines": r"\n+",
-    "blank_lines": r"\n[^\S\n]*\n\s*",
-    "sentences": r"(?<=[.!?…])[\"'”’)\]]*\s+|[。！？]+|\n+",
+    "lines": r"\n(\s*\n)?",
+    "blank_lines": r"\n\s*\n",
+    "sentences": r"((?<=[.!?…])[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）】]*)(\s*\n)?|\n(\s*\n)?",
 }
 
 
@@ -59,7 +61,8 @@ class StepRewards:
 def split_steps(text: str, by: str = "lines") -> list[int]:
     """Where the steps of a text end: characters before each end, as `StepRewards.ends`.
 
-    A separator belongs to the step before it. What holds no more than white space is no step of its own.
+    A separator belongs to the step before it: newlines, or a sentence's last marks. Other white space belongs to the
+    step after it. What holds no more than white space is no step of its own.
 
     Args:
         by: `"lines"`, `"blank_lines"`, `"sentences"`, or a text that marks the end of a step, like `"ки"` in
@@ -72,7 +75,7 @@ def split_steps(text: str, by: str = "lines") -> list[int]:
     >>> [text[start:end] for start, end in zip([0, *split_steps(text)], split_steps(text))]
     ['40 + 20 = 60\\n', '2 + 5 = 7\\n', '#### 67']
     >>> split_steps("First. Then 1.5 more!", by="sentences")
-    [7, 21]
+    [6, 21]
     """
     if not by:
         raise ValueError("steps are split by ''; expected lines, blank_lines, sentences, or the text that marks an end")
@@ -115,6 +118,22 @@ def step_end_tokens(
     return inner + [len(completion_ids) - 1] * (len(ends) - len(inner))
 
 
+def found_steps(
+    tokenizer: Any, completion: str | list[dict[str, Any]], completion_ids: Sequence[int], by: str
+) -> tuple[list[int], list[int]]:
+    """Where the steps of a completion end, in its text and among its tokens; nowhere, if its text is not theirs.
+
+    Args:
+        by: how the text is cut; see `split_steps`.
+    """
+    ends = split_steps(assistant_text(completion), by)
+    try:
+        tokens = step_end_tokens(tokenizer, completion, completion_ids, ends)
+    except DataError:
+        return [], []
+    return ends, tokens
+
+
 def without_end(tokenizer: Any, completion_ids: Sequence[int]) -> list[int]:
     """The tokens up to the last one that is not special: an answer without the end of its turn."""
     special = set(tokenizer.all_special_ids)
@@ -149,20 +168,18 @@ def _pieces(completion: str | list[dict[str, Any]]) -> list[str]:
 
 def _places(pieces: list[str], text: str, ends: Sequence[int]) -> list[int]:
     """The same ends as characters of the decoded text, which may hold more than the messages: tool calls, tags."""
-    places: list[int] = []
-    start = found = 0
-    for piece in pieces:
-        found = text.find(piece, found)
-        if found < 0:
+    found = [len(text)]
+    for piece in reversed(pieces):  # what comes before an answer may repeat it, like the call of a tool
+        found.insert(0, text.rfind(piece, 0, found[0]))
+        if found[0] < 0:
             raise DataError(
                 f"the message {piece[:60]!r} is not part of the decoded completion {text[:60]!r}, so its steps cannot "
                 "be found among the tokens. A chat template that rewrites messages allows no step rewards."
             )
-        upto = start + len(piece) + 1  # the newline that joins messages ends with the first of them
-        within = [end for end in ends[len(places) :] if end <= upto]
-        places += [found + min(end - start, len(piece)) for end in within]
-        start, found = upto, found + len(piece)
-    return places
+    starts = list(accumulate((len(piece) + 1 for piece in pieces), initial=0))  # messages are joined by newlines
+    inside = [bisect_left(starts, end) - 1 for end in ends]  # such a newline ends with the message before it
+    within = [min(end - starts[i], len(pieces[i])) for i, end in zip(inside, ends, strict=True)]
+    return [max(1, found[i] + length) for i, length in zip(inside, within, strict=True)]  # 0: an empty first message
 
 
 def _by_offsets(tokenizer: Any, text: str, completion_ids: Sequence[int], places: Sequence[int]) -> list[int]:
@@ -173,12 +190,15 @@ def _by_offsets(tokenizer: Any, text: str, completion_ids: Sequence[int], places
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if encoding["input_ids"] == [completion_ids[index] for index in own]:
             starts = [start for start, _ in encoding["offset_mapping"]]
-            return [own[bisect_left(starts, place) - 1] for place in places]  # the last that begins before it
+            reached = [0, *accumulate((end for _, end in encoding["offset_mapping"]), max)]
+            whole = all(start <= end for start, end in zip(starts, reached, strict=False))
+            if whole and reached[-1] == len(text):  # some tokenizers leave white space out
+                return [own[bisect_left(starts, place) - 1] for place in places]  # the last that begins before it
     return [_by_decoding(tokenizer, text, completion_ids, place) for place in places]
 
 
 def _by_decoding(tokenizer: Any, text: str, completion_ids: Sequence[int], place: int) -> int:
-    """For ids that the tokenizer would not have written: the first index up to which they decode to that much."""
+    """Where offsets do not say it: the first index up to which the ids decode to that much."""
     return bisect_left(
         range(len(completion_ids) - 1),
         True,

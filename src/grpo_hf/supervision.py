@@ -11,6 +11,7 @@ With `advantage_estimator="reward"` the advantage is the weighted sum of rewards
 Shapes: B completions of at most C tokens on each of W processes, groups of G, F rewards.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from .advantages import outcome_advantages, process_advantages
 from .config import option
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .scoring import ScoredReward
 from .steps import step_end_tokens
+
+logger = logging.getLogger(__name__)
 
 Steps = tuple[list[int], list[float]]  # tokens at which the steps of a completion end, and what they earned
 
@@ -30,8 +33,10 @@ def of_tokens(trainer: Any, batch: dict[str, Any], rewards: Tensor) -> dict[str,
     """Give the tokens of a rollout their advantages; with group advantages and no step reward it stays as it is.
 
     A step reward that returns a number for a completion means one step, the whole of it. A completion that failures
-    left out has no steps. `rewards/R/steps` logs how many a completion has under the reward R. The logged `reward`, and
-    the table of completions, count a step reward with the mean of its steps, and show a completion's mean advantage.
+    left out has no steps, and neither has one whose steps are not found among its tokens. A truncated one that TRL
+    masks counts in its group, as under outcome supervision. `rewards/R/steps` logs how many a completion has under the
+    reward R. The logged `reward`, and the table of completions, count a step reward with the mean of its steps, and
+    show a completion's mean advantage.
 
     Args:
         batch: what TRL 1.16 keeps of a rollout, B rows.
@@ -50,11 +55,11 @@ def of_tokens(trainer: Any, batch: dict[str, Any], rewards: Tensor) -> dict[str,
         return _without_groups(trainer, batch, _weighted_sum(trainer, rewards, list(range(rewards.shape[1])))[mine])
     if not columns:
         return batch
-    lengths = mask.sum(1).tolist()
+    lengths = _lengths(mask)
     everywhere = gather_object(lengths)
     advantages = _outcome(trainer, rewards, columns)[mine, None].expand(mask.shape).clone()  # (B, C)
     for column in columns:
-        steps = _steps(trainer, trainer.reward_funcs[column], batch, ~rewards[mine].isnan().all(1))
+        steps = _steps(trainer, trainer.reward_funcs[column], batch, lengths, ~rewards[mine].isnan().all(1))
         step_ends, step_rewards = zip(*gather_object(steps), strict=True)
         process = process_advantages(
             step_rewards, step_ends, everywhere, trainer.num_generations, scale=trainer.scale_rewards
@@ -69,16 +74,18 @@ def of_tokens(trainer: Any, batch: dict[str, Any], rewards: Tensor) -> dict[str,
 
 
 def _step_columns(trainer: Any) -> list[int]:
-    """The rewards that spoke of steps in this rollout, on any process."""
-    entries = enumerate(trainer.reward_funcs)
-    scored = [(column, entry) for column, entry in entries if isinstance(entry, ScoredReward)]
-    mine = [column for column, entry in scored if any(outcome.steps is not None for outcome in entry.outcomes)]
-    return sorted(set(gather_object(mine))) if scored else []
+    """The rewards that have spoken of steps, now or before, on any process."""
+    scored = {column: entry for column, entry in enumerate(trainer.reward_funcs) if isinstance(entry, ScoredReward)}
+    mine = [column for column, entry in scored.items() if entry.of_steps or any(o.steps for o in entry.outcomes)]
+    columns = sorted(set(gather_object(mine))) if scored else []
+    for column in columns:
+        scored[column].of_steps = True
+    return columns
 
 
 def _check(trainer: Any) -> None:
-    settings = {"multi_objective_aggregation": "sum_then_normalize", "use_liger_kernel": False}
-    for setting, needed in {**settings, "advantage_estimator": "group"}.items():
+    settings = {"multi_objective_aggregation": "sum_then_normalize", "advantage_estimator": "group"}
+    for setting, needed in settings.items():
         if (value := option(trainer.args, setting)) != needed:
             raise ConfigError(
                 f"{setting} is {value!r}, which takes one reward per completion, and a reward speaks of its steps. "
@@ -112,18 +119,27 @@ def _weighted_sum(trainer: Any, rewards: Tensor, columns: list[int]) -> Tensor:
     return total.masked_fill(found.isnan().all(1), torch.nan)
 
 
-def _steps(trainer: Any, entry: ScoredReward, batch: dict[str, Any], kept: Tensor) -> list[Steps]:
+def _lengths(mask: Tensor) -> list[int]:
+    """Tokens of each completion. TRL 1.16's `mask_truncated_completions` leaves no mask; such a row is full."""
+    return mask.sum(1).where(mask.any(1), mask.shape[1]).tolist()
+
+
+def _steps(trainer: Any, entry: ScoredReward, batch: dict[str, Any], lengths: list[int], kept: Tensor) -> list[Steps]:
     """Token ends and rewards of the steps of this process's completions."""
     found: list[Steps] = []
-    rows = zip(batch["completion_ids"], batch["completion_mask"].bool(), kept.tolist(), strict=True)
-    for (ids, mask, keep), outcome, completion in zip(rows, entry.outcomes, entry.completions, strict=True):
-        if not keep or outcome.value is None or not mask.any():
+    rows = zip(batch["completion_ids"].tolist(), lengths, kept.tolist(), strict=True)
+    for (ids, length, keep), outcome, completion in zip(rows, entry.outcomes, entry.completions, strict=True):
+        if not keep or outcome.value is None:
             found.append(([], []))
         elif outcome.steps is None:
-            found.append(([int(mask.sum()) - 1], [outcome.value]))
+            found.append(([length - 1], [outcome.value]))
         else:
-            ends = step_end_tokens(trainer._tokenizer, completion, ids[mask].tolist(), outcome.steps.ends)
-            found.append((ends, list(outcome.steps.rewards)))
+            try:
+                ends = step_end_tokens(trainer._tokenizer, completion, ids[:length], outcome.steps.ends)
+                found.append((ends, list(outcome.steps.rewards)))
+            except DataError as error:
+                logger.warning(f"A completion is credited with no steps of the reward {entry.__name__!r}: {error}")
+                found.append(([], []))
     return found
 
 

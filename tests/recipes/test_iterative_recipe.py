@@ -2,15 +2,17 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from programs import RECIPES, load_recipe
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 REWARD = '''
 def marks(completions, answer):
@@ -71,29 +73,70 @@ def test_two_iterations_and_a_second_call(
     assert "was begun with replay 0.1, and this is 0.5" in capsys.readouterr().err
 
 
+def test_an_adapter_is_gone_on_with(flags: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), lora).save_pretrained(tmp_path / "adapter")
+    out = tmp_path / "run"
+    more = ["--iterations", "0", "--eval_rows", "0", "--adapter", str(tmp_path / "adapter")]
+    load_recipe("iterative").main([*flags, "--output_dir", str(out), *more])
+    expected = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    found = weights(out)["iteration-0/policy/adapter_model.safetensors"]
+    assert expected.keys() == found.keys()
+    assert all(weight.equal(found[name]) for name, weight in expected.items())
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_taught_or_kept(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = load_recipe("iterative"), tmp_path / "run"
+
+    def say(*more: str) -> str:
+        with pytest.raises(SystemExit):
+            recipe.main([*flags, "--output_dir", str(out), *more])
+        return capsys.readouterr().err
+
+    assert "prompts do not fit the model's context" in say("--max_completion_length", "255")
+    assert not (out / "settings.json").exists()  # nothing that was refused has begun a run
+    monkeypatch.setattr("grpo_hf.run.prompts_of", lambda *_: pytest.fail("it came too far"))
+    assert "has a weight of its own" in say("--rewards", f"{tmp_path}/mine.py:marks(weight=0.5)")
+    assert "judges continuations by the first reward" in say("--process_reward", "monte_carlo(n=2)")
+    assert "holds every iteration to the base" in say("--reference", "base")
+    out.mkdir(exist_ok=True)
+    (out / "settings.json").write_text(json.dumps({"replay": 0.5}))
+    assert "was begun with" in say()
+
+
+MOMENTS = (
+    "iteration-0/samples.jsonl",
+    "iteration-1/policy/checkpoint-2/adapter_model.safetensors",  # of which the trainer's state comes last
+    "iteration-1/policy/checkpoint-6/trainer_state.json",  # the last step, and the policy is not saved
+    "iteration-1/report.json",
+    "iteration-2/policy/metrics.jsonl",
+)
+
+
 @pytest.mark.slow
 def test_a_program_that_is_killed_five_times_ends_the_same(flags: list[str], tmp_path: Path) -> None:
     command = [sys.executable, str(RECIPES / "iterative.py"), *flags, "--max_steps", "6", "--collect_prompts", "16"]
-    quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, "--output_dir", str(tmp_path / "whole")], check=True, **quiet)
-    chance, killed, out = random.Random(11), 0, tmp_path / "killed"
-    while killed < 5:
-        running = subprocess.Popen([*command, "--output_dir", str(out)], start_new_session=True, **quiet)
-        seen = len(list(out.rglob("*")))
-        while running.poll() is None and len(list(out.rglob("*"))) < seen + chance.randint(1, 25):
-            try:
-                running.wait(timeout=0.02)
-            except subprocess.TimeoutExpired:
-                continue
-        if running.poll() is not None:
-            break
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def begun(out: Path) -> "subprocess.Popen[bytes]":
+        said = (tmp_path / f"{out.name}.log").open("ab")
+        return subprocess.Popen(
+            [*command, "--output_dir", str(out)], start_new_session=True, env=environment, stdout=said, stderr=said
+        )
+
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    assert begun(whole).wait() == 0
+    for moment in MOMENTS:
+        running = begun(out)
+        while running.poll() is None and not (out / moment).exists():
+            time.sleep(0.001)
+        assert running.poll() is None, (tmp_path / "killed.log").read_text()[-2000:]
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
-        killed += 1
-    assert killed == 5, "it was finished before it had been killed five times"
-    subprocess.run([*command, "--output_dir", str(out)], check=True, **quiet)
-    whole, again = weights(tmp_path / "whole"), weights(out)
-    policies = [name for name in whole if "checkpoint" not in name]
-    assert len(policies) == 6
-    for name in policies:
-        assert all(weight.equal(again[name][key]) for key, weight in whole[name].items()), name
+    assert begun(out).wait() == 0, (tmp_path / "killed.log").read_text()[-2000:]
+    expected, found = weights(whole), weights(out)
+    assert len(expected) == 6 and expected.keys() == found.keys()
+    for name in expected:
+        assert all(weight.equal(found[name][key]) for key, weight in expected[name].items()), name

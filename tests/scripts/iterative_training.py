@@ -1,0 +1,63 @@
+"""Run two iterations of algorithm 1 on the tiny checkpoint, on however many processes launch this.
+
+    accelerate launch ... iterative_training.py CHECKPOINT OUTPUT_FOLDER
+
+Each process leaves what it has in memory at the end, policy and reward model, in `weights-RANK.safetensors`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from grpo_hf import GRPOConfig, load_reward, reward_settings
+from grpo_hf.fitting import FitSettings
+from grpo_hf.iterate import Continued, IterativeGRPO
+
+ITERATIONS = 2
+
+
+@reward_settings(in_process=True)
+def longer_is_better(completions: list[str], **_: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def main(checkpoint: str, output: Path) -> None:
+    torch.set_num_threads(1)
+    set_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
+    loop = IterativeGRPO(
+        get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")),
+        AutoTokenizer.from_pretrained(checkpoint, padding_side="left"),
+        GRPOConfig(
+            output_dir=str(output),
+            num_generations=4,
+            per_device_train_batch_size=4,
+            max_completion_length=8,
+            max_steps=2,
+            save_steps=1,
+            learning_rate=2e-3,
+            report_to="none",
+            use_cpu=True,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+        ),
+        Dataset.from_list([{"prompt": f"{n} apples and {n + 1} more: "} for n in range(16)]),
+        judge=load_reward(longer_is_better),
+        continued=Continued(6, 4, fit=FitSettings(learning_rate=1e-3, batch_size=4)),
+    )
+    loop.run(ITERATIONS)
+    weights = {name: weight for name, weight in loop.model.state_dict().items() if "lora" in name}
+    rank = PartialState().process_index
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, output / f"weights-{rank}.safetensors")
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
