@@ -138,8 +138,10 @@ def _steps(trainer: Any, entry: ScoredReward, batch: dict[str, Any], lengths: li
                 ends = step_end_tokens(trainer._tokenizer, completion, ids[:length], outcome.steps.ends)
                 found.append((ends, list(outcome.steps.rewards)))
             except DataError as error:
-                logger.warning(f"A completion is credited with no steps of the reward {entry.__name__!r}: {error}")
                 found.append(([], []))
+                if "steps" not in entry.said:
+                    entry.said.add("steps")
+                    logger.warning(f"A completion is credited with no steps of the reward {entry.__name__!r}: {error}")
     return found
 
 
