@@ -136,22 +136,22 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
     answers = [answered(loop, number, [row["prompt"] for row in rows]) for number in range(iterations + 1)]
     if not PartialState().is_main_process:
         return
-    title = f"greedy answers to {len(rows)} held-out prompts; r_φ on fresh pairs, before it learned from them"
-    table = Table(title=title)
-    for column in ("iteration", "right", "accuracy", "95% interval", "r_φ tells apart", "calibration error", "pairs"):
+    table = Table(title=f"greedy answers to {len(rows)} held-out prompts; fresh pairs that r_φ ranks right")
+    for column in ("iteration", "right", "accuracy", "95% interval", "r_φ", "pairs", "replayed"):
         table.add_column(column, justify="right")
     with judging([reward], loop.args) as (judge,):
         shares = [accuracy([bool(mark) for mark in right_answers(judge, rows, texts)]) for texts in answers]
     for number, share in enumerate(shares):
         report = json.loads((loop.folder / f"iteration-{number}" / "report.json").read_text(encoding="utf-8"))
+        ranked = report["before"]["accuracy"]
         table.add_row(
             str(number),
             f"{share.right}/{share.total}",
             f"{share.value:.3f}",
             f"{share.low:.3f} to {share.high:.3f}",
-            accuracy_of(report["before"]["accuracy"]) if number else "untrained",
-            f"{report['before']['calibration_error']:.3f}" if number else "",
-            f"{report['pairs']} + {report['replayed']} replayed",
+            f"{ranked['right'] / ranked['total']:.3f}" if number else "",  # before, it has learned from none
+            str(report["pairs"]),
+            str(report["replayed"]),
         )
     Console(highlight=False).print(table)
     Console(highlight=False).print(f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True)
@@ -180,11 +180,6 @@ def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
     if PartialState().is_main_process:
         write_whole(place / ANSWERS, "".join(json.dumps(text) + "\n" for text in texts))
     return texts
-
-
-def accuracy_of(report: dict[str, Any]) -> str:
-    """A share and its interval, from a report."""
-    return f"{report['right'] / report['total']:.3f} [{report['low']:.3f}, {report['high']:.3f}]"
 
 
 if __name__ == "__main__":
