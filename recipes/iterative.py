@@ -43,6 +43,8 @@ def main(arguments: Sequence[str]) -> None:
     flags.add_argument("--reward_epochs", type=int, default=1)
     flags.add_argument("--reward_batch_size", type=int, default=8)
     settings, rest = flags.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(f"{__doc__}\n{flags.format_help()}\nand those of recipes/gsm8k.py:\n")
     with exit_on_error():
         from grpo_hf.recipe import read_recipe
 

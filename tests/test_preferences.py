@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from grpo_hf.preferences import ScoredGroup, pair_loss, pair_report, pairs_of
+from grpo_hf.errors import DataError
+from grpo_hf.preferences import Pair, ScoredGroup, checked, pair_loss, pair_report, pairs_of
 
 GROUPS = [ScoredGroup("p", ["a", "b", "c", "d"], [1.0, 3.0, None, 1.0]), ScoredGroup("q", ["e", "f"], [0.0, 0.5])]
 
@@ -66,3 +67,13 @@ def test_probabilities_that_are_true_are_calibrated_and_exaggerated_ones_are_not
 def test_a_tie_is_no_right_answer_and_costs_a_quarter() -> None:
     report = pair_report(torch.ones(2), torch.ones(2))
     assert report.accuracy.right == 0 and report.brier == 0.25 and report.calibration_error == 0.5
+
+
+@pytest.mark.parametrize(
+    ("pairs", "came"),
+    [([], "no pairs"), ([{"prompt": "", "chosen": "", "rejected": ""}], "a dict"), ([("", "")], "tuple")],
+)
+def test_what_is_no_pair_is_named(pairs: list, came: str) -> None:
+    with pytest.raises(DataError, match=f"{came}.*expected one or more Pair"):
+        checked(pairs)
+    assert checked([Pair("", "a", "b")])

@@ -228,8 +228,9 @@ class IterativeGRPO:
         *earlier, fresh = (pairs_of(_read(f), limit=self.continued.pairs, seed=n) for n, f in enumerate(files))
         if not fresh:
             raise DataError(
-                f"{files[-1]}: the rule says the same of all samples of each prompt, so "
-                "no pair of them teaches r_φ anything. Take prompts that the policy can sometimes do, or more samples."
+                f"{files[-1]}: the rule says the same of all samples of each prompt, so no pair of them teaches r_φ "
+                "anything. Take prompts that the policy can sometimes do, or more samples of each, and another output "
+                "folder for that."
             )
         history = [pair for pairs in earlier for pair in pairs]
         wanted = round(len(fresh) * self.continued.replay / (1 - self.continued.replay))

@@ -26,7 +26,7 @@ from .errors import ConfigError, RewardSpecError, did_you_mean
 from .plugins import split_spec
 from .reward import Reward, RewardSettings, checked_reward
 from .scoring import ScoredReward
-from .steps import StepRewards, found_steps
+from .steps import SEPARATORS, StepRewards, found_steps
 
 Tokens = Sequence[int]
 Beginning = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt, and of the first steps after it
@@ -239,7 +239,10 @@ def process_reward(spec: str) -> Reward:
         raise RewardSpecError(
             f"process_reward is {spec!r}; expected n of at least 1, steps lines, blank_lines, sentences or the text "
             f"that marks the end of a step, and credit one of {', '.join(_CREDITS)}."
+            f"{did_you_mean(str(credit), _CREDITS) if credit not in _CREDITS else ''}"
         )
+    if steps not in SEPARATORS and (hint := did_you_mean(steps, SEPARATORS)):
+        raise RewardSpecError(f"process_reward is {spec!r}: steps {steps!r} would end at that text.{hint}")
     return reward
 
 

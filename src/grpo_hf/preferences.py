@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from .errors import DataError
 from .evaluation import Accuracy, accuracy
 
 _BINS = 10  # of confidence, from 0.5 to 1
@@ -78,6 +79,19 @@ def pairs_of(
         ]
         found += pairs if limit is None or len(pairs) <= limit else rng.sample(pairs, limit)
     return found
+
+
+def checked(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """The pairs, if they are some.
+
+    Raises:
+        DataError: there are none, or one is something else.
+    """
+    wrong = next((pair for pair in pairs if not isinstance(pair, Pair)), None)
+    if wrong is not None or not pairs:
+        came = "no pairs" if wrong is None else f"a {type(wrong).__name__} among the pairs"
+        raise DataError(f"{came}; expected one or more Pair(prompt, chosen, rejected), or what pairs_of makes.")
+    return pairs
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:

@@ -27,7 +27,7 @@ from . import reward_files, roles
 from .data import prompt_token_ids
 from .errors import DataError
 from .fitting import FitSettings, fit, own_random_numbers, parts
-from .preferences import Pair, PairReport, pair_loss, pair_report
+from .preferences import Pair, PairReport, checked, pair_loss, pair_report
 from .reward import reward_settings
 from .steps import StepRewards, found_steps, step_places, without_end
 
@@ -218,7 +218,7 @@ class RewardModel:
         Returns:
             The loss of each step.
         """
-        chosen = [self._token_ids(pair.prompt, pair.chosen) for pair in pairs]
+        chosen = [self._token_ids(pair.prompt, pair.chosen) for pair in checked(pairs)]
         rejected = [self._token_ids(pair.prompt, pair.rejected) for pair in pairs]
         if empty := sum(not row for row in chosen + rejected):
             raise DataError(f"{empty} texts of the pairs have no token, so nothing can be read there. Leave them out.")
@@ -272,7 +272,7 @@ class RewardModel:
 
     def evaluate(self, pairs: Sequence[Pair], *, batch_size: int = 8) -> PairReport:
         """How well it tells held-out pairs apart."""
-        prompts = [pair.prompt for pair in pairs] * 2
+        prompts = [pair.prompt for pair in checked(pairs)] * 2
         completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         return pair_report(*self.scores(prompts, completions, batch_size=batch_size).chunk(2))
 

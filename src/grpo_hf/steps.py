@@ -15,7 +15,7 @@ from typing import Any
 from .errors import DataError
 
 # In most vocabularies the space before a word is in the word's token, and newlines are not: they can end a step.
-_SEPARATORS = {
+SEPARATORS = {
     "lines": r"\n(\s*\n)?",
     "blank_lines": r"\n\s*\n",
     "sentences": r"((?<=[.!?…])[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）】]*)(\s*\n)?|\n(\s*\n)?",
@@ -80,7 +80,7 @@ def split_steps(text: str, by: str = "lines") -> list[int]:
     if not by:
         raise ValueError("steps are split by ''; expected lines, blank_lines, sentences, or the text that marks an end")
     ends: list[int] = []
-    candidates = [match.end() for match in re.finditer(_SEPARATORS.get(by, re.escape(by)), text)]
+    candidates = [match.end() for match in re.finditer(SEPARATORS.get(by, re.escape(by)), text)]
     for end in [*candidates, len(text)]:
         if text[ends[-1] if ends else 0 : end].strip():
             ends.append(end)
