@@ -22,6 +22,7 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from .config import option
+from .data import as_completions
 from .errors import ConfigError, RewardSpecError, did_you_mean
 from .plugins import split_spec
 from .reward import Reward, RewardSettings, checked_reward
@@ -120,12 +121,10 @@ def judge_by(
     """A reward as the judge of completions to these prompts, which are given as tokens."""
 
     def judge(written: list[list[int]], rows: Sequence[int]) -> list[float]:
-        texts: list[Any] = tokenizer.batch_decode(written, skip_special_tokens=True)
-        if not isinstance(prompts[0], str):
-            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        asked = [prompts[row] for row in rows]
         values = reward(
-            prompts=[prompts[row] for row in rows],
-            completions=texts,
+            prompts=asked,
+            completions=as_completions(tokenizer.batch_decode(written, skip_special_tokens=True), asked),
             completion_ids=written,
             trainer_state=state,
             **{name: [values[row] for row in rows] for name, values in columns.items()},
