@@ -65,6 +65,15 @@ def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 
 @pytest.fixture
+def erratic_model(tiny_checkpoint: Path) -> Any:
+    """The embedded model, with weights so large that it writes something else every time."""
+    made, generator = AutoModelForCausalLM.from_pretrained(tiny_checkpoint), torch.Generator().manual_seed(0)
+    for weight in made.parameters():
+        weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
+    return made
+
+
+@pytest.fixture
 def make_trainer(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., GRPOTrainer]:
     """A function that makes a trainer of 2 prompts x 4 completions on the embedded model; anything can be set."""
     return trainer_maker(tiny_checkpoint, tmp_path)

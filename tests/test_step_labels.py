@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from grpo_hf import reward_settings
 from grpo_hf.errors import ConfigError
@@ -43,15 +43,6 @@ def tokenizer(tiny_checkpoint: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_checkpoint)
 
 
-@pytest.fixture
-def model(tiny_checkpoint: Path) -> Any:
-    """With weights so large that it writes something else every time."""
-    made, generator = AutoModelForCausalLM.from_pretrained(tiny_checkpoint), torch.Generator().manual_seed(0)
-    for weight in made.parameters():
-        weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
-    return made
-
-
 def greedy(model: Any, begun: list[int], tokens: int) -> list[int]:
     with torch.no_grad():
         whole = model.generate(torch.tensor([begun]), do_sample=False, max_new_tokens=tokens, pad_token_id=0)
@@ -71,33 +62,35 @@ def ends_by_hand(tokenizer: Any, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("rows", [ROWS, CHAT], ids=["text", "chat"])
-def test_values_are_those_of_greedy_continuations(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> None:
+def test_values_are_those_of_greedy_continuations(
+    erratic_model: Any, tokenizer: Any, rows: list[dict[str, Any]]
+) -> None:
     """With next to no temperature all continuations are the greedy one; one of its tokens is made an end."""
     if rows is CHAT:
         asked = [tokenizer.apply_chat_template(r["prompt"], add_generation_prompt=True)["input_ids"] for r in rows]
     else:
         asked = [tokenizer(row["prompt"]).input_ids for row in rows]
-    stop = greedy(model, asked[0], 12)[7]
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, stop]
+    stop = greedy(erratic_model, asked[0], 12)[7]
+    erratic_model.generation_config.eos_token_id = [tokenizer.eos_token_id, stop]
     cold = {"sampling": {"temperature": 1e-6}, **SETTINGS}
-    found = labelled_steps(model, tokenizer, rows, judge(), samples=2, n=3, batch_size=5, **cold)
+    found = labelled_steps(erratic_model, tokenizer, rows, judge(), samples=2, n=3, batch_size=5, **cold)
     assert found.prompt_ids == [ids for ids in asked for _ in range(2)]
     answers = [row["answer"] for row in rows for _ in range(2)]
     several, labels = 0, zip(*vars(found).values(), answers, strict=True)
     for prompt, ids, ends, values, answer in labels:
-        assert ids == greedy(model, prompt, 12)
+        assert ids == greedy(erratic_model, prompt, 12)
         assert ends == ends_by_hand(tokenizer, ids)
         for end, value in zip(ends, values, strict=True):
             whole = ids[: end + 1]
             if len(whole) < len(ids):
-                whole += greedy(model, [*prompt, *whole], 12 - len(whole))
+                whole += greedy(erratic_model, [*prompt, *whole], 12 - len(whole))
                 several += 1
             assert value == pytest.approx(vowels([tokenizer.decode(whole, skip_special_tokens=True)], [answer])[0])
     assert several > 4
     assert found.completion_ids[0][-1] == stop and max(map(len, found.completion_ids)) == 12
 
 
-def test_a_value_is_the_mean_over_what_the_judge_was_shown(model: Any, tokenizer: Any) -> None:
+def test_a_value_is_the_mean_over_what_the_judge_was_shown(erratic_model: Any, tokenizer: Any) -> None:
     shown: dict[tuple[str, tuple[int, ...]], list[float]] = defaultdict(list)
 
     @reward_settings(in_process=True, batched=True)
@@ -108,7 +101,9 @@ def test_a_value_is_the_mean_over_what_the_judge_was_shown(model: Any, tokenizer
             shown[prompt, tuple(ids)].append(value)
         return values
 
-    found = labelled_steps(model, tokenizer, ROWS, judge(watched), samples=4, n=6, batch_size=8, seed=3, **SETTINGS)
+    found = labelled_steps(
+        erratic_model, tokenizer, ROWS, judge(watched), samples=4, n=6, batch_size=8, seed=3, **SETTINGS
+    )
     prompts = [row["prompt"] for row in ROWS for _ in range(4)]
     own = {(prompt, tuple(ids)) for prompt, ids in zip(prompts, found.completion_ids, strict=True)}
     assert len(own) == 24  # each sampled once: the rest of what was shown are continuations
@@ -125,7 +120,7 @@ def test_a_value_is_the_mean_over_what_the_judge_was_shown(model: Any, tokenizer
     assert inner > 4
 
 
-def test_equal_prompts_with_other_answers_are_labelled_apart(model: Any, tokenizer: Any) -> None:
+def test_equal_prompts_with_other_answers_are_labelled_apart(erratic_model: Any, tokenizer: Any) -> None:
     """Greedy, so that all samples are the same."""
 
     @reward_settings(in_process=True)
@@ -134,32 +129,32 @@ def test_equal_prompts_with_other_answers_are_labelled_apart(model: Any, tokeniz
 
     rows = [{"prompt": "1 + 1 = ", "answer": "x" * n} for n in (3, 9)]
     greedily = {"sampling": {"temperature": 1e-6}, "max_new_tokens": 12}
-    written = greedy(model, tokenizer("1 + 1 = ").input_ids, 12)
+    written = greedy(erratic_model, tokenizer("1 + 1 = ").input_ids, 12)
     found = labelled_steps(
-        model, tokenizer, rows, judge(gold), samples=2, n=2, steps=tokenizer.decode(written[3]), **greedily
+        erratic_model, tokenizer, rows, judge(gold), samples=2, n=2, steps=tokenizer.decode(written[3]), **greedily
     )
     assert found.completion_ids == [written] * 4
     inner = len(found.step_ends[0]) - 1
     assert inner > 0 and found.values == [[0.3] * (inner + 1)] * 2 + [[0.9] * (inner + 1)] * 2
 
 
-def test_random_numbers_and_modes_are_left_alone(model: Any, tokenizer: Any) -> None:
+def test_random_numbers_and_modes_are_left_alone(erratic_model: Any, tokenizer: Any) -> None:
     def labels(seed: int, disturb: int) -> Any:
         torch.manual_seed(disturb)
         before = torch.get_rng_state()
-        found = labelled_steps(model, tokenizer, ROWS, judge(), samples=2, n=2, seed=seed, **SETTINGS)
+        found = labelled_steps(erratic_model, tokenizer, ROWS, judge(), samples=2, n=2, seed=seed, **SETTINGS)
         assert torch.equal(torch.get_rng_state(), before)
         return found
 
-    model.train()
+    erratic_model.train()
     assert labels(0, 1) == labels(0, 2) != labels(1, 1)
-    assert model.training and "generate" not in vars(model)
+    assert erratic_model.training and "generate" not in vars(erratic_model)
 
 
-def test_what_cannot_be_judged_is_left_out(model: Any, tokenizer: Any) -> None:
+def test_what_cannot_be_judged_is_left_out(erratic_model: Any, tokenizer: Any) -> None:
     settings = {"samples": 8, "n": 1, "seed": 1, **SETTINGS}
-    whole = labelled_steps(model, tokenizer, ROWS[:3], judge(), **settings)
-    found = labelled_steps(model, tokenizer, ROWS[:3], judge(picky), **settings)
+    whole = labelled_steps(erratic_model, tokenizer, ROWS[:3], judge(), **settings)
+    found = labelled_steps(erratic_model, tokenizer, ROWS[:3], judge(picky), **settings)
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in found.completion_ids]
     prompts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in found.prompt_ids]
     assert "1 + 1 =" not in {prompt.strip() for prompt in prompts}
@@ -172,6 +167,6 @@ def test_what_cannot_be_judged_is_left_out(model: Any, tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"n": 0}, {"rows": []}])
-def test_numbers_below_one_are_refused(model: Any, tokenizer: Any, wrong: dict[str, Any]) -> None:
+def test_numbers_below_one_are_refused(erratic_model: Any, tokenizer: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected at least 1 of each"):
-        labelled_steps(model, tokenizer, **{"rows": ROWS, "judge": judge(), **SETTINGS, **wrong})
+        labelled_steps(erratic_model, tokenizer, **{"rows": ROWS, "judge": judge(), **SETTINGS, **wrong})
