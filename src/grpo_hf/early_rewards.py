@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .config import option
+from .data import columns_of
 from .scoring import ScoredReward
 
 
@@ -27,7 +28,7 @@ def begin(trainer: Any, rows: Sequence[dict[str, Any]], prompts: Any, completion
         or trainer.environments is not None
     ):
         return
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
+    columns: dict[str, Any] = dict(columns_of(rows))
     columns |= {"prompts": prompts, "completion_ids": completion_ids, "trainer_state": trainer.state}
     rewards = [reward for reward in trainer.reward_funcs if isinstance(reward, ScoredReward) and reward.off_main_thread]
     begun = [reward.begin(completions, **columns) for reward in rewards]

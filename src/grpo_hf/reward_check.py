@@ -16,6 +16,7 @@ from weakref import WeakSet
 from transformers import ProcessorMixin, TrainerState
 
 from .config import option
+from .data import as_completions
 from .errors import RewardOutputError
 from .isolation import RewardProcess
 from .monte_carlo import with_process_reward
@@ -201,15 +202,13 @@ def _tokenizer_of(constructor: dict[str, Any]) -> Any:
 
 
 def _score(entry: ScoredReward, rows: Sequence[Row], texts: Sequence[str], tokenizer: Any = None) -> list[Outcome]:
-    completions: list[Any] = list(texts)
-    if isinstance(rows[0]["prompt"], list):
-        completions = [[{"role": "assistant", "content": text}] for text in texts]
+    prompts = [row["prompt"] for row in rows]
     columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
     columns |= {
-        "prompts": [row["prompt"] for row in rows],
+        "prompts": prompts,
         "completion_ids": [_token_ids(text, tokenizer) for text in texts],
     }
-    entry(completions=completions, trainer_state=_STATE, **columns)
+    entry(completions=as_completions(texts, prompts), trainer_state=_STATE, **columns)
     return entry.outcomes
 
 
