@@ -17,11 +17,25 @@ BENCHMARKS = ("update", "rollout", "step", "memory", "scoring")
 def main(given: Sequence[str] | None = None) -> None:
     """Run everything with the flags that were given."""
     arguments = options(__doc__).parse_args(given)
-    shared = ["--model", arguments.model, "--threads", str(arguments.threads), "--results", str(arguments.results)]
+    shared = [
+        "--model",
+        arguments.model,
+        "--threads",
+        str(arguments.threads),
+        "--results",
+        str(arguments.results),
+    ]
     rows: list[Row] = []
     failed = []
     for name in BENCHMARKS:
-        command = [sys.executable, "-m", f"benchmarks.{name}", *shared, "--repeats", str(arguments.repeats)]
+        command = [
+            sys.executable,
+            "-m",
+            f"benchmarks.{name}",
+            *shared,
+            "--repeats",
+            str(arguments.repeats),
+        ]
         print(f"== {name}", flush=True)
         if subprocess.run(command, cwd=ROOT).returncode:
             failed.append(name)

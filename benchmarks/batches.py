@@ -51,11 +51,15 @@ def recorded(kind: str) -> list[dict[str, Any]]:
         kind (`str`): "zero-shot" or "4-shot".
     """
     if not RECORDED.exists():
-        raise SystemExit(f"error: {RECORDED} is missing. Run `python -m benchmarks.record --dataset_path ./gsm8k`.")
+        raise SystemExit(
+            f"error: {RECORDED} is missing. Run `python -m benchmarks.record --dataset_path ./gsm8k`."
+        )
     return json.loads(RECORDED.read_text(encoding="utf-8"))["prompts"][kind]
 
 
-def to_batch(groups: Sequence[Group], padding: int, device: Any = "cpu", *, silent: int = 0) -> dict[str, Tensor]:
+def to_batch(
+    groups: Sequence[Group], padding: int, device: Any = "cpu", *, silent: int = 0
+) -> dict[str, Tensor]:
     """A generation batch as TRL 1.16 keeps it.
 
     Args:
@@ -65,10 +69,16 @@ def to_batch(groups: Sequence[Group], padding: int, device: Any = "cpu", *, sile
     completions = [ids for _, group in groups for ids in group]
     width, longest = max(map(len, prompts)), max(map(len, completions))
     batch = {
-        "prompt_ids": torch.tensor([[padding] * (width - len(ids)) + ids for ids in prompts]),  # (B, P)
+        "prompt_ids": torch.tensor(
+            [[padding] * (width - len(ids)) + ids for ids in prompts]
+        ),  # (B, P)
         "prompt_mask": torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]),
-        "completion_ids": torch.tensor([ids + [padding] * (longest - len(ids)) for ids in completions]),  # (B, C)
-        "completion_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in completions]),
+        "completion_ids": torch.tensor(
+            [ids + [padding] * (longest - len(ids)) for ids in completions]
+        ),  # (B, C)
+        "completion_mask": torch.tensor(
+            [[1] * len(ids) + [0] * (longest - len(ids)) for ids in completions]
+        ),
         "advantages": torch.randn(len(prompts), generator=torch.Generator().manual_seed(3)),  # (B,)
         "num_items_in_batch": torch.tensor(sum(map(len, completions))),
     }
@@ -94,12 +104,16 @@ class _Lengths(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.rows is None:
             waiting = {prompt: iter(lengths) for prompt, lengths in self.of_prompt.items()}
-            self.rows = torch.tensor([next(waiting[tuple(row)]) for row in input_ids.tolist()], device=input_ids.device)
+            self.rows = torch.tensor(
+                [next(waiting[tuple(row)]) for row in input_ids.tolist()], device=input_ids.device
+            )
         done = input_ids.shape[1] - self.start
         if len(input_ids) != len(self.rows):
             self.rows = self.rows[self.rows > done]
         if len(input_ids) != len(self.rows):
-            raise RuntimeError(f"{len(input_ids)} rows are sampled, {len(self.rows)} are unfinished")
+            raise RuntimeError(
+                f"{len(input_ids)} rows are sampled, {len(self.rows)} are unfinished"
+            )
         scores[:, self.end] = -torch.inf
         last = self.rows == done + 1
         scores[last] = -torch.inf
@@ -127,4 +141,6 @@ def forced_lengths(trainer: Any, lengths: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         del model._get_logits_processor
-        trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = limit
+        trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = (
+            limit
+        )

@@ -44,24 +44,40 @@ class Time:
     cost: float
 
 
-def options(description: str, rows: Sequence[str] = (), repeats: int = 5) -> argparse.ArgumentParser:
+def options(
+    description: str, rows: Sequence[str] = (), repeats: int = 5
+) -> argparse.ArgumentParser:
     """The flags that the benchmarks share."""
     parser = argparse.ArgumentParser(
-        description=description.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description.split("\n\n")[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", default=str(MODEL), help="a checkpoint folder, or a model on the Hub")
-    parser.add_argument("--repeats", type=int, default=repeats, help="timed runs of each side, in turns")
+    parser.add_argument(
+        "--model", default=str(MODEL), help="a checkpoint folder, or a model on the Hub"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help="timed runs of each side, in turns"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON file")
     if rows:
-        parser.add_argument("--rows", nargs="+", choices=rows, default=list(rows), metavar="NAME", help=", ".join(rows))
+        parser.add_argument(
+            "--rows",
+            nargs="+",
+            choices=rows,
+            default=list(rows),
+            metavar="NAME",
+            help=", ".join(rows),
+        )
     return parser
 
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Settle what can be wrong with the settings, and the number of threads, before a model is loaded."""
     model = Path(arguments.model)
-    if not model.exists() and (model == MODEL or model.is_absolute() or arguments.model.startswith(".")):
+    if not model.exists() and (
+        model == MODEL or model.is_absolute() or arguments.model.startswith(".")
+    ):
         raise SystemExit(
             f"error: there is no model in {arguments.model}. Run `make smollm2`, or name one: --model PATH."
         )
@@ -83,7 +99,9 @@ def timed(action: Callable[[], Any]) -> Time:
         end.record()
         torch.cuda.synchronize()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return Time(cpu, os.times().system - system, wall, start.elapsed_time(end) / 1000 if cuda else cpu)
+    return Time(
+        cpu, os.times().system - system, wall, start.elapsed_time(end) / 1000 if cuda else cpu
+    )
 
 
 def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Time]]:
@@ -111,11 +129,15 @@ def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 0) -> Row:
     }
 
 
-def comparison(name: str, title: str, times: dict[str, list[Time]], bar: float | None = None, **others: Any) -> Row:
+def comparison(
+    name: str, title: str, times: dict[str, list[Time]], bar: float | None = None, **others: Any
+) -> Row:
     """The row of a benchmark that compares times: TRL's over ours."""
     pairs = list(zip(times[TRL], times[OURS], strict=True))
     ratios = [trl.cost / ours.cost for trl, ours in pairs]
-    row = ratio_row(name, title, _median(times[TRL], "cost") / _median(times[OURS], "cost"), bar, ratios)
+    row = ratio_row(
+        name, title, _median(times[TRL], "cost") / _median(times[OURS], "cost"), bar, ratios
+    )
     without = {side: median(run.cpu - run.system for run in times[side]) for side in (TRL, OURS)}
     row["value_without_system"] = without[TRL] / without[OURS] if without[OURS] > 0 else None
     row["value_by_wall"] = _median(times[TRL], "wall") / _median(times[OURS], "wall")
@@ -123,10 +145,18 @@ def comparison(name: str, title: str, times: dict[str, list[Time]], bar: float |
     return row | others
 
 
-def ratio_row(name: str, title: str, value: float, bar: float | None, each: Sequence[float], unit: str = "×") -> Row:
+def ratio_row(
+    name: str, title: str, value: float, bar: float | None, each: Sequence[float], unit: str = "×"
+) -> Row:
     """A row with a value, the range of its repeats, and a bar that it has to reach if it has one."""
     met = None if bar is None else value >= bar
-    return {"name": name, "title": title, "value": value, "range": [min(each), max(each)], "unit": unit} | {
+    return {
+        "name": name,
+        "title": title,
+        "value": value,
+        "range": [min(each), max(each)],
+        "unit": unit,
+    } | {
         "bar": bar,
         "met": met,
     }
@@ -140,7 +170,8 @@ def _side(runs: list[Time]) -> Row:
     return {
         what: {
             "median": _median(runs, what),
-            "spread": max(getattr(run, what) for run in runs) - min(getattr(run, what) for run in runs),
+            "spread": max(getattr(run, what) for run in runs)
+            - min(getattr(run, what) for run in runs),
             "all": [getattr(run, what) for run in runs],
         }
         for what in ("cpu", "system", "wall", "cost")
@@ -151,7 +182,11 @@ def machine() -> Row:
     """What ran: processor, versions and commit."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     return {
         "cpu": cpu,
@@ -159,24 +194,36 @@ def machine() -> Row:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "grpo-hf")},
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "trl", "peft", "grpo-hf")
+        },
         "commit": _git("describe", "--always", "--dirty", "--exclude", "*"),
     }
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None  # a copy without its history
     return done.stdout.strip()
 
 
-def write_json(benchmark: str, rows: Sequence[Row], arguments: argparse.Namespace, **others: Any) -> Path:
+def write_json(
+    benchmark: str, rows: Sequence[Row], arguments: argparse.Namespace, **others: Any
+) -> Path:
     """Write rows, settings and the machine to `results/BENCHMARK.json`."""
     settings = {key: value for key, value in vars(arguments).items() if key != "results"}
     settings["model"] = Path(arguments.model).name
-    record = {"benchmark": benchmark, "machine": machine(), "settings": settings, **others, "rows": list(rows)}
+    record = {
+        "benchmark": benchmark,
+        "machine": machine(),
+        "settings": settings,
+        **others,
+        "rows": list(rows),
+    }
     arguments.results.mkdir(parents=True, exist_ok=True)
     path: Path = arguments.results / f"{benchmark}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -186,13 +233,28 @@ def write_json(benchmark: str, rows: Sequence[Row], arguments: argparse.Namespac
 def table(rows: Sequence[Row], title: str = "") -> Table:
     """The rows as a person reads them: medians with their range, and whether the bar is met."""
     shown = Table(title=title)
-    for heading in ("benchmark", "TRL", "grpo-hf", PEER, "value (range)", "by wall", "without kernel", "bar", ""):
+    for heading in (
+        "benchmark",
+        "TRL",
+        "grpo-hf",
+        PEER,
+        "value (range)",
+        "by wall",
+        "without kernel",
+        "bar",
+        "",
+    ):
         shown.add_column(heading, justify="left" if heading == "benchmark" else "right")
     for row in rows:
-        sides = {side: row["sides"][side] for side in (TRL, OURS, PEER) if side in row.get("sides", {})}
+        sides = {
+            side: row["sides"][side] for side in (TRL, OURS, PEER) if side in row.get("sides", {})
+        }
         cells = [_cell(sides[side]) if side in sides else "" for side in (TRL, OURS, PEER)]
         low, high = row["range"]
-        wall, user = (f"{row[key]:.2f}" if row.get(key) else "" for key in ("value_by_wall", "value_without_system"))
+        wall, user = (
+            f"{row[key]:.2f}" if row.get(key) else ""
+            for key in ("value_by_wall", "value_without_system")
+        )
         bar = "" if row["bar"] is None else f"{row['bar']:g}"
         verdict = {None: "", True: "[green]met[/]", False: "[red]missed[/]"}[row["met"]]
         value = f"{row['value']:.2f}{row['unit']} ({low:.2f} to {high:.2f})"
@@ -211,7 +273,9 @@ def show(rows: Sequence[Row], title: str = "") -> None:
     Console(width=None if sys.stdout.isatty() else 170).print(table(rows, title))
 
 
-def report(benchmark: str, rows: Sequence[Row], arguments: argparse.Namespace, **others: Any) -> None:
+def report(
+    benchmark: str, rows: Sequence[Row], arguments: argparse.Namespace, **others: Any
+) -> None:
     """Write, print, and refuse to let a speed of wrong numbers pass.
 
     Raises:
@@ -221,4 +285,6 @@ def report(benchmark: str, rows: Sequence[Row], arguments: argparse.Namespace, *
     show(rows, f"{benchmark}, {arguments.repeats} repeats, {arguments.threads} threads")
     print(f"written to {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
     if wrong := [row["name"] for row in rows if not all(row.get("equal", {}).values())]:
-        raise SystemExit(f"error: the sides do not compute the same in {', '.join(wrong)}; these times mean nothing.")
+        raise SystemExit(
+            f"error: the sides do not compute the same in {', '.join(wrong)}; these times mean nothing."
+        )

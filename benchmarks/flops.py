@@ -58,7 +58,9 @@ def seen_pairs(prompt: int, completions: Sequence[int]) -> int:
     return shared * (shared + 1) // 2 + own
 
 
-def useful_flops(shape: Shape, groups: Sequence[tuple[int, Sequence[int]]], *, reference: bool = True) -> int:
+def useful_flops(
+    shape: Shape, groups: Sequence[tuple[int, Sequence[int]]], *, reference: bool = True
+) -> int:
     """Operations of an update over distinct tokens, as the docstring above counts them.
 
     Args:

@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import torch
 
-from grpo_hf import roles
-from grpo_hf.console import quiet
-from grpo_hf.reward_model import RewardModel
+from grpo_hf.models import adapters as roles
+from grpo_hf.reward_models.model import RewardModel
+from grpo_hf.runs.program import quiet
 
 from .common import OURS, ROOT, TRL, Row, options, prepare, ratio_row, report
 
@@ -48,7 +48,9 @@ def one_side(side: str, model: str) -> Row:
     before, loaded = _resident(), _peak()
     update(trainer, batch)
     if reward_model is not None:
-        rows = [(prompt, completion) for prompt, completions in groups for completion in completions]
+        rows = [
+            (prompt, completion) for prompt, completions in groups for completion in completions
+        ]
         prompts, completions = map(list, zip(*rows, strict=True))
         reward_model.token_scores([prompt + completion for prompt, completion in rows])
         ends = [[len(completion) - 1] for completion in completions]
@@ -63,7 +65,11 @@ def with_roles(trainer: Any) -> RewardModel:
 
 
 def _resident() -> int:
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    return (
+        torch.cuda.memory_allocated()
+        if torch.cuda.is_available()
+        else psutil.Process().memory_info().rss
+    )
 
 
 def _peak() -> int:
@@ -75,11 +81,21 @@ def _peak() -> int:
 
 def run_side(side: str, arguments: argparse.Namespace) -> Row:
     """`one_side` in a new process."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--side", side, "--model", arguments.model]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.memory",
+        "--side",
+        side,
+        "--model",
+        arguments.model,
+    ]
     command += ["--threads", str(arguments.threads)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"error: the process of {side} ended with code {done.returncode}; its output is above.")
+        raise SystemExit(
+            f"error: the process of {side} ended with code {done.returncode}; its output is above."
+        )
     found: Row = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -90,14 +106,21 @@ def summary(runs: dict[str, list[Row]]) -> list[Row]:
     for name, what, title, bar, sides in (
         ("peak", "peak", "process at its peak, P=512, C≤128, G=8", BAR, (TRL, OURS)),
         ("above", "update", "of that, above what was there before the update", None, (TRL, OURS)),
-        ("algorithm", "peak", "the policy's run ÷ all of algorithm 1", BAR_OF_ALGORITHM, (OURS, ALGORITHM)),
+        (
+            "algorithm",
+            "peak",
+            "the policy's run ÷ all of algorithm 1",
+            BAR_OF_ALGORITHM,
+            (OURS, ALGORITHM),
+        ),
     ):
         values = {side: [run[what] for run in runs[side]] for side in sides}
         above, below = values.values()
         each = [first / second for first, second in zip(above, below, strict=True)]
         row = ratio_row(name, title, median(above) / median(below), bar, each)
         row["sides"] = {
-            side: {"peak": {"median": median(v), "spread": max(v) - min(v), "all": v}} for side, v in values.items()
+            side: {"peak": {"median": median(v), "spread": max(v) - min(v), "all": v}}
+            for side, v in values.items()
         }
         rows.append(row)
     return rows

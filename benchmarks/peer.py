@@ -47,13 +47,17 @@ class PrefixGrouperTrainer(trl.GRPOTrainer):
         completions, scored = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
         prompts, sizes = torch.unique_consecutive(prompts, dim=0, return_counts=True)
         mask = mask[sizes.cumsum(0) - sizes]
-        grouper = PrefixGrouper.from_ungrouped_masks(mask, scored, sizes.tolist(), device=input_ids.device)
+        grouper = PrefixGrouper.from_ungrouped_masks(
+            mask, scored, sizes.tolist(), device=input_ids.device
+        )
         starts = mask.sum(1).repeat_interleave(sizes)[:, None]  # (B, 1)
         positions = (mask.cumsum(1) - 1, mask, starts + scored.cumsum(1) - 1, scored)
         output = model(
             input_ids=grouper.concat_input(prompts, mask, completions, scored),
             position_ids=grouper.concat_input(*positions),
-            attention_mask=input_ids.new_ones(1, 1, 1, 1),  # 4D says "prepared already": no mask is built
+            attention_mask=input_ids.new_ones(
+                1, 1, 1, 1
+            ),  # 4D says "prepared already": no mask is built
             shift_labels=completions[scored.bool()][None],
             fused_lm_head=True,
             prefix_grouper=grouper,
@@ -65,7 +69,9 @@ class PrefixGrouperTrainer(trl.GRPOTrainer):
         return block(output.log_probs), block(output.entropy) if compute_entropy else None, None
 
 
-def _completions_only(module: nn.Module, positional: Any, named: dict[str, Any], output: Any) -> Any:
+def _completions_only(
+    module: nn.Module, positional: Any, named: dict[str, Any], output: Any
+) -> Any:
     grouper = named["prefix_grouper"]
     _, _, hidden, mask = grouper.split_output(output.last_hidden_state, include_prefix_last=1)
     output = SimpleNamespace(**output)
@@ -74,14 +80,27 @@ def _completions_only(module: nn.Module, positional: Any, named: dict[str, Any],
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, prefix_grouper: Any, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    *,
+    prefix_grouper: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """prefix-grouper's two calls, prompts to themselves and completions to prompts and themselves, with SDPA."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, filled: Tensor) -> Tensor:
         seen = _causal(prefix_grouper, filled, q.shape[2])
         output = scaled_dot_product_attention(
-            q, k, v, attn_mask=seen, is_causal=seen is None, scale=options.get("scaling"), enable_gqa=True
+            q,
+            k,
+            v,
+            attn_mask=seen,
+            is_causal=seen is None,
+            scale=options.get("scaling"),
+            enable_gqa=True,
         )
         return output.transpose(1, 2)
 
@@ -93,8 +112,12 @@ def _causal(grouper: Any, filled: Tensor, queries: int) -> Tensor | None:
     cache: dict[tuple[int, int], Tensor | None] = grouper.__dict__.setdefault("causal_masks", {})
     keys = filled.shape[1]
     if (queries, keys) not in cache:
-        past = torch.ones(queries, keys, dtype=torch.bool, device=filled.device).tril(keys - queries)
-        own = torch.eye(keys, dtype=torch.bool, device=filled.device)[keys - queries :]  # padding sees itself: no NaN
+        past = torch.ones(queries, keys, dtype=torch.bool, device=filled.device).tril(
+            keys - queries
+        )
+        own = torch.eye(keys, dtype=torch.bool, device=filled.device)[
+            keys - queries :
+        ]  # padding sees itself: no NaN
         plain = queries == keys and bool(filled.all())
         cache[queries, keys] = None if plain else (past & filled[:, None] | own)[:, None]
     return cache[queries, keys]

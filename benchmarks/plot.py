@@ -20,16 +20,24 @@ def draw(record: Row, output: Path) -> None:
     from matplotlib.ticker import ScalarFormatter
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-    panels = [("P", "prompt", "prompt length P (C ≤ 128, G = 8)"), ("G", "size", "group size G (P = 256, C ≤ 64)")]
+    panels = [
+        ("P", "prompt", "prompt length P (C ≤ 128, G = 8)"),
+        ("G", "size", "group size G (P = 256, C ≤ 64)"),
+    ]
     for axis, (letter, what, label) in zip(axes, panels, strict=True):
-        rows = sorted((row for row in record["rows"] if row["name"].startswith(letter)), key=lambda row: row[what])
+        rows = sorted(
+            (row for row in record["rows"] if row["name"].startswith(letter)),
+            key=lambda row: row[what],
+        )
         x, y = [row[what] for row in rows], [row["value"] for row in rows]
         below = [max(row["value"] - row["range"][0], 0) for row in rows]
         above = [max(row["range"][1] - row["value"], 0) for row in rows]
         axis.axhline(1, color="gray", linewidth=0.8, linestyle="--")
         axis.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, color="tab:blue")
         for point in zip(x, y, strict=True):
-            axis.annotate(f"{point[1]:.1f}×", point, textcoords="offset points", xytext=(0, 8), ha="center")
+            axis.annotate(
+                f"{point[1]:.1f}×", point, textcoords="offset points", xytext=(0, 8), ha="center"
+            )
         axis.set_xscale("log", base=2)
         axis.set_xticks(x)
         axis.xaxis.set_major_formatter(ScalarFormatter())
@@ -40,7 +48,9 @@ def draw(record: Row, output: Path) -> None:
     axes[0].set_ylabel("time, TRL / grpo-hf")
     settings, machine = record["settings"], record["machine"]
     device = machine["accelerator"] or f"{settings['threads']} thread(s) of {machine['cpu']}"
-    figure.suptitle(f"One update: {settings['model']}, {device}, TRL {machine['versions']['trl']}", fontsize=10)
+    figure.suptitle(
+        f"One update: {settings['model']}, {device}, TRL {machine['versions']['trl']}", fontsize=10
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150)
     pyplot.close(figure)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
 
-from grpo_hf.console import quiet
+from grpo_hf.runs.program import quiet
 
 from .batches import RECORDED
 from .common import MODEL, prepare
@@ -33,10 +33,15 @@ def read_rows(folder: Path, count: int) -> list[dict[str, str]]:
     """The first rows of `train.jsonl`, without GSM8K's calculator notes (`<<48/2=24>>`)."""
     file = folder / "train.jsonl"
     if not file.exists():
-        raise SystemExit(f"error: {file} is missing. --dataset_path is the folder with GSM8K's train.jsonl.")
+        raise SystemExit(
+            f"error: {file} is missing. --dataset_path is the folder with GSM8K's train.jsonl."
+        )
     with file.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
-    return [{"question": row["question"], "answer": re.sub(r"<<.*?>>", "", row["answer"])} for row in rows]
+    return [
+        {"question": row["question"], "answer": re.sub(r"<<.*?>>", "", row["answer"])}
+        for row in rows
+    ]
 
 
 def messages(row: dict[str, str], examples: Sequence[dict[str, str]]) -> list[dict[str, str]]:
@@ -92,11 +97,21 @@ def main(given: Sequence[str] | None = None) -> None:
     for kind, examples in (("zero-shot", []), ("4-shot", rows[:EXAMPLES])):
         for row in rows[EXAMPLES:]:
             turns = messages(row, examples)
-            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+            ids = tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
             completions = sample(model, ids, config)
-            asked = {"messages": turns, "answer": row["answer"], "prompt_ids": ids, "completion_ids": completions}
+            asked = {
+                "messages": turns,
+                "answer": row["answer"],
+                "prompt_ids": ids,
+                "completion_ids": completions,
+            }
             prompts.setdefault(kind, []).append(asked)
-            print(f"{kind}: prompt {len(ids)} tokens, completions {sorted(map(len, completions))}", flush=True)
+            print(
+                f"{kind}: prompt {len(ids)} tokens, completions {sorted(map(len, completions))}",
+                flush=True,
+            )
     record = {
         "model": Path(arguments.model).name,
         "temperature": arguments.temperature,
@@ -105,7 +120,9 @@ def main(given: Sequence[str] | None = None) -> None:
         "prompts": prompts,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
+    arguments.output.write_text(
+        json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(f"written to {arguments.output}: {arguments.output.stat().st_size / 1000:.0f} kB")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from grpo_hf.console import quiet
+from grpo_hf.runs.program import quiet
 
 from .batches import forced_lengths
 from .common import OURS, TRL, Row, alternate, comparison, options, prepare, report
@@ -42,10 +42,14 @@ def greedy_agreement(trainers: dict[str, Any], prompts: list[list[int]]) -> floa
     chosen = {}
     for name, trainer in trainers.items():
         trainer.generation_config.do_sample = trainer.generation_kwargs["do_sample"] = False
-        chosen[name] = rollout(trainer, prompts, [GREEDY + 1] * len(prompts))  # the last one is forced
+        chosen[name] = rollout(
+            trainer, prompts, [GREEDY + 1] * len(prompts)
+        )  # the last one is forced
         trainer.generation_config.do_sample = trainer.generation_kwargs["do_sample"] = True
     same = [
-        a == b for trl, ours in zip(*chosen.values(), strict=True) for a, b in zip(trl[:-1], ours[:-1], strict=True)
+        a == b
+        for trl, ours in zip(*chosen.values(), strict=True)
+        for a, b in zip(trl[:-1], ours[:-1], strict=True)
     ]
     return sum(same) / len(same)
 
@@ -55,9 +59,14 @@ def compare(case: Case, trainers: dict[str, Any], repeats: int) -> Row:
     groups = case.make(trainers[TRL].model.config.get_text_config().vocab_size)
     prompts = [prompt for prompt, completions in groups for _ in completions]
     lengths = [len(ids) for _, completions in groups for ids in completions]
-    exact = {name: list(map(len, rollout(trainer, prompts, lengths))) == lengths for name, trainer in trainers.items()}
+    exact = {
+        name: list(map(len, rollout(trainer, prompts, lengths))) == lengths
+        for name, trainer in trainers.items()
+    }
     agreement = greedy_agreement(trainers, prompts)
-    sides = {name: partial(rollout, trainer, prompts, lengths) for name, trainer in trainers.items()}
+    sides = {
+        name: partial(rollout, trainer, prompts, lengths) for name, trainer in trainers.items()
+    }
     return comparison(
         case.name,
         case.title,
@@ -75,10 +84,17 @@ def main(given: Sequence[str] | None = None) -> None:
     quiet()
     prepare(arguments)
     longest = max(case.longest for case in CASES)
-    trainers = {name: make_trainer(name, arguments.model, max_completion_length=longest) for name in (TRL, OURS)}
-    rows = [compare(case, trainers, arguments.repeats) for case in CASES if case.name in arguments.rows]
+    trainers = {
+        name: make_trainer(name, arguments.model, max_completion_length=longest)
+        for name in (TRL, OURS)
+    }
+    rows = [
+        compare(case, trainers, arguments.repeats) for case in CASES if case.name in arguments.rows
+    ]
     for row in rows:
-        print(f"{row['name']}: greedy decoding agrees on {row['checks']['greedy agreement']:.1%} of the first tokens")
+        print(
+            f"{row['name']}: greedy decoding agrees on {row['checks']['greedy agreement']:.1%} of the first tokens"
+        )
     report("rollout", rows, arguments)
 
 

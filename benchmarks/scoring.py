@@ -17,10 +17,10 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from grpo_hf.console import quiet
-from grpo_hf.plugins import load_reward
-from grpo_hf.reward import Reward
-from grpo_hf.scoring import ScoredReward, isolate
+from grpo_hf.runs.program import quiet
+from grpo_hf.scoring.registry import load_reward
+from grpo_hf.scoring.reward import Reward
+from grpo_hf.scoring.scorer import ScoredReward, isolate
 
 from .common import OURS, TRL, Row, alternate, comparison, options, prepare, ratio_row, report
 
@@ -82,14 +82,18 @@ def compare(workers: int, repeats: int) -> list[Row]:
     for side in (trl, ours):
         side()
     times = alternate({TRL: trl, OURS: ours}, repeats)
-    times = {side: [replace(run, cost=run.wall) for run in runs] for side, runs in times.items()}  # of all processes
+    times = {
+        side: [replace(run, cost=run.wall) for run in runs] for side, runs in times.items()
+    }  # of all processes
     row = comparison("math", f"{COUNT} completions with `math`, {workers} workers", times)
     ratios = [a.wall / b.wall for a, b in zip(times[TRL], times[OURS], strict=True)]
     right = [bool(index % 2) for index in range(COUNT)]
     row |= ratio_row("math", row["title"], median(ratios), 1.7, ratios) | {
         "value_without_system": None,
         "value_by_wall": None,
-        "equal": {n: all([v == 1.0 for v in one] == right for one in found) for n, found in values.items()},
+        "equal": {
+            n: all([v == 1.0 for v in one] == right for one in found) for n, found in values.items()
+        },
     }
     golds, texts = batches[0]
     messages = _messages(texts)
@@ -100,8 +104,18 @@ def compare(workers: int, repeats: int) -> list[Row]:
         found = entry(completions=completions, answer=[*golds[:-1], "12"])
         spent.append(time.perf_counter() - start)
     cost = spent[1] - spent[0]
-    hang = ratio_row("hang", f"seconds that one 9^{{9^{{9^9}}}} costs; time-out {TIMEOUT:g}", cost, None, [cost], " s")
-    hang["equal"] = {"others": [v == 1.0 for v in found[:-1]] == right[:-1], "within": cost < TIMEOUT + 1}
+    hang = ratio_row(
+        "hang",
+        f"seconds that one 9^{{9^{{9^9}}}} costs; time-out {TIMEOUT:g}",
+        cost,
+        None,
+        [cost],
+        " s",
+    )
+    hang["equal"] = {
+        "others": [v == 1.0 for v in found[:-1]] == right[:-1],
+        "within": cost < TIMEOUT + 1,
+    }
     process.close()
 
     def nothing(completions: Sequence[Any], **columns: Any) -> list[float]:
@@ -116,7 +130,12 @@ def compare(workers: int, repeats: int) -> list[Row]:
         each.append(1000 * (time.perf_counter() - start) / COUNT)
     process.close()
     overhead = ratio_row(
-        "overhead", "milliseconds per completion of a reward that does nothing", median(each), None, each, " ms"
+        "overhead",
+        "milliseconds per completion of a reward that does nothing",
+        median(each),
+        None,
+        each,
+        " ms",
     )
     return [row, hang, overhead]
 

@@ -35,7 +35,9 @@ def trainer_class(side: str) -> type[trl.GRPOTrainer]:
     return {TRL: trl.GRPOTrainer, OURS: grpo_hf.GRPOTrainer}[side]
 
 
-def make_trainer(side: str, model: str, rows: list[dict[str, Any]] | None = None, **settings: Any) -> Any:
+def make_trainer(
+    side: str, model: str, rows: list[dict[str, Any]] | None = None, **settings: Any
+) -> Any:
     """A trainer, ready for work, with an adapter whose B is not 0, so that policy and reference differ.
 
     Args:
@@ -63,13 +65,19 @@ def make_trainer(side: str, model: str, rows: list[dict[str, Any]] | None = None
         args=config(**(defaults | OBJECTIVE | settings)),
         train_dataset=Dataset.from_list(rows or [{"prompt": "1 + 1 = ", "answer": "2"}] * 2),
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
-        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
     )
     torch.manual_seed(1)
     for name, weight in trainer.model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(weight, std=0.01)
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    if side == OURS and not trainer.packs:  # asked here, so that the answer is no part of what is timed
-        raise SystemExit("error: this model cannot take packed updates, so there is nothing to compare.")
+    if (
+        side == OURS and not trainer.packs
+    ):  # asked here, so that the answer is no part of what is timed
+        raise SystemExit(
+            "error: this model cannot take packed updates, so there is nothing to compare."
+        )
     return trainer

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from grpo_hf.console import quiet
+from grpo_hf.runs.program import quiet
 
 from .batches import forced_lengths, recorded
 from .common import OURS, TRL, Row, alternate, comparison, options, prepare, report
@@ -29,13 +29,18 @@ ROWS = {
     "4-shot": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
 }
 BARS = {"4-shot": 3.0, "zero-shot": 2.0}
-TITLES = {"4-shot": "2 GSM8K prompts with 4 worked examples, G=8", "zero-shot": "2 GSM8K prompts, G=8"}
+TITLES = {
+    "4-shot": "2 GSM8K prompts with 4 worked examples, G=8",
+    "zero-shot": "2 GSM8K prompts, G=8",
+}
 
 
 def step(trainer: Any, rows: list[dict[str, Any]], lengths: Sequence[int]) -> None:
     """One optimizer step on a batch of prompts."""
     with forced_lengths(trainer, lengths):
-        for _ in range(trainer.args.gradient_accumulation_steps):  # the first samples for all of them
+        for _ in range(
+            trainer.args.gradient_accumulation_steps
+        ):  # the first samples for all of them
             trainer.training_step(trainer.model, rows, None)
     trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
     trainer.optimizer.step()
@@ -62,7 +67,10 @@ def compare(kind: str, model: str, repeats: int) -> Row:
         warm_up()
     times = alternate(sides, repeats)
     mean = sum(lengths) / len(lengths)
-    drawn = {name: trainer._metrics["train"]["completions/mean_length"] for name, trainer in trainers.items()}
+    drawn = {
+        name: trainer._metrics["train"]["completions/mean_length"]
+        for name, trainer in trainers.items()
+    }
     return comparison(
         kind,
         TITLES[kind],
@@ -70,7 +78,8 @@ def compare(kind: str, model: str, repeats: int) -> Row:
         BARS[kind],
         lengths=lengths,
         equal={
-            name: all(abs(value - mean) < 1e-3 for value in values[-repeats - 1 :]) for name, values in drawn.items()
+            name: all(abs(value - mean) < 1e-3 for value in values[-repeats - 1 :])
+            for name, values in drawn.items()
         },
     )
 
@@ -80,7 +89,11 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = options(__doc__, list(BARS)).parse_args(given)
     quiet()
     prepare(arguments)
-    report("step", [compare(kind, arguments.model, arguments.repeats) for kind in arguments.rows], arguments)
+    report(
+        "step",
+        [compare(kind, arguments.model, arguments.repeats) for kind in arguments.rows],
+        arguments,
+    )
 
 
 if __name__ == "__main__":

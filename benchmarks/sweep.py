@@ -8,7 +8,7 @@ there, because TRL keeps the activations of every padded token: at G = 16 about 
 
 from collections.abc import Sequence
 
-from grpo_hf.console import quiet
+from grpo_hf.runs.program import quiet
 
 from .common import options, prepare, report
 from .update import Case, compare, trainers_for
@@ -16,7 +16,10 @@ from .update import Case, compare, trainers_for
 PROMPTS, SIZES = (32, 128, 512), (2, 4, 8, 16)
 CASES = [
     *(Case(f"P{prompt}", f"P={prompt}, C≤128, G=8", prompt=prompt) for prompt in PROMPTS),
-    *(Case(f"G{size}", f"P=256, C≤64, G={size}", prompt=256, longest=64, size=size) for size in SIZES),
+    *(
+        Case(f"G{size}", f"P=256, C≤64, G={size}", prompt=256, longest=64, size=size)
+        for size in SIZES
+    ),
 ]
 
 
@@ -28,7 +31,9 @@ def main(given: Sequence[str] | None = None) -> None:
     trainers = trainers_for(arguments.model, peer=False)
     rows = []
     for case in (case for case in CASES if case.name in arguments.rows):
-        rows.append({**compare(case, trainers, arguments.repeats), "prompt": case.prompt, "size": case.size})
+        rows.append(
+            {**compare(case, trainers, arguments.repeats), "prompt": case.prompt, "size": case.size}
+        )
         print(f"{case.title}: {rows[-1]['value']:.2f} times TRL")
     report("sweep", rows, arguments)
 

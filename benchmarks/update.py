@@ -25,10 +25,22 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import use_adapter
 
-from grpo_hf.console import quiet
+from grpo_hf.runs.program import quiet
 
 from .batches import Group, crafted, ragged, recorded, to_batch
-from .common import OURS, PEER, TRL, Row, alternate, comparison, matmul_rate, options, prepare, ratio_row, report
+from .common import (
+    OURS,
+    PEER,
+    TRL,
+    Row,
+    alternate,
+    comparison,
+    matmul_rate,
+    options,
+    prepare,
+    ratio_row,
+    report,
+)
 from .flops import Shape, useful_flops
 from .sides import dtype, make_trainer
 
@@ -56,10 +68,15 @@ class Case:
         if self.recorded:
             rows = recorded(self.recorded)[:2]
 
-            def fold(ids: list[int]) -> list[int]:  # for a model with fewer tokens, to which the lengths matter
+            def fold(
+                ids: list[int],
+            ) -> list[int]:  # for a model with fewer tokens, to which the lengths matter
                 return [token % vocabulary for token in ids]
 
-            return [(fold(row["prompt_ids"]), [fold(ids) for ids in row["completion_ids"]]) for row in rows]
+            return [
+                (fold(row["prompt_ids"]), [fold(ids) for ids in row["completion_ids"]])
+                for row in rows
+            ]
         count = self.size * self.groups
         lengths = [self.longest] * count if self.equal else ragged(count, self.longest)
         return crafted(self.prompt, lengths, self.groups, vocabulary)
@@ -69,7 +86,9 @@ CASES = [
     Case("p128", "P=128, C≤128, G=8, 2 groups", 3.5, groups=2),
     Case("p512", "P=512, C≤128, G=8", 6, prompt=512),
     Case("c256", "P=64, C≤256, G=8", 2.2, prompt=64, longest=256),
-    Case("equal", "P=32, C=256, G=4, equal lengths", 1.0, prompt=32, longest=256, size=4, equal=True),
+    Case(
+        "equal", "P=32, C=256, G=4, equal lengths", 1.0, prompt=32, longest=256, size=4, equal=True
+    ),
     Case("silent", "P=128, C≤128, G=8, β=0, 3 of 4 groups without signal", 10, groups=4, silent=3),
     Case("gsm8k-0-shot", "2 GSM8K prompts, G=8, recorded", recorded="zero-shot"),
 ]
@@ -79,7 +98,10 @@ def update(trainer: Any, batch: dict[str, Tensor]) -> Tensor:
     """Reference pass, loss and backward of one micro-batch; returns the reference's log-probabilities, (B, C)."""
     trainer.model.train()
     trainer.model.zero_grad()
-    parts = [torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], dim=1) for what in ("ids", "mask")]
+    parts = [
+        torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], dim=1)
+        for what in ("ids", "mask")
+    ]
     with torch.no_grad(), use_adapter(trainer.model, adapter_name=None):
         reference = trainer._get_per_token_logps_and_entropies(
             trainer.model, *parts, batch["completion_ids"].shape[1], batch_size=len(parts[0])
@@ -109,21 +131,29 @@ def update_all(trainer: Any, batch: dict[str, Tensor]) -> None:
 
 def gradient(trainer: Any) -> Tensor:
     """All gradients in one vector."""
-    return torch.cat([weight.grad.flatten() for weight in trainer.model.parameters() if weight.grad is not None])
+    return torch.cat(
+        [weight.grad.flatten() for weight in trainer.model.parameters() if weight.grad is not None]
+    )
 
 
 def compare(case: Case, trainers: dict[str, Any], repeats: int) -> Row:
     """Check one case, then time it."""
     groups = case.make(trainers[TRL].model.config.get_text_config().vocab_size)
     trl = trainers[TRL]
-    batch = to_batch(groups, trl._tokenizer.pad_token_id, trl.accelerator.device, silent=case.silent)
+    batch = to_batch(
+        groups, trl._tokenizer.pad_token_id, trl.accelerator.device, silent=case.silent
+    )
     run = update_all if case.silent else update
     sides = {name: trainer for name, trainer in trainers.items() if name != PEER or not case.silent}
     numbers = {name: (run(trainer, batch), gradient(trainer)) for name, trainer in sides.items()}
     checks = {name: _distance(numbers[TRL], numbers[name]) for name in sides if name != TRL}
-    times = alternate({name: partial(run, trainer, batch) for name, trainer in sides.items()}, repeats)
+    times = alternate(
+        {name: partial(run, trainer, batch) for name, trainer in sides.items()}, repeats
+    )
     lengths = [(len(prompt), [len(ids) for ids in completions]) for prompt, completions in groups]
-    flops = useful_flops(Shape.of(trl.model), lengths[: len(lengths) - case.silent], reference=not case.silent)
+    flops = useful_flops(
+        Shape.of(trl.model), lengths[: len(lengths) - case.silent], reference=not case.silent
+    )
     return comparison(
         case.name,
         case.title,
@@ -136,7 +166,9 @@ def compare(case: Case, trainers: dict[str, Any], repeats: int) -> Row:
     )
 
 
-def _distance(expected: tuple[Tensor | None, Tensor], actual: tuple[Tensor | None, Tensor]) -> dict[str, float]:
+def _distance(
+    expected: tuple[Tensor | None, Tensor], actual: tuple[Tensor | None, Tensor]
+) -> dict[str, float]:
     """How far a side's numbers are from TRL's: gradient, relative to its norm; reference, the largest difference."""
     apart = {"gradient": ((expected[1] - actual[1]).norm() / expected[1].norm()).item()}
     if expected[0] is not None and actual[0] is not None:
@@ -146,7 +178,9 @@ def _distance(expected: tuple[Tensor | None, Tensor], actual: tuple[Tensor | Non
 
 def _equal(check: dict[str, float]) -> bool:
     full = dtype() == torch.float32  # bfloat16 keeps 8 bits
-    return check["gradient"] < (1e-5 if full else 5e-2) and check.get("reference", 0) < (1e-4 if full else 0.5)
+    return check["gradient"] < (1e-5 if full else 5e-2) and check.get("reference", 0) < (
+        1e-4 if full else 0.5
+    )
 
 
 def limit(row: Row, rate: Row) -> Row:
@@ -162,7 +196,9 @@ def limit(row: Row, rate: Row) -> Row:
 def trainers_for(model: str, *, peer: bool = True) -> dict[str, Any]:
     """One trainer per side, each with a model of its own."""
     names = [TRL, OURS, *([PEER] if peer and find_spec("prefix_grouper") else [])]
-    return {name: make_trainer(name, model, per_device_train_batch_size=MICRO_BATCH) for name in names}
+    return {
+        name: make_trainer(name, model, per_device_train_batch_size=MICRO_BATCH) for name in names
+    }
 
 
 def measure(arguments: Any, cases: Sequence[Case] = CASES) -> list[Row]:
@@ -173,7 +209,10 @@ def measure(arguments: Any, cases: Sequence[Case] = CASES) -> list[Row]:
         rate = matmul_rate(dtype())
         rows.append(compare(case, trainers, arguments.repeats))
         for side, check in rows[-1]["checks"].items():
-            print(f"{case.name}: {side} against TRL:", ", ".join(f"{k} {v:.1e} apart" for k, v in check.items()))
+            print(
+                f"{case.name}: {side} against TRL:",
+                ", ".join(f"{k} {v:.1e} apart" for k, v in check.items()),
+            )
         if case.name == "p128":
             again = matmul_rate(dtype())
             rows.append(limit(rows[-1], max(rate, again, key=lambda r: r["flops_per_s"])))

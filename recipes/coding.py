@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_hf.console import quiet
-from grpo_hf.errors import DataError, exit_on_error
+from grpo_hf.errors import DataError
+from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
 RECIPES = {"python": HERE / "coding.yaml", "rust": HERE / "coding_rust.yaml"}
@@ -38,14 +38,18 @@ def with_prompt(row: dict[str, Any]) -> dict[str, Any]:
             f"{row.get('__place__', 'a row')}: expected MBPP's columns text (the task) and test_list (its tests), "
             f"got {', '.join(key for key in row if key != '__place__')}. Rename one: --columns text=<its name there>."
         )
-    kept = {name: row[name] for name in ("test_list", "test_setup_code", "test_imports") if row.get(name) is not None}
+    kept = {
+        name: row[name]
+        for name in ("test_list", "test_setup_code", "test_imports")
+        if row.get(name) is not None
+    }
     return {"prompt": f"{task.strip()}\nThe function has to pass this test:\n{tests[0]}", **kept}
 
 
 def write_prompts(recipe: Any) -> Path:
     """Write the splits of MBPP with prompts into a folder beside the output folder."""
-    from grpo_hf.data import rename_columns
-    from grpo_hf.rows import read_split
+    from grpo_hf.data.prompts import rename_columns
+    from grpo_hf.data.readers import read_split
 
     task = recipe.task
     output = Path(recipe.training.output_dir)
@@ -55,7 +59,9 @@ def write_prompts(recipe: Any) -> Path:
     for name, split in (("train", task.dataset_train_split), ("test", task.dataset_test_split)):
         rows = read_split(**where, split=split, optional=name == "test")
         if rows is not None:
-            lines = [json.dumps(with_prompt(row)) for row in rename_columns(rows, recipe.column_map).rows]
+            lines = [
+                json.dumps(with_prompt(row)) for row in rename_columns(rows, recipe.column_map).rows
+            ]
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -68,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     chosen, rest = own.parse_known_args(arguments)
     from accelerate import PartialState
 
-    from grpo_hf.recipe import read_recipe
+    from grpo_hf.runs.recipe import read_recipe
 
     with exit_on_error():
         recipe = read_recipe(rest, default=RECIPES[chosen.language])
@@ -78,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
             task = recipe.task
             task.dataset_path, task.columns = str(folder), []
             task.dataset_train_split, task.dataset_test_split = "train", "test"
-        from grpo_hf.run import train
+        from grpo_hf.runs.train import train
 
         train(recipe)
 

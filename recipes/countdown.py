@@ -24,12 +24,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from grpo_hf.console import quiet
-from grpo_hf.errors import ConfigError, did_you_mean, exit_on_error
+from grpo_hf.errors import ConfigError, did_you_mean
+from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
 SPLITS = ("test",) + ("cold_start",) * 3 + ("train",) * 4  # eighths
-ROWS = {"train": 8192, "test": 1024, "cold_start": 8192}  # at most: easy settings have fewer problems
+ROWS = {
+    "train": 8192,
+    "test": 1024,
+    "cold_start": 8192,
+}  # at most: easy settings have fewer problems
 DRAWS_WITHOUT_NEWS = 20_000  # then all problems of a split have been seen, or nearly all
 
 
@@ -48,7 +52,9 @@ class Difficulty:
         Raises:
             ConfigError: something else.
         """
-        given = dict(part.strip().partition("=")[::2] for part in (text or "").split(",") if part.strip())
+        given = dict(
+            part.strip().partition("=")[::2] for part in (text or "").split(",") if part.strip()
+        )
         known = {field.name: type(field.default) for field in fields(cls)}
         if unknown := next((name for name in given if name not in known), None):
             raise ConfigError(
@@ -58,10 +64,14 @@ class Difficulty:
         try:
             found = cls(**{name: known[name](value) for name, value in given.items()})
         except ValueError as error:
-            raise ConfigError(f"dataset_config {text!r}: {error}; expected a whole number.") from None
+            raise ConfigError(
+                f"dataset_config {text!r}: {error}; expected a whole number."
+            ) from None
         possible = 2 <= found.numbers <= 6 and found.largest >= 2 and found.operators
         if not possible or not {*found.operators} <= {*"+-*/"}:
-            raise ConfigError(f"dataset_config {text!r}: expected 2 to 6 numbers, largest >= 2 and some of + - * /.")
+            raise ConfigError(
+                f"dataset_config {text!r}: expected 2 to 6 numbers, largest >= 2 and some of + - * /."
+            )
         return found
 
 
@@ -87,7 +97,9 @@ def problems(split: str, difficulty: Difficulty, *, seed: int = 0) -> Iterator[d
         seen.add(key)
         draws = 0
         if {*difficulty.operators} & {*"*/"}:
-            rng.shuffle(numbers)  # the order would give a part of the solution away; in a sum it gives nothing
+            rng.shuffle(
+                numbers
+            )  # the order would give a part of the solution away; in a sum it gives nothing
         yield {
             "question": f"Make {target} from {', '.join(map(str, numbers))}.",
             "numbers": numbers,
@@ -118,10 +130,14 @@ def write_problems(folder: Path, difficulty: Difficulty, seed: int) -> Path:
     digest = hashlib.sha256(repr((difficulty, seed, ROWS)).encode()).hexdigest()[:8]
     target = folder / f"problems-{digest}"
     target.mkdir(parents=True, exist_ok=True)
-    (target / "difficulty.json").write_text(json.dumps(asdict(difficulty) | {"seed": seed}), encoding="utf-8")
+    (target / "difficulty.json").write_text(
+        json.dumps(asdict(difficulty) | {"seed": seed}), encoding="utf-8"
+    )
     for split in ("train", "test"):
         rows = islice(problems(split, difficulty, seed=seed), ROWS[split])
-        (target / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (target / f"{split}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     return target
 
 
@@ -130,7 +146,7 @@ def main(arguments: Sequence[str]) -> None:
     quiet()
     from accelerate import PartialState
 
-    from grpo_hf.recipe import EMBEDDED_MODEL, read_recipe
+    from grpo_hf.runs.recipe import EMBEDDED_MODEL, read_recipe
 
     with exit_on_error():
         recipe = read_recipe(arguments, default=HERE / "countdown.yaml")
@@ -140,11 +156,11 @@ def main(arguments: Sequence[str]) -> None:
             with PartialState().main_process_first():
                 recipe.task.dataset_path = str(write_problems(beside, difficulty, seed))
 
-        from grpo_hf.preflight import check_task
-        from grpo_hf.run import train
+        from grpo_hf.runs.preflight import check_task
+        from grpo_hf.runs.train import train
 
         if recipe.model.model_name_or_path == EMBEDDED_MODEL:
-            from grpo_hf.cold_start import cold_start
+            from grpo_hf.demo.cold_start import cold_start
 
             check_task(recipe)  # before the minute that the cold start takes
             recipe.model.model_name_or_path = str(
@@ -153,7 +169,9 @@ def main(arguments: Sequence[str]) -> None:
                     steps=recipe.task.cold_start_steps,
                     seed=seed,
                     use_cpu=recipe.training.use_cpu,
-                    worked=list(islice(problems("cold_start", difficulty, seed=seed), ROWS["cold_start"])),
+                    worked=list(
+                        islice(problems("cold_start", difficulty, seed=seed), ROWS["cold_start"])
+                    ),
                 )
             )
             recipe.task.cold_start_steps = 0

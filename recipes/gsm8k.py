@@ -16,8 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_hf.console import quiet
-from grpo_hf.errors import exit_on_error
+from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
 
@@ -25,11 +24,13 @@ HERE = Path(__file__).parent
 def main(arguments: Sequence[str]) -> None:
     """Run the recipe that the flags describe."""
     quiet()
-    from grpo_hf.recipe import read_recipe
+    from grpo_hf.runs.recipe import read_recipe
 
     with exit_on_error():
         recipe = read_recipe(arguments, default=HERE / "gsm8k.yaml")
-        from grpo_hf.run import train  # takes seconds: only after the settings are known to be right
+        from grpo_hf.runs.train import (
+            train,
+        )  # takes seconds: only after the settings are known to be right
 
         train(recipe)
 

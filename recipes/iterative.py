@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_hf.console import quiet
-from grpo_hf.errors import ConfigError, exit_on_error
+from grpo_hf.errors import ConfigError
+from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
@@ -46,14 +46,15 @@ def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(rest):
         print(f"{__doc__}\n{flags.format_help()}\nand those of recipes/gsm8k.py:\n")
     with exit_on_error():
-        from grpo_hf.recipe import read_recipe
+        from grpo_hf.runs.recipe import read_recipe
 
         recipe = read_recipe(rest, default=HERE / "iterative.yaml")
         from accelerate import PartialState
 
-        from grpo_hf import preflight, run
-        from grpo_hf.fitting import FitSettings
-        from grpo_hf.iterate import Continued, IterativeGRPO, check
+        from grpo_hf.reward_models.fit import FitSettings
+        from grpo_hf.runs import preflight
+        from grpo_hf.runs import train as run
+        from grpo_hf.runs.iterative import Continued, IterativeGRPO, check
 
         continued = Continued(
             prompts=settings.collect_prompts,
@@ -69,7 +70,10 @@ def main(arguments: Sequence[str]) -> None:
         check(recipe.training)
         check_settings(recipe, settings)
         task = preflight.check_task(recipe)
-        recipe.training.reward_weights = [1.0, *weights_of(task.rewards, recipe.training.reward_weights)]
+        recipe.training.reward_weights = [
+            1.0,
+            *weights_of(task.rewards, recipe.training.reward_weights),
+        ]
         prompts = run.prompts_of(recipe, task)
         loop = IterativeGRPO(
             run.policy_of(recipe),
@@ -109,7 +113,7 @@ def keep_settings(recipe: Any, settings: argparse.Namespace) -> None:
     """Write down what the run is begun with, once it is known to work."""
     from accelerate import PartialState
 
-    from grpo_hf.iterate import write_whole
+    from grpo_hf.runs.iterative import write_whole
 
     if PartialState().is_main_process:
         text = json.dumps(given_to(recipe, settings), indent=2)
@@ -133,43 +137,59 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
     from rich.console import Console
     from rich.table import Table
 
-    from grpo_hf.evaluation import accuracy, judging, right_answers
+    from grpo_hf.evaluation.answers import judging, right_answers
+    from grpo_hf.evaluation.statistics import accuracy
 
-    answers = [answered(loop, number, [row["prompt"] for row in rows]) for number in range(iterations + 1)]
+    answers = [
+        answered(loop, number, [row["prompt"] for row in rows]) for number in range(iterations + 1)
+    ]
     if not PartialState().is_main_process:
         return
-    table = Table(title=f"greedy answers to {len(rows)} held-out prompts; fresh pairs that r_φ ranks right")
+    table = Table(
+        title=f"greedy answers to {len(rows)} held-out prompts; fresh pairs that r_φ ranks right"
+    )
     for column in ("iteration", "right", "accuracy", "95% interval", "r_φ", "pairs", "replayed"):
         table.add_column(column, justify="right")
     with judging([reward], loop.args) as (judge,):
-        shares = [accuracy([bool(mark) for mark in right_answers(judge, rows, texts)]) for texts in answers]
+        shares = [
+            accuracy([bool(mark) for mark in right_answers(judge, rows, texts)])
+            for texts in answers
+        ]
     for number, share in enumerate(shares):
-        report = json.loads((loop.folder / f"iteration-{number}" / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(
+            (loop.folder / f"iteration-{number}" / "report.json").read_text(encoding="utf-8")
+        )
         ranked = report["before"]["accuracy"]
         table.add_row(
             str(number),
             f"{share.right}/{share.total}",
             f"{share.value:.3f}",
             f"{share.low:.3f} to {share.high:.3f}",
-            f"{ranked['right'] / ranked['total']:.3f}" if number else "",  # before, it has learned from none
+            f"{ranked['right'] / ranked['total']:.3f}"
+            if number
+            else "",  # before, it has learned from none
             str(report["pairs"]),
             str(report["replayed"]),
         )
     Console(highlight=False).print(table)
-    Console(highlight=False).print(f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True)
+    Console(highlight=False).print(
+        f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True
+    )
 
 
 def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
     """The greedy answers of an iteration's policy, by all processes, or those of an earlier call."""
     from accelerate import PartialState
 
-    from grpo_hf.evaluation import greedy_completions
-    from grpo_hf.iterate import write_whole
-    from grpo_hf.policy_files import load_policy
+    from grpo_hf.evaluation.answers import greedy_completions
+    from grpo_hf.runs.checkpoints import load_policy
+    from grpo_hf.runs.iterative import write_whole
 
     place = loop.folder / f"iteration-{number}"
     if (place / ANSWERS).exists():
-        return [json.loads(line) for line in (place / ANSWERS).read_text(encoding="utf-8").splitlines()]
+        return [
+            json.loads(line) for line in (place / ANSWERS).read_text(encoding="utf-8").splitlines()
+        ]
     load_policy(loop.model, place / "policy")
     texts = greedy_completions(
         loop.model,

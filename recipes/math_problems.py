@@ -15,8 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_hf.console import quiet
-from grpo_hf.errors import exit_on_error
+from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
 
@@ -24,11 +23,11 @@ HERE = Path(__file__).parent
 def main(arguments: Sequence[str]) -> None:
     """Run the recipe that the flags describe."""
     quiet()
-    from grpo_hf.recipe import read_recipe
+    from grpo_hf.runs.recipe import read_recipe
 
     with exit_on_error():
         recipe = read_recipe(arguments, default=HERE / "math_problems.yaml")
-        from grpo_hf.run import train
+        from grpo_hf.runs.train import train
 
         train(recipe)
 

@@ -29,8 +29,8 @@ from pathlib import Path
 from statistics import StatisticsError, correlation, fmean
 from typing import Any
 
-from grpo_hf.console import quiet
-from grpo_hf.errors import ConfigError, DataError, exit_on_error
+from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
 RESULTS = "results.json"
@@ -51,10 +51,11 @@ def main(arguments: Sequence[str]) -> None:
     with exit_on_error():
         from transformers.utils import logging
 
-        from grpo_hf import preflight, run
-        from grpo_hf.evaluation import judging
-        from grpo_hf.recipe import read_recipe
-        from grpo_hf.reward_model import RewardModel
+        from grpo_hf.evaluation.answers import judging
+        from grpo_hf.reward_models.model import RewardModel
+        from grpo_hf.runs import preflight
+        from grpo_hf.runs import train as run
+        from grpo_hf.runs.recipe import read_recipe
 
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
@@ -63,7 +64,9 @@ def main(arguments: Sequence[str]) -> None:
         if (out / RESULTS).exists():
             raise ConfigError(f"{out} holds another run; give another --output_dir.")
         if recipe.task.eval_rows == 0:
-            raise ConfigError("eval_rows is 0, and there is nothing to measure on. Set --eval_rows higher.")
+            raise ConfigError(
+                "eval_rows is 0, and there is nothing to measure on. Set --eval_rows higher."
+            )
         seed, task = recipe.training.seed, preflight.check_task(recipe)
         prompts = run.prompts_of(recipe, task)
         tokenizer, held_out = prompts.tokenizer, prompts.held_out.to_list()
@@ -75,7 +78,16 @@ def main(arguments: Sequence[str]) -> None:
             model = RewardModel.on(policy, tokenizer, seed=seed)
             fit(model, labels, settings, seed)
             model.save(out / "reward_model")
-            fresh = labelled("held-out", recipe, policy, tokenizer, held_out, judge, 1, settings.eval_continuations)
+            fresh = labelled(
+                "held-out",
+                recipe,
+                policy,
+                tokenizer,
+                held_out,
+                judge,
+                1,
+                settings.eval_continuations,
+            )
         found = model.step_scores(fresh.prompt_ids, fresh.completion_ids, fresh.step_ends)
         scores = {
             "process reward model": [values.sigmoid().tolist() for values in found],
@@ -83,16 +95,25 @@ def main(arguments: Sequence[str]) -> None:
         }
         results = {name: measured(of, fresh.values) for name, of in scores.items()}
         report = {"settings": {**vars(settings), **recipe.given}, "results": results}
-        (out / RESULTS).write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
+        (out / RESULTS).write_text(
+            json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8"
+        )
         show(results, len(held_out), settings.eval_continuations)
 
 
 def labelled(
-    which: str, recipe: Any, policy: Any, tokenizer: Any, rows: list[Any], judge: Any, samples: int, n: int
+    which: str,
+    recipe: Any,
+    policy: Any,
+    tokenizer: Any,
+    rows: list[Any],
+    judge: Any,
+    samples: int,
+    n: int,
 ) -> Any:
     """Samples of the policy with the values of their steps; says how long it took."""
-    from grpo_hf.sampling import sampling_of
-    from grpo_hf.step_labels import labelled_steps
+    from grpo_hf.reward_models.step_labels import labelled_steps
+    from grpo_hf.rollout.sampling import sampling_of
 
     start, training = time.perf_counter(), recipe.training
     labels = labelled_steps(
@@ -110,7 +131,9 @@ def labelled(
     )
     values = [value for of_row in labels.values for value in of_row]
     if not values:
-        raise DataError(f"{judge.reward.name} could judge no step of {len(rows)} {which} problems. Check its columns.")
+        raise DataError(
+            f"{judge.reward.name} could judge no step of {len(rows)} {which} problems. Check its columns."
+        )
     print(
         f"{which}: {len(rows)} problems, {len(labels.values)} samples, {len(values)} steps of mean value "
         f"{fmean(values):.3f}, {n} continuations each, in {time.perf_counter() - start:.0f} s",
@@ -127,7 +150,10 @@ def fit(model: Any, labels: Any, settings: argparse.Namespace, seed: int) -> Non
     def progress(step: int, steps: int, loss: float) -> None:
         recent.append(loss)
         if step % 50 == 0 or step == steps:
-            print(f"step {step}/{steps}  loss {fmean(recent):.3f}  {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"step {step}/{steps}  loss {fmean(recent):.3f}  {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
             recent.clear()
 
     model.fit_steps(
@@ -143,7 +169,9 @@ def fit(model: Any, labels: Any, settings: argparse.Namespace, seed: int) -> Non
     )
 
 
-def by_number(train: Sequence[Sequence[float]], held_out: Sequence[Sequence[float]]) -> list[list[float]]:
+def by_number(
+    train: Sequence[Sequence[float]], held_out: Sequence[Sequence[float]]
+) -> list[list[float]]:
     """For every held-out step the mean training value of steps with its number, or of all where there is none."""
     of_number: dict[int, list[float]] = {}
     for values in train:
@@ -154,11 +182,17 @@ def by_number(train: Sequence[Sequence[float]], held_out: Sequence[Sequence[floa
     return [[means.get(number, everywhere) for number in range(len(values))] for values in held_out]
 
 
-def measured(scores: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> dict[str, Any]:
+def measured(
+    scores: Sequence[Sequence[float]], values: Sequence[Sequence[float]]
+) -> dict[str, Any]:
     """How well scores tell the values of steps, of all of them and of those before the last."""
     found = {}
     for which, upto in (("all steps", None), ("before the last", -1)):
-        pairs = [pair for s, v in zip(scores, values, strict=True) for pair in zip(s[:upto], v[:upto], strict=True)]
+        pairs = [
+            pair
+            for s, v in zip(scores, values, strict=True)
+            for pair in zip(s[:upto], v[:upto], strict=True)
+        ]
         columns = list(zip(*pairs, strict=True)) or [(), ()]
         found[which] = {"steps": len(pairs), "correlation": pearson(*columns), "auc": auc(*columns)}
     return found
@@ -193,7 +227,9 @@ def show(results: dict[str, Any], problems: int, n: int) -> None:
     table = Table("score", "steps", "number", "correlation", "AUC", title=title)
     for name, found in results.items():
         for which, one in found.items():
-            numbers = ("" if one[key] is None else f"{one[key]:.3f}" for key in ("correlation", "auc"))
+            numbers = (
+                "" if one[key] is None else f"{one[key]:.3f}" for key in ("correlation", "auc")
+            )
             table.add_row(name, which, str(one["steps"]), *numbers)
     Console(highlight=False, width=110).print(table)
 

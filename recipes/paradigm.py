@@ -37,8 +37,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from grpo_hf.console import quiet
-from grpo_hf.errors import DataError, OutputExistsError, exit_on_error
+from grpo_hf.errors import DataError, OutputExistsError
+from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
 ONLINE = {
@@ -47,10 +47,28 @@ ONLINE = {
     "grpo": (),
     "grpo_process": ("--process_reward", "monte_carlo(n=2)", "--reward_weights", "0", "1"),
 }
-RATES = {"sft": 4.0, "rft": 2.0, "dpo": 0.125, "online_rft": 1.0, "ppo": 1.0, "grpo": 1.0, "grpo_process": 2.0}
+RATES = {
+    "sft": 4.0,
+    "rft": 2.0,
+    "dpo": 0.125,
+    "online_rft": 1.0,
+    "ppo": 1.0,
+    "grpo": 1.0,
+    "grpo_process": 2.0,
+}
 DIFFERENCES = (("online_rft", "rft"), ("grpo", "online_rft"), ("grpo_process", "grpo"))
 PROMPTS = 16  # that the base is asked at a time
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's, for 2 to 10 values
+T_95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+)  # Student's, for 2 to 10 values
 
 Results = dict[str, dict[int, dict[str, Any]]]  # of a method, by seed
 
@@ -81,7 +99,9 @@ def main(arguments: Sequence[str]) -> None:
             claim(out, {**vars(settings), "method": None, "seeds": None, "flags": rest})
         for seed in settings.seeds:
             folder = out / f"seed{seed}"
-            missing = [name for name in ("base", *methods) if not (folder / f"{name}.json").exists()]
+            missing = [
+                name for name in ("base", *methods) if not (folder / f"{name}.json").exists()
+            ]
             start = Start.of(folder, ("--seed", str(seed), *rest), settings) if missing else None
             for name in missing:
                 run(start, name)
@@ -98,14 +118,16 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
     """
     file = out / "settings.json"
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != settings:
-        raise OutputExistsError(f"{out} holds results of other settings, in {file.name}. Give another --output_dir.")
+        raise OutputExistsError(
+            f"{out} holds results of other settings, in {file.name}. Give another --output_dir."
+        )
     out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def read(flags: Sequence[str]) -> Any:
     """The settings of one run."""
-    from grpo_hf.recipe import read_recipe
+    from grpo_hf.runs.recipe import read_recipe
 
     return read_recipe(flags, default=HERE / "paradigm_tiny.yaml")
 
@@ -124,14 +146,16 @@ class Start:
     @classmethod
     def of(cls, folder: Path, flags: tuple[str, ...], settings: argparse.Namespace) -> "Start":
         """Check the task, and cold-start the base, or find that it was."""
-        from grpo_hf.preflight import check_model, check_task
-        from grpo_hf.run import cold_started
+        from grpo_hf.runs.preflight import check_model, check_task
+        from grpo_hf.runs.train import cold_started
 
         recipe = read([*flags, "--output_dir", str(folder / "base")])
         task = check_task(recipe)
         base = recipe.model.model_name_or_path = cold_started(recipe)
         flags = (*flags, "--model_name_or_path", base, "--cold_start_steps", "0")
-        return cls(folder, flags, recipe.training, check_model(recipe, task), task.rewards[0], settings)
+        return cls(
+            folder, flags, recipe.training, check_model(recipe, task), task.rewards[0], settings
+        )
 
     def recipe(self, name: str) -> Any:
         """The settings of a method's run."""
@@ -141,24 +165,28 @@ class Start:
 
     def right(self, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> list[bool]:
         """Whether each answer gets the reward's full mark."""
-        from grpo_hf.evaluation import right_answers
-        from grpo_hf.scoring import ScoredReward
+        from grpo_hf.evaluation.answers import right_answers
+        from grpo_hf.scoring.scorer import ScoredReward
 
         return [bool(right) for right in right_answers(ScoredReward(self.reward), rows, texts)]
 
     def accuracy(self, model: Any) -> float:
         """The share of held-out problems that the model's greedy answers solve."""
-        from grpo_hf.evaluation import greedy_completions
+        from grpo_hf.evaluation.answers import greedy_completions
 
         rows = self.prompts.held_out.to_list()
         asked, longest = [row["prompt"] for row in rows], self.training.max_completion_length
-        texts = greedy_completions(model, self.prompts.tokenizer, asked, max_new_tokens=longest, batch_size=len(rows))
+        texts = greedy_completions(
+            model, self.prompts.tokenizer, asked, max_new_tokens=longest, batch_size=len(rows)
+        )
         return mean(self.right(rows, texts))
 
-    def sample(self, model: Any, rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[list[tuple[str, bool]]]:
+    def sample(
+        self, model: Any, rows: Sequence[dict[str, Any]], count: int, seed: int
+    ) -> list[list[tuple[str, bool]]]:
         """Answers to each prompt, sampled as in training, and whether they are right."""
-        from grpo_hf.evaluation import sampled_completions
-        from grpo_hf.sampling import sampling_of
+        from grpo_hf.evaluation.answers import sampled_completions
+        from grpo_hf.rollout.sampling import sampling_of
 
         groups = sampled_completions(
             model,
@@ -181,14 +209,17 @@ class Start:
 
 def run(start: Start, name: str) -> None:
     """Run a method, or look at the base, and write what came of it."""
-    from grpo_hf.base import load_base
+    from grpo_hf.models.loading import load_base
 
     begun = time.monotonic()
     shutil.rmtree(start.folder / name, ignore_errors=True)  # an interrupted run begins anew
     print(f"{start.folder.name}: {name}", flush=True)
     if name == "base":
         model = load_base(start.recipe(name).model)
-        result: dict[str, Any] = {"accuracy": start.accuracy(model), "sampled": sampled(start, model)}
+        result: dict[str, Any] = {
+            "accuracy": start.accuracy(model),
+            "sampled": sampled(start, model),
+        }
     else:
         trainer, tokens = online(start, name) if name in ONLINE else offline(start, name)
         curve = follow(trainer, start, name, tokens)
@@ -206,7 +237,9 @@ def sampled(start: Start, model: Any) -> list[list[tuple[str, bool]]]:
     """What samples for held-out problems come to, and whether that is right."""
     rows = start.prompts.held_out.to_list()[: start.settings.sampled_problems]
     groups = start.sample(model, rows, start.settings.samples, seed=start.training.seed)
-    return [[(text.rpartition("####")[2].strip(), right) for text, right in group] for group in groups]
+    return [
+        [(text.rpartition("####")[2].strip(), right) for text, right in group] for group in groups
+    ]
 
 
 def online(start: Start, name: str) -> tuple[Any, int | None]:
@@ -214,8 +247,8 @@ def online(start: Start, name: str) -> tuple[Any, int | None]:
     from trl import get_peft_config
 
     from grpo_hf import GRPOTrainer
-    from grpo_hf.base import load_base
-    from grpo_hf.progress import ProgressLine
+    from grpo_hf.models.loading import load_base
+    from grpo_hf.reporting.progress import ProgressLine
 
     recipe = start.recipe(name)
     trainer = GRPOTrainer(
@@ -236,21 +269,33 @@ def offline(start: Start, name: str) -> tuple[Any, int]:
     from transformers.trainer_callback import PrinterCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_peft_config
 
-    from grpo_hf.base import load_base
+    from grpo_hf.models.loading import load_base
 
     rows, tokens = demonstrations(start) if name == "sft" else samples_of_base(start, name)
     if not rows:
-        raise DataError(f"{name}: no sample of the base to learn from. Give more --cold_start_steps or --budget.")
+        raise DataError(
+            f"{name}: no sample of the base to learn from. Give more --cold_start_steps or --budget."
+        )
     recipe = start.recipe(name)
-    trainer_class, config_class = (DPOTrainer, DPOConfig) if name == "dpo" else (SFTTrainer, SFTConfig)
-    kept = ("output_dir", "learning_rate", "lr_scheduler_type", "warmup_steps", "per_device_train_batch_size")
+    trainer_class, config_class = (
+        (DPOTrainer, DPOConfig) if name == "dpo" else (SFTTrainer, SFTConfig)
+    )
+    kept = (
+        "output_dir",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "per_device_train_batch_size",
+    )
     kept += ("gradient_checkpointing", "bf16", "use_cpu", "seed", "report_to", "save_strategy")
     trainer = trainer_class(
         load_base(recipe.model),
         args=config_class(
             **{setting: getattr(recipe.training, setting) for setting in kept},
             num_train_epochs=1 if name == "sft" else start.settings.epochs,
-            train_sampling_strategy="sequential" if name == "sft" else "random",  # samples of a prompt lie together
+            train_sampling_strategy="sequential"
+            if name == "sft"
+            else "random",  # samples of a prompt lie together
             logging_steps=1,
             disable_tqdm=True,
         ),
@@ -290,19 +335,24 @@ def samples_of_base(start: Start, name: str) -> tuple[list[dict[str, Any]], int]
             rows += [{"prompt": prompt, "completion": text} for text in good]
         else:
             pairs = zip(good, bad, strict=False)  # as many as there are of the fewer
-            rows += [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in pairs]
+            rows += [
+                {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+                for chosen, rejected in pairs
+            ]
     return rows, spent
 
 
 def ask_base(start: Start) -> Iterator[tuple[Any, list[tuple[str, bool]]]]:
     """A group of samples for one training prompt after the other, until the budget is spent."""
-    from grpo_hf.base import load_base
+    from grpo_hf.models.loading import load_base
 
     model, spent = load_base(start.recipe("base").model), 0
     rows = cycle(start.prompts.train.to_list())
     while spent < start.settings.budget:
         batch = [next(rows) for _ in range(PROMPTS)]
-        groups = start.sample(model, batch, start.training.num_generations, seed=start.training.seed + spent)
+        groups = start.sample(
+            model, batch, start.training.num_generations, seed=start.training.seed + spent
+        )
         for row, group in zip(batch, groups, strict=True):
             if spent < start.settings.budget:
                 spent += sum(start.tokens(text) for text, _ in group)
@@ -327,16 +377,25 @@ def follow(trainer: Any, start: Start, name: str, tokens: int | None) -> list[di
     spent = 0.0
 
     class Curve(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
+        ) -> None:
             nonlocal spent
             if name in ONLINE:
                 spent += logs.get("completions/mean_length", 0.0) * args.generation_batch_size
                 spent += logs.get("monte_carlo/tokens", 0.0)
             share = spent / budget if tokens is None else state.global_step / state.max_steps
             if int(share * marks) > int(curve[-1]["share"] * marks) and curve[-1]["share"] < 1:
-                point = {"share": min(share, 1.0), "updates": state.global_step, "tokens": round(tokens or spent)}
+                point = {
+                    "share": min(share, 1.0),
+                    "updates": state.global_step,
+                    "tokens": round(tokens or spent),
+                }
                 curve.append(point | {"accuracy": start.accuracy(trainer.model)})
-                print(f"  {share:4.0%}  {point['updates']} updates  accuracy {curve[-1]['accuracy']:.3f}", flush=True)
+                print(
+                    f"  {share:4.0%}  {point['updates']} updates  accuracy {curve[-1]['accuracy']:.3f}",
+                    flush=True,
+                )
             control.should_training_stop |= share >= 1
 
     trainer.add_callback(Curve())
@@ -347,8 +406,13 @@ def read_results(out: Path) -> Results:
     """What finished pairs have left."""
     results: Results = {}
     for name in ("base", *RATES):
-        files = {int(file.parent.name.removeprefix("seed")): file for file in sorted(out.glob(f"seed*/{name}.json"))}
-        results[name] = {seed: json.loads(files[seed].read_text(encoding="utf-8")) for seed in sorted(files)}
+        files = {
+            int(file.parent.name.removeprefix("seed")): file
+            for file in sorted(out.glob(f"seed*/{name}.json"))
+        }
+        results[name] = {
+            seed: json.loads(files[seed].read_text(encoding="utf-8")) for seed in sorted(files)
+        }
     return {name: of_seeds for name, of_seeds in results.items() if of_seeds}
 
 
@@ -369,11 +433,24 @@ def show(results: Results) -> None:
     from rich.table import Table
 
     seeds = sorted({seed for of_seeds in results.values() for seed in of_seeds})
-    table = Table("method", *(f"seed {seed}" for seed in seeds), "mean ± 95%", "updates", "tokens", title="accuracy")
-    final = {name: {seed: found["accuracy"] for seed, found in of.items()} for name, of in results.items()}
+    table = Table(
+        "method",
+        *(f"seed {seed}" for seed in seeds),
+        "mean ± 95%",
+        "updates",
+        "tokens",
+        title="accuracy",
+    )
+    final = {
+        name: {seed: found["accuracy"] for seed, found in of.items()}
+        for name, of in results.items()
+    }
     for name, of_seeds in final.items():
         ends = [found["curve"][-1] for found in results[name].values()] if name != "base" else []
-        cost = [f"{mean(end[what] for end in ends):,.0f}" if ends else "" for what in ("updates", "tokens")]
+        cost = [
+            f"{mean(end[what] for end in ends):,.0f}" if ends else ""
+            for what in ("updates", "tokens")
+        ]
         shown = [f"{of_seeds[seed]:.3f}" if seed in of_seeds else "" for seed in seeds]
         table.add_row(name, *shown, interval([*of_seeds.values()]), *cost)
     console = Console(highlight=False)
@@ -382,12 +459,20 @@ def show(results: Results) -> None:
         both = sorted(final.get(one, {}).keys() & final.get(other, {}).keys())
         if both:
             gains = [final[one][seed] - final[other][seed] for seed in both]
-            console.print(f"{one} − {other}, paired by seed: {interval(gains)}  ({len(both)} seeds)")
+            console.print(
+                f"{one} − {other}, paired by seed: {interval(gains)}  ({len(both)} seeds)"
+            )
     for seed, found in results.get("grpo_process", {}).items():
         if seed in results.get("grpo", {}):
-            reached = (point for point in found["curve"] if point["accuracy"] >= final["grpo"][seed])
+            reached = (
+                point for point in found["curve"] if point["accuracy"] >= final["grpo"][seed]
+            )
             point, of_grpo = next(reached, None), results["grpo"][seed]["curve"][-1]
-            when = f"{point['updates']} updates, {point['tokens']:,} tokens" if point else "not reached"
+            when = (
+                f"{point['updates']} updates, {point['tokens']:,} tokens"
+                if point
+                else "not reached"
+            )
             ends = f"{of_grpo['updates']} updates, {of_grpo['tokens']:,} tokens"
             console.print(f"seed {seed}: grpo's final accuracy ({ends}) with grpo_process: {when}")
 
@@ -415,15 +500,25 @@ def draw_curves(axes: Any, results: Results) -> None:
     for name in [name for name in RATES if name in results]:
         curves = [found["curve"] for found in results[name].values()]
         gains = [[at(curve, share) - curve[0]["accuracy"] for share in grid] for curve in curves]
-        band(axes, grid, gains, label=f"{name}, {len(curves)} seeds" if len(curves) > 1 else f"{name}, 1 seed")
-    axes.set(xlabel="share of the budget (sft, rft, dpo: of the updates)", ylabel="accuracy above the base's, greedy")
+        band(
+            axes,
+            grid,
+            gains,
+            label=f"{name}, {len(curves)} seeds" if len(curves) > 1 else f"{name}, 1 seed",
+        )
+    axes.set(
+        xlabel="share of the budget (sft, rft, dpo: of the updates)",
+        ylabel="accuracy above the base's, greedy",
+    )
 
 
 def draw_samples(axes: Any, results: Results) -> None:
     """maj@k and pass@k of the base and of what GRPO made of it (figure 7)."""
-    from grpo_hf.evaluation import maj_at_k, pass_at_k
+    from grpo_hf.evaluation.statistics import maj_at_k, pass_at_k
 
-    for name, color in [(name, f"C{i}") for i, name in enumerate(("base", "grpo")) if name in results]:
+    for name, color in [
+        (name, f"C{i}") for i, name in enumerate(("base", "grpo")) if name in results
+    ]:
         groups = [found["sampled"] for found in results[name].values()]
         ks = [2**power for power in range(6) if 2**power <= min(map(len, groups[0]))]
         said = [[[text for text, _ in of_problem] for of_problem in of_seed] for of_seed in groups]
@@ -433,7 +528,9 @@ def draw_samples(axes: Any, results: Results) -> None:
         band(axes, ks, passed, label=f"pass@k, {name}", color=color, linestyle="--")
         band(axes, ks, voted, label=f"maj@k, {name}", color=color)
     axes.set_xscale("log", base=2)
-    axes.set(xlabel="k samples at the temperature of training", ylabel="accuracy, held-out problems")
+    axes.set(
+        xlabel="k samples at the temperature of training", ylabel="accuracy, held-out problems"
+    )
 
 
 def band(axes: Any, xs: Sequence[float], of_seeds: Sequence[Sequence[float]], **style: Any) -> None:
@@ -448,7 +545,9 @@ def at(curve: Sequence[dict[str, Any]], share: float) -> float:
     """The accuracy at a share of the way, between the points that were measured."""
     from numpy import interp
 
-    return float(interp(share, [point["share"] for point in curve], [point["accuracy"] for point in curve]))
+    return float(
+        interp(share, [point["share"] for point in curve], [point["accuracy"] for point in curve])
+    )
 
 
 if __name__ == "__main__":

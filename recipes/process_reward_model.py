@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_hf.console import quiet
-from grpo_hf.errors import ConfigError, DataError, exit_on_error
+from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.runs.program import exit_on_error, quiet
 
 RESULTS = "results.json"
 
@@ -58,10 +58,20 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--dataset_path", type=Path, required=True, help="folder with TASK.jsonl")
     parser.add_argument("--model_name_or_path", default="models/smollm2-135m-instruct")
     parser.add_argument("--train_rows", type=int, default=100, help="traces per task to learn from")
-    parser.add_argument("--eval_rows", type=int, default=60, help="traces per task that are held out")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens of a training trace, which ends at a step")
     parser.add_argument(
-        "--max_eval_length", type=int, default=2048, help="tokens of a held-out one; the rest is unread"
+        "--eval_rows", type=int, default=60, help="traces per task that are held out"
+    )
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        default=512,
+        help="tokens of a training trace, which ends at a step",
+    )
+    parser.add_argument(
+        "--max_eval_length",
+        type=int,
+        default=2048,
+        help="tokens of a held-out one; the rest is unread",
     )
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--epochs", type=int, default=1)
@@ -80,7 +90,9 @@ def main(arguments: Sequence[str]) -> None:
     with exit_on_error():
         train, held_out = split(read(settings.dataset_path), settings)
         if (settings.output_dir / RESULTS).exists():
-            raise ConfigError(f"{settings.output_dir} holds another run; give another --output_dir.")
+            raise ConfigError(
+                f"{settings.output_dir} holds another run; give another --output_dir."
+            )
         tokenizer, model = load(settings)
         fit(model, tokenizer, train, settings)
         model.save(settings.output_dir / "reward_model")
@@ -89,9 +101,17 @@ def main(arguments: Sequence[str]) -> None:
         rows = [encode(tokenizer, trace, longest) for trace in held_out]
         scores = model.step_scores(*columns(rows), batch_size=4)
         results = judge(train, held_out, [values.tolist() for values in scores])
-        print(f"scored {len(held_out)} held-out traces in {time.perf_counter() - start:.0f} s", flush=True)
-        report = {"settings": {name: str(value) for name, value in vars(settings).items()}, "tasks": results}
-        (settings.output_dir / RESULTS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(
+            f"scored {len(held_out)} held-out traces in {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+        report = {
+            "settings": {name: str(value) for name, value in vars(settings).items()},
+            "tasks": results,
+        }
+        (settings.output_dir / RESULTS).write_text(
+            json.dumps(report, indent=1) + "\n", encoding="utf-8"
+        )
         show(results)
 
 
@@ -103,7 +123,9 @@ def read(folder: Path) -> list[Trace]:
     """
     files = sorted(folder.glob("*.jsonl"))
     if not files:
-        raise DataError(f"{folder} holds no *.jsonl; expected BIG-Bench Mistake's files. Check --dataset_path.")
+        raise DataError(
+            f"{folder} holds no *.jsonl; expected BIG-Bench Mistake's files. Check --dataset_path."
+        )
     traces = []
     for file in files:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -115,7 +137,9 @@ def read(folder: Path) -> list[Trace]:
                     f"{file}:{number}: {type(error).__name__} {error}; expected a JSON row with input, steps and "
                     "mistake_index."
                 ) from error
-            if not trace.steps or (trace.mistake is not None and not 0 <= trace.mistake < len(trace.steps)):
+            if not trace.steps or (
+                trace.mistake is not None and not 0 <= trace.mistake < len(trace.steps)
+            ):
                 raise DataError(
                     f"{file}:{number}: mistake_index is {trace.mistake} of {len(trace.steps)} steps; expected the "
                     "index of one, or null."
@@ -146,16 +170,23 @@ def load(settings: argparse.Namespace) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
     from trl import ModelConfig
 
-    from grpo_hf.base import load_base, load_tokenizer
-    from grpo_hf.reward_model import RewardModel
+    from grpo_hf.models.loading import load_base, load_tokenizer
+    from grpo_hf.reward_models.model import RewardModel
 
     targets = settings.lora_target_modules
     targets = targets[0] if targets == ["all-linear"] else targets
-    lora = LoraConfig(r=settings.lora_r, lora_alpha=2 * settings.lora_r, target_modules=targets, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=2 * settings.lora_r,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
     tokenizer = load_tokenizer(settings.model_name_or_path)
     base = load_base(ModelConfig(model_name_or_path=settings.model_name_or_path, dtype="float32"))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return tokenizer, RewardModel.on(get_peft_model(base, lora).to(device), tokenizer, seed=settings.seed)
+    return tokenizer, RewardModel.on(
+        get_peft_model(base, lora).to(device), tokenizer, seed=settings.seed
+    )
 
 
 def encode(tokenizer: Any, trace: Trace, max_length: int) -> tuple[list[int], list[int], list[int]]:
@@ -163,7 +194,7 @@ def encode(tokenizer: Any, trace: Trace, max_length: int) -> tuple[list[int], li
 
     Steps that do not end within `max_length` tokens are left out.
     """
-    from grpo_hf.data import prompt_builder, prompt_token_ids
+    from grpo_hf.data.prompts import prompt_builder, prompt_token_ids
 
     prompt = prompt_builder(chat=tokenizer.chat_template is not None)(trace.problem)
     (prompt_ids,) = prompt_token_ids([prompt], tokenizer)
@@ -178,7 +209,9 @@ def encode(tokenizer: Any, trace: Trace, max_length: int) -> tuple[list[int], li
     return prompt_ids, completion, ends
 
 
-def lesson(tokenizer: Any, trace: Trace, max_length: int) -> tuple[list[int], list[int], list[int], list[float]]:
+def lesson(
+    tokenizer: Any, trace: Trace, max_length: int
+) -> tuple[list[int], list[int], list[int], list[float]]:
     """A training row: it ends with the last labelled step, because later tokens change no score before."""
     prompt_ids, completion, ends = encode(tokenizer, trace, max_length)
     ends = ends[: len(trace.labels)]
@@ -194,7 +227,9 @@ def fit(model: Any, tokenizer: Any, train: Sequence[Trace], settings: argparse.N
     longest = min(settings.max_length, model.longest)
     lessons = [one for trace in train if (one := lesson(tokenizer, trace, longest))[2]]
     if not lessons:
-        raise DataError(f"no step of a training trace ends within {longest} tokens. Set --max_length higher.")
+        raise DataError(
+            f"no step of a training trace ends within {longest} tokens. Set --max_length higher."
+        )
     tokens = sum(len(prompt) + len(completion) for prompt, completion, *_ in lessons)
     steps, wrong = sum(len(one[3]) for one in lessons), sum(one[3].count(0.0) for one in lessons)
     print(
@@ -209,7 +244,10 @@ def fit(model: Any, tokenizer: Any, train: Sequence[Trace], settings: argparse.N
         recent.append(loss)
         if step % 10 == 0 or step == steps:
             mean = sum(recent) / len(recent)
-            print(f"step {step}/{steps}  loss {mean:.3f}  {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"step {step}/{steps}  loss {mean:.3f}  {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
             recent.clear()
 
     model.fit_steps(
@@ -237,25 +275,33 @@ def first_mistake(scores: Sequence[float]) -> int:
     return int((logsigmoid(-values) + right.cumsum(0) - right).argmax()) if scores else -1
 
 
-def judge(train: Sequence[Trace], held_out: Sequence[Trace], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
+def judge(
+    train: Sequence[Trace], held_out: Sequence[Trace], scores: Sequence[Sequence[float]]
+) -> dict[str, Any]:
     """For every task, how often the first mistake is found, and how often other ways would have found it."""
     from dataclasses import asdict
 
-    from grpo_hf.evaluation import accuracy
+    from grpo_hf.evaluation.statistics import accuracy
 
     results: dict[str, Any] = {}
     for task in [*sorted({trace.task for trace in held_out}), "all"]:
-        pairs = [pair for pair in zip(held_out, scores, strict=True) if task in (pair[0].task, "all")]
+        pairs = [
+            pair for pair in zip(held_out, scores, strict=True) if task in (pair[0].task, "all")
+        ]
         wrong = [(trace, values) for trace, values in pairs if trace.mistake is not None]
         if not wrong:
             continue
-        frequent = {name: most_frequent_place(train, name) for name in {trace.task for trace, _ in wrong}}
+        frequent = {
+            name: most_frequent_place(train, name) for name in {trace.task for trace, _ in wrong}
+        }
         found = accuracy([first_mistake(values) == trace.mistake for trace, values in wrong])
         results[task] = asdict(found) | {
             "share": found.value,
             "chance": sum(1 / len(trace.steps) for trace, _ in wrong) / len(wrong),
-            "last_step": sum(trace.mistake == len(trace.steps) - 1 for trace, _ in wrong) / len(wrong),
-            "frequent_place": sum(trace.mistake == frequent[trace.task] for trace, _ in wrong) / len(wrong),
+            "last_step": sum(trace.mistake == len(trace.steps) - 1 for trace, _ in wrong)
+            / len(wrong),
+            "frequent_place": sum(trace.mistake == frequent[trace.task] for trace, _ in wrong)
+            / len(wrong),
             "same_place": same_place(pairs),
         }
     return results
@@ -263,7 +309,9 @@ def judge(train: Sequence[Trace], held_out: Sequence[Trace], scores: Sequence[Se
 
 def most_frequent_place(train: Sequence[Trace], task: str) -> int | None:
     """Where first mistakes of a task are most often; None if training has none."""
-    places = Counter(trace.mistake for trace in train if trace.task == task and trace.mistake is not None)
+    places = Counter(
+        trace.mistake for trace in train if trace.task == task and trace.mistake is not None
+    )
     return max(places, key=lambda place: (places[place], -place), default=None)
 
 
@@ -277,7 +325,12 @@ def same_place(pairs: Sequence[tuple[Trace, Sequence[float]]]) -> float | None:
     for trace, values in pairs:
         for place, (label, value) in enumerate(zip(trace.labels, values, strict=False)):
             (right if label else wrong).setdefault((trace.task, place), []).append(value)
-    won = [(r > w) + (r == w) / 2 for key in right.keys() & wrong.keys() for r in right[key] for w in wrong[key]]
+    won = [
+        (r > w) + (r == w) / 2
+        for key in right.keys() & wrong.keys()
+        for r in right[key]
+        for w in wrong[key]
+    ]
     return sum(won) / len(won) if won else None
 
 
@@ -286,7 +339,16 @@ def show(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    heads = ("task", "traces", "found", "95% interval", "chance", "last step", "frequent place", "same place")
+    heads = (
+        "task",
+        "traces",
+        "found",
+        "95% interval",
+        "chance",
+        "last step",
+        "frequent place",
+        "same place",
+    )
     table = Table(*heads, title="first mistakes of held-out traces")
     for task, one in results.items():
         numbers = (one["chance"], one["last_step"], one["frequent_place"])

@@ -26,13 +26,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from grpo_hf.console import quiet
-from grpo_hf.errors import ConfigError, DataError, exit_on_error
+from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
 FINISHED = "finished"  # an empty file in the folder of a stage that is
 BATCH = 32  # of supervised steps, and of prompts that are sampled together
-SUPERVISED_RATE = 4  # times GRPO's learning rate: a right token says more than a reward for all of them
+SUPERVISED_RATE = (
+    4  # times GRPO's learning rate: a right token says more than a reward for all of them
+)
 THOUGHTS = (
     "First {}, then {}, so together {}.",
     "First {}, then {}, so together {}.",
@@ -44,26 +46,33 @@ def main(arguments: Sequence[str]) -> None:
     """Run the stages that are not finished, and show what each of them brought."""
     quiet()
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--cold_start_rows", type=int, default=1000)  # the embedded model has as many as it takes
+    flags.add_argument(
+        "--cold_start_rows", type=int, default=1000
+    )  # the embedded model has as many as it takes
     flags.add_argument("--sample_prompts", type=int, default=512)
     flags.add_argument("--samples_per_prompt", type=int, default=4)
     flags.add_argument("--sft_epochs", type=float, default=2.0)
     settings, rest = flags.parse_known_args(arguments)
-    from grpo_hf.recipe import EMBEDDED_MODEL, read_recipe
+    from grpo_hf.runs.recipe import EMBEDDED_MODEL, read_recipe
 
     with exit_on_error():
         recipe = read_recipe(rest, default=HERE / "r1.yaml")
         out = Path(recipe.training.output_dir)
-        from grpo_hf.preflight import check_model, check_task
-        from grpo_hf.run import train
+        from grpo_hf.runs.preflight import check_model, check_task
+        from grpo_hf.runs.train import train
 
         task = check_task(recipe)
         if task.held_out is None:
-            raise ConfigError("eval_rows is 0; the stages are compared on held-out prompts. Give --eval_rows 200.")
+            raise ConfigError(
+                "eval_rows is 0; the stages are compared on held-out prompts. Give --eval_rows 200."
+            )
         if recipe.model.model_name_or_path == EMBEDDED_MODEL:
             run_stage(out / "cold_start", lambda: teach_embedded(recipe, out / "cold_start"))
         else:
-            run_stage(out / "cold_start", lambda: teach(recipe, check_model(recipe, task), settings.cold_start_rows))
+            run_stage(
+                out / "cold_start",
+                lambda: teach(recipe, check_model(recipe, task), settings.cold_start_rows),
+            )
 
         def on_the_base(stage: str, *more: str) -> Any:
             base = ["--model_name_or_path", str(out / "cold_start"), "--cold_start_steps", "0"]
@@ -74,9 +83,17 @@ def main(arguments: Sequence[str]) -> None:
         sampling = on_the_base("samples")
         prompts = check_model(sampling, task)
         run_stage(out / "samples", lambda: sample(sampling, task, prompts, out / "rl", settings))
-        run_stage(out / "sft", lambda: learn_samples(on_the_base("sft"), prompts, out / "samples", settings.sft_epochs))
+        run_stage(
+            out / "sft",
+            lambda: learn_samples(
+                on_the_base("sft"), prompts, out / "samples", settings.sft_epochs
+            ),
+        )
         again = ("--adapter", str(out / "sft"))
-        run_stage(out / "rl_again", lambda: train(on_the_base("rl_again", *again, *resumed(out / "rl_again"))))
+        run_stage(
+            out / "rl_again",
+            lambda: train(on_the_base("rl_again", *again, *resumed(out / "rl_again"))),
+        )
         show(out, task.rewards, prompts.held_out.to_list(), recipe.training)
 
 
@@ -92,7 +109,7 @@ def run_stage(folder: Path, work: Callable[[], object]) -> None:
 
 def resumed(folder: Path) -> list[str]:
     """The flags with which a stage goes on where it was interrupted."""
-    from grpo_hf.policy_files import whole_checkpoint
+    from grpo_hf.runs.checkpoints import whole_checkpoint
 
     checkpoint = whole_checkpoint(folder)
     return [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
@@ -109,10 +126,14 @@ def in_r1_form(answer: str, *, number: int | None = None) -> str:
 
 def teach_embedded(recipe: Any, folder: Path) -> None:
     """Stage cold_start for the embedded model: all its weights learn."""
-    from grpo_hf.cold_start import BATCH, cold_start
-    from grpo_hf.word_problems import word_problems
+    from grpo_hf.demo.cold_start import BATCH, cold_start
+    from grpo_hf.demo.word_problems import word_problems
 
-    steps, seed, use_cpu = recipe.task.cold_start_steps, recipe.training.seed, recipe.training.use_cpu
+    steps, seed, use_cpu = (
+        recipe.task.cold_start_steps,
+        recipe.training.seed,
+        recipe.training.use_cpu,
+    )
     rows = enumerate(islice(word_problems("cold_start", seed=seed), steps * BATCH))
     worked = [{**row, "answer": in_r1_form(row["answer"], number=number)} for number, row in rows]
     cold_start(folder.parent, steps=steps, seed=seed, use_cpu=use_cpu, worked=worked).rename(folder)
@@ -121,7 +142,9 @@ def teach_embedded(recipe: Any, folder: Path) -> None:
 def teach(recipe: Any, prompts: Any, count: int) -> None:
     """Stage cold_start for any other model: a LoRA learns training problems with their solutions, and is merged."""
     if "answer" not in prompts.train.column_names:
-        raise DataError("the cold start needs a column answer with solutions that end in `#### n`, as GSM8K has them.")
+        raise DataError(
+            "the cold start needs a column answer with solutions that end in `#### n`, as GSM8K has them."
+        )
     rows = prompts.train.select(range(min(count, len(prompts.train))))
     pairs = [(row["prompt"], in_r1_form(row["answer"])) for row in rows]
     folder = Path(recipe.training.output_dir) / "cold_start"
@@ -129,15 +152,21 @@ def teach(recipe: Any, prompts: Any, count: int) -> None:
     model.merge_and_unload().save_pretrained(folder)
 
 
-def sample(recipe: Any, task: Any, prompts: Any, adapter: Path, settings: argparse.Namespace) -> None:
+def sample(
+    recipe: Any, task: Any, prompts: Any, adapter: Path, settings: argparse.Namespace
+) -> None:
     """Stage samples: rejection sampling, where an answer stays if every reward gives it the full mark."""
     from peft import PeftModel
 
-    from grpo_hf.base import load_base
-    from grpo_hf.evaluation import judging, right_answers, sampled_completions
-    from grpo_hf.sampling import sampling_of
+    from grpo_hf.evaluation.answers import judging, right_answers, sampled_completions
+    from grpo_hf.models.loading import load_base
+    from grpo_hf.rollout.sampling import sampling_of
 
-    training, tokenizer, folder = recipe.training, prompts.tokenizer, Path(recipe.training.output_dir)
+    training, tokenizer, folder = (
+        recipe.training,
+        prompts.tokenizer,
+        Path(recipe.training.output_dir),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     model = PeftModel.from_pretrained(load_base(recipe.model), adapter).to(training.device).eval()
     rows = prompts.train.select(range(min(settings.sample_prompts, len(prompts.train)))).to_list()
@@ -156,20 +185,33 @@ def sample(recipe: Any, task: Any, prompts: Any, adapter: Path, settings: argpar
     texts = [text for of_prompt in samples for text in of_prompt]
     with judging(task.rewards, training) as judges:
         marks = zip(*(right_answers(judge, asked, texts) for judge in judges), strict=True)
-    kept = [(row["prompt"], text) for row, text, full in zip(asked, texts, marks, strict=True) if all(full)]
-    print(f"rejection sampling: {len(kept)} of {len(texts)} answers have every full mark", flush=True)
+    kept = [
+        (row["prompt"], text)
+        for row, text, full in zip(asked, texts, marks, strict=True)
+        if all(full)
+    ]
+    print(
+        f"rejection sampling: {len(kept)} of {len(texts)} answers have every full mark", flush=True
+    )
     if not kept:
-        raise DataError("no sample has the full mark of every reward: train stage rl longer, or ask for less.")
-    (folder / "samples.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in kept), encoding="utf-8")
+        raise DataError(
+            "no sample has the full mark of every reward: train stage rl longer, or ask for less."
+        )
+    (folder / "samples.jsonl").write_text(
+        "".join(json.dumps(pair) + "\n" for pair in kept), encoding="utf-8"
+    )
 
 
 def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> None:
     """Stage sft: a fresh adapter learns the samples, and answers the held-out prompts."""
-    from grpo_hf.evaluation import greedy_completions
-    from grpo_hf.report import EVALUATION_FILE
+    from grpo_hf.evaluation.answers import greedy_completions
+    from grpo_hf.evaluation.comparison import EVALUATION_FILE
 
     training, folder = recipe.training, Path(recipe.training.output_dir)
-    pairs = [json.loads(line) for line in (samples / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    pairs = [
+        json.loads(line)
+        for line in (samples / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     model = supervised(recipe, prompts.tokenizer, pairs, folder, epochs=epochs)
     model.save_pretrained(folder)
     answers = greedy_completions(
@@ -184,13 +226,15 @@ def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> No
     (folder / EVALUATION_FILE).write_text("".join(lines), encoding="utf-8")
 
 
-def supervised(recipe: Any, tokenizer: Any, pairs: list[Any], folder: Path, *, epochs: float) -> Any:
+def supervised(
+    recipe: Any, tokenizer: Any, pairs: list[Any], folder: Path, *, epochs: float
+) -> Any:
     """A fresh adapter on the recipe's model, trained on pairs of prompt and completion."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer, get_peft_config
 
-    from grpo_hf.base import load_base
-    from grpo_hf.data import as_completions
+    from grpo_hf.data.completions import as_completions
+    from grpo_hf.models.loading import load_base
 
     training = recipe.training
     args = SFTConfig(
@@ -208,7 +252,10 @@ def supervised(recipe: Any, tokenizer: Any, pairs: list[Any], folder: Path, *, e
         seed=training.seed,
         disable_tqdm=True,
     )
-    rows = [{"prompt": prompt, "completion": as_completions([text], [prompt])[0]} for prompt, text in pairs]
+    rows = [
+        {"prompt": prompt, "completion": as_completions([text], [prompt])[0]}
+        for prompt, text in pairs
+    ]
     trainer = SFTTrainer(
         load_base(recipe.model),
         args,
@@ -226,10 +273,13 @@ def show(out: Path, rewards: Sequence[Any], rows: list[dict[str, Any]], training
     from rich.console import Console
     from rich.table import Table
 
-    from grpo_hf.evaluation import accuracy, judging, right_answers
-    from grpo_hf.report import EVALUATION_FILE
+    from grpo_hf.evaluation.answers import judging, right_answers
+    from grpo_hf.evaluation.comparison import EVALUATION_FILE
+    from grpo_hf.evaluation.statistics import accuracy
 
-    table = Table("stage", "right", "accuracy", "95% interval", title=f"{len(rows)} held-out prompts, greedy")
+    table = Table(
+        "stage", "right", "accuracy", "95% interval", title=f"{len(rows)} held-out prompts, greedy"
+    )
     for reward in rewards[1:]:
         table.add_column(reward.name)
     stages = {"cold_start": ("rl", "base"), "rl": ("rl", "adapter"), "sft": ("sft", "adapter")}
@@ -239,7 +289,11 @@ def show(out: Path, rewards: Sequence[Any], rows: list[dict[str, Any]], training
             texts = [json.loads(line)[who]["answer"] for line in lines]
             marks = [right_answers(judge, rows, texts) for judge in judges]
             first, *others = [accuracy([bool(full) for full in found]) for found in marks]
-            numbers = (f"{first.right}/{first.total}", f"{first.value:.3f}", f"{first.low:.3f} to {first.high:.3f}")
+            numbers = (
+                f"{first.right}/{first.total}",
+                f"{first.value:.3f}",
+                f"{first.low:.3f} to {first.high:.3f}",
+            )
             table.add_row(stage, *numbers, *(f"{other.value:.3f}" for other in others))
     Console(highlight=False).print(table)
 

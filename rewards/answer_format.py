@@ -3,8 +3,9 @@
 import re
 from typing import Any
 
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion, completion_text, parse_number
+from grpo_hf.data.completions import Completion, completion_text
+from grpo_hf.rewards._text import parse_number
+from grpo_hf.scoring.reward import reward_settings
 
 _FINAL_HASH_LINE = re.compile(r"^[ \t]*#### (.*)\Z", re.MULTILINE)
 
@@ -21,7 +22,9 @@ def answer_format(completions: list[Completion], **columns: Any) -> list[float |
     >>> answer_format(["6 * 7 = 42\n#### 42", "#### 42\nI am sure.", "42"])
     [1.0, 0.0, 0.0]
     """
-    return [float(_ends_in_hash_line(completion_text(completion).strip())) for completion in completions]
+    return [
+        float(_ends_in_hash_line(completion_text(completion).strip())) for completion in completions
+    ]
 
 
 def _ends_in_hash_line(text: str) -> bool:

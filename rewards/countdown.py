@@ -13,9 +13,9 @@ from numbers import Real
 from operator import add, index, mul, neg, sub, truediv
 from typing import Any
 
+from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion, completion_text
+from grpo_hf.scoring.reward import reward_settings
 
 # Six numbers of six digits with all their operators and parentheses fit in 100. It bounds the depth and the digits too.
 _MAX_CHARACTERS = 200
@@ -34,7 +34,12 @@ _NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, *_OPERATIONS)
 
 @reward_settings(in_process=True)
 def countdown(
-    completions: list[Completion], numbers: list[Any], target: list[Any], *, format_reward: float = 0.1, **columns: Any
+    completions: list[Completion],
+    numbers: list[Any],
+    target: list[Any],
+    *,
+    format_reward: float = 0.1,
+    **columns: Any,
 ) -> list[float | None]:
     """`format_reward` for the form, plus 1.0 for an expression that uses each number exactly once and hits the target.
 
@@ -72,7 +77,9 @@ def countdown(
         if gold is None:
             rewards.append(None)
         else:
-            rewards.append(0.0 if answer is None else float(format_reward) + float(_solves(answer, *gold)))
+            rewards.append(
+                0.0 if answer is None else float(format_reward) + float(_solves(answer, *gold))
+            )
     return rewards
 
 
@@ -82,7 +89,9 @@ def _gold(numbers: Any, target: Any) -> tuple[list[int], int] | None:
         goal = index(target)
     except TypeError:  # no list, or something in it that is no whole number
         return None
-    usable = whole and len(whole) == len(numbers) and min(whole) >= 0 and not isinstance(target, bool)
+    usable = (
+        whole and len(whole) == len(numbers) and min(whole) >= 0 and not isinstance(target, bool)
+    )
     return (sorted(whole), goal) if usable else None
 
 
@@ -90,7 +99,9 @@ def _tagged_answer(text: str) -> str | None:
     """What stands between the tags, or None if the completion does not have the form."""
     before, opening, rest = text.strip().partition("<answer>")
     answer, closing, after = rest.partition("</answer>")
-    well_formed = opening and closing and not after and "<answer>" not in answer and "</answer>" not in before
+    well_formed = (
+        opening and closing and not after and "<answer>" not in answer and "</answer>" not in before
+    )
     return answer if well_formed and answer.strip() else None
 
 
@@ -102,7 +113,12 @@ def _solves(answer: str, numbers: list[int], target: int) -> bool:
     expression = " ".join(answer.partition("=")[0].split())
     try:
         tree = ast.parse(expression, mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: too many parentheses for the parser
+    except (
+        SyntaxError,
+        ValueError,
+        MemoryError,
+        RecursionError,
+    ):  # the last two: too many parentheses for the parser
         return False
     nodes = list(ast.walk(tree))
     if not all(isinstance(node, _NODES) for node in nodes):

@@ -8,9 +8,9 @@ the Hub, for example sentence-transformers/all-MiniLM-L6-v2. A cosine says nothi
 from functools import lru_cache
 from typing import Any
 
+from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion, completion_text
+from grpo_hf.scoring.reward import reward_settings
 
 
 @reward_settings(in_process=True, batched=True)
@@ -87,14 +87,18 @@ def _embed(texts: list[str], model: str, max_length: int) -> Any:
     tokenizer, encoder = _encoder(model)
     positions = getattr(encoder.config, "max_position_embeddings", None) or max_length
     tokens = tokenizer(
-        [text.encode("utf-8", "replace").decode() for text in texts],  # half a surrogate pair is no text to a tokenizer
+        [
+            text.encode("utf-8", "replace").decode() for text in texts
+        ],  # half a surrogate pair is no text to a tokenizer
         padding=True,
         truncation=True,
         max_length=min(max_length, positions, tokenizer.model_max_length),
         return_tensors="pt",
     )
     with torch.inference_mode():
-        hidden = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        hidden = encoder(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        ).last_hidden_state
     mask = tokens["attention_mask"][..., None]  # (N, T, 1)
     # The sum points where the mean does, and only the direction counts.
     return torch.nn.functional.normalize((hidden.double() * mask).sum(dim=1), dim=1).numpy()

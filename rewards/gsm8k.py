@@ -10,8 +10,9 @@ the number are ignored. `_text.py` says what counts as a number, and what makes 
 from fractions import Fraction
 from typing import Any
 
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion, completion_text, numbers_as_written, parse_number
+from grpo_hf.data.completions import Completion, completion_text
+from grpo_hf.rewards._text import numbers_as_written, parse_number
+from grpo_hf.scoring.reward import reward_settings
 
 
 @reward_settings(in_process=True)

@@ -12,16 +12,37 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError, did_you_mean
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion, completion_text
+from grpo_hf.scoring.reward import reward_settings
 
 # py3langid knows 140 languages, and takes a short English sentence for Scots Gaelic now and then. Few completions are
 # written in any but these; the wanted language is added to them.
-_COMMON = ("ar", "cs", "de", "en", "es", "fa", "fr", "hi", "id", "it", "nl", "pl", "pt", "ru", "sv", "tr", "uk", "vi")
+_COMMON = (
+    "ar",
+    "cs",
+    "de",
+    "en",
+    "es",
+    "fa",
+    "fr",
+    "hi",
+    "id",
+    "it",
+    "nl",
+    "pl",
+    "pt",
+    "ru",
+    "sv",
+    "tr",
+    "uk",
+    "vi",
+)
 _BY_SCRIPT = ("ja", "ko", "zh")
 
-_KANA = re.compile("[\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fd-\u30ff\u31f0-\u31ff\uff66-\uff9d]")
+_KANA = re.compile(
+    "[\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fd-\u30ff\u31f0-\u31ff\uff66-\uff9d]"
+)
 _HAN_OR_KANA = re.compile(
     rf"{_KANA.pattern[:-1]}\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -46,7 +67,9 @@ _MIN_CHARACTERS = 40
 
 
 @reward_settings(imports=("py3langid",))
-def language(completions: list[Completion], *, language: str = "en", **columns: Any) -> list[float | None]:
+def language(
+    completions: list[Completion], *, language: str = "en", **columns: Any
+) -> list[float | None]:
     """The share of the completion's letters, from 0.0 to 1.0, that stand in text of the wanted language.
 
     Args:

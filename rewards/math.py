@@ -17,8 +17,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion, completion_text
+from grpo_hf.data.completions import Completion, completion_text
+from grpo_hf.scoring.reward import reward_settings
 
 # MATH's longest answer has 53 characters. A page of LaTeX is no answer, and can keep a computer algebra system busy.
 _MAX_ANSWER_CHARACTERS = 500
@@ -30,9 +30,13 @@ _FORMULA = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])++)\$|\\\(((?:(?!\\[()]).)++)\\\
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
 
 # What changes the look of LaTeX and not its meaning. The space between two digits stays: 4 2 is not 42.
-_DECORATION = re.compile(r"\\(?:left|right|displaystyle|limits)(?![A-Za-z])|(?<!\\)\\[!,;: $]|(?<=\d)\{,\}(?=\d)")
+_DECORATION = re.compile(
+    r"\\(?:left|right|displaystyle|limits)(?![A-Za-z])|(?<!\\)\\[!,;: $]|(?<=\d)\{,\}(?=\d)"
+)
 _GROUPED_NUMBER = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
-_STYLED = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}")
+_STYLED = re.compile(
+    r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}"
+)
 _FRACTION = re.compile(r"\\[dt]frac(?![A-Za-z])")
 _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -64,7 +68,9 @@ def math(completions: list[Completion], answer: list[Any], **columns: Any) -> li
         else:
             # A wrong last answer settles it, and a repeated one needs no second look.
             answers = list(dict.fromkeys(reversed(_answers(completion_text(completion)))))
-            rewards.append(float(bool(answers) and all(_equal(gold_answer, given) for given in answers)))
+            rewards.append(
+                float(bool(answers) and all(_equal(gold_answer, given) for given in answers))
+            )
     return rewards
 
 
@@ -160,4 +166,8 @@ def _parsed(latex: str) -> tuple[Any, ...]:
     # They warn that time limits are off, once per process; that is meant.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     config = LatexExtractionConfig(boxed_match_priority=-1)
-    return tuple(parse(f"${latex}$", extraction_config=[config], parsing_timeout=None)) if latex else ()
+    return (
+        tuple(parse(f"${latex}$", extraction_config=[config], parsing_timeout=None))
+        if latex
+        else ()
+    )

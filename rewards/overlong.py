@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from grpo_hf.data.completions import Completion
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion
+from grpo_hf.scoring.reward import reward_settings
 
 
 @reward_settings(in_process=True)

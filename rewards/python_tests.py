@@ -25,12 +25,12 @@ import secrets
 import sys
 from typing import Any
 
+from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import reward_settings
 from grpo_hf.rewards import _remote_tests
 from grpo_hf.rewards._code import last_block
-from grpo_hf.rewards._text import Completion, completion_text
-from grpo_hf.sandbox import Limits, run_sandboxed
+from grpo_hf.scoring.reward import reward_settings
+from grpo_hf.scoring.sandbox import Limits, run_sandboxed
 
 _PYTHON = {"python", "py", "python3"}
 _PROCESSES = 8  # the judge, the code, and a few threads or processes of the code
@@ -74,15 +74,21 @@ def python_tests(
     """
     for name, value, most in (("timeout", timeout, 50), ("memory_mb", memory_mb, 1 << 20)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-            raise RewardSpecError(f"python_tests: {name} is {value!r}. Give a number above 0, up to {most:,}.")
+            raise RewardSpecError(
+                f"python_tests: {name} is {value!r}. Give a number above 0, up to {most:,}."
+            )
     limits = Limits(seconds=timeout, memory=int(memory_mb * 2**20), processes=_PROCESSES)
     rewards: list[float | None] = []
     for row, (completion, tests) in enumerate(zip(completions, test_list, strict=True)):
-        setup = "\n".join([*_lines(columns, "test_imports", row), *_lines(columns, "test_setup_code", row)])
+        setup = "\n".join(
+            [*_lines(columns, "test_imports", row), *_lines(columns, "test_setup_code", row)]
+        )
         if not _are_tests(tests, setup):
             rewards.append(None)
             continue
-        share = _share_passed(last_block(completion_text(completion), _PYTHON), setup, list(tests), limits, sandbox)
+        share = _share_passed(
+            last_block(completion_text(completion), _PYTHON), setup, list(tests), limits, sandbox
+        )
         rewards.append(share if share is None or partial else float(share == 1.0))
     return rewards
 
@@ -103,7 +109,9 @@ def _are_tests(tests: Any, setup: str) -> bool:
     return bool(_remote_tests.names_to_fetch("\n".join([setup, *tests])))
 
 
-def _share_passed(code: str, setup: str, tests: list[str], limits: Limits, sandbox: str) -> float | None:
+def _share_passed(
+    code: str, setup: str, tests: list[str], limits: Limits, sandbox: str
+) -> float | None:
     nonce = secrets.token_hex(16)
     task = {"nonce": nonce, "code": code, "setup": setup, "tests": tests}
     done = run_sandboxed(
@@ -115,7 +123,11 @@ def _share_passed(code: str, setup: str, tests: list[str], limits: Limits, sandb
         environment={"OMP_NUM_THREADS": "1"},  # numpy would start a thread per core
     )
     # The code can write to the judge's stream (it finds it under /proc), but it does not know the nonce.
-    told = {line.removeprefix(nonce).strip() for line in done.stdout.splitlines() if line.startswith(nonce)}
+    told = {
+        line.removeprefix(nonce).strip()
+        for line in done.stdout.splitlines()
+        if line.startswith(nonce)
+    }
     if "ready" not in told:
         raise RuntimeError(
             f"the sandbox did not start ({done.reason}, exit code {done.returncode}): {done.stderr[-500:]}"

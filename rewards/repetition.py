@@ -9,9 +9,9 @@ computes it this way too.
 import re
 from typing import Any
 
+from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion, completion_text
+from grpo_hf.scoring.reward import reward_settings
 
 # Thai, Lao, Myanmar, Khmer, kana and Han are written without spaces: each character stands for itself.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
@@ -43,7 +43,10 @@ def repetition(
             f"repetition: n={n!r}, max_penalty={max_penalty!r}; expected a whole number n > 0 and max_penalty >= 0. "
             "Set n to the length of an n-gram in words; max_penalty is subtracted, so it has no minus sign."
         )
-    return [-max_penalty * _repeated_share(completion_text(completion), n) + 0.0 for completion in completions]
+    return [
+        -max_penalty * _repeated_share(completion_text(completion), n) + 0.0
+        for completion in completions
+    ]
 
 
 def _repeated_share(text: str, n: int) -> float:

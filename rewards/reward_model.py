@@ -11,9 +11,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion, completion_text
+from grpo_hf.scoring.reward import reward_settings
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,20 @@ def reward_model(
     grpo_hf.errors.RewardSpecError: reward_model: scale=0; expected a number other than 0...
     """
     _expect(
-        isinstance(model, str | os.PathLike) and bool(str(model)), f"model={model!r}; expected a folder or Hub name"
+        isinstance(model, str | os.PathLike) and bool(str(model)),
+        f"model={model!r}; expected a folder or Hub name",
     )
     for option, value in {"batch_size": batch_size, "max_length": max_length}.items():
-        _expect(isinstance(value, int) and value >= 1, f"{option}={value!r}; expected a whole number, 1 or more")
+        _expect(
+            isinstance(value, int) and value >= 1,
+            f"{option}={value!r}; expected a whole number, 1 or more",
+        )
     _expect(_is_number(center), f"center={center!r}; expected a number")
     _expect(_is_number(scale) and scale != 0, f"scale={scale!r}; expected a number other than 0")
     scorer = _load(str(model), device, dtype)
-    rows = [_token_ids(scorer, *pair, max_length) for pair in zip(prompts, completions, strict=True)]
+    rows = [
+        _token_ids(scorer, *pair, max_length) for pair in zip(prompts, completions, strict=True)
+    ]
     scores = [(score - center) / scale for score in _scores(scorer, rows, batch_size)]
     return [score if math.isfinite(score) else None for score in scores]
 
@@ -106,7 +112,10 @@ def _token_ids(scorer: _Scorer, prompt: Any, completion: Completion, max_length:
         text = _prompt_text(prompt) + completion_text(completion)
     # A chat template writes the special tokens itself.
     encoded = scorer.tokenizer(
-        text, add_special_tokens=not as_chat, truncation=True, max_length=min(max_length, scorer.longest)
+        text,
+        add_special_tokens=not as_chat,
+        truncation=True,
+        max_length=min(max_length, scorer.longest),
     )
     return encoded["input_ids"]
 
@@ -125,10 +134,16 @@ def _scores(scorer: _Scorer, rows: list[list[int]], batch_size: int) -> list[flo
     """The model's number for each row, in the order of `rows`; NaN for an empty one."""
     scores = [math.nan] * len(rows)
     # Neighbours of one length need no padding; the longest first, so that memory runs out at once or never.
-    order = sorted((index for index, row in enumerate(rows) if row), key=lambda index: len(rows[index]), reverse=True)
+    order = sorted(
+        (index for index, row in enumerate(rows) if row),
+        key=lambda index: len(rows[index]),
+        reverse=True,
+    )
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        for index, score in zip(batch, _forward(scorer, [rows[index] for index in batch]), strict=True):
+        for index, score in zip(
+            batch, _forward(scorer, [rows[index] for index in batch]), strict=True
+        ):
             scores[index] = score
     return scores
 
@@ -144,8 +159,12 @@ def _forward(scorer: _Scorer, rows: list[list[int]]) -> list[float]:
         pad_id = min(set(range(len(rows) + 1)) - {row[-1] for row in rows})
     scorer.model.config.get_text_config().pad_token_id = pad_id
     length = max(map(len, rows))
-    input_ids = torch.tensor([row + [pad_id] * (length - len(row)) for row in rows], device=scorer.model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=scorer.model.device)
+    input_ids = torch.tensor(
+        [row + [pad_id] * (length - len(row)) for row in rows], device=scorer.model.device
+    )
+    mask = torch.tensor(
+        [[1] * len(row) + [0] * (length - len(row)) for row in rows], device=scorer.model.device
+    )
     with torch.inference_mode():
         logits = scorer.model(input_ids=input_ids, attention_mask=mask).logits  # (rows, 1)
     return logits.squeeze(-1).float().tolist()
@@ -169,7 +188,9 @@ def _load(name: str, device: str | None, dtype: str) -> _Scorer:
     with torch.random.fork_rng(devices=[]):
         try:
             is_adapter = find_adapter_config_file(name) is not None
-            model, tokenizer = _load_adapter(name, dtype) if is_adapter else _load_whole(name, dtype)
+            model, tokenizer = (
+                _load_adapter(name, dtype) if is_adapter else _load_whole(name, dtype)
+            )
         except RewardSpecError:
             raise
         except (OSError, ValueError, RuntimeError) as error:
@@ -201,7 +222,11 @@ def _device(device: str | None) -> Any:
     import torch
 
     if device is None:
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        return (
+            torch.accelerator.current_accelerator()
+            if torch.accelerator.is_available()
+            else torch.device("cpu")
+        )
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -213,7 +238,9 @@ def _device(device: str | None) -> Any:
 def _load_whole(name: str, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model, loading = AutoModelForSequenceClassification.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        name, dtype=dtype, output_loading_info=True
+    )
     _refuse_random(name, loading["missing_keys"])
     return model, AutoTokenizer.from_pretrained(name)
 
@@ -227,7 +254,9 @@ def _load_adapter(name: str, dtype: str) -> tuple[Any, Any]:
         base_name, dtype=dtype, num_labels=1, output_loading_info=True
     )
     # The base is mostly a language model, and the head that it lacks is part of the adapter.
-    from_adapter = {key.removeprefix("base_model.model.") for key in load_peft_weights(name, device="cpu")}
+    from_adapter = {
+        key.removeprefix("base_model.model.") for key in load_peft_weights(name, device="cpu")
+    }
     _refuse_random(name, set(loading["missing_keys"]) - from_adapter)
     try:  # the tokenizer of its training, perhaps with a chat template of its own
         tokenizer = AutoTokenizer.from_pretrained(name)

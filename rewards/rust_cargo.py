@@ -3,7 +3,7 @@ r"""Pays for Rust code that compiles with the row's tests, that clippy finds no 
 The code is the completion's last closed fence of Rust, or the whole completion if it has no fence at all. It becomes
 the library of a crate without dependencies; the row's tests (the text of a test module, with `use super::*;`) follow it
 there, in a module whose name the code cannot know, so tests that the model writes count for nothing. All of it runs in
-one sandbox (`grpo_hf.sandbox`) that sees the Rust toolchain but no CARGO_HOME: no token, no downloaded crate. Each test
+one sandbox (`grpo_hf.scoring.sandbox`) that sees the Rust toolchain but no CARGO_HOME: no token, no downloaded crate. Each test
 runs in a process of its own, and its exit code says whether it passed.
 
 Tests and code share that process. Code that could leave it early, read the tests or redefine the assertions is
@@ -22,11 +22,11 @@ import shutil
 import subprocess
 from typing import Any
 
+from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import reward_settings
 from grpo_hf.rewards._code import last_block
-from grpo_hf.rewards._text import Completion, completion_text
-from grpo_hf.sandbox import Finished, Limits, run_sandboxed
+from grpo_hf.scoring.reward import reward_settings
+from grpo_hf.scoring.sandbox import Finished, Limits, run_sandboxed
 
 _RUST = {"rust", "rs"}
 
@@ -124,12 +124,23 @@ def rust_cargo(
     parts = {"compiles": compiles, "clippy": clippy, "passes": passes}
     if any(part < 0 for part in parts.values()) or abs(sum(parts.values()) - 1) > 1e-6:
         raise RewardSpecError(f"rust_cargo: {parts} must not be negative and must add up to 1.")
-    numbers = {"timeout": (timeout, 110), "test_timeout": (test_timeout, 110), "memory_mb": (memory_mb, 1 << 20)}
+    numbers = {
+        "timeout": (timeout, 110),
+        "test_timeout": (test_timeout, 110),
+        "memory_mb": (memory_mb, 1 << 20),
+    }
     for name, (value, most) in numbers.items():
         if not 0 < value <= most or (name != "timeout" and value != int(value)):
-            raise RewardSpecError(f"rust_cargo: {name} is {value!r}. Give a number above 0, up to {most:,}.")
+            raise RewardSpecError(
+                f"rust_cargo: {name} is {value!r}. Give a number above 0, up to {most:,}."
+            )
     run = functools.partial(
-        _run, with_clippy=clippy > 0, sandbox=sandbox, timeout=timeout, test_timeout=test_timeout, memory_mb=memory_mb
+        _run,
+        with_clippy=clippy > 0,
+        sandbox=sandbox,
+        timeout=timeout,
+        test_timeout=test_timeout,
+        memory_mb=memory_mb,
     )
     _check_toolchain(clippy > 0, sandbox)
     rewards: list[float | None] = []
@@ -166,7 +177,13 @@ def _reward(done: Finished, compiles: float, clippy: float, passes: float) -> fl
 
 
 def _run(
-    code: str, tests: str, with_clippy: bool, sandbox: str, timeout: float, test_timeout: int, memory_mb: int
+    code: str,
+    tests: str,
+    with_clippy: bool,
+    sandbox: str,
+    timeout: float,
+    test_timeout: int,
+    memory_mb: int,
 ) -> Finished:
     module = f"judge_{secrets.token_hex(8)}"
     sysroot = _sysroot()
@@ -197,8 +214,12 @@ def _run(
 def _sysroot() -> str:
     """The folder of the toolchain itself, because rustup's own `cargo` needs the user's files to find it."""
     if not shutil.which("cargo") or not shutil.which("rustc"):
-        raise RewardSpecError("rust_cargo needs cargo and rustc, which are not installed: see https://rustup.rs.")
-    return subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
+        raise RewardSpecError(
+            "rust_cargo needs cargo and rustc, which are not installed: see https://rustup.rs."
+        )
+    return subprocess.run(
+        ["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 @functools.cache
@@ -209,7 +230,10 @@ def _check_toolchain(with_clippy: bool, sandbox: str) -> None:
             "rust_cargo needs clippy, which is not installed: rustup component add clippy, or set clippy to 0 and the "
             "other parts to add up to 1."
         )
-    code, tests = "pub fn one() -> u8 {\n    1\n}\n", "#[test] fn is_one() { assert_eq!(one(), 1); }"
+    code, tests = (
+        "pub fn one() -> u8 {\n    1\n}\n",
+        "#[test] fn is_one() { assert_eq!(one(), 1); }",
+    )
     done = _run(code, tests, with_clippy, sandbox, timeout=110, test_timeout=60, memory_mb=1024)
     if _reward(done, 0.5, 0.0, 0.5) < 1 or (with_clippy and "clean" not in done.stdout):
         raise RewardSpecError(

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from grpo_hf.reward import reward_settings
-from grpo_hf.rewards._text import Completion, completion_text
+from grpo_hf.data.completions import Completion, completion_text
+from grpo_hf.scoring.reward import reward_settings
 
 _THINK_TAGS = ("<think>", "</think>")
 _ANSWER_TAGS = ("<answer>", "</answer>")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from fakehub import FakeHub
+from support.fakehub import FakeHub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
-from grpo_hf.tiny_model import tiny_model, tiny_tokenizer
+from grpo_hf.demo.tiny_model import tiny_model, tiny_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
 torch.set_num_threads(1)  # the models are too small for more, and a test run shares its cores
@@ -67,7 +67,10 @@ def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
 @pytest.fixture
 def erratic_model(tiny_checkpoint: Path) -> Any:
     """The embedded model, with weights so large that it writes something else every time."""
-    made, generator = AutoModelForCausalLM.from_pretrained(tiny_checkpoint), torch.Generator().manual_seed(0)
+    made, generator = (
+        AutoModelForCausalLM.from_pretrained(tiny_checkpoint),
+        torch.Generator().manual_seed(0),
+    )
     for weight in made.parameters():
         weight.data.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
     return made
@@ -80,7 +83,9 @@ def make_trainer(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., GRPOTra
 
 
 @pytest.fixture(scope="module")
-def module_trainer(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., GRPOTrainer]:
+def module_trainer(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., GRPOTrainer]:
     """`make_trainer` for trainers that several tests of a module share."""
     return trainer_maker(tiny_checkpoint, tmp_path_factory.mktemp("trainer"))
 
@@ -88,7 +93,11 @@ def module_trainer(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 def trainer_maker(tiny_checkpoint: Path, folder: Path) -> Callable[..., GRPOTrainer]:
     def make(**settings: Any) -> GRPOTrainer:
         constructor = {name: settings.pop(name) for name in CONSTRUCTOR if name in settings}
-        base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint) if "model" not in constructor else None
+        base = (
+            AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+            if "model" not in constructor
+            else None
+        )
         rows = [{"prompt": f"{a} + {a + 1} = ", "answer": str(2 * a + 1)} for a in range(32)]
         return GRPOTrainer(
             **{
@@ -96,7 +105,9 @@ def trainer_maker(tiny_checkpoint: Path, folder: Path) -> Callable[..., GRPOTrai
                 "reward_funcs": count_ones,
                 "args": GRPOConfig(**(TINY_RUN | {"output_dir": str(folder / "run")} | settings)),
                 "train_dataset": Dataset.from_list(rows),
-                "processing_class": AutoTokenizer.from_pretrained(tiny_checkpoint, padding_side="left"),
+                "processing_class": AutoTokenizer.from_pretrained(
+                    tiny_checkpoint, padding_side="left"
+                ),
             }
             | constructor
         )

@@ -1,4 +1,5 @@
-"""The rules that keep the library readable, checked on its source: who may import whom, and how long things may get."""
+"""The rules that keep the library readable, checked on its source: which room may import which,
+who knows TRL, and how long things may get."""
 
 import ast
 import subprocess
@@ -12,101 +13,165 @@ import grpo_hf
 
 SOURCE = Path(grpo_hf.__file__).parent
 
-# A module imports modules of lower rows only, so the data goes one way and every module can be read after those below.
-LAYERS = [
-    {"errors", "console", "word_problems"},
-    {"advantages", "objective", "tiny_model", "rows", "reward", "progress", "config", "hub", "base"}
-    | {"head", "lora", "packing", "sandbox", "steps", "token_credit", "fitting"},
-    {"data", "plugins", "outcomes", "recipe", "roles", "cold_start", "attention", "batches"},
-    {"refill", "reward_files", "policy_files", "steering", "fork", "merging", "isolation", "reward_server"},
-    {"scoring", "log_probs", "rollout", "critic"},
-    {"monte_carlo", "sampling"},
-    {"early_rewards", "reward_watch", "reward_check", "supervision", "step_labels"},
-    {"evaluation"},
-    {"preflight", "report", "trainer", "preferences"},
-    {"run", "reward_model"},
-    {"iterate"},
-    {"cli"},
-    {"__init__"},  # the public names, imported on first use
+# A room, or a file on the ground floor, imports rooms further up this list only. So data goes one
+# way, and every room can be read after those above it.
+ORDER = [
+    "errors",
+    "config",
+    "demo",
+    "data",
+    "models",
+    "algorithm",
+    "update",
+    "rollout",
+    "scoring",
+    "evaluation",
+    "reporting",
+    "reward_models",
+    "trainer",
+    "runs",
+    "cli",
+    "__init__",  # the public names, imported on first use
 ]
-RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
-# trainer, config, recipe and base build on TRL's classes; roles switches adapters as TRL's trainer does; run turns its
-# ModelConfig into a LoRA configuration with TRL's helper; cold_start runs TRL's supervised trainer.
-IMPORT_TRL = {"trainer", "config", "recipe", "base", "roles", "run", "cold_start"}
-LIGHT = ["grpo_hf", "grpo_hf.errors", "grpo_hf.plugins", "grpo_hf.cli", "grpo_hf.console", "grpo_hf.token_credit"]
+IMPORT_TRL = {
+    "trainer",
+    "config",
+    "models.loading",
+    "models.adapters",
+    "runs.recipe",
+    "runs.train",
+} | {"demo.cold_start"}
+LIGHT = [
+    "grpo_hf",
+    "grpo_hf.cli",
+    "grpo_hf.data.completions",
+    "grpo_hf.errors",
+    "grpo_hf.reporting.token_credit",
+    "grpo_hf.runs.program",
+    "grpo_hf.scoring.registry",
+]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy"}
-LONGEST_FILE, LONGEST_TRAINER, LONGEST_OVERRIDE = 320, 250, 15
-
-MODULES = {file.stem: ast.parse(file.read_text(encoding="utf-8")) for file in sorted(SOURCE.glob("*.py"))}
+LONGEST_FILE, LONGEST_TRAINER, LONGEST_OVERRIDE = 400, 250, 15
 
 
-def executed(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below, inside functions too, but nothing under `if TYPE_CHECKING:`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            yield from (inner for other in child.orelse for inner in [other, *executed(other)])
-        else:
-            yield child
-            yield from executed(child)
+def module_name(file: Path) -> str:
+    """`scoring.reward` for `scoring/reward.py`, and `scoring` for `scoring/__init__.py`."""
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    if len(parts) > 1 and parts[-1] == "__init__":
+        parts = parts[:-1]
+    return ".".join(parts)
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """Full names of what a module imports: `grpo_hf.errors` for `from .errors import X` and `from . import errors`."""
+FILES = {
+    module_name(file): file
+    for file in sorted(SOURCE.rglob("*.py"))
+    if "rewards" not in file.relative_to(SOURCE).parts
+}
+MODULES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def imported(module: str, tree: ast.AST) -> set[str]:
+    """The full names of what a module imports, type-checking imports among them.
+
+    `grpo_hf.errors` for `from ..errors import X`, and `grpo_hf.data.prompts` for
+    `from ..data import prompts`.
+    """
+    inside = [] if "." not in module and module not in packages() else [room_of(module)]
     names = set()
-    for node in executed(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            home = ".".join(filter(None, ["grpo_hf" if node.level else "", node.module]))
-            names |= {f"{home}.{alias.name}" for alias in node.names} if home == "grpo_hf" else {home}
+            here = ["grpo_hf", *inside]
+            base = here[: len(here) - node.level + 1] if node.level else []
+            home = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{home}.{alias.name}"
+                names.add(whole if whole.removeprefix("grpo_hf.") in FILES else home)
     return names
 
 
-def own(tree: ast.AST) -> set[str]:
-    """The modules of this library among them."""
-    return {name.split(".")[1] for name in imported(tree) if name.startswith("grpo_hf.")}
+def packages() -> set[str]:
+    return {folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").is_file()}
+
+
+def own(module: str) -> set[str]:
+    """The modules of this library that a module imports."""
+    names = imported(module, MODULES[module])
+    return {name.removeprefix("grpo_hf.") for name in names if name.startswith("grpo_hf.")}
 
 
 def test_every_import_is_seen():
     tree = ast.parse("""
 import trl.trainer
 from typing import TYPE_CHECKING
-from . import hub, roles
-from .errors import DataError as E
+from . import reward, registry
+from ..data import prompts
+from ..errors import DataError as E
 if TYPE_CHECKING:
-    from .run import train
-else:
-    from .cli import main
+    from ..runs.train import train
 def f():
     if True:
         import grpo_hf.rewards.gsm8k
-        from grpo_hf import data
 """)
-    assert own(tree) == {"hub", "roles", "errors", "cli", "rewards", "data"}
-    assert imported(tree) >= {"trl.trainer", "typing", "grpo_hf.rewards.gsm8k"}
+    assert imported("scoring.scorer", tree) == {
+        "trl.trainer",
+        "typing",
+        "grpo_hf.scoring.reward",
+        "grpo_hf.scoring.registry",
+        "grpo_hf.data.prompts",
+        "grpo_hf.errors",
+        "grpo_hf.runs.train",
+        "grpo_hf.rewards.gsm8k",
+    }
 
 
-def test_every_module_has_one_place():
-    assert sum(map(len, LAYERS)) == len(RANK)
-    assert set(RANK) == set(MODULES), "a new module needs a row in LAYERS, a deleted one has none"
+def test_every_room_has_one_place():
+    assert {room_of(module) for module in MODULES} == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_go_down(module: str):
-    upward = {name for name in own(MODULES[module]) if RANK.get(name, len(LAYERS)) >= RANK[module]}
-    assert not upward, f"{module} (row {RANK[module]}) may not import {sorted(upward)}; see LAYERS"
+def test_arrows_between_rooms_go_one_way(module: str):
+    place = ORDER.index(room_of(module))
+    backward = set()
+    for name in own(module):
+        room = room_of(name)
+        if room == "rewards":
+            backward.add(name)  # the core knows no reward
+        elif room != room_of(module) and ORDER.index(room) >= place:
+            backward.add(name)
+    assert not backward, f"{module} may not import {sorted(backward)}: see ORDER"
+
+
+def test_no_room_has_a_circle():
+    """Inside a room the files can be put in an order, too."""
+    left = {module: own(module) & FILES.keys() for module in MODULES}
+    while left:
+        ready = [module for module, needs in left.items() if not needs & left.keys() - {module}]
+        assert ready, f"these files import each other in a circle: {sorted(left)}"
+        for module in ready:
+            del left[module]
+
+
+def test_every_room_says_what_it_is_for():
+    for room in packages() - {"rewards"}:
+        tree = MODULES[room]
+        assert ast.get_docstring(tree), f"{room}/__init__.py: say what comes in and what goes out"
+        assert len(tree.body) == 1, f"{room}/__init__.py: nothing but the paragraph"
 
 
 def test_only_a_few_modules_know_trl():
-    know = {module for module, tree in MODULES.items() if any(n.split(".")[0] == "trl" for n in imported(tree))}
-    assert know == IMPORT_TRL
-
-
-def test_the_core_knows_no_reward():
+    know = set()
     for module, tree in MODULES.items():
-        assert not own(tree) & {"rewards"}, module
-        assert not any(name.split(".")[0] == "rewards" for name in imported(tree)), module
+        if any(name.partition(".")[0] == "trl" for name in imported(module, tree)):
+            know.add(module)
+    assert know == IMPORT_TRL
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -118,28 +183,34 @@ def test_light_modules_import_nothing_heavy(module: str):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_file_grows_too_long_to_read(module: str):
-    lines = len((SOURCE / f"{module}.py").read_text(encoding="utf-8").splitlines())
+    lines = len(FILES[module].read_text(encoding="utf-8").splitlines())
     longest = LONGEST_TRAINER if module == "trainer" else LONGEST_FILE
-    assert lines <= longest, f"{module}.py has {lines} lines, {longest} at most: split it"
+    assert lines <= longest, f"{module} has {lines} lines, {longest} at most: split it"
+
+
+def methods_of_the_trainer() -> Iterator[ast.FunctionDef]:
+    (trainer,) = (node for node in MODULES["trainer"].body if isinstance(node, ast.ClassDef))
+    for node in trainer.body:
+        if isinstance(node, ast.FunctionDef):
+            yield node
 
 
 def test_every_override_of_the_trainer_is_thin_and_says_what_it_does():
-    (trainer,) = (node for node in MODULES["trainer"].body if isinstance(node, ast.ClassDef))
-    methods = [node for node in trainer.body if isinstance(node, ast.FunctionDef)]
+    methods = list(methods_of_the_trainer())
     assert {"__init__", "train", "create_model_card"} <= {method.name for method in methods}
     for method in methods:
         documented = ast.get_docstring(method) is not None
         body = method.body[1:] if documented else method.body
         lines = body[-1].end_lineno - body[0].lineno + 1
-        assert lines <= LONGEST_OVERRIDE, f"{method.name} has {lines} lines: move a stage out of the trainer"
-        assert documented or method.name == "__init__", f"{method.name}: say what of TRL it relies on"
+        assert lines <= LONGEST_OVERRIDE, f"{method.name} has {lines} lines: move a stage out"
+        assert documented or method.name == "__init__", f"{method.name}: say what it relies on"
 
 
 def test_there_is_one_subclass_of_trl_s_trainer():
-    classes = {
-        (module, node.name)
-        for module, tree in MODULES.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and any("GRPOTrainer" in ast.unparse(base) for base in node.bases)
-    }
+    classes = set()
+    for module, tree in MODULES.items():
+        for node in ast.walk(tree):
+            bases = [ast.unparse(base) for base in getattr(node, "bases", [])]
+            if isinstance(node, ast.ClassDef) and any("GRPOTrainer" in base for base in bases):
+                classes.add((module, node.name))
     assert classes == {("trainer", "GRPOTrainer")}

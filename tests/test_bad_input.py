@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from peft import LoraConfig, get_peft_model
-from programs import load_recipe
+from support.programs import load_recipe
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 ROOT = Path(__file__).parents[1]
@@ -81,31 +81,47 @@ def test_without_a_mistake_the_model_is_loaded(run):
 def test_as_a_user_sees_it():
     done = in_a_process(str(PROGRAM), "--reward", "gsm8k")
     assert done.returncode == 2
-    assert done.stderr.endswith("error: flag --reward is not known. Did you mean 'rewards'? Try --help.\n")
+    assert done.stderr.endswith(
+        "error: flag --reward is not known. Did you mean 'rewards'? Try --help.\n"
+    )
     assert "Traceback" not in done.stderr
 
 
 class TestSettings:
     def test_unknown_key(self, run):
         text = run(learning_rat=1.0)
-        assert "recipe.yaml: setting 'learning_rat' is not known. Did you mean 'learning_rate'?" in text
+        assert (
+            "recipe.yaml: setting 'learning_rat' is not known. Did you mean 'learning_rate'?"
+            in text
+        )
 
     def test_unknown_flag(self, run):
-        assert "flag --num-generation is not known. Did you mean 'num_generations'?" in run("--num-generation", "4")
+        assert "flag --num-generation is not known. Did you mean 'num_generations'?" in run(
+            "--num-generation", "4"
+        )
 
     def test_a_value_that_does_not_fit(self, run):
         assert "recipe.yaml: max_steps is 'many' (str); expected int." in run(max_steps="many")
 
     def test_a_loss_that_trl_does_not_have(self, run):
-        assert "loss_type is 'grop' (str); expected one of grpo, dapo, dr_grpo" in run(loss_type="grop")
-        assert "argument --loss_type/--loss-type: invalid choice: 'grop'" in run("--loss_type", "grop")
+        assert "loss_type is 'grop' (str); expected one of grpo, dapo, dr_grpo" in run(
+            loss_type="grop"
+        )
+        assert "argument --loss_type/--loss-type: invalid choice: 'grop'" in run(
+            "--loss_type", "grop"
+        )
 
     def test_group_of_one(self, run):
-        assert "num_generations is 1; a group needs at least 2 completions" in run("--num_generations", "1")
+        assert "num_generations is 1; a group needs at least 2 completions" in run(
+            "--num_generations", "1"
+        )
 
     def test_batch_that_tears_a_group(self, run):
         text = run("--num_generations", "6")
-        assert "1 process x per_device_train_batch_size 8 x gradient_accumulation_steps 1 = 8 completions" in text
+        assert (
+            "1 process x per_device_train_batch_size 8 x gradient_accumulation_steps 1 = 8 completions"
+            in text
+        )
         assert "--per_device_train_batch_size 12, or --num_generations" in text
 
     def test_no_model_named(self, run):
@@ -122,17 +138,24 @@ class TestRewards:
         assert "grpo-hf rewards list" in text
 
     def test_unknown_option(self, run):
-        assert "has no option 'max_len'. Did you mean 'max_length'?" in run("--rewards", "overlong(max_len=8)")
+        assert "has no option 'max_len'. Did you mean 'max_length'?" in run(
+            "--rewards", "overlong(max_len=8)"
+        )
 
     def test_file_that_is_not_there(self, run, tmp_path):
         assert f"there is no reward file {tmp_path / 'mine.py'}" in run(rewards=["./mine.py:score"])
 
     def test_weights_that_do_not_fit(self, run):
         text = run("--reward_weights", "1", "2")
-        assert "reward_weights has 2 entries for 1 rewards (gsm8k); expected one weight per reward" in text
+        assert (
+            "reward_weights has 2 entries for 1 rewards (gsm8k); expected one weight per reward"
+            in text
+        )
 
     def test_eval_reward_that_is_not_among_them(self, run):
-        assert "eval_reward is 'gsm8', which is not among the rewards gsm8k. Did you mean" in run(eval_reward="gsm8")
+        assert "eval_reward is 'gsm8', which is not among the rewards gsm8k. Did you mean" in run(
+            eval_reward="gsm8"
+        )
 
 
 class TestData:
@@ -158,12 +181,16 @@ class TestData:
         folder.mkdir()
         (folder / "train.jsonl").write_text((tmp_path / "train.jsonl").read_text())
         (folder / "test.jsonl").write_text('{"question": "q"}\n')
-        assert f"'answer', which {folder / 'test.jsonl'} does not have" in run(dataset_path=str(folder))
+        assert f"'answer', which {folder / 'test.jsonl'} does not have" in run(
+            dataset_path=str(folder)
+        )
 
     @pytest.mark.parametrize("content", ["", "\n\n"])
     def test_empty(self, run, tmp_path, content):
         (tmp_path / "empty.jsonl").write_text(content)
-        assert "empty.jsonl: no usable row: it holds no rows." in run(dataset_path=str(tmp_path / "empty.jsonl"))
+        assert "empty.jsonl: no usable row: it holds no rows." in run(
+            dataset_path=str(tmp_path / "empty.jsonl")
+        )
 
     def test_no_usable_row(self, run, tmp_path):
         (tmp_path / "nulls.jsonl").write_text('{"question": "q", "answer": null}\n' * 9)
@@ -180,7 +207,10 @@ class TestData:
         rows = [*ROWS, {"question": "1" * 300, "answer": "#### 1"}]
         (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         text = run(dataset_path=str(tmp_path / "long.jsonl"), eval_rows=0)
-        assert "1 of 9 prompts do not fit the model's context of 256 tokens: the longest (usable row 8) has 30" in text
+        assert (
+            "1 of 9 prompts do not fit the model's context of 256 tokens: the longest (usable row 8) has 30"
+            in text
+        )
         assert "max_completion_length adds 16" in text
 
     def test_completions_longer_than_the_context(self, run):
@@ -198,7 +228,9 @@ class TestModelFolder:
 
     def test_no_configuration(self, run, folder):
         (folder / "config.json").unlink()
-        assert "no model in this folder: it has no config.json. It holds " in run(model_name_or_path=str(folder))
+        assert "no model in this folder: it has no config.json. It holds " in run(
+            model_name_or_path=str(folder)
+        )
 
     def test_no_tokenizer(self, run, folder):
         for file in folder.glob("tokenizer*"):
@@ -211,14 +243,19 @@ class TestModelFolder:
         (folder / "model.safetensors").unlink()
         assert f"{folder}: the model folder holds no weights" in run(model_name_or_path=str(folder))
 
-    @pytest.mark.parametrize(("file", "what"), [("config.json", "model"), ("tokenizer.json", "tokenizer")])
+    @pytest.mark.parametrize(
+        ("file", "what"), [("config.json", "model"), ("tokenizer.json", "tokenizer")]
+    )
     def test_broken_files(self, run, folder, file, what):
         (folder / file).write_text("{")
         assert f"the {what} in {folder} cannot be read (" in run(model_name_or_path=str(folder))
 
     def test_messages_without_a_chat_template(self, run, folder, tmp_path):
         (folder / "chat_template.jinja").unlink()
-        rows = [{"messages": [{"role": "user", "content": row["question"]}], "answer": row["answer"]} for row in ROWS]
+        rows = [
+            {"messages": [{"role": "user", "content": row["question"]}], "answer": row["answer"]}
+            for row in ROWS
+        ]
         (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         text = run(model_name_or_path=str(folder), dataset_path=str(tmp_path / "chat.jsonl"))
         assert "the tokenizer has no chat template to render them. Use an instruct model" in text
@@ -241,7 +278,9 @@ class TestAdapter:
             config = config or AutoConfig.from_pretrained(tiny_checkpoint, **changes)
             model = AutoModelForCausalLM.from_config(config)
             model.name_or_path = "somebody/other-model"
-            get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+            get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")).save_pretrained(
+                tmp_path / "adapter"
+            )
             return str(tmp_path / "adapter")
 
         return save
@@ -275,15 +314,24 @@ class TestAdapter:
 
 
 class TestOutput:
-    @pytest.mark.parametrize("trace", ["metrics.jsonl", "adapter_config.json", "model.safetensors", "checkpoint-5/x"])
+    @pytest.mark.parametrize(
+        "trace", ["metrics.jsonl", "adapter_config.json", "model.safetensors", "checkpoint-5/x"]
+    )
     def test_folder_that_holds_another_run(self, run, tmp_path, trace):
         folder = tmp_path / "run"
         (folder / trace).parent.mkdir(parents=True)
         (folder / trace).write_bytes(b"precious\x00\xff")
         before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         text = run()
-        assert f"{folder} holds another run ({trace.partition('/')[0]}), which is not overwritten" in text
-        way = "--resume_from_checkpoint true" if trace.startswith("checkpoint") else "It has no checkpoint: remove it"
+        assert (
+            f"{folder} holds another run ({trace.partition('/')[0]}), which is not overwritten"
+            in text
+        )
+        way = (
+            "--resume_from_checkpoint true"
+            if trace.startswith("checkpoint")
+            else "It has no checkpoint: remove it"
+        )
         assert way in text
         assert "--output_dir" in text
         assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
@@ -313,10 +361,15 @@ class TestOutput:
         checkpoint.mkdir(parents=True)
         (checkpoint / "trainer_state.json").write_text('{"global_step": 5}')
         text = run("--resume_from_checkpoint", resume, max_steps=5)
-        assert "checkpoint-5 is at step 5 of 5: the run has finished. Give a larger --max_steps" in text
+        assert (
+            "checkpoint-5 is at step 5 of 5: the run has finished. Give a larger --max_steps"
+            in text
+        )
 
     def test_checkpoint_that_is_not_there(self, run):
-        assert "--resume_from_checkpoint runs/x: no such" in run("--resume_from_checkpoint", "runs/x")
+        assert "--resume_from_checkpoint runs/x: no such" in run(
+            "--resume_from_checkpoint", "runs/x"
+        )
 
 
 class TestHubNotReachable:
@@ -353,16 +406,31 @@ class TestHubNotReachable:
     def test_nothing_answers(self, tmp_path, what):
         """In a process of its own: Hugging Face's libraries read their environment once."""
         flags = {
-            "model": ["--model_name_or_path", "org/model", "--dataset_path", "embedded:word_problems"],
+            "model": [
+                "--model_name_or_path",
+                "org/model",
+                "--dataset_path",
+                "embedded:word_problems",
+            ],
             "dataset": ["--dataset_name", "org/data"],
         }[what]
         done = in_a_process(
-            *("-c", self.WITHOUT_WAITING, str(PROGRAM), *flags, "--output_dir", str(tmp_path / "run"), "--use_cpu"),
+            *(
+                "-c",
+                self.WITHOUT_WAITING,
+                str(PROGRAM),
+                *flags,
+                "--output_dir",
+                str(tmp_path / "run"),
+                "--use_cpu",
+            ),
             HF_HUB_OFFLINE="0",
             HF_ENDPOINT="http://127.0.0.1:9",
             HF_HOME=str(tmp_path),
         )
         assert done.returncode == 2, done.stderr
-        assert all(part in done.stderr for part in (self.MODEL if what == "model" else self.DATASET))
+        assert all(
+            part in done.stderr for part in (self.MODEL if what == "model" else self.DATASET)
+        )
         assert "Traceback" not in done.stderr
         assert float(done.stdout) < 30  # seconds

@@ -14,27 +14,40 @@ from benchmarks.common import OURS, PEER, TRL, Time
 from benchmarks.flops import Shape, seen_pairs, useful_flops
 from benchmarks.sides import make_trainer
 
-SMALL = update.Case("small", "P=12, C≤6, G=4, 2 groups", 1.0, prompt=12, longest=6, size=4, groups=2)
+SMALL = update.Case(
+    "small", "P=12, C≤6, G=4, 2 groups", 1.0, prompt=12, longest=6, size=4, groups=2
+)
 
 
 @pytest.fixture(scope="module")
 def trainers(tiny_checkpoint):
     """Both sides on the embedded model."""
-    return {side: make_trainer(side, str(tiny_checkpoint), max_completion_length=8) for side in (TRL, OURS)}
+    return {
+        side: make_trainer(side, str(tiny_checkpoint), max_completion_length=8)
+        for side in (TRL, OURS)
+    }
 
 
 def arguments(folder: Path, **others: object) -> argparse.Namespace:
-    return argparse.Namespace(model="models/some-model", repeats=1, threads=1, results=folder, **others)
+    return argparse.Namespace(
+        model="models/some-model", repeats=1, threads=1, results=folder, **others
+    )
 
 
 def times(trl: float, ours: float) -> dict[str, list[Time]]:
-    return {side: [Time(cost, 0.0, 2 * cost, cost)] * 2 for side, cost in ((TRL, trl), (OURS, ours))}
+    return {
+        side: [Time(cost, 0.0, 2 * cost, cost)] * 2 for side, cost in ((TRL, trl), (OURS, ours))
+    }
 
 
 def test_pairs_are_those_of_a_mask() -> None:
     prompt, completions = 5, [3, 1, 4]
-    owner = [-1] * (prompt - 1) + [index for index, length in enumerate(completions) for _ in range(length)]
-    brute = sum(owner[key] in (-1, owner[query]) for query in range(len(owner)) for key in range(query + 1))
+    owner = [-1] * (prompt - 1) + [
+        index for index, length in enumerate(completions) for _ in range(length)
+    ]
+    brute = sum(
+        owner[key] in (-1, owner[query]) for query in range(len(owner)) for key in range(query + 1)
+    )
     assert seen_pairs(prompt, completions) == brute
 
 
@@ -47,7 +60,9 @@ def test_operations_are_those_that_torch_counts(trainers, reference: bool) -> No
     trainer = trainers[OURS]
     for layer in trainer.model.modules():
         if isinstance(layer, LoraLayer):
-            vars(layer).pop("forward", None)  # lora.py's products in place are none that torch counts
+            vars(layer).pop(
+                "forward", None
+            )  # lora.py's products in place are none that torch counts
     groups = SMALL.make(trainer.model.config.vocab_size)
     lengths = [(len(prompt), list(map(len, completions))) for prompt, completions in groups]
     batch = batches.to_batch(groups, 0)
@@ -60,13 +75,19 @@ def test_operations_are_those_that_torch_counts(trainers, reference: bool) -> No
             trainer.compute_loss(trainer.model, batch).backward()
             trainer.beta = 0.04
     products = ("mm", "addmm", "bmm")
-    counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op).split(".")[1] in products)
+    counted = sum(
+        n
+        for op, n in counter.get_flop_counts()["Global"].items()
+        if str(op).split(".")[1] in products
+    )
     without_attention = Shape(shape.body, shape.adapter, shape.head, 0, shape.layers)
     expected = useful_flops(without_attention, lengths, reference=reference)
     tokens = sum(prompt - 1 + sum(completions) for prompt, completions in lengths)
     layer = trainer.model.get_base_model().model.layers[0].self_attn
     first = [layer.q_proj, layer.k_proj, layer.v_proj]
-    skipped = sum(linear.weight.numel() + linear.lora_A["default"].weight.numel() for linear in first)
+    skipped = sum(
+        linear.weight.numel() + linear.lora_A["default"].weight.numel() for linear in first
+    )
     assert counted == expected - 2 * skipped * tokens
 
 
@@ -83,7 +104,9 @@ def test_crafted_batches_have_the_shape_they_are_asked_for() -> None:
     batch = batches.to_batch(groups, padding=0, silent=1)
     assert batch["prompt_ids"].shape == batch["prompt_mask"].shape == (16, 12)
     assert batch["completion_mask"].sum(1).tolist() == lengths
-    assert batch["prompt_mask"][8:, 0].tolist() == [0] * 8 and batch["num_items_in_batch"] == sum(lengths)
+    assert batch["prompt_mask"][8:, 0].tolist() == [0] * 8 and batch["num_items_in_batch"] == sum(
+        lengths
+    )
     assert batch["advantages"][:8].all() and not batch["advantages"][8:].any()
 
 
@@ -93,18 +116,24 @@ def test_recorded_completions_are_ragged_and_fit_their_prompts() -> None:
         lengths = [len(ids) for row in rows for ids in row["completion_ids"]]
         assert len(rows) >= 2 and all(len(row["completion_ids"]) == 8 for row in rows)
         assert len(set(lengths)) > 8 and max(lengths) <= 150
-        assert all(row["messages"][-1]["role"] == "user" and "####" in row["answer"] for row in rows)
+        assert all(
+            row["messages"][-1]["role"] == "user" and "####" in row["answer"] for row in rows
+        )
     assert batches.RECORDED.stat().st_size < 300_000
 
 
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    taken = common.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3)
+    taken = common.alternate(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3
+    )
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert [len(runs) for runs in taken.values()] == [3, 3]
 
 
-def test_the_table_and_the_file_say_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_and_the_file_say_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [
         common.comparison("fast", "a row", times(6.0, 2.0), bar=2.5, equal={OURS: True}),
         common.comparison("slow", "another", times(6.0, 4.0), bar=2.0),
@@ -114,8 +143,15 @@ def test_the_table_and_the_file_say_what_was_measured(tmp_path: Path, capsys: py
     assert "3.00×" in shown and "met" in shown and "missed" in shown
     written = json.loads((tmp_path / "example.json").read_text())
     assert [row["met"] for row in written["rows"]] == [True, False]
-    assert written["rows"][0]["sides"][TRL]["cost"] == {"median": 6.0, "spread": 0.0, "all": [6.0, 6.0]}
-    assert written["settings"]["model"] == "some-model" and {"cpu", "threads", "versions"} <= written["machine"].keys()
+    assert written["rows"][0]["sides"][TRL]["cost"] == {
+        "median": 6.0,
+        "spread": 0.0,
+        "all": [6.0, 6.0],
+    }
+    assert (
+        written["settings"]["model"] == "some-model"
+        and {"cpu", "threads", "versions"} <= written["machine"].keys()
+    )
 
 
 def test_the_speed_of_wrong_numbers_is_an_error(tmp_path: Path) -> None:
@@ -131,7 +167,9 @@ def test_a_missing_model_is_named_with_what_makes_it() -> None:
 
 def test_memory_has_a_bar_on_the_whole_process() -> None:
     peaks = ((TRL, 600), (OURS, 200), (memory.ALGORITHM, 250))
-    peak, above, algorithm = memory.summary({side: [{"peak": peak, "update": peak // 2}] for side, peak in peaks})
+    peak, above, algorithm = memory.summary(
+        {side: [{"peak": peak, "update": peak // 2}] for side, peak in peaks}
+    )
     assert (peak["value"], peak["met"], above["value"], above["bar"]) == (3.0, True, 3.0, None)
     assert (algorithm["value"], algorithm["met"]) == (0.8, False)
 
@@ -147,19 +185,27 @@ def test_all_of_algorithm_1_is_what_the_whole_is(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("silent", [0, 1])
-def test_an_update_is_compared_with_equal_numbers(trainers, silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_is_compared_with_equal_numbers(
+    trainers, silent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(update, "MICRO_BATCH", 4)
     case = update.Case("tiny", "tiny", 1.0, prompt=12, longest=6, size=4, groups=2, silent=silent)
     row = update.compare(case, trainers, repeats=1)
     assert row["equal"] == {OURS: True} and row["value"] > 0 and row["useful_flops"] > 0
-    rate = {"size": 2048, "flops_per_s": row["useful_flops"], "flops_per_wall_s": row["useful_flops"]}
+    rate = {
+        "size": 2048,
+        "flops_per_s": row["useful_flops"],
+        "flops_per_wall_s": row["useful_flops"],
+    }
     cost = row["sides"][OURS]["cost"]["median"]
     assert update.limit(row, rate)["value"] == pytest.approx(1 / cost)
 
 
 def test_prefix_grouper_computes_the_same(trainers, tiny_checkpoint: Path) -> None:
     pytest.importorskip("prefix_grouper", reason="the extra `bench` is not installed")
-    row = update.compare(SMALL, trainers | {PEER: make_trainer(PEER, str(tiny_checkpoint))}, repeats=1)
+    row = update.compare(
+        SMALL, trainers | {PEER: make_trainer(PEER, str(tiny_checkpoint))}, repeats=1
+    )
     assert row["equal"] == {OURS: True, PEER: True}
 
 
@@ -203,7 +249,10 @@ def test_the_sweep_becomes_a_picture(tmp_path: Path) -> None:
         for x in (2, 4)
     ]
     record = {"rows": rows, "settings": {"model": "m", "threads": 1}}
-    plot.draw(record | {"machine": {"accelerator": None, "cpu": "c", "versions": {"trl": "1"}}}, tmp_path / "p.png")
+    plot.draw(
+        record | {"machine": {"accelerator": None, "cpu": "c", "versions": {"trl": "1"}}},
+        tmp_path / "p.png",
+    )
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 

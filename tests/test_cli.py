@@ -8,7 +8,7 @@ import time
 import pytest
 
 from grpo_hf.cli import main
-from grpo_hf.errors import exit_on_error
+from grpo_hf.runs.program import exit_on_error
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -43,7 +43,10 @@ class TestLightness:
         for _ in range(3):
             started = time.monotonic()
             done = subprocess.run(
-                [sys.executable, "-m", "grpo_hf.cli", "--help"], capture_output=True, text=True, check=True
+                [sys.executable, "-m", "grpo_hf.cli", "--help"],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             seconds.append(time.monotonic() - started)
         assert all(command in done.stdout for command in ("train", "rewards", "plot", "credit"))
@@ -55,18 +58,24 @@ class TestLightness:
             "main(['rewards', 'test', 'gsm8k', '--completion', '#### 4', '--column', 'answer=4']);"
             "print({'torch', 'transformers', 'trl', 'datasets', 'matplotlib'} & set(sys.modules))"
         )
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
         assert done.stdout.endswith("1.000  '#### 4'\nset()\n")
 
 
 class TestArguments:
-    @pytest.mark.parametrize("arguments", [[], ["rewards"], ["rewards", "list", "--all"], ["plot", "run"], ["rewrds"]])
+    @pytest.mark.parametrize(
+        "arguments", [[], ["rewards"], ["rewards", "list", "--all"], ["plot", "run"], ["rewrds"]]
+    )
     def test_wrong_commands(self, refused, arguments):
         assert "usage: grpo-hf" in refused(*arguments)
 
     def test_train_reads_the_recipe_and_passes_flags_on(self, refused, tmp_path):
         (tmp_path / "mine.yaml").write_text("rewards: [gsm8k]\n")
-        assert "no such recipe. Did you mean 'mine.yaml'?" in refused("train", tmp_path / "mine.yml")
+        assert "no such recipe. Did you mean 'mine.yaml'?" in refused(
+            "train", tmp_path / "mine.yml"
+        )
         text = refused("train", tmp_path / "mine.yaml", "--num_generations", "1")
         assert text.startswith("error: num_generations is 1;")
 
@@ -76,7 +85,9 @@ class TestRewardsList:
     def test_names_options_and_columns(self, cli, monkeypatch, width):
         monkeypatch.setenv("COLUMNS", str(width))
         lines = cli("rewards", "list").splitlines()
-        rows = {line.split()[0].partition("(")[0]: line for line in lines if not line.startswith(" ")}
+        rows = {
+            line.split()[0].partition("(")[0]: line for line in lines if not line.startswith(" ")
+        }
         assert {"gsm8k", "answer_format", "overlong"} <= set(rows)
         assert rows["gsm8k"].split()[1] == "answer"
         assert "answer_format" in rows
@@ -85,26 +96,46 @@ class TestRewardsList:
 
     def test_what_cannot_be_used_says_why(self, cli, monkeypatch):
         broken = {"broken": lambda: None}
-        monkeypatch.setattr("grpo_hf.plugins._registered", broken)
+        monkeypatch.setattr("grpo_hf.scoring.registry._registered", broken)
         monkeypatch.setenv("COLUMNS", "200")
         assert "has the signature broken()" in cli("rewards", "list")
 
 
 class TestRewardsTest:
     def test_completions_and_a_column(self, cli):
-        flags = ("--completion", "so #### 42", "--completion", "#### 41", "--column", "answer=#### 42")
+        flags = (
+            "--completion",
+            "so #### 42",
+            "--completion",
+            "#### 41",
+            "--column",
+            "answer=#### 42",
+        )
         assert cli("rewards", "test", "gsm8k", *flags) == "1.000  'so #### 42'\n0.000  '#### 41'\n"
 
     def test_file_of_completions(self, cli, tmp_path):
-        rows = [{"completion": "#### 1\u2028", "answer": "1"}, {"completion": "#### 2", "answer": 3}]
+        rows = [
+            {"completion": "#### 1\u2028", "answer": "1"},
+            {"completion": "#### 2", "answer": 3},
+        ]
         text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         (tmp_path / "texts.jsonl").write_text(f"\ufeff{text}\n\n", encoding="utf-8")
         printed = cli("rewards", "test", "gsm8k", "--completions", tmp_path / "texts.jsonl")
         assert [line.split()[0] for line in printed.splitlines()] == ["1.000", "0.000"]
 
     def test_a_column_of_the_file_wins(self, cli, tmp_path):
-        (tmp_path / "texts.jsonl").write_text('{"completion": "#### 1", "answer": "1"}\n{"completion": "#### 2"}\n')
-        printed = cli("rewards", "test", "gsm8k", "--completions", tmp_path / "texts.jsonl", "--column", "answer=2")
+        (tmp_path / "texts.jsonl").write_text(
+            '{"completion": "#### 1", "answer": "1"}\n{"completion": "#### 2"}\n'
+        )
+        printed = cli(
+            "rewards",
+            "test",
+            "gsm8k",
+            "--completions",
+            tmp_path / "texts.jsonl",
+            "--column",
+            "answer=2",
+        )
         assert [line.split()[0] for line in printed.splitlines()] == ["1.000", "1.000"]
 
     def test_cannot_judge(self, cli):
@@ -113,14 +144,18 @@ class TestRewardsTest:
 
     def test_options(self, cli):
         flags = ("--completion", " ".join(["word"] * 15))
-        assert cli("rewards", "test", "overlong(max_length=20, cache=10)", *flags).startswith("-0.500  ")
+        assert cli("rewards", "test", "overlong(max_length=20, cache=10)", *flags).startswith(
+            "-0.500  "
+        )
 
     @pytest.mark.parametrize("kind", ["def", "async def"])
     def test_reward_of_a_file(self, cli, tmp_path, kind):
         source = "score(prompts, completions, gold, *, bonus=0): return [len(p) + gold[0] + bonus for p in prompts]"
         (tmp_path / "mine.py").write_text(f"{kind} {source}\n")
         flags = ("--completion", "x", "--column", "gold=30", "--column", "prompt=abc")
-        assert cli("rewards", "test", f"{tmp_path}/mine.py:score(bonus=1)", *flags) == "34.000  'x'\n"
+        assert (
+            cli("rewards", "test", f"{tmp_path}/mine.py:score(bonus=1)", *flags) == "34.000  'x'\n"
+        )
 
     def test_column_that_is_missing(self, refused, tmp_path):
         text = refused("rewards", "test", "gsm8k", "--completion", "#### 42")
@@ -128,7 +163,9 @@ class TestRewardsTest:
             "error: reward 'gsm8k' needs the column 'answer': give --column answer=VALUE, or rows with it in "
             "--completions.\n"
         )
-        (tmp_path / "texts.jsonl").write_text('{"completion": "a", "answer": "1"}\n{"completion": "b"}\n')
+        (tmp_path / "texts.jsonl").write_text(
+            '{"completion": "a", "answer": "1"}\n{"completion": "b"}\n'
+        )
         assert "needs the column 'answer'" in refused(
             "rewards", "test", "gsm8k", "--completions", tmp_path / "texts.jsonl"
         )
@@ -138,7 +175,10 @@ class TestRewardsTest:
         [
             (["gsm9k", "--completion", "x"], "reward 'gsm9k' is not known. Did you mean 'gsm8k'?"),
             (["gsm8k"], "no text to score: give --completion TEXT, or --completions FILE"),
-            (["gsm8k", "--completion", "x", "--column", "answer"], "--column answer: expected NAME=VALUE"),
+            (
+                ["gsm8k", "--completion", "x", "--column", "answer"],
+                "--column answer: expected NAME=VALUE",
+            ),
             (["gsm8k", "--completions", "nowhere.jsonl"], "nowhere.jsonl cannot be read ("),
         ],
     )
@@ -163,14 +203,19 @@ class TestRewardsTest:
 
     def test_what_a_reward_returns_is_checked(self, refused, tmp_path):
         (tmp_path / "mine.py").write_text("def score(completions): return [1.0, 2.0]\n")
-        text = refused("rewards", "test", f"{tmp_path}/mine.py:score", "--completion", "a", "--completion", "b")
+        text = refused(
+            "rewards", "test", f"{tmp_path}/mine.py:score", "--completion", "a", "--completion", "b"
+        )
         assert "score failed (wrong length): it returned 2 values for 1 completions" in text
 
 
 class TestPlot:
     @pytest.fixture
     def finished(self, tmp_path):
-        rows = [{"step": n, "reward": n / 4, "rewards/gsm8k/mean": n / 4, "kl": 0.01 * n} for n in (1, 2, 3)]
+        rows = [
+            {"step": n, "reward": n / 4, "rewards/gsm8k/mean": n / 4, "kl": 0.01 * n}
+            for n in (1, 2, 3)
+        ]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return tmp_path
 
@@ -189,7 +234,9 @@ class TestPlot:
 
     def test_without_matplotlib(self, refused, finished, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        assert "`grpo-hf plot` needs matplotlib: pip install 'grpo-hf[plot]'." in refused("plot", finished, "x.png")
+        assert "`grpo-hf plot` needs matplotlib: pip install 'grpo-hf[plot]'." in refused(
+            "plot", finished, "x.png"
+        )
 
 
 class TestCredit:
@@ -198,8 +245,16 @@ class TestCredit:
         (tmp_path / "metrics.jsonl").touch()
         with (tmp_path / "credit.jsonl").open("w") as file:
             for step, word in [(5, "cut"), (10, "ten"), (5, "five"), (10, "ten\u2028")]:
-                one = {"tokens": [word, "<|end|>"], "advantages": [0.5, -0.5], "special": [1], "reward": 1.0}
-                print(json.dumps({"step": step, "prompt": "How many?", "completions": [one]}), file=file)
+                one = {
+                    "tokens": [word, "<|end|>"],
+                    "advantages": [0.5, -0.5],
+                    "special": [1],
+                    "reward": 1.0,
+                }
+                print(
+                    json.dumps({"step": step, "prompt": "How many?", "completions": [one]}),
+                    file=file,
+                )
         return tmp_path
 
     def test_the_last_step_or_one_of_them(self, cli, finished):
@@ -215,10 +270,14 @@ class TestCredit:
         said = refused("credit", finished, "--html", page)
         assert f"{page} exists, and is not overwritten. Give --html another name." in said
         assert page.read_bytes() == written
-        assert "cannot be written (No such file" in refused("credit", finished, "--html", finished / "no" / "page.html")
+        assert "cannot be written (No such file" in refused(
+            "credit", finished, "--html", finished / "no" / "page.html"
+        )
 
     def test_what_is_not_there(self, refused, finished):
-        assert "has no step 7. Give --step one of 5, 10." in refused("credit", finished, "--step", "7")
+        assert "has no step 7. Give --step one of 5, 10." in refused(
+            "credit", finished, "--step", "7"
+        )
         (finished / "credit.jsonl").unlink()
         assert "the run was made with log_credit false" in refused("credit", finished)
         (finished / "metrics.jsonl").unlink()

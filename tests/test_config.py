@@ -6,29 +6,13 @@ from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
+from support.settings import OURS
 from trl import GRPOConfig as TRLGRPOConfig
 from trl import GRPOTrainer
 
 from grpo_hf import config
 from grpo_hf.config import GRPOConfig, check_geometry
 from grpo_hf.errors import ConfigError
-
-OURS = {"loss_type", "beta", "use_bias_correction_kl", "reference", "packed_update", "grouped_rollout"} | {
-    "reference_reset_every",
-    "target_kl",
-    "dynamic_sampling",
-    "max_refills",
-    "early_rewards",
-    "reward_timeout",
-    "reward_workers",
-    "max_reward_failures",
-    "log_credit",
-    "process_reward",
-    "advantage_estimator",
-    "gae_lambda",
-    "gae_gamma",
-    "critic_learning_rate",
-}
 
 
 @pytest.fixture
@@ -43,7 +27,9 @@ def geometry(**settings):
     """The fields that `check_geometry` reads, with TRL's defaults."""
     names = ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps")
     names += ("steps_per_generation", "generation_batch_size")
-    return SimpleNamespace(**{f.name: f.default for f in fields(TRLGRPOConfig) if f.name in names} | settings)
+    return SimpleNamespace(
+        **{f.name: f.default for f in fields(TRLGRPOConfig) if f.name in names} | settings
+    )
 
 
 class TestDefaults:
@@ -68,8 +54,15 @@ class TestDefaults:
             assert name in inspect.getdoc(GRPOConfig)
 
     def test_trls_fields_pass_through(self, configured):
-        args = configured(loss_type="dapo", beta=0.0, epsilon_high=0.28, top_p=0.9, steps_per_generation=4)
-        assert (args.loss_type, args.beta, args.epsilon_high, args.top_p) == ("dapo", 0.0, 0.28, 0.9)
+        args = configured(
+            loss_type="dapo", beta=0.0, epsilon_high=0.28, top_p=0.9, steps_per_generation=4
+        )
+        assert (args.loss_type, args.beta, args.epsilon_high, args.top_p) == (
+            "dapo",
+            0.0,
+            0.28,
+            0.9,
+        )
         assert args.generation_batch_size == 4 * args.per_device_train_batch_size
         assert isinstance(args, TRLGRPOConfig)
 
@@ -77,7 +70,9 @@ class TestDefaults:
         monkeypatch.setattr(config, "is_torch_bf16_gpu_available", lambda: True)
         assert configured().bf16 is False  # use_cpu
         assert configured(bf16=True).bf16 is True  # asked for
-        monkeypatch.setattr(TRLGRPOConfig, "__post_init__", lambda self: None)  # which wants the hardware
+        monkeypatch.setattr(
+            TRLGRPOConfig, "__post_init__", lambda self: None
+        )  # which wants the hardware
         assert GRPOConfig(output_dir="x").bf16 is True
         assert GRPOConfig(output_dir="x", fp16=True).bf16 is False
         monkeypatch.setattr(config, "is_torch_bf16_gpu_available", lambda: False)
@@ -86,17 +81,23 @@ class TestDefaults:
 
 @pytest.mark.parametrize("group", [1, 0, -8, None])
 def test_a_group_of_less_than_two(configured, group):
-    with pytest.raises(ConfigError, match=f"num_generations is {group}; a group needs at least 2.*--num_generations 8"):
+    with pytest.raises(
+        ConfigError,
+        match=f"num_generations is {group}; a group needs at least 2.*--num_generations 8",
+    ):
         configured(num_generations=group)
 
 
 def test_unknown_reference(configured):
-    with pytest.raises(ConfigError, match="reference is 'start'; expected one of 'initial', 'base'"):
+    with pytest.raises(
+        ConfigError, match="reference is 'start'; expected one of 'initial', 'base'"
+    ):
         configured(reference="start")
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("scale_rewards", "grop"), ("importance_sampling_level", "tokn"), ("temperature", 0.0)]
+    ("name", "value"),
+    [("scale_rewards", "grop"), ("importance_sampling_level", "tokn"), ("temperature", 0.0)],
 )
 def test_what_trl_would_notice_in_the_middle_of_a_step(configured, name, value):
     with pytest.raises(ConfigError, match=f"{name} is {value!r}; expected"):
@@ -130,7 +131,11 @@ def advised(message):
 def test_torn_groups_name_the_geometry_and_two_ways_out(configured, settings):
     with pytest.raises(ConfigError) as error:
         configured(**settings)
-    assert all(str(settings[name]) in str(error.value) for name in settings if name != "per_device_train_batch_size")
+    assert all(
+        str(settings[name]) in str(error.value)
+        for name in settings
+        if name != "per_device_train_batch_size"
+    )
     for advice in advised(str(error.value)):
         args = configured(**settings | advice)  # TRL's own checks run as well
         assert args.generation_batch_size % args.num_generations == 0

@@ -16,7 +16,10 @@ def quotations() -> list[tuple[str, str]]:
     found = []
     for block in BLOCK.finditer(PAPER):
         file = SOURCE.findall(PAPER[: block.start()])[-1]
-        found += [(file, piece.strip("\n")) for piece in re.split(r"^\.\.\.\n", block[1], flags=re.MULTILINE)]
+        found += [
+            (file, piece.strip("\n"))
+            for piece in re.split(r"^\.\.\.\n", block[1], flags=re.MULTILINE)
+        ]
     return found
 
 
@@ -29,7 +32,9 @@ def test_there_is_something_to_hold_against_the_source() -> None:
     assert len(quotations()) >= 15
 
 
-@pytest.mark.parametrize("document", sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"]), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"]), ids=lambda path: path.name
+)
 def test_links_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8"))
     assert [target for target in targets if not (document.parent / target).exists()] == []

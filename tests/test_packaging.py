@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-ENTRY_POINTS = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["entry-points"]["grpo_hf.rewards"]
+ENTRY_POINTS = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["entry-points"][
+    "grpo_hf.rewards"
+]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
 
 PROBE = """
@@ -36,7 +38,11 @@ def tree(tmp_path):
     """A copy of the project, which a build may litter, and which the project itself cannot be mistaken for."""
     tree = tmp_path / "tree"
     for folder in ("src", "rewards"):
-        shutil.copytree(PROJECT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(
+            PROJECT / folder,
+            tree / folder,
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+        )
     for file in PROJECT.iterdir():
         if file.is_file():
             shutil.copy(file, tree)
@@ -54,13 +60,19 @@ def environment(tmp_path):
 
 
 def _site_packages(environment):
-    return Path(sysconfig.get_path("purelib", "venv", {"base": str(environment), "platbase": str(environment)}))
+    return Path(
+        sysconfig.get_path(
+            "purelib", "venv", {"base": str(environment), "platbase": str(environment)}
+        )
+    )
 
 
 def _install(environment, *what):
     # --ignore-installed: the borrowed folder may hold a grpo-hf, which is not to be touched.
     options = ["--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed"]
-    subprocess.run([*PIP, "--python", environment / "bin" / "python", "install", *options, *what], check=True)
+    subprocess.run(
+        [*PIP, "--python", environment / "bin" / "python", "install", *options, *what], check=True
+    )
 
 
 def _run(environment, folder, program, *arguments):
@@ -82,17 +94,31 @@ def _check(environment, elsewhere, package, rewards):
     assert Path(found["grpo_hf.rewards"]) == rewards / "__init__.py"
     assert Path(found["grpo_hf.rewards.gsm8k"]) == rewards / "gsm8k.py"
     assert not found["top-level rewards"]
-    assert found["functions"] == {name: value.partition(":")[0] for name, value in ENTRY_POINTS.items()}
+    assert found["functions"] == {
+        name: value.partition(":")[0] for name, value in ENTRY_POINTS.items()
+    }
     assert found["scores"] == [1.0, 0.0]
 
 
 def test_wheel(tree, environment, tmp_path):
     subprocess.run(
-        [*PIP, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tree], check=True
+        [
+            *PIP,
+            "wheel",
+            "--no-index",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            tmp_path,
+            tree,
+        ],
+        check=True,
     )
     [wheel] = tmp_path.glob("*.whl")
     packaged = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    library = {f"grpo_hf/{file.name}" for file in (tree / "src" / "grpo_hf").iterdir() if file.is_file()}
+    library = {
+        f"grpo_hf/{file.name}" for file in (tree / "src" / "grpo_hf").iterdir() if file.is_file()
+    }
     rewards = {f"grpo_hf/rewards/{file.name}" for file in (tree / "rewards").glob("*.py")}
     assert packaged == library | rewards
 
@@ -107,6 +133,8 @@ def test_editable(tree, environment, tmp_path):
     _check(environment, tmp_path, tree / "src" / "grpo_hf", tree / "rewards")
 
     # In place means that a file added afterwards is there without another installation.
-    (tree / "rewards" / "later.py").write_text("def later(completions): return [0.5 for _ in completions]\n")
+    (tree / "rewards" / "later.py").write_text(
+        "def later(completions): return [0.5 for _ in completions]\n"
+    )
     program = "from grpo_hf import load_reward; print(load_reward('grpo_hf.rewards.later:later')(completions=['x']))"
     assert _run(environment, tmp_path, program).strip() == "[0.5]"

@@ -1,30 +1,14 @@
 """Several processes: two do what one with twice the batch does, and groups are scored across them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean
 
 import pytest
 from safetensors.torch import load_file
+from support.processes import SCRIPT, launch
 
-from grpo_hf.progress import read_metrics
-
-SCRIPT = Path(__file__).parent / "scripts" / "replay_training.py"
-
-
-def launch(processes: int, *arguments: object, script: Path = SCRIPT) -> str:
-    several = ["--multi_gpu"] if processes > 1 else []
-    command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(
-        [*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+from grpo_hf.reporting.metrics_file import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +19,14 @@ def one_process(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def test_two_processes_learn_what_one_with_twice_the_batch_learns(one_process: Path, tiny_checkpoint: Path) -> None:
+def test_two_processes_learn_what_one_with_twice_the_batch_learns(
+    one_process: Path, tiny_checkpoint: Path
+) -> None:
     two = one_process.parent / "two"
     launch(2, tiny_checkpoint, two, 4, one_process / "rollouts-0.json")
-    adapter, expected = (load_file(folder / "adapter_model.safetensors") for folder in (two, one_process))
+    adapter, expected = (
+        load_file(folder / "adapter_model.safetensors") for folder in (two, one_process)
+    )
     assert adapter.keys() == expected.keys()
     moved = max(weight.abs().max().item() for name, weight in expected.items() if "lora_B" in name)
     apart = max((adapter[name] - expected[name]).abs().max().item() for name in expected)
@@ -49,7 +37,9 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(one_process: P
         assert row["kl"] == pytest.approx(other["kl"], abs=1e-5)
 
 
-def test_a_group_that_two_processes_share_is_scored_as_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_group_that_two_processes_share_is_scored_as_one(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "shared"
     launch(2, tiny_checkpoint, folder, 2)  # 2 processes x 2 rows = one group of 4
     ranks = [json.loads((folder / f"rollouts-{rank}.json").read_text()) for rank in (0, 1)]
@@ -57,7 +47,9 @@ def test_a_group_that_two_processes_share_is_scored_as_one(tiny_checkpoint: Path
         assert steps[0]["prompts"] == steps[1]["prompts"]
         ids = [row for step in steps for row in step["completion_ids"]]
         assert len({tuple(row) for row in ids}) > 1  # the ranks sample differently
-        assert metrics["reward"] == pytest.approx(mean(len(row) + row[0] / 1000 for row in ids), abs=1e-4)
+        assert metrics["reward"] == pytest.approx(
+            mean(len(row) + row[0] / 1000 for row in ids), abs=1e-4
+        )
 
 
 def test_two_processes_credit_steps_as_one_does(one_process: Path, tiny_checkpoint: Path) -> None:
@@ -71,7 +63,10 @@ def test_two_processes_credit_steps_as_one_does(one_process: Path, tiny_checkpoi
     without = load_file(one_process / "adapter_model.safetensors")
     for name, expected in learned[0].items():
         assert (learned[1][name] - expected).abs().max().item() <= 1e-5
-    assert max((without[name] - weight).abs().max().item() for name, weight in learned[0].items()) > 1e-3
+    assert (
+        max((without[name] - weight).abs().max().item() for name, weight in learned[0].items())
+        > 1e-3
+    )
 
 
 def test_two_processes_fit_one_critic(one_process: Path, tiny_checkpoint: Path) -> None:
@@ -87,13 +82,21 @@ def test_two_processes_fit_one_critic(one_process: Path, tiny_checkpoint: Path) 
         critics.append(load_file(folder / "critic" / "adapter_model.safetensors"))
         losses.append([row["critic/loss"] for row in read_metrics(folder)])
     for learned in (policies[0], critics[0]):
-        assert max(weight.abs().max().item() for name, weight in learned.items() if "lora_B" in name) > 1e-3
+        assert (
+            max(weight.abs().max().item() for name, weight in learned.items() if "lora_B" in name)
+            > 1e-3
+        )
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert len(set(losses[0])) == len(losses[0])  # each fit changed them
-    assert max((policies[1][name] - weight).abs().max().item() for name, weight in policies[0].items()) <= 1e-5
+    assert (
+        max((policies[1][name] - weight).abs().max().item() for name, weight in policies[0].items())
+        <= 1e-5
+    )
 
 
-def test_two_processes_go_through_the_iterations_together(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_two_processes_go_through_the_iterations_together(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """Each fits the reward model by itself, and both end with what is on disk."""
     out, script = tmp_path / "run", SCRIPT.with_name("iterative_training.py")
     said = launch(2, tiny_checkpoint, out, script=script)
@@ -105,7 +108,9 @@ def test_two_processes_go_through_the_iterations_together(tiny_checkpoint: Path,
         own = {name: weight for name, weight in saved.items() if "lora" in name}
         held = {name: weight for name, weight in ranks[0].items() if f".{adapter}." in name}
         assert own.keys() == {name.replace(f".{adapter}.", ".") for name in held}
-        assert all(weight.equal(own[name.replace(f".{adapter}.", ".")]) for name, weight in held.items())
+        assert all(
+            weight.equal(own[name.replace(f".{adapter}.", ".")]) for name, weight in held.items()
+        )
         before = load_file(out / "iteration-1" / role / "adapter_model.safetensors")
         assert not any(weight.equal(before[name]) for name, weight in own.items())
     samples = (out / "iteration-1" / "samples.jsonl").read_text().splitlines()
@@ -120,4 +125,6 @@ def test_too_many_failures_on_one_process_stop_both(tiny_checkpoint: Path, tmp_p
     assert said.count("failed on 4 of 8 completions at step 2") == 2
     assert "the judge of the second process has gone" in said and "on another process" in said
     checkpoint = tmp_path / "run" / "checkpoint-2"
-    assert {"adapter_model.safetensors", "rng_state_0.pth", "rng_state_1.pth"} <= {f.name for f in checkpoint.iterdir()}
+    assert {"adapter_model.safetensors", "rng_state_0.pth", "rng_state_1.pth"} <= {
+        f.name for f in checkpoint.iterdir()
+    }

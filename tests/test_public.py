@@ -12,7 +12,7 @@ import transformers
 import trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from test_config import OURS
+from support.settings import OURS
 from trl.trainer import utils
 
 import grpo_hf
@@ -20,13 +20,14 @@ import grpo_hf
 PUBLIC = {
     "GRPOConfig": "grpo_hf.config",
     "GRPOTrainer": "grpo_hf.trainer",
-    "Reward": "grpo_hf.plugins",
-    "RewardModel": "grpo_hf.reward_model",
-    "StepRewards": "grpo_hf.steps",
-    "load_reward": "grpo_hf.plugins",
-    "register_reward": "grpo_hf.plugins",
-    "reward_settings": "grpo_hf.reward",
-    "split_steps": "grpo_hf.steps",
+    "Reward": "grpo_hf.scoring.registry",
+    "RewardModel": "grpo_hf.reward_models.model",
+    "StepRewards": "grpo_hf.scoring.steps",
+    "completion_text": "grpo_hf.data.completions",
+    "load_reward": "grpo_hf.scoring.registry",
+    "register_reward": "grpo_hf.scoring.registry",
+    "reward_settings": "grpo_hf.scoring.reward",
+    "split_steps": "grpo_hf.scoring.steps",
 }
 CONSTRUCTOR = [
     "self",
@@ -65,7 +66,9 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_the_trainer_and_its_configuration_are_trl_s():
-    assert issubclass(grpo_hf.GRPOTrainer, trl.GRPOTrainer) and issubclass(grpo_hf.GRPOConfig, trl.GRPOConfig)
+    assert issubclass(grpo_hf.GRPOTrainer, trl.GRPOTrainer) and issubclass(
+        grpo_hf.GRPOConfig, trl.GRPOConfig
+    )
     assert signature(grpo_hf.GRPOTrainer) == signature(trl.GRPOTrainer)
     theirs, ours = signature(trl.GRPOConfig).parameters, signature(grpo_hf.GRPOConfig).parameters
     assert ours.keys() - theirs.keys() == OURS - theirs.keys() and theirs.keys() <= ours.keys()
@@ -75,7 +78,10 @@ def test_the_trainer_and_its_configuration_are_trl_s():
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({}, "missing a required argument: 'model'"), ({"model": "m", "rewards": 1}, "unexpected keyword.*'rewards'")],
+    [
+        ({}, "missing a required argument: 'model'"),
+        ({"model": "m", "rewards": 1}, "unexpected keyword.*'rewards'"),
+    ],
 )
 def test_wrong_arguments_are_refused_by_name(arguments: dict[str, Any], said: str):
     with pytest.raises(TypeError, match=said):
@@ -115,7 +121,10 @@ def assert_begins(function: Callable[..., Any], expected: list[str]) -> None:
             ["self", "prompt_ids", "images", "multimodal_fields", "num_generations"],
         ),
         (trl.GRPOTrainer._compute_loss, ["self", "model", "inputs"]),
-        (trl.GRPOTrainer._calculate_rewards, ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
+        (
+            trl.GRPOTrainer._calculate_rewards,
+            ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+        ),
         (trl.GRPOTrainer.create_model_card, ["self", "model_name", "dataset_name", "tags"]),
         (trl.get_peft_config, ["model_args"]),
         (trl.get_quantization_config, ["model_args"]),
@@ -136,7 +145,9 @@ def test_a_moved_signature_is_reported_by_name():
     def renamed(self, network, input_ids):
         """Stands for TRL's method after a change."""
 
-    with pytest.raises(AssertionError, match=r"renamed has moved: its parameters are self, network, input_ids"):
+    with pytest.raises(
+        AssertionError, match=r"renamed has moved: its parameters are self, network, input_ids"
+    ):
         assert_begins(renamed, ["self", "model"])
     with pytest.raises(AssertionError, match=r"renamed has moved: it also requires input_ids"):
         assert_begins(renamed, ["self", "network"])
@@ -144,7 +155,9 @@ def test_a_moved_signature_is_reported_by_name():
 
 def test_the_constructor_takes_nothing_that_we_do_not_know():
     found = list(signature(trl.GRPOTrainer.__init__).parameters)
-    assert found == CONSTRUCTOR, f"TRL's constructor has moved: {set(found) ^ set(CONSTRUCTOR) or 'the order'}"
+    assert found == CONSTRUCTOR, (
+        f"TRL's constructor has moved: {set(found) ^ set(CONSTRUCTOR) or 'the order'}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +170,10 @@ def trainer(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     def second(completions, **columns):
         return [1.0] * len(completions)
 
-    prompts = [[{"role": "user", "content": "Anna has 3 apples. How many?"}], [{"role": "user", "content": "2?"}]]
+    prompts = [
+        [{"role": "user", "content": "Anna has 3 apples. How many?"}],
+        [{"role": "user", "content": "2?"}],
+    ]
     return trl.GRPOTrainer(
         str(tiny_checkpoint),
         [first, second],
@@ -193,7 +209,9 @@ def test_log_probs_are_those_of_the_last_tokens(trainer: trl.GRPOTrainer):
     ids = torch.arange(20, 32).view(2, 6)
     trainer.model.eval()
     with torch.no_grad():
-        found = trainer._get_per_token_logps_and_entropies(trainer.model, ids, torch.ones_like(ids), 4)[0]
+        found = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, torch.ones_like(ids), 4
+        )[0]
         logits = trainer.model(ids).logits / trainer.temperature
     expected = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)[:, -4:]
     torch.testing.assert_close(found, expected)
@@ -201,8 +219,12 @@ def test_log_probs_are_those_of_the_last_tokens(trainer: trl.GRPOTrainer):
 
 def test_prompts_are_tokenized_one_list_each(trainer: trl.GRPOTrainer):
     prompts = trainer.train_dataset["prompt"]
-    rendered = [trainer.processing_class.apply_chat_template(p, add_generation_prompt=True) for p in prompts]
-    assert trainer._tokenize_prompts(list(prompts))[0] == [encoded["input_ids"] for encoded in rendered]
+    rendered = [
+        trainer.processing_class.apply_chat_template(p, add_generation_prompt=True) for p in prompts
+    ]
+    assert trainer._tokenize_prompts(list(prompts))[0] == [
+        encoded["input_ids"] for encoded in rendered
+    ]
 
 
 def test_no_adapter_is_the_base(trainer: trl.GRPOTrainer):

@@ -8,15 +8,20 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from peft import LoraConfig
+from support.models import LORA
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
-from grpo_hf.errors import DataError, OutputExistsError, RewardFailuresError, RewardNotFound, RewardSpecError
-from grpo_hf.progress import read_metrics
+from grpo_hf.errors import (
+    DataError,
+    OutputExistsError,
+    RewardFailuresError,
+    RewardNotFound,
+    RewardSpecError,
+)
+from grpo_hf.reporting.metrics_file import read_metrics
 
 MakeTrainer = Callable[..., GRPOTrainer]
-LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def count_threes(completions: list[str], **_: Any) -> list[float]:
@@ -25,10 +30,16 @@ def count_threes(completions: list[str], **_: Any) -> list[float]:
 
 def trained_weights(trainer: Any) -> dict[str, torch.Tensor]:
     trainer.train()
-    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    return {
+        name: weight.detach().clone()
+        for name, weight in trainer.model.named_parameters()
+        if weight.requires_grad
+    }
 
 
-def test_it_learns_what_trl_learns_from_the_same_script(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_it_learns_what_trl_learns_from_the_same_script(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """With the flags for TRL's own path; test_log_probs.py and test_rollout.py compare ours with it."""
 
     def script(library: Any, **ours: Any) -> Any:
@@ -59,7 +70,9 @@ def test_it_learns_what_trl_learns_from_the_same_script(tiny_checkpoint: Path, t
 
     import grpo_hf
 
-    ours = trained_weights(script(grpo_hf, packed_update=False, grouped_rollout=False, early_rewards=False))
+    ours = trained_weights(
+        script(grpo_hf, packed_update=False, grouped_rollout=False, early_rewards=False)
+    )
     theirs = trained_weights(script(trl))
     assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
@@ -68,7 +81,9 @@ def test_it_learns_what_trl_learns_from_the_same_script(tiny_checkpoint: Path, t
 
 def test_rewards_are_taken_by_every_name(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("def concise(completions, *, limit=5, **_):\n    return [-len(c) / limit for c in completions]\n")
+    file.write_text(
+        "def concise(completions, *, limit=5, **_):\n    return [-len(c) / limit for c in completions]\n"
+    )
     trainer = make_trainer(
         reward_funcs=["gsm8k", f"{file}:concise(limit=2)", count_threes],
         reward_weights=[1.0, 0.5, 2.0],
@@ -79,7 +94,9 @@ def test_rewards_are_taken_by_every_name(make_trainer: MakeTrainer, tmp_path: Pa
     first = trainer.state.log_history[0]
     assert first["rewards/concise/mean"] < 0
     weighted = (
-        first["rewards/gsm8k/mean"] + 0.5 * first["rewards/concise/mean"] + 2 * first["rewards/count_threes/mean"]
+        first["rewards/gsm8k/mean"]
+        + 0.5 * first["rewards/concise/mean"]
+        + 2 * first["rewards/count_threes/mean"]
     )
     assert first["reward"] == pytest.approx(weighted, abs=1e-5)
 
@@ -108,12 +125,18 @@ def test_a_reward_that_does_not_fit_is_refused(
 
 
 def test_a_column_that_a_reward_needs_is_missed_before_training(make_trainer: MakeTrainer) -> None:
-    with pytest.raises(DataError, match=r"'gsm8k' needs the column 'answer'.*Its columns are prompt"):
-        make_trainer(reward_funcs="gsm8k", train_dataset=Dataset.from_list([{"prompt": "1 + 1"}] * 8))
+    with pytest.raises(
+        DataError, match=r"'gsm8k' needs the column 'answer'.*Its columns are prompt"
+    ):
+        make_trainer(
+            reward_funcs="gsm8k", train_dataset=Dataset.from_list([{"prompt": "1 + 1"}] * 8)
+        )
 
 
 def test_functions_of_one_name_are_taken_as_in_trl(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(reward_funcs=[lambda completions, **_: [1.0] * len(completions) for _ in "ab"])
+    trainer = make_trainer(
+        reward_funcs=[lambda completions, **_: [1.0] * len(completions) for _ in "ab"]
+    )
     assert trainer.reward_func_names == ["<lambda>", "<lambda>"]
 
 
@@ -122,18 +145,26 @@ def test_streaming_data_trains(make_trainer: MakeTrainer) -> None:
     make_trainer(train_dataset=rows, peft_config=LORA).train()
 
 
-def test_completions_are_printed_on_request(make_trainer: MakeTrainer, tmp_path: Path, capsys: Any) -> None:
-    make_trainer(peft_config=LORA, log_completions=True, num_completions_to_print=1, max_steps=1).train()
+def test_completions_are_printed_on_request(
+    make_trainer: MakeTrainer, tmp_path: Path, capsys: Any
+) -> None:
+    make_trainer(
+        peft_config=LORA, log_completions=True, num_completions_to_print=1, max_steps=1
+    ).train()
     assert "Completion" in capsys.readouterr().out
     assert list((tmp_path / "run" / "completions").glob("*.parquet"))
 
 
-def test_a_reward_that_returns_too_few_stops_the_run_and_is_named(make_trainer: MakeTrainer) -> None:
+def test_a_reward_that_returns_too_few_stops_the_run_and_is_named(
+    make_trainer: MakeTrainer,
+) -> None:
     @reward_settings(in_process=True, batched=True)
     def short(completions: list[str], **_: Any) -> list[float]:
         return [0.0] * (len(completions) - 1)
 
-    with pytest.raises(RewardFailuresError, match=r"short failed on 8 of 8 (?s:.*) returned 7 values for 8"):
+    with pytest.raises(
+        RewardFailuresError, match=r"short failed on 8 of 8 (?s:.*) returned 7 values for 8"
+    ):
         make_trainer(reward_funcs=short, peft_config=LORA).train()
 
 
@@ -150,9 +181,13 @@ def test_another_run_is_never_overwritten(make_trainer: MakeTrainer, tmp_path: P
     assert contents() == before
 
 
-def test_resuming_into_the_folder_of_another_run_is_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_resuming_into_the_folder_of_another_run_is_refused(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
     for name in "ab":
-        make_trainer(peft_config=LORA, output_dir=str(tmp_path / name), save_strategy="steps", save_steps=1).train()
+        make_trainer(
+            peft_config=LORA, output_dir=str(tmp_path / name), save_strategy="steps", save_steps=1
+        ).train()
     with pytest.raises(OutputExistsError, match="b holds another run"):
         make_trainer(peft_config=LORA, output_dir=str(tmp_path / "b")).train(
             resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1")
@@ -173,22 +208,38 @@ def test_metrics_reach_disk_and_screen(
     make_trainer(peft_config=LORA, max_steps=3).train()
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 3]
-    assert {"reward", "rewards/count_ones/mean", "kl", "completions/mean_length", "num_tokens"} <= rows[0].keys()
+    assert {
+        "reward",
+        "rewards/count_ones/mean",
+        "kl",
+        "completions/mean_length",
+        "num_tokens",
+    } <= rows[0].keys()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert len(lines) == 3
-    assert lines[-1].startswith("step 3/3") and "count_ones" in lines[-1] and "tokens/s" in lines[-1]
+    assert (
+        lines[-1].startswith("step 3/3") and "count_ones" in lines[-1] and "tokens/s" in lines[-1]
+    )
 
 
-def test_without_an_adapter_it_is_trl_with_its_second_model(tiny_checkpoint: Path, make_trainer: MakeTrainer) -> None:
+def test_without_an_adapter_it_is_trl_with_its_second_model(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
     trainer = make_trainer(model=str(tiny_checkpoint))
     trainer.train()
     assert trainer.ref_model is not None
     start = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).state_dict()
-    assert any(not torch.equal(weight, start[name]) for name, weight in trainer.model.state_dict().items())
+    assert any(
+        not torch.equal(weight, start[name]) for name, weight in trainer.model.state_dict().items()
+    )
 
 
-def test_trl_configurations_are_taken_as_they_are(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    args = trl.GRPOConfig(output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, report_to="none")
+def test_trl_configurations_are_taken_as_they_are(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, report_to="none"
+    )
     trainer = make_trainer(peft_config=LORA)
     ours = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(trainer.processing_class.name_or_path),
@@ -199,4 +250,7 @@ def test_trl_configurations_are_taken_as_they_are(make_trainer: MakeTrainer, tmp
         peft_config=LORA,
     )
     assert (ours.loss_type, ours.beta) == ("dapo", 0.0)
-    assert isinstance(trainer.args, GRPOConfig) and (trainer.loss_type, trainer.beta) == ("grpo", 0.04)
+    assert isinstance(trainer.args, GRPOConfig) and (trainer.loss_type, trainer.beta) == (
+        "grpo",
+        0.04,
+    )

@@ -1,7 +1,7 @@
 """Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) on one frozen base model.
 
 from grpo_hf import GRPOConfig, GRPOTrainer, RewardModel, StepRewards
-from grpo_hf import load_reward, register_reward, reward_settings, split_steps
+from grpo_hf import completion_text, load_reward, register_reward, reward_settings, split_steps
 """
 
 from importlib import import_module
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import GRPOConfig
-    from .plugins import load_reward, register_reward
-    from .reward import Reward, reward_settings
-    from .reward_model import RewardModel
-    from .steps import StepRewards, split_steps
+    from .data.completions import completion_text
+    from .reward_models.model import RewardModel
+    from .scoring.registry import load_reward, register_reward
+    from .scoring.reward import Reward, reward_settings
+    from .scoring.steps import StepRewards, split_steps
     from .trainer import GRPOTrainer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Reward",
     "RewardModel",
     "StepRewards",
+    "completion_text",
     "load_reward",
     "register_reward",
     "reward_settings",
@@ -30,13 +32,14 @@ __all__ = [
 _HOMES = {
     "GRPOConfig": "config",
     "GRPOTrainer": "trainer",
-    "Reward": "reward",
-    "RewardModel": "reward_model",
-    "StepRewards": "steps",
-    "load_reward": "plugins",
-    "register_reward": "plugins",
-    "reward_settings": "reward",
-    "split_steps": "steps",
+    "Reward": "scoring.reward",
+    "RewardModel": "reward_models.model",
+    "StepRewards": "scoring.steps",
+    "completion_text": "data.completions",
+    "load_reward": "scoring.registry",
+    "register_reward": "scoring.registry",
+    "reward_settings": "scoring.reward",
+    "split_steps": "scoring.steps",
 }
 
 

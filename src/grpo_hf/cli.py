@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .console import quiet
-from .errors import ConfigError, DataError, OutputExistsError, RewardOutputError, exit_on_error
+from .errors import ConfigError, DataError, OutputExistsError, RewardOutputError
+from .runs.program import exit_on_error, quiet
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,17 +37,35 @@ def _parser() -> argparse.ArgumentParser:
 
     group = commands.add_parser("rewards", help="list and try rewards")
     rewards = group.add_subparsers(required=True, metavar="COMMAND")
-    listing = rewards.add_parser("list", help="every installed reward", description=_rewards_list.__doc__)
+    listing = rewards.add_parser(
+        "list", help="every installed reward", description=_rewards_list.__doc__
+    )
     listing.set_defaults(command=_rewards_list)
-    check = rewards.add_parser("check", help="what a recipe's rewards pay for", description=_rewards_check.__doc__)
+    check = rewards.add_parser(
+        "check", help="what a recipe's rewards pay for", description=_rewards_check.__doc__
+    )
     check.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
-    check.add_argument("--rows", type=int, default=8, help="rows of the training data to try (default 8)")
+    check.add_argument(
+        "--rows", type=int, default=8, help="rows of the training data to try (default 8)"
+    )
     check.set_defaults(command=_rewards_check, takes_settings=True)
-    test = rewards.add_parser("test", help="score texts with a reward", description=_rewards_test.__doc__)
-    test.add_argument("reward", help="name, ./file.py:function or package.module:function, with options")
-    test.add_argument("--completion", action="append", default=[], help="a text to score; repeat for more")
-    test.add_argument("--completions", type=Path, help="jsonl file: rows with `completion` and the columns it needs")
-    test.add_argument("--column", action="append", default=[], metavar="NAME=VALUE", help="a column, as answer=42")
+    test = rewards.add_parser(
+        "test", help="score texts with a reward", description=_rewards_test.__doc__
+    )
+    test.add_argument(
+        "reward", help="name, ./file.py:function or package.module:function, with options"
+    )
+    test.add_argument(
+        "--completion", action="append", default=[], help="a text to score; repeat for more"
+    )
+    test.add_argument(
+        "--completions",
+        type=Path,
+        help="jsonl file: rows with `completion` and the columns it needs",
+    )
+    test.add_argument(
+        "--column", action="append", default=[], metavar="NAME=VALUE", help="a column, as answer=42"
+    )
     test.set_defaults(command=_rewards_test)
 
     plot = commands.add_parser("plot", help="draw a run's rewards", description=_plot.__doc__)
@@ -55,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("picture", type=Path, help="PNG or SVG file to write")
     plot.set_defaults(command=_plot)
 
-    credit = commands.add_parser("credit", help="show what each token was trained on", description=_credit.__doc__)
+    credit = commands.add_parser(
+        "credit", help="show what each token was trained on", description=_credit.__doc__
+    )
     credit.add_argument("run", type=Path, help="output folder of a run")
     credit.add_argument("--step", type=int, help="a logged step (default: the last)")
     credit.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
@@ -66,10 +86,10 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
     """Train any dataset with any rewards, named in a YAML file and flags. On several devices: accelerate launch -m
     grpo_hf.cli train recipe.yaml."""
-    from .recipe import read_recipe
+    from .runs.recipe import read_recipe
 
     recipe = read_recipe(["--config", str(options.recipe), *rest])
-    from .run import train
+    from .runs.train import train
 
     train(recipe)
 
@@ -80,7 +100,7 @@ def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from .plugins import installed_rewards
+    from .scoring.registry import installed_rewards
 
     table = Table(box=None, pad_edge=False)
     table.add_column("reward", no_wrap=True)
@@ -88,15 +108,21 @@ def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
         table.add_column(title, ratio=share)
     for reward in installed_rewards():
         options_shown = ", ".join(f"{name}={value!r}" for name, value in reward.options.items())
-        row = (reward.name, ", ".join(reward.columns), reward.error or reward.doc, options_shown, reward.source)
+        row = (
+            reward.name,
+            ", ".join(reward.columns),
+            reward.error or reward.doc,
+            options_shown,
+            reward.source,
+        )
         table.add_row(*map(escape, row))
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     """Score completions given as text or as a jsonl file, one line of output each."""
-    from .plugins import load_reward
-    from .scoring import DEFAULT_TIMEOUT, ScoredReward, isolate
+    from .scoring.registry import load_reward
+    from .scoring.scorer import DEFAULT_TIMEOUT, ScoredReward, isolate
 
     reward = load_reward(options.reward)
     rows = _rows(options)
@@ -121,7 +147,9 @@ def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
         shown = "cannot judge" if outcome.value is None else f"{outcome.value:.3f}"
         shown = f"failed ({outcome.failure.reason})" if outcome.failure else shown
         print(f"{shown}  {str(text)[:100]!r}")
-    if failure := next((outcome.failure for outcome in scored.outcomes if outcome.failure is not None), None):
+    if failure := next(
+        (outcome.failure for outcome in scored.outcomes if outcome.failure is not None), None
+    ):
         raise RewardOutputError(f"reward {reward.spec} failed ({failure.reason}): {failure.detail}")
 
 
@@ -131,12 +159,14 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .preflight import sample_rows
-    from .recipe import read_recipe
-    from .reward_check import examine
+    from .runs.preflight import sample_rows
+    from .runs.recipe import read_recipe
+    from .scoring.trial import examine
 
     if options.rows < 2:
-        raise ConfigError(f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another.")
+        raise ConfigError(
+            f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another."
+        )
     recipe = read_recipe(["--config", str(options.recipe), *rest])
     rewards, rows, notes = sample_rows(recipe, options.rows)
     findings = examine(rewards, rows, timeout=recipe.training.reward_timeout)
@@ -148,7 +178,11 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
         means = ["-" if mean is None else f"{mean:.2f}" for mean in found.pays.values()]
         span = "-" if found.lowest is None else f"{found.lowest:.2f} to {found.highest:.2f}"
         table.add_row(
-            found.reward.name, *means, span, f"{found.milliseconds:.2f}", "yes" if found.deterministic else "[red]no[/]"
+            found.reward.name,
+            *means,
+            span,
+            f"{found.milliseconds:.2f}",
+            "yes" if found.deterministic else "[red]no[/]",
         )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
@@ -161,12 +195,14 @@ def _plot(options: argparse.Namespace, rest: list[str]) -> None:
     _check_run(options.run)
     if options.picture.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"{options.picture}: expected a name that ends in .png, .svg or .pdf.")
-    from .report import plot_rewards
+    from .reporting.report import plot_rewards
 
     try:
         plot_rewards(options.run, options.picture)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"`grpo-hf plot` needs {error.name}: pip install 'grpo-hf[plot]'.") from error
+        raise ConfigError(
+            f"`grpo-hf plot` needs {error.name}: pip install 'grpo-hf[plot]'."
+        ) from error
     print(options.picture)
 
 
@@ -174,11 +210,13 @@ def _credit(options: argparse.Namespace, rest: list[str]) -> None:
     """Show completions of a step of a run, each token coloured by the advantage that it was trained on."""
     from rich.console import Console
 
-    from .token_credit import CREDIT_FILE, Group, to_html, to_text
+    from .reporting.token_credit import CREDIT_FILE, Group, to_html, to_text
 
     _check_run(options.run)
     file = options.run / CREDIT_FILE
-    rows = {row["step"]: row for row in _json_lines(file)} if file.is_file() else {}  # the last of a repeated step
+    rows = (
+        {row["step"]: row for row in _json_lines(file)} if file.is_file() else {}
+    )  # the last of a repeated step
     if not rows:
         raise DataError(
             f"{options.run} has no step in {CREDIT_FILE}: the run was made with log_credit false, or without logging "
@@ -186,7 +224,9 @@ def _credit(options: argparse.Namespace, rest: list[str]) -> None:
         )
     step = max(rows) if options.step is None else options.step
     if step not in rows:
-        raise DataError(f"{file} has no step {step}. Give --step one of {', '.join(map(str, sorted(rows)))}.")
+        raise DataError(
+            f"{file} has no step {step}. Give --step one of {', '.join(map(str, sorted(rows)))}."
+        )
     group = Group.of(rows[step])
     if options.html is None:
         return Console(highlight=False).print(to_text(group))
@@ -194,9 +234,13 @@ def _credit(options: argparse.Namespace, rest: list[str]) -> None:
         with options.html.open("x", encoding="utf-8") as page:
             page.write(to_html([group]))
     except FileExistsError:
-        raise OutputExistsError(f"{options.html} exists, and is not overwritten. Give --html another name.") from None
+        raise OutputExistsError(
+            f"{options.html} exists, and is not overwritten. Give --html another name."
+        ) from None
     except OSError as error:
-        raise OutputExistsError(f"{options.html} cannot be written ({error.strerror}). Give another --html.") from error
+        raise OutputExistsError(
+            f"{options.html} cannot be written ({error.strerror}). Give another --html."
+        ) from error
     print(options.html)
 
 
@@ -217,7 +261,9 @@ def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.completions is not None:
         rows += _json_lines(options.completions)
     if not rows or any("completion" not in row for row in rows):
-        raise DataError("no text to score: give --completion TEXT, or --completions FILE with rows that have one.")
+        raise DataError(
+            "no text to score: give --completion TEXT, or --completions FILE with rows that have one."
+        )
     return [{**shared, **row} for row in rows]
 
 

@@ -78,10 +78,14 @@ class GRPOConfig(TRLGRPOConfig):
             "choices": ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo"],
         },
     )
-    beta: float = field(default=0.04, metadata={"help": "Coefficient of the KL term (paper: 0.04)."})
+    beta: float = field(
+        default=0.04, metadata={"help": "Coefficient of the KL term (paper: 0.04)."}
+    )
     use_bias_correction_kl: bool = field(
         default=False,
-        metadata={"help": "Multiply the KL term by the importance ratio (not in the paper's equation 4)."},
+        metadata={
+            "help": "Multiply the KL term by the importance ratio (not in the paper's equation 4)."
+        },
     )
     reference: str = field(
         default="initial",
@@ -93,10 +97,13 @@ class GRPOConfig(TRLGRPOConfig):
     )
     reference_reset_every: int | None = field(
         default=None,
-        metadata={"help": "Make the policy the reference after every so many optimizer steps (iterative GRPO)."},
+        metadata={
+            "help": "Make the policy the reference after every so many optimizer steps (iterative GRPO)."
+        },
     )
     target_kl: float | None = field(
-        default=None, metadata={"help": "The KL per token that the coefficient of the KL term is steered to."}
+        default=None,
+        metadata={"help": "The KL per token that the coefficient of the KL term is steered to."},
     )
 
     advantage_estimator: str = field(
@@ -108,12 +115,18 @@ class GRPOConfig(TRLGRPOConfig):
         },
     )
     gae_lambda: float = field(default=0.95, metadata={"help": "λ of `gae` advantages."})
-    gae_gamma: float = field(default=1.0, metadata={"help": "γ of `gae` advantages: the discount per token."})
-    critic_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the critic of `gae`."})
+    gae_gamma: float = field(
+        default=1.0, metadata={"help": "γ of `gae` advantages: the discount per token."}
+    )
+    critic_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of the critic of `gae`."}
+    )
 
     packed_update: bool = field(
         default=True,
-        metadata={"help": "Compute each distinct token of an update once; `false` is TRL's update."},
+        metadata={
+            "help": "Compute each distinct token of an update once; `false` is TRL's update."
+        },
     )
     grouped_rollout: bool = field(
         default=True,
@@ -124,37 +137,56 @@ class GRPOConfig(TRLGRPOConfig):
 
     early_rewards: bool = field(
         default=True,
-        metadata={"help": "Score completions while the reference pass runs; `false` is TRL's order."},
+        metadata={
+            "help": "Score completions while the reference pass runs; `false` is TRL's order."
+        },
     )
-    reward_timeout: float = field(default=10.0, metadata={"help": "Seconds that a reward may take for a completion."})
+    reward_timeout: float = field(
+        default=10.0, metadata={"help": "Seconds that a reward may take for a completion."}
+    )
     reward_workers: int | None = field(
         default=None,
-        metadata={"help": "Completions scored at a time, in processes of their own; 0: in the trainer's process."},
+        metadata={
+            "help": "Completions scored at a time, in processes of their own; 0: in the trainer's process."
+        },
     )
     max_reward_failures: float = field(
         default=0.5,
-        metadata={"help": "Share of a reward's completions that may fail in a step before the run stops."},
+        metadata={
+            "help": "Share of a reward's completions that may fail in a step before the run stops."
+        },
     )
     process_reward: str | None = field(
         default=None,
-        metadata={"help": "Reward for the steps of completions, from continuations of them: monte_carlo(n=4)."},
+        metadata={
+            "help": "Reward for the steps of completions, from continuations of them: monte_carlo(n=4)."
+        },
     )
     dynamic_sampling: bool = field(
         default=False,
-        metadata={"help": "Roll out fresh prompts in the place of groups without a signal (DAPO, arXiv 2503.14476)."},
+        metadata={
+            "help": "Roll out fresh prompts in the place of groups without a signal (DAPO, arXiv 2503.14476)."
+        },
     )
     max_refills: int = field(
-        default=3, metadata={"help": "With `dynamic_sampling`: how many rounds of fresh prompts a rollout may take."}
+        default=3,
+        metadata={
+            "help": "With `dynamic_sampling`: how many rounds of fresh prompts a rollout may take."
+        },
     )
     log_credit: bool = field(
         default=True,
-        metadata={"help": "Keep a group of each logging step, with every token's advantage, for `grpo-hf credit`."},
+        metadata={
+            "help": "Keep a group of each logging step, with every token's advantage, for `grpo-hf credit`."
+        },
     )
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:
-                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}.")
+                raise ConfigError(
+                    f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}."
+                )
         for name in _POSITIVE:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; expected a number above 0.")
@@ -167,7 +199,9 @@ class GRPOConfig(TRLGRPOConfig):
         check_estimator(self)
         check_geometry(self)
         if self.bf16 is None:
-            self.bf16: bool | None = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+            self.bf16: bool | None = (
+                not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
+            )
         super().__post_init__()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,7 +220,9 @@ def check_kl_term(args: GRPOConfig) -> None:
     Raises:
         ConfigError: `target_kl` or `reference_reset_every` with beta 0, or resets of a reference that is the base.
     """
-    steered = [name for name in ("target_kl", "reference_reset_every") if getattr(args, name) is not None]
+    steered = [
+        name for name in ("target_kl", "reference_reset_every") if getattr(args, name) is not None
+    ]
     if steered and not args.beta > 0:
         raise ConfigError(
             f"beta is {args.beta:g}, so there is no KL term, and {steered[0]} {getattr(args, steered[0])} would do "
@@ -208,8 +244,13 @@ def check_estimator(args: GRPOConfig) -> None:
     for name in ("gae_lambda", "gae_gamma"):
         if not 0 <= (value := getattr(args, name)) <= 1:
             raise ConfigError(f"{name} is {value}; expected a number from 0 to 1.")
-    without: dict[str, Any] = {"process_reward": None, "multi_objective_aggregation": "sum_then_normalize"}
-    if args.advantage_estimator == "gae":  # every completion has a signal, and every token its own advantage
+    without: dict[str, Any] = {
+        "process_reward": None,
+        "multi_objective_aggregation": "sum_then_normalize",
+    }
+    if (
+        args.advantage_estimator == "gae"
+    ):  # every completion has a signal, and every token its own advantage
         without |= {"dynamic_sampling": False}
     for name, needed in without.items() if args.advantage_estimator != "group" else ():
         if (value := getattr(args, name)) != needed:
@@ -234,17 +275,30 @@ def check_geometry(args: TRLGRPOConfig) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     batch = args.per_device_train_batch_size
     if args.generation_batch_size is not None:
-        rows, product = args.generation_batch_size, f"generation_batch_size {args.generation_batch_size}"
+        rows, product = (
+            args.generation_batch_size,
+            f"generation_batch_size {args.generation_batch_size}",
+        )
         unit = lcm(group, processes * batch)  # TRL 1.16 wants whole micro-batches in it as well
         whole = -(-rows // unit) * unit
-        first, second = f"--generation_batch_size {whole}", f"--generation_batch_size {whole + unit}"
+        first, second = (
+            f"--generation_batch_size {whole}",
+            f"--generation_batch_size {whole + unit}",
+        )
     else:
-        label = "steps_per_generation" if args.steps_per_generation else "gradient_accumulation_steps"
+        label = (
+            "steps_per_generation" if args.steps_per_generation else "gradient_accumulation_steps"
+        )
         steps = getattr(args, label)
         rows = processes * batch * steps
         named = f"{processes} process{'es' if processes > 1 else ''}"
-        product = f"{named} x per_device_train_batch_size {batch} x {label} {steps} = {rows} completions"
-        first, second = f"--per_device_train_batch_size {-(-batch // group) * group}", f"--{label} {group}"
+        product = (
+            f"{named} x per_device_train_batch_size {batch} x {label} {steps} = {rows} completions"
+        )
+        first, second = (
+            f"--per_device_train_batch_size {-(-batch // group) * group}",
+            f"--{label} {group}",
+        )
     if rows % group:
         if rows > 1 and rows % (processes * batch) == 0:
             divisors = [divisor for divisor in range(2, rows + 1) if rows % divisor == 0]

@@ -19,10 +19,7 @@ what was expected and what to do. Programs print the message and leave with exit
 """
 
 import difflib
-import os
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 
 class GrpoError(Exception):
@@ -87,21 +84,3 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
-
-
-@contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Turn a `GrpoError` into its message on stderr (first process only) and exit code 2, and Ctrl-C into 130."""
-    try:
-        yield
-    except GrpoError as error:
-        _say(f"error: {error}")
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        _say("interrupted; --resume_from_checkpoint true goes on from the last checkpoint, if there is one.")
-        raise SystemExit(130) from None
-
-
-def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr)

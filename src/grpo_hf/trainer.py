@@ -12,25 +12,15 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from . import (
-    base,
-    batches,
-    critic,
-    early_rewards,
-    hub,
-    log_probs,
-    monte_carlo,
-    refill,
-    reward_check,
-    reward_watch,
-    roles,
-    rollout,
-    steering,
-    supervision,
-    token_credit,
-)
+from .algorithm import critic, kl_control, monte_carlo, token_advantages
 from .config import GRPOConfig, option
-from .progress import claim_output_folder, replace_progress
+from .models import adapters, loading, reference_guards
+from .reporting import model_card, token_credit
+from .reporting.output_folder import claim_output_folder
+from .reporting.progress import replace_progress
+from .rollout import dynamic_sampling, generate
+from .scoring import early_start, failures, trial
+from .update import log_probs, micro_batches
 
 
 class GRPOTrainer(TRLGRPOTrainer):
@@ -52,19 +42,21 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     __signature__ = signature(TRLGRPOTrainer)
 
-    dataset_source = "unnamed data"  # run.py knows better
+    dataset_source = "unnamed data"  # runs/train.py knows better
     _owns_output_folder = False
 
     def __init__(self, *positional: Any, **named: Any) -> None:
         given = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
-        roles.guard_adapters(given["model"], given.get("peft_config"))
-        given["args"] = given.get("args") or GRPOConfig(output_dir=f"{base.model_name(given['model'])}-GRPO")
-        given["reward_funcs"], self._reward_process = reward_check.ready(given, given["args"])
+        adapters.guard_adapters(given["model"], given.get("peft_config"))
+        given["args"] = given.get("args") or GRPOConfig(
+            output_dir=f"{loading.model_name(given['model'])}-GRPO"
+        )
+        given["reward_funcs"], self._reward_process = trial.ready(given, given["args"])
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         self.continues_adapter = isinstance(given["model"], PeftModel)
-        roles.prepare(self.model, option(self.args, "reference"))
-        refill.check(self)
-        steering.install(self)
+        adapters.prepare(self.model, option(self.args, "reference"))
+        dynamic_sampling.check(self)
+        kl_control.install(self)
         self.critic = critic.of(self)
         monte_carlo.attach(self)
         log_probs.prepare(self)
@@ -78,15 +70,22 @@ class GRPOTrainer(TRLGRPOTrainer):
         """
         fresh = not resume_from_checkpoint
         if not self._owns_output_folder:
-            claim_output_folder(Path(self.args.output_dir), self.accelerator, resume=resume_from_checkpoint)
+            claim_output_folder(
+                Path(self.args.output_dir), self.accelerator, resume=resume_from_checkpoint
+            )
         self._owns_output_folder = True
-        with roles.guarded(self, fresh=fresh and self.state.global_step == 0), reward_watch.checkpointed(self):
+        with (
+            reference_guards.guarded(self, fresh=fresh and self.state.global_step == 0),
+            failures.checkpointed(self),
+        ):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
 
     @cached_property
     def packs(self) -> bool:
         """Whether updates run on packed rows; measured on the model when first asked, and said once if not."""
-        return option(self.args, "packed_update") and log_probs.settle(self, super()._get_per_token_logps_and_entropies)
+        return option(self.args, "packed_update") and log_probs.settle(
+            self, super()._get_per_token_logps_and_entropies
+        )
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -110,7 +109,9 @@ class GRPOTrainer(TRLGRPOTrainer):
             return super()._get_per_token_logps_and_entropies(*block, *others, **named)
         rows = max(batch_size, self.num_generations) if batch_size else None
         with self.accelerator.autocast():
-            return *log_probs.packed_log_probs(*block, rows=rows, compute_entropy=compute_entropy), None
+            return *log_probs.packed_log_probs(
+                *block, rows=rows, compute_entropy=compute_entropy
+            ), None
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Deal micro-batches that keep groups together. TRL 1.16 fills `_buffered_inputs` here, read by `_step`."""
@@ -119,7 +120,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
-            self._buffered_inputs: Any = batches.divide(self, batch)
+            self._buffered_inputs: Any = micro_batches.divide(self, batch)
         return self._buffered_inputs[self._step % steps]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -132,7 +133,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         if option(self.args, "log_credit"):  # of the planned prompts, whose rewards these are
             token_credit.record(self, batch, self._rewards)
         if option(self.args, "dynamic_sampling") and self.model.training:
-            batch = refill.replace_silent_groups(self, batch, self._roll_out)
+            batch = dynamic_sampling.replace_silent_groups(self, batch, self._roll_out)
         return batch
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,24 +141,28 @@ class GRPOTrainer(TRLGRPOTrainer):
         self._rows = rows
         batch = super()._generate_and_score_completions(rows)
         exact = self.packs or option(self.args, "dynamic_sampling")
-        batch = batches.without_rounding(self, batch, self._rewards) if exact else batch
-        return supervision.of_tokens(self, batch, self._rewards) if self.model.training else batch
+        batch = micro_batches.without_rounding(self, batch, self._rewards) if exact else batch
+        return (
+            token_advantages.of_tokens(self, batch, self._rewards) if self.model.training else batch
+        )
 
     def _generate(self, prompts: list[Any]) -> Any:
         """Begin scoring. TRL 1.16 returns (prompt_ids, completion_ids, tool_mask, completions, ...)."""
         output = super()._generate(prompts)
-        early_rewards.begin(self, self._rows, prompts, completions=output[3], completion_ids=output[1])
+        early_start.begin(
+            self, self._rows, prompts, completions=output[3], completion_ids=output[1]
+        )
         return output
 
     def _calculate_rewards(self, *positional: Any, **named: Any) -> Tensor:
         """Count failures and leave them out. TRL 1.16 returns the rewards of all processes here, (W·B, F)."""
-        reward_watch.set_weights(self)
-        self._rewards = reward_watch.settle(self, super()._calculate_rewards(*positional, **named))
+        failures.set_weights(self)
+        self._rewards = failures.settle(self, super()._calculate_rewards(*positional, **named))
         return self._rewards
 
     def _generate_single_turn(self, *positional: Any, **named: Any) -> Any:
         """Sample by groups. TRL 1.16 calls `generate` here, unless vLLM or continuous batching is on."""
-        with rollout.by_groups(self):
+        with generate.by_groups(self):
             return super()._generate_single_turn(*positional, **named)
 
     def create_model_card(
@@ -165,4 +170,6 @@ class GRPOTrainer(TRLGRPOTrainer):
     ) -> None:
         """Write the card as README.md. TRL 1.16 calls this at every checkpoint, transformers at every push."""
         if self.is_world_process_zero():
-            hub.write_model_card(self, model_name=model_name, dataset_name=dataset_name, tags=tags)
+            model_card.write_model_card(
+                self, model_name=model_name, dataset_name=dataset_name, tags=tags
+            )

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from programs import RECIPES, load_recipe
+from support.programs import RECIPES, load_recipe
 
 from grpo_hf.errors import DataError
 from grpo_hf.rewards.rust_cargo import rust_cargo
@@ -23,8 +23,12 @@ ROWS = [
     }
     for n in range(6)
 ]
-SOLUTIONS = (Path(__file__).parent / "rust_solutions.rs").read_text().split("//---\n")  # in the exercises' order
-EXERCISES = [json.loads(line) for line in (RECIPES / "rust_exercises.jsonl").read_text().splitlines()]
+SOLUTIONS = (
+    (Path(__file__).parent / "rust_solutions.rs").read_text().split("//---\n")
+)  # in the exercises' order
+EXERCISES = [
+    json.loads(line) for line in (RECIPES / "rust_exercises.jsonl").read_text().splitlines()
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def test_the_prompt_shows_the_task_and_one_test(recipe: ModuleType) -> None:
     assert set(row) == {"prompt", "test_list", "test_setup_code"}
 
 
-@pytest.mark.parametrize("row", [{"text": "Add."}, {"test_list": ["assert f()"]}, {"text": " ", "test_list": ["x"]}])
+@pytest.mark.parametrize(
+    "row", [{"text": "Add."}, {"test_list": ["assert f()"]}, {"text": " ", "test_list": ["x"]}]
+)
 def test_rows_of_another_form_are_refused(recipe: ModuleType, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"expected MBPP's columns text .* and test_list"):
         recipe.with_prompt(row)
@@ -51,7 +57,14 @@ def test_a_step_on_local_rows(
     recipe: ModuleType, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    flags = ["--model_name_or_path", str(tiny_checkpoint), "--dataset_path", str(tmp_path), "--dtype", "float32"]
+    flags = [
+        "--model_name_or_path",
+        str(tiny_checkpoint),
+        "--dataset_path",
+        str(tmp_path),
+        "--dtype",
+        "float32",
+    ]
     flags += [
         "--use_cpu",
         "--gradient_checkpointing",
@@ -61,10 +74,19 @@ def test_a_step_on_local_rows(
         "--eval_rows",
         "2",
     ]
-    flags += ["--num_generations", "2", "--per_device_train_batch_size", "2", "--max_completion_length", "8"]
+    flags += [
+        "--num_generations",
+        "2",
+        "--per_device_train_batch_size",
+        "2",
+        "--max_completion_length",
+        "8",
+    ]
     recipe.main([*flags, "--max_steps", "1", "--output_dir", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert "rewards: python_tests" in said and "step 1/1" in said and "base (adapter disabled)" in said
+    assert (
+        "rewards: python_tests" in said and "step 1/1" in said and "base (adapter disabled)" in said
+    )
     answers = (tmp_path / "run" / "evaluation.jsonl").read_text()
     assert "(1) ==" in answers and "(5) ==" not in answers
 

@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from programs import RECIPES, load_recipe
+from support.programs import RECIPES, load_recipe
 
 from grpo_hf.errors import ConfigError
-from grpo_hf.recipe import read_recipe
 from grpo_hf.rewards.countdown import countdown
+from grpo_hf.runs.recipe import read_recipe
 
 EASY = "numbers=3,largest=9,operators=+-"
 SPLITS = ("cold_start", "train", "test")
@@ -28,8 +28,12 @@ def recipe() -> ModuleType:
     return load_recipe("countdown")
 
 
-def some(recipe: ModuleType, split: str, count: int = 200, difficulty: str | None = None, seed: int = 0) -> list[Any]:
-    return list(islice(recipe.problems(split, recipe.Difficulty.read(difficulty), seed=seed), count))
+def some(
+    recipe: ModuleType, split: str, count: int = 200, difficulty: str | None = None, seed: int = 0
+) -> list[Any]:
+    return list(
+        islice(recipe.problems(split, recipe.Difficulty.read(difficulty), seed=seed), count)
+    )
 
 
 def reachable(numbers: list[Fraction], operators: str) -> set[Fraction]:
@@ -47,9 +51,13 @@ def reachable(numbers: list[Fraction], operators: str) -> set[Fraction]:
     return found
 
 
-@pytest.mark.parametrize("difficulty", [EASY, "numbers=2,largest=30,operators=*/", "numbers=4", None])
+@pytest.mark.parametrize(
+    "difficulty", [EASY, "numbers=2,largest=30,operators=*/", "numbers=4", None]
+)
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_problem_is_solved_by_its_answer(recipe: ModuleType, split: str, difficulty: str | None) -> None:
+def test_every_problem_is_solved_by_its_answer(
+    recipe: ModuleType, split: str, difficulty: str | None
+) -> None:
     rows = some(recipe, split, 300, difficulty)
     columns = {name: [row[name] for row in rows] for name in ("numbers", "target")}
     assert countdown([row["answer"] for row in rows], **columns) == [1.1] * len(rows)
@@ -58,11 +66,15 @@ def test_every_problem_is_solved_by_its_answer(recipe: ModuleType, split: str, d
 @pytest.mark.parametrize("operators", ["+-", "+-*/"])
 def test_brute_force_finds_a_solution_too(recipe: ModuleType, operators: str) -> None:
     for row in some(recipe, "test", 40, f"numbers=3,largest=25,operators={operators}"):
-        assert row["target"] in reachable([Fraction(number) for number in row["numbers"]], operators)
+        assert row["target"] in reachable(
+            [Fraction(number) for number in row["numbers"]], operators
+        )
 
 
 @pytest.mark.parametrize("operators", ["+-", "+-*/"])
-def test_splits_share_no_numbers_and_no_problem_comes_twice(recipe: ModuleType, operators: str) -> None:
+def test_splits_share_no_numbers_and_no_problem_comes_twice(
+    recipe: ModuleType, operators: str
+) -> None:
     sets = {}
     for split in SPLITS:
         rows = some(recipe, split, 5000, f"numbers=3,largest=9,operators={operators}")
@@ -81,18 +93,27 @@ def test_difficulty_is_kept_to(recipe: ModuleType) -> None:
     for row in some(recipe, "train", 300, "numbers=5,largest=7,operators=*"):
         assert len(row["numbers"]) == 5 and max(row["numbers"]) <= 7
         assert not {*"+-/"} & {*row["answer"].replace("</answer>", "")}
-        assert row["question"] == f"Make {row['target']} from {', '.join(map(str, row['numbers']))}."
+        assert (
+            row["question"] == f"Make {row['target']} from {', '.join(map(str, row['numbers']))}."
+        )
 
 
 def test_seed_and_split_decide_the_problems_in_every_process(recipe: ModuleType) -> None:
-    assert some(recipe, "train", 20) == some(recipe, "train", 20) != some(recipe, "train", 20, seed=1)
+    assert (
+        some(recipe, "train", 20) == some(recipe, "train", 20) != some(recipe, "train", 20, seed=1)
+    )
     program = (
         "import json, runpy; found = runpy.run_path('countdown.py');"
         "print(json.dumps(next(found['problems']('test', found['Difficulty'](), seed=7))))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=RECIPES, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=RECIPES,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(done.stdout) == some(recipe, "test", 1, seed=7)[0]
 
@@ -114,12 +135,25 @@ def test_a_difficulty_that_is_none(recipe: ModuleType, text: str, expected: str)
 def test_a_short_run_from_cold_start_to_table(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = ["--cold_start_steps", "2", "--max_steps", "2", "--logging_steps", "1", "--eval_rows", "12"]
+    short = [
+        "--cold_start_steps",
+        "2",
+        "--max_steps",
+        "2",
+        "--logging_steps",
+        "1",
+        "--eval_rows",
+        "12",
+    ]
     short += ["--per_device_train_batch_size", "16", "--dataset_config", EASY]
     config = ["--config", str(RECIPES / "countdown_tiny.yaml")]
     recipe.main([*config, *short, "--output_dir", str(tmp_path / "first")])
     said = capsys.readouterr().out
-    assert "cold start: 2 supervised steps" in said and "step 2/2" in said and "base (adapter disabled)" in said
+    assert (
+        "cold start: 2 supervised steps" in said
+        and "step 2/2" in said
+        and "base (adapter disabled)" in said
+    )
     saved = read_recipe(["--config", str(tmp_path / "first" / "recipe.yaml")])
     assert saved.task.dataset_config == EASY  # it is a recipe of recipes/countdown.py again
     with pytest.raises(SystemExit):  # before another cold start
@@ -134,7 +168,14 @@ def test_the_tiny_run_gets_better(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
     recipe.main(
-        ["--config", str(RECIPES / "countdown_tiny.yaml"), "--seed", str(seed), "--output_dir", str(tmp_path / "run")]
+        [
+            "--config",
+            str(RECIPES / "countdown_tiny.yaml"),
+            "--seed",
+            str(seed),
+            "--output_dir",
+            str(tmp_path / "run"),
+        ]
     )
     said = capsys.readouterr().out
     difference = re.search(r"difference \(paired\).*?([+-]\d\.\d{3}).*?([+-]\d\.\d{3}) to", said)

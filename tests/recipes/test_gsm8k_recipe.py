@@ -8,16 +8,31 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import RECIPES
+from support.programs import RECIPES
 
-from grpo_hf.recipe import read_recipe
+from grpo_hf.runs.recipe import read_recipe
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--num_processes",
+    "1",
+    "--num_machines",
+    "1",
+]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", str(RECIPES / "gsm8k.py")]
 
 
 def demo(folder: Path, *flags: str, threads: int | None = 1) -> str:
-    command = [*LAUNCH, "--config", str(RECIPES / "gsm8k_tiny.yaml"), "--output_dir", str(folder), *flags]
+    command = [
+        *LAUNCH,
+        "--config",
+        str(RECIPES / "gsm8k_tiny.yaml"),
+        "--output_dir",
+        str(folder),
+        *flags,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -25,17 +40,34 @@ def demo(folder: Path, *flags: str, threads: int | None = 1) -> str:
 
 
 def test_the_demo_runs_from_cold_start_to_table(tmp_path: Path) -> None:
-    short = ["--cold_start_steps", "4", "--max_steps", "2", "--logging_steps", "1", "--eval_rows", "12"]
+    short = [
+        "--cold_start_steps",
+        "4",
+        "--max_steps",
+        "2",
+        "--logging_steps",
+        "1",
+        "--eval_rows",
+        "12",
+    ]
     said = demo(tmp_path / "first", *short)
     assert "cold start: 4 supervised steps" in said
-    assert re.search(r"^step 1/2  reward .*gsm8k .*answer_format .*kl .*tokens/s", said, re.MULTILINE)
-    assert re.search(r"^step 2/2  on the same rollout  kl ", said, re.MULTILINE)  # its second iteration
+    assert re.search(
+        r"^step 1/2  reward .*gsm8k .*answer_format .*kl .*tokens/s", said, re.MULTILINE
+    )
+    assert re.search(
+        r"^step 2/2  on the same rollout  kl ", said, re.MULTILINE
+    )  # its second iteration
     for row in ("base (adapter disabled)", "adapter", "difference (paired)"):
         assert row in said
     first = tmp_path / "first"
-    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "metrics.jsonl", "README.md"} <= {
-        path.name for path in first.iterdir()
-    }
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "README.md",
+    } <= {path.name for path in first.iterdir()}
     answers = [json.loads(line) for line in (first / "evaluation.jsonl").read_text().splitlines()]
     assert len(answers) == 12
     assert "using the checkpoint in" in demo(tmp_path / "second", *short, "--save_strategy", "no")
@@ -51,15 +83,36 @@ def test_a_mistake_reaches_the_user_through_the_launcher(tmp_path: Path) -> None
 
 
 def test_qlora_is_a_flag(tmp_path: Path) -> None:
-    short = ["--cold_start_steps", "2", "--max_steps", "2", "--logging_steps", "1", "--eval_rows", "4"]
+    short = [
+        "--cold_start_steps",
+        "2",
+        "--max_steps",
+        "2",
+        "--logging_steps",
+        "1",
+        "--eval_rows",
+        "4",
+    ]
     said = demo(tmp_path / "run", *short, "--load_in_4bit", "--per_device_train_batch_size", "8")
     assert "step 2/2" in said and "base (adapter disabled)" in said
 
 
 def test_full_fine_tuning_claims_no_comparison(tmp_path: Path) -> None:
-    short = ["--cold_start_steps", "2", "--max_steps", "1", "--eval_rows", "4", "--per_device_train_batch_size", "8"]
+    short = [
+        "--cold_start_steps",
+        "2",
+        "--max_steps",
+        "1",
+        "--eval_rows",
+        "4",
+        "--per_device_train_batch_size",
+        "8",
+    ]
     said = demo(tmp_path / "run", *short, "--use_peft", "false")
-    assert "no comparison with the base: the whole model was trained" in said and "accuracy" not in said
+    assert (
+        "no comparison with the base: the whole model was trained" in said
+        and "accuracy" not in said
+    )
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "gsm8k_smollm2", "gsm8k_tiny"])

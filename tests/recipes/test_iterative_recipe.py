@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from programs import RECIPES, load_recipe
 from safetensors.torch import load_file
+from support.programs import RECIPES, load_recipe
 from transformers import AutoModelForCausalLM
 
 REWARD = '''
@@ -52,14 +52,19 @@ def weights(folder: Path) -> dict[str, dict]:
 
 
 def test_two_iterations_and_a_second_call(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     recipe, out = load_recipe("iterative"), tmp_path / "run"
     recipe.main([*flags, "--output_dir", str(out)])
     said = capsys.readouterr().out
     assert [line for line in said.splitlines() if line.startswith("iteration")] == [
-        f"iteration {number}: {phase}" for number in range(3) for phase in ("policy", "samples.jsonl", "reward_model")
+        f"iteration {number}: {phase}"
+        for number in range(3)
+        for phase in ("policy", "samples.jsonl", "reward_model")
     ]
     assert "replayed" in said
     assert len(weights(out)) == 6
@@ -73,9 +78,15 @@ def test_two_iterations_and_a_second_call(
     assert "was begun with replay 0.1, and this is 0.5" in capsys.readouterr().err
 
 
-def test_an_adapter_is_gone_on_with(flags: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
-    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), lora).save_pretrained(tmp_path / "adapter")
+def test_an_adapter_is_gone_on_with(
+    flags: list[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    lora = LoraConfig(
+        r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), lora).save_pretrained(
+        tmp_path / "adapter"
+    )
     out = tmp_path / "run"
     more = ["--iterations", "0", "--eval_rows", "0", "--adapter", str(tmp_path / "adapter")]
     load_recipe("iterative").main([*flags, "--output_dir", str(out), *more])
@@ -86,7 +97,10 @@ def test_an_adapter_is_gone_on_with(flags: list[str], tiny_checkpoint: Path, tmp
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_taught_or_kept(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe, out = load_recipe("iterative"), tmp_path / "run"
 
@@ -97,7 +111,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_taught_or_kept(
 
     assert "prompts do not fit the model's context" in say("--max_completion_length", "255")
     assert not (out / "settings.json").exists()  # nothing that was refused has begun a run
-    monkeypatch.setattr("grpo_hf.run.prompts_of", lambda *_: pytest.fail("it came too far"))
+    monkeypatch.setattr("grpo_hf.runs.train.prompts_of", lambda *_: pytest.fail("it came too far"))
     assert "has a weight of its own" in say("--rewards", f"{tmp_path}/mine.py:marks(weight=0.5)")
     assert "judges continuations by the first reward" in say("--process_reward", "monte_carlo(n=2)")
     assert "holds every iteration to the base" in say("--reference", "base")
@@ -116,14 +130,28 @@ MOMENTS = (
 
 
 @pytest.mark.slow
-def test_a_program_that_is_killed_five_times_ends_the_same(flags: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, str(RECIPES / "iterative.py"), *flags, "--max_steps", "6", "--collect_prompts", "16"]
+def test_a_program_that_is_killed_five_times_ends_the_same(
+    flags: list[str], tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        str(RECIPES / "iterative.py"),
+        *flags,
+        "--max_steps",
+        "6",
+        "--collect_prompts",
+        "16",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def begun(out: Path) -> "subprocess.Popen[bytes]":
         said = (tmp_path / f"{out.name}.log").open("ab")
         return subprocess.Popen(
-            [*command, "--output_dir", str(out)], start_new_session=True, env=environment, stdout=said, stderr=said
+            [*command, "--output_dir", str(out)],
+            start_new_session=True,
+            env=environment,
+            stdout=said,
+            stderr=said,
         )
 
     whole, out = tmp_path / "whole", tmp_path / "killed"

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from peft import AutoPeftModelForSequenceClassification
-from programs import load_recipe
+from support.programs import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,21 @@ def test_what_is_known_of_a_step_from_its_number(recipe: ModuleType) -> None:
     assert found["before the last"]["correlation"] == pytest.approx(expected)
 
 
-def test_a_run_from_cold_start_to_table(recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--cold_start_steps", "2", "--problems", "6", "--samples", "2", "--continuations", "2", "--eval_rows", "4"]
+def test_a_run_from_cold_start_to_table(
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--cold_start_steps",
+        "2",
+        "--problems",
+        "6",
+        "--samples",
+        "2",
+        "--continuations",
+        "2",
+        "--eval_rows",
+        "4",
+    ]
     flags += ["--eval_continuations", "3", "--reward_epochs", "1", "--max_completion_length", "24"]
     flags += ["--output_dir", str(tmp_path / "run")]
     recipe.main(flags)
@@ -56,8 +69,12 @@ def test_a_run_from_cold_start_to_table(recipe: ModuleType, tmp_path: Path, caps
     assert report["settings"]["eval_continuations"] == 3 and report["settings"]["eval_rows"] == 4
     for found in report["results"].values():
         assert found["all steps"]["steps"] >= 1
-        assert found["all steps"]["correlation"] is None or math.isfinite(found["all steps"]["correlation"])
-    AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "run" / "reward_model", num_labels=1)
+        assert found["all steps"]["correlation"] is None or math.isfinite(
+            found["all steps"]["correlation"]
+        )
+    AutoPeftModelForSequenceClassification.from_pretrained(
+        tmp_path / "run" / "reward_model", num_labels=1
+    )
     with pytest.raises(SystemExit):
         recipe.main(flags)
     assert "holds another run" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from programs import load_recipe
+from support.programs import load_recipe
 
 METHODS = ("sft", "rft", "dpo", "online_rft", "ppo", "grpo", "grpo_process")
 BUDGET = 600
@@ -56,17 +56,30 @@ def test_every_method_spends_the_budget_and_is_run_once(
     base = json.loads((out / "seed3" / "base.json").read_text())
     for name, result in results.items():
         first, *_, last = result["curve"]
-        assert first == {"share": 0.0, "updates": 0, "tokens": 0, "accuracy": base["accuracy"]}, name
-        assert last["share"] == 1.0 and last["updates"] > 0 and result["accuracy"] == last["accuracy"], name
-        assert BUDGET <= last["tokens"] <= 4 * BUDGET, name  # the last rollout may go beyond it, with continuations
+        assert first == {"share": 0.0, "updates": 0, "tokens": 0, "accuracy": base["accuracy"]}, (
+            name
+        )
+        assert (
+            last["share"] == 1.0 and last["updates"] > 0 and result["accuracy"] == last["accuracy"]
+        ), name
+        assert BUDGET <= last["tokens"] <= 4 * BUDGET, (
+            name
+        )  # the last rollout may go beyond it, with continuations
         assert f"│ {name} " in said
     asked = json.loads((out / "seed3" / "samples.json").read_text())
     assert {len(group) for _, group in asked} == {4}
     right = sum(is_right for _, group in asked for _, is_right in group)
     assert results["rft"]["curve"][-1]["updates"] == -(-right // 16)
     assert [len(group) for group in results["grpo"]["sampled"]] == [2, 2, 2]
-    rows = [json.loads(line) for line in (out / "seed3" / "grpo_process" / "metrics.jsonl").read_text().splitlines()]
-    tokens = [16 * row["completions/mean_length"] + row["monte_carlo/tokens"] for row in rows if "reward" in row]
+    rows = [
+        json.loads(line)
+        for line in (out / "seed3" / "grpo_process" / "metrics.jsonl").read_text().splitlines()
+    ]
+    tokens = [
+        16 * row["completions/mean_length"] + row["monte_carlo/tokens"]
+        for row in rows
+        if "reward" in row
+    ]
     assert results["grpo_process"]["curve"][-1]["tokens"] == round(sum(tokens))
     assert "grpo_process − grpo, paired by seed" in said
 
@@ -74,7 +87,9 @@ def test_every_method_spends_the_budget_and_is_run_once(
     assert "seed3: " not in capsys.readouterr().out
     (out / "accuracy.png").unlink()
     recipe.main(["--plot", *flags])
-    assert (out / "accuracy.png").stat().st_size > 1000 and (out / "maj_and_pass_at_k.png").stat().st_size > 1000
+    assert (out / "accuracy.png").stat().st_size > 1000 and (
+        out / "maj_and_pass_at_k.png"
+    ).stat().st_size > 1000
     with pytest.raises(SystemExit):
         recipe.main(["--method", "grpo", "--seeds", "4", *flags, "--budget", "700"])
     assert "holds results of other settings" in capsys.readouterr().err
@@ -88,5 +103,11 @@ def test_intervals_over_seeds(recipe: ModuleType) -> None:
 
 
 def test_curves_are_read_between_their_points(recipe: ModuleType) -> None:
-    curve = [{"share": 0.0, "accuracy": 0.2}, {"share": 0.5, "accuracy": 0.6}, {"share": 1.0, "accuracy": 0.7}]
-    assert [recipe.at(curve, share) for share in (0.0, 0.25, 0.75)] == pytest.approx([0.2, 0.4, 0.65])
+    curve = [
+        {"share": 0.0, "accuracy": 0.2},
+        {"share": 0.5, "accuracy": 0.6},
+        {"share": 1.0, "accuracy": 0.7},
+    ]
+    assert [recipe.at(curve, share) for share in (0.0, 0.25, 0.75)] == pytest.approx(
+        [0.2, 0.4, 0.65]
+    )

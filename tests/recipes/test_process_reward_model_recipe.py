@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from peft import AutoPeftModelForSequenceClassification
-from programs import load_recipe
+from support.programs import load_recipe
 
+from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.errors import DataError
-from grpo_hf.tiny_model import tiny_tokenizer
 
 FLAGS = ["--train_rows", "24", "--eval_rows", "8", "--learning_rate", "3e-3", "--epochs", "4"]
 
@@ -32,7 +32,9 @@ def data(tmp_path: Path) -> Path:
         for n in range(32):
             mistake = None if n % 4 == 3 else n % 4
             steps = [f"{n} + {k} = {'wrong' if k == mistake else n + k}" for k in range(4)]
-            rows.append({"input": f"{task} {n}", "steps": steps, "mistake_index": mistake, "target": "x"})
+            rows.append(
+                {"input": f"{task} {n}", "steps": steps, "mistake_index": mistake, "target": "x"}
+            )
         (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -46,7 +48,10 @@ def test_a_lesson_ends_with_its_last_labelled_step(recipe: ModuleType) -> None:
     tokenizer = tiny_tokenizer()
     trace = recipe.Trace("t", "6 * 7?", ("first", "second one", "third", "fourth"), 2)
     prompt, completion, ends, labels = recipe.lesson(tokenizer, trace, 1000)
-    assert tokenizer.decode(prompt + completion) == "<|user|>6 * 7?<|assistant|>first\nsecond one\nthird\n"
+    assert (
+        tokenizer.decode(prompt + completion)
+        == "<|user|>6 * 7?<|assistant|>first\nsecond one\nthird\n"
+    )
     assert [tokenizer.decode(completion[: end + 1]) for end in ends] == [
         "first\n",
         "first\nsecond one\n",
@@ -55,12 +60,21 @@ def test_a_lesson_ends_with_its_last_labelled_step(recipe: ModuleType) -> None:
     assert labels == [1, 1, 0]
     whole = len(prompt) + len(completion)
     assert recipe.lesson(tokenizer, trace, whole) == (prompt, completion, ends, labels)
-    assert recipe.lesson(tokenizer, trace, whole - 1) == (prompt, completion[: ends[1] + 1], ends[:2], [1, 1])
+    assert recipe.lesson(tokenizer, trace, whole - 1) == (
+        prompt,
+        completion[: ends[1] + 1],
+        ends[:2],
+        [1, 1],
+    )
     assert recipe.lesson(tokenizer, trace, len(prompt))[1:] == ([], [], [])
 
 
-@pytest.mark.parametrize("scores", [*itertools.permutations([-3.0, -0.2, 0.0, 1.0]), (4.0, 9.0, 5.0), (-90.0, -95.0)])
-def test_the_first_mistake_is_the_likeliest_one(recipe: ModuleType, scores: tuple[float, ...]) -> None:
+@pytest.mark.parametrize(
+    "scores", [*itertools.permutations([-3.0, -0.2, 0.0, 1.0]), (4.0, 9.0, 5.0), (-90.0, -95.0)]
+)
+def test_the_first_mistake_is_the_likeliest_one(
+    recipe: ModuleType, scores: tuple[float, ...]
+) -> None:
     probabilities = [1 / (1 + math.exp(-score)) for score in scores]
     likelihoods = [(1 - p) * math.prod(probabilities[:k]) for k, p in enumerate(probabilities)]
     assert recipe.first_mistake(scores) == max(range(len(scores)), key=likelihoods.__getitem__)
@@ -69,14 +83,19 @@ def test_the_first_mistake_is_the_likeliest_one(recipe: ModuleType, scores: tupl
 def test_what_is_reported(recipe: ModuleType) -> None:
     steps = ("a", "b", "c", "d")
     train = [recipe.Trace("t", "p", steps, place) for place in (1, 1, 3, None)]
-    held_out = [recipe.Trace("t", "p", steps[:size], place) for size, place in ((4, 1), (2, 1), (4, 3), (4, None))]
+    held_out = [
+        recipe.Trace("t", "p", steps[:size], place)
+        for size, place in ((4, 1), (2, 1), (4, 3), (4, None))
+    ]
     scores = [[5.0, -5.0, 0.0, 0.0], [-5.0, 5.0], [5.0, 5.0, 6.0, -5.0], [2.0, 5.0, 2.0, -5.0]]
     results = recipe.judge(train, held_out, scores)
     assert results["t"] == results["all"]
     one = results["t"]
     assert (one["right"], one["total"]) == (2, 3)
     assert one["chance"] == pytest.approx((1 / 4 + 1 / 2 + 1 / 4) / 3)
-    assert one["last_step"] == pytest.approx(2 / 3) and one["frequent_place"] == pytest.approx(2 / 3)
+    assert one["last_step"] == pytest.approx(2 / 3) and one["frequent_place"] == pytest.approx(
+        2 / 3
+    )
     # place 1: right 5, 5 against wrong -5, 5; place 3: right -5 against wrong -5
     assert one["same_place"] == pytest.approx((1 + 0.5 + 1 + 0.5 + 0.5) / 5)
 
@@ -89,22 +108,32 @@ def test_tasks_share_no_trace_between_training_and_held_out(recipe: ModuleType, 
 
 
 def test_a_run_learns_to_find_mistakes(
-    recipe: ModuleType, data: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: ModuleType,
+    data: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     flags = ["--dataset_path", str(data), "--model_name_or_path", str(tiny_checkpoint), *FLAGS]
     recipe.main([*flags, "--output_dir", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert "48 traces" in said and "step 48/48" in said and "first mistakes of held-out traces" in said
+    assert (
+        "48 traces" in said and "step 48/48" in said and "first mistakes of held-out traces" in said
+    )
     results: dict[str, Any] = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]
     assert set(results) == {"sums", "words", "all"}
     assert results["all"]["share"] > 0.9 > 0.5 > results["all"]["chance"]
-    AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "run" / "reward_model", num_labels=1)
+    AutoPeftModelForSequenceClassification.from_pretrained(
+        tmp_path / "run" / "reward_model", num_labels=1
+    )
     with pytest.raises(SystemExit):
         recipe.main([*flags, "--output_dir", str(tmp_path / "run")])
     assert "holds another run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("row", ['{"input": "x"}', "{", '{"input": "x", "steps": ["a"], "mistake_index": 1}'])
+@pytest.mark.parametrize(
+    "row", ['{"input": "x"}', "{", '{"input": "x", "steps": ["a"], "mistake_index": 1}']
+)
 def test_rows_of_another_form_are_named(recipe: ModuleType, tmp_path: Path, row: str) -> None:
     (tmp_path / "task.jsonl").write_text(row)
     with pytest.raises(DataError, match=r"task\.jsonl:1: .*expected"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from programs import RECIPES, load_recipe
+from support.programs import RECIPES, load_recipe
 
 from grpo_hf.rewards.language import language
 from grpo_hf.rewards.math import math
@@ -35,7 +35,9 @@ def test_worked_problems_take_r1_s_form(recipe: ModuleType) -> None:
 def test_stages_follow_each_other_and_a_finished_one_is_kept(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "lenient.py").write_text("def lenient(completions, **_):\n    return [1.0 for _ in completions]\n")
+    (tmp_path / "lenient.py").write_text(
+        "def lenient(completions, **_):\n    return [1.0 for _ in completions]\n"
+    )
     flags = [
         "--config",
         str(RECIPES / "r1_tiny.yaml"),
@@ -44,20 +46,52 @@ def test_stages_follow_each_other_and_a_finished_one_is_kept(
         "--cold_start_steps",
         "2",
     ]
-    flags += ["--max_steps", "1", "--logging_steps", "1", "--eval_rows", "6", "--max_completion_length", "8"]
-    flags += ["--per_device_train_batch_size", "8", "--sample_prompts", "4", "--samples_per_prompt", "2"]
-    flags += ["--rewards", f"{tmp_path}/lenient.py:lenient", "think_format", "--reward_weights", "1", "0.2"]
+    flags += [
+        "--max_steps",
+        "1",
+        "--logging_steps",
+        "1",
+        "--eval_rows",
+        "6",
+        "--max_completion_length",
+        "8",
+    ]
+    flags += [
+        "--per_device_train_batch_size",
+        "8",
+        "--sample_prompts",
+        "4",
+        "--samples_per_prompt",
+        "2",
+    ]
+    flags += [
+        "--rewards",
+        f"{tmp_path}/lenient.py:lenient",
+        "think_format",
+        "--reward_weights",
+        "1",
+        "0.2",
+    ]
     with pytest.raises(SystemExit):  # an untrained model has no sample in the form
         recipe.main(flags)
     said = capsys.readouterr()
     assert "no sample has the full mark of every reward" in said.err
-    assert [stage for stage in STAGES if (tmp_path / "run" / stage / recipe.FINISHED).exists()] == ["cold_start", "rl"]
+    assert [stage for stage in STAGES if (tmp_path / "run" / stage / recipe.FINISHED).exists()] == [
+        "cold_start",
+        "rl",
+    ]
 
     flags = [flag for flag in flags if flag not in ("think_format", "0.2")]
     recipe.main(flags)
     said = capsys.readouterr()
-    assert "stage rl: finished before" in said.out and "8 of 8 answers have every full mark" in said.out
-    pairs = [json.loads(line) for line in (tmp_path / "run" / "samples" / "samples.jsonl").read_text().splitlines()]
+    assert (
+        "stage rl: finished before" in said.out
+        and "8 of 8 answers have every full mark" in said.out
+    )
+    pairs = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "samples" / "samples.jsonl").read_text().splitlines()
+    ]
     assert len(pairs) == 8 and pairs[0][0][0]["role"] == "user"
     table = said.out[said.out.index("6 held-out prompts") :]
     assert all(f"│ {stage} " in table for stage in STAGES if stage != "samples")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo_hf.plugins import load_reward
-from grpo_hf.recipe import read_recipe
+from grpo_hf.runs.recipe import read_recipe
+from grpo_hf.scoring.registry import load_reward
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

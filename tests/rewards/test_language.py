@@ -36,12 +36,16 @@ def test_whole_texts(wanted, written):
     assert score(TEXTS[written], wanted) == float(wanted == written)
 
 
-@pytest.mark.parametrize(("wanted", "other"), [("en", "de"), ("de", "en"), ("en", "zh"), ("zh", "en"), ("ko", "ru")])
+@pytest.mark.parametrize(
+    ("wanted", "other"), [("en", "de"), ("de", "en"), ("en", "zh"), ("zh", "en"), ("ko", "ru")]
+)
 @pytest.mark.parametrize("joint", [" ", "\n", "\n\n"])
 def test_mixed_text_gets_the_share_of_its_letters(wanted, other, joint):
     one, two = TEXTS[wanted], TEXTS[other]
     for pieces in ([one, two], [two, one, one], [one, two, two, two]):
-        expected = sum(letters(piece) for piece in pieces if piece == one) / sum(map(letters, pieces))
+        expected = sum(letters(piece) for piece in pieces if piece == one) / sum(
+            map(letters, pieces)
+        )
         # A letter that stands alone is not counted, so the share is not exact.
         assert score(joint.join(pieces), wanted) == pytest.approx(expected, abs=0.02)
 
@@ -84,7 +88,8 @@ def test_prices_are_no_formula():
 
 
 @pytest.mark.parametrize(
-    "text", ["", " \n", "#### 42", "6 * 7 = 42", "$x^2$", "```\nlines of code\n", "😀", "<think></think>"]
+    "text",
+    ["", " \n", "#### 42", "6 * 7 = 42", "$x^2$", "```\nlines of code\n", "😀", "<think></think>"],
 )
 @pytest.mark.parametrize("wanted", ["en", "zh"])
 def test_nothing_to_judge_is_none(text, wanted):
@@ -108,7 +113,9 @@ def test_grade_school_problems(wanted):
 
 @pytest.mark.parametrize("code", ["english", "EN", "xx", "", "zxy"])
 def test_unknown_language_names_the_known_ones(code):
-    with pytest.raises(RewardSpecError, match=rf"language={code!r} is not known\..*\bde, .*\ben, .*\bzh\b"):
+    with pytest.raises(
+        RewardSpecError, match=rf"language={code!r} is not known\..*\bde, .*\ben, .*\bzh\b"
+    ):
         score(EN, code)
 
 
@@ -137,8 +144,25 @@ N = 100_000
 @pytest.mark.parametrize(
     "text",
     [
-        *("x " * (N // 2), "a" * N, "a1" * (N // 2), "_" * N, "中" * N, "\n" * N, "hello. " * (N // 7), "\ud800" * N),
-        *("$" * N, "$a" * (N // 2), "$$a" * (N // 3), "`" * N, "```" * (N // 3), "<a" * (N // 2), "www." * (N // 4)),
+        *(
+            "x " * (N // 2),
+            "a" * N,
+            "a1" * (N // 2),
+            "_" * N,
+            "中" * N,
+            "\n" * N,
+            "hello. " * (N // 7),
+            "\ud800" * N,
+        ),
+        *(
+            "$" * N,
+            "$a" * (N // 2),
+            "$$a" * (N // 3),
+            "`" * N,
+            "```" * (N // 3),
+            "<a" * (N // 2),
+            "www." * (N // 4),
+        ),
         *("\\(" * (N // 2), "\\[" * (N // 2), "\\a{" * (N // 3), "\\" * N, f"{EN} " * 1000),
     ],
     ids=lambda text: repr(text[:9]),

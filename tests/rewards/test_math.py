@@ -23,10 +23,18 @@ ROWS = [
         [r"\frac12", r"\dfrac{1}{2}", r"\tfrac 12", "0.5", "1/2", r"\frac{2}{4}", r"2^{-1}"],
         ["2", "-0.5"],
     ),
-    ("42", ["42.0", "042", "+42", r"42\text{ apples}", r"\$42", r"42^\circ", "x=42", "84/2", "6 * 7"], ["4 2", "24"]),
+    (
+        "42",
+        ["42.0", "042", "+42", r"42\text{ apples}", r"\$42", r"42^\circ", "x=42", "84/2", "6 * 7"],
+        ["4 2", "24"],
+    ),
     ("-3", ["-3.0", r"-\frac{6}{2}", r"x = -3"], ["3", "--3", "(-3,3)"]),
     (r"10,\!080", ["10080", "10,080", r"10{,}080", r"10,\! 080"], ["10", "80", "10,80", "1080"]),
-    (r"\sqrt{8}", [r"2\sqrt{2}", r"2 \sqrt 2", r"\sqrt{4}\cdot\sqrt{2}", r"8^{1/2}"], [r"4\sqrt2", "8", "2.8"]),
+    (
+        r"\sqrt{8}",
+        [r"2\sqrt{2}", r"2 \sqrt 2", r"\sqrt{4}\cdot\sqrt{2}", r"8^{1/2}"],
+        [r"4\sqrt2", "8", "2.8"],
+    ),
     (
         r"\text{Evelyn}",
         ["Evelyn", r"\mathrm{Evelyn}", r"\textbf{Evelyn}"],
@@ -78,7 +86,9 @@ def test_what_equals_an_answer(gold, right, wrong):
 def test_every_own_row_differs_from_the_others():
     for gold, *_ in ROWS:
         others = [other for other, *_ in ROWS if other != gold]
-        assert math([rf"\boxed{{{other}}}" for other in others], [gold] * len(others)) == [0.0] * len(others)
+        assert math([rf"\boxed{{{other}}}" for other in others], [gold] * len(others)) == [
+            0.0
+        ] * len(others)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +96,10 @@ def math500():
     folder = Path(os.environ.get("GRPO_HF_DATA", ""), "math500")
     if "GRPO_HF_DATA" not in os.environ or not folder.is_dir():
         pytest.skip("GRPO_HF_DATA does not name a folder with math500/test.jsonl")
-    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(rows) == 500
     return rows
 
@@ -121,8 +134,13 @@ def test_solutions_of_other_problems_are_right_by_coincidence_only(math500):
     wrong = []
     for _ in range(3):
         golds = rng.sample(answers, 500)
-        for reward, solution, given, gold in zip(math(solutions, golds), solutions, answers, golds, strict=True):
-            one, other = ("".join(text.replace(r"\!", "").replace("dfrac", "frac").split()) for text in (given, gold))
+        for reward, solution, given, gold in zip(
+            math(solutions, golds), solutions, answers, golds, strict=True
+        ):
+            one, other = (
+                "".join(text.replace(r"\!", "").replace("dfrac", "frac").split())
+                for text in (given, gold)
+            )
             same = one == other or any({given, gold} <= values for values in SAME_VALUE)
             if reward != float(same):
                 wrong.append((reward, given, gold, solution))
@@ -154,7 +172,12 @@ def test_solutions_of_other_problems_are_right_by_coincidence_only(math500):
     ],
 )
 def test_where_the_answer_is_found(completion):
-    assert score(completion, "42") == score(completion, "#### 42") == score(completion, r"So \boxed{42}.") == 1.0
+    assert (
+        score(completion, "42")
+        == score(completion, "#### 42")
+        == score(completion, r"So \boxed{42}.")
+        == 1.0
+    )
     assert score(message(completion), "42") == 1.0
     assert score(completion, "43") == 0.0
 
@@ -279,7 +302,9 @@ def test_gold_that_cannot_be_read_is_none(gold):
     assert score(r"\boxed{42}", gold) is None
 
 
-@pytest.mark.parametrize("content", [None, [], [{"type": "image"}], [{"type": "text", "text": None}]])
+@pytest.mark.parametrize(
+    "content", [None, [], [{"type": "image"}], [{"type": "text", "text": None}]]
+)
 def test_messages_without_text_score_zero(content):
     assert score(message(content), "42") == 0.0
 
@@ -291,9 +316,24 @@ N = 100_000
     "text",
     [
         *("9" * N, "{" * N, "}" * N, "\\" * N, "$" * N, "\n" * N, "#" * N, " " * N, "**" * N),
-        *("\\boxed{" * (N // 7), "\\boxed{41}" * (N // 9), "\\boxed" + " " * N, "\\boxed{" + "9" * N + "}"),
-        *("<answer>" * (N // 8), "<answer>41</answer>" * (N // 19), "</think>" * (N // 8), "answer is " * (N // 10)),
-        *("answer is " + "$a" * N, "answer is " + "\\(" * N, "#### " + "4" + " " * N + "2", "step 6 * 7 = 42. " * 6000),
+        *(
+            "\\boxed{" * (N // 7),
+            "\\boxed{41}" * (N // 9),
+            "\\boxed" + " " * N,
+            "\\boxed{" + "9" * N + "}",
+        ),
+        *(
+            "<answer>" * (N // 8),
+            "<answer>41</answer>" * (N // 19),
+            "</think>" * (N // 8),
+            "answer is " * (N // 10),
+        ),
+        *(
+            "answer is " + "$a" * N,
+            "answer is " + "\\(" * N,
+            "#### " + "4" + " " * N + "2",
+            "step 6 * 7 = 42. " * 6000,
+        ),
     ],
     ids=lambda text: repr(text[:9]),
 )
@@ -306,7 +346,15 @@ def test_long_completions_are_fast(text):
 
 @pytest.mark.parametrize(
     "answer",
-    ["(" * 240 + ")" * 240, "\\frac{" * 80, "{" * 240 + "}" * 240, "9" * 490, "x_" * 240, "1," * 240, "-" * 490],
+    [
+        "(" * 240 + ")" * 240,
+        "\\frac{" * 80,
+        "{" * 240 + "}" * 240,
+        "9" * 490,
+        "x_" * 240,
+        "1," * 240,
+        "-" * 490,
+    ],
 )
 def test_odd_answers_of_tolerable_length_are_fast(answer):
     score(r"\boxed{41}", "42")
@@ -329,7 +377,9 @@ def test_the_gold_answer_is_read_once(monkeypatch):
 
     parse, read = math_verify.parse, []
     monkeypatch.setattr(
-        math_verify, "parse", lambda text, *rest, **more: read.append(text) or parse(text, *rest, **more)
+        math_verify,
+        "parse",
+        lambda text, *rest, **more: read.append(text) or parse(text, *rest, **more),
     )
     math([rf"\boxed{{{n}+x+y+z}}" for n in range(8)], ["3+x+y+z+q"] * 8)
     assert read.count("$3+x+y+z+q$") == 1
@@ -338,7 +388,9 @@ def test_the_gold_answer_is_read_once(monkeypatch):
 def test_works_in_a_thread():
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(1) as pool:  # where signals, and with them math-verify's own time limits, do not work
+    with ThreadPoolExecutor(
+        1
+    ) as pool:  # where signals, and with them math-verify's own time limits, do not work
         assert pool.submit(score, r"\boxed{\frac{17}{34}}", "0.5").result() == 1.0
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from grpo_hf import sandbox
 from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards._code import last_block
 from grpo_hf.rewards.python_tests import python_tests
+from grpo_hf.scoring import sandbox
 
-needs_bubblewrap = pytest.mark.skipif(bool(sandbox._bubblewrap_fault()), reason=sandbox._bubblewrap_fault())
+needs_bubblewrap = pytest.mark.skipif(
+    bool(sandbox._bubblewrap_fault()), reason=sandbox._bubblewrap_fault()
+)
 LEVELS = [pytest.param("required", marks=needs_bubblewrap), "limits"]
 both_levels = pytest.mark.parametrize("level", LEVELS)
 BEST = "limits" if sandbox._bubblewrap_fault() else "required"
@@ -29,7 +31,9 @@ def score(code, tests=TESTS, **options):
 @both_levels
 def test_share_of_tests(level):
     assert score(DOUBLE, sandbox=level) == 1.0
-    assert score("def double(x): return 4 if x == 2 else None", sandbox=level) == pytest.approx(1 / 3)
+    assert score("def double(x): return 4 if x == 2 else None", sandbox=level) == pytest.approx(
+        1 / 3
+    )
     assert score("def double(x): pass", sandbox=level) == 0.0
 
 
@@ -107,14 +111,19 @@ def double(x): return {2: 4, -1: -2}.get(x, [1, 1]) if texts else 0
 @pytest.mark.parametrize("code", FORGERIES.values(), ids=FORGERIES)
 def test_forged_passes_are_no_passes(level, code):
     if level == "limits" and "/proc/[0-9]*" in code:
-        pytest.skip("resource limits alone do not promise it, and it would write to other programs' files")
+        pytest.skip(
+            "resource limits alone do not promise it, and it would write to other programs' files"
+        )
     assert score(code, sandbox=BEST if level == "best" else level, timeout=2.0) == 0.0
 
 
 def test_a_redefined_set_is_not_asked():
     code = "def set(x): return 0\ndef math(): pass\nclass math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return x"
     assert score(code, ["assert set(f([1])) == set([2])", "assert math.isclose(f(1), 2)"]) == 0.0
-    assert score("def f(x): return x", ["assert set(f([1])) == {1}", "assert math.isclose(f(1), 1)"]) == 1.0
+    assert (
+        score("def f(x): return x", ["assert set(f([1])) == {1}", "assert math.isclose(f(1), 1)"])
+        == 1.0
+    )
 
 
 def test_a_function_under_test_may_be_called_like_a_builtin():
@@ -128,7 +137,15 @@ def test_the_neighbours_keep_their_scores():
         for code in ("while True: pass", "x = bytearray(10 << 30)", "import os\nos.abort()")
     ]
     completions = [good, bad[0], good, bad[1], good, bad[2], good]
-    assert python_tests(completions, [TESTS] * 7, sandbox=BEST, timeout=1.5) == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    assert python_tests(completions, [TESTS] * 7, sandbox=BEST, timeout=1.5) == [
+        1.0,
+        0.0,
+        1.0,
+        0.0,
+        1.0,
+        0.0,
+        1.0,
+    ]
 
 
 def test_tests_that_passed_before_the_timeout_count():
@@ -146,7 +163,10 @@ def test_tests_that_passed_before_the_timeout_count():
             "assert f() == [1, (2.5, None), {'a': {3}}, b'x', 1j, True, frozenset([1]), range(3)]",
         ),
         ("from collections import Counter\nf = Counter", "assert f('aab') == {'a': 2, 'b': 1}"),
-        ("from collections import namedtuple\nf = namedtuple('f', 'x y')", "assert f(1, y=2) == (1, 2)"),
+        (
+            "from collections import namedtuple\nf = namedtuple('f', 'x y')",
+            "assert f(1, y=2) == (1, 2)",
+        ),
         ("def f(n): return (i * i for i in range(n))", "assert list(f(4)) == [0, 1, 4, 9]"),
         ("def f(x): x.sort()", "x = [3, 1, 2]\nf(x)\nassert x == [1, 2, 3]"),
         ("def f(g, xs): return [g(x) for x in xs]", "assert f(lambda x: x + 1, [1, 2]) == [2, 3]"),
@@ -183,10 +203,14 @@ def test_honest_code_passes(code, test):
 
 def test_setup_columns():
     columns = {"test_setup_code": ["n = double(1)"], "test_imports": [["import math as m"]]}
-    assert python_tests([DOUBLE], [["assert double(n) == m.floor(4.5)"]], sandbox=BEST, **columns) == [1.0]
+    assert python_tests(
+        [DOUBLE], [["assert double(n) == m.floor(4.5)"]], sandbox=BEST, **columns
+    ) == [1.0]
 
 
-@pytest.mark.parametrize("tests", [None, [], "assert double(2) == 4", ["assert double(2"], [3], ["assert 1"]])
+@pytest.mark.parametrize(
+    "tests", [None, [], "assert double(2) == 4", ["assert double(2"], [3], ["assert 1"]]
+)
 def test_rows_that_cannot_judge(tests):
     assert score(DOUBLE, tests) is None
 
@@ -212,7 +236,13 @@ def test_which_code_counts(text, code):
 
 
 @pytest.mark.parametrize(
-    "text", ["```python\n" * 10_000, "`" * 100_000, "```" + " " * 100_000 + "x", "```python\n" + "x\n" * 50_000]
+    "text",
+    [
+        "```python\n" * 10_000,
+        "`" * 100_000,
+        "```" + " " * 100_000 + "x",
+        "```python\n" + "x\n" * 50_000,
+    ],
 )
 def test_long_completions_are_fast(text):
     start = time.process_time()
@@ -221,14 +251,16 @@ def test_long_completions_are_fast(text):
 
 
 @pytest.mark.parametrize(
-    "completion", ["", "\x00", "\ud800", "def", "((((" * 5000, [{"role": "assistant", "content": None}]]
+    "completion",
+    ["", "\x00", "\ud800", "def", "((((" * 5000, [{"role": "assistant", "content": None}]],
 )
 def test_bad_text_scores_zero(completion):
     assert python_tests([completion], [TESTS], sandbox=BEST) == [0.0]
 
 
 @pytest.mark.parametrize(
-    "options", [{"timeout": 0}, {"timeout": 51}, {"timeout": True}, {"memory_mb": -1}, {"memory_mb": "1"}]
+    "options",
+    [{"timeout": 0}, {"timeout": 51}, {"timeout": True}, {"memory_mb": -1}, {"memory_mb": "1"}],
 )
 def test_impossible_options(options):
     [name] = options
@@ -264,7 +296,11 @@ def test_takes_what_trl_passes():
 def mbpp(step):
     if "GRPO_HF_DATA" not in os.environ:
         pytest.skip("GRPO_HF_DATA is not set: it names the folder that holds mbpp/mbpp.jsonl")
-    lines = (Path(os.environ["GRPO_HF_DATA"]) / "mbpp" / "mbpp.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (Path(os.environ["GRPO_HF_DATA"]) / "mbpp" / "mbpp.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     assert len(lines) == 974
     return [json.loads(line) for line in lines][::step]
 
@@ -287,7 +323,11 @@ def without_bodies(code):
 def check_mbpp(step):
     rows = mbpp(step)
     assert [row["task_id"] for row in rows if judged(row, row["code"]) != 1.0] == []
-    assert [row["task_id"] for row in rows if judged(row, without_bodies(row["code"]), partial=False) != 0.0] == []
+    assert [
+        row["task_id"]
+        for row in rows
+        if judged(row, without_bodies(row["code"]), partial=False) != 0.0
+    ] == []
 
 
 def test_mbpp_solutions_pass_and_stubs_fail():

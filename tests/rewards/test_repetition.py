@@ -4,8 +4,8 @@ import time
 import pytest
 
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.reward import RewardSettings
 from grpo_hf.rewards.repetition import repetition
+from grpo_hf.scoring.reward import RewardSettings
 
 
 def score(text, **options):
@@ -25,7 +25,9 @@ def repeated_share(words, n):
 def test_is_the_share_of_ngrams_that_occurred_before(n, separator):
     rng = random.Random(n)
     for _ in range(40):
-        words = rng.choices(["one", "two", "three", "vier", "пять"][: rng.randrange(1, 6)], k=rng.randrange(60))
+        words = rng.choices(
+            ["one", "two", "three", "vier", "пять"][: rng.randrange(1, 6)], k=rng.randrange(60)
+        )
         expected = -0.5 * repeated_share(words, n)
         assert score(separator.join(words), n=n, max_penalty=0.5) == pytest.approx(expected)
 
@@ -53,7 +55,9 @@ def test_case_and_line_breaks_hide_nothing():
     assert score("I am sure.\nI AM SURE.", n=3) == score("i am sure. i am sure.", n=3) < 0
 
 
-@pytest.mark.parametrize("text", ["!" * 1000, "= " * 1000, "\U0001f600" * 1000, "so " * 1000, "中" * 1000])
+@pytest.mark.parametrize(
+    "text", ["!" * 1000, "= " * 1000, "\U0001f600" * 1000, "so " * 1000, "中" * 1000]
+)
 def test_endless_text_loses_nearly_everything(text):
     assert -1.0 < score(text) < -0.99
     assert score(text, max_penalty=2.0) == 2 * score(text)
@@ -61,14 +65,18 @@ def test_endless_text_loses_nearly_everything(text):
 
 def test_messages_score_like_their_text():
     text = "I am sure. I am sure."
-    assert repetition([[{"role": "assistant", "content": text}], [{"role": "assistant", "content": None}]]) == [
+    assert repetition(
+        [[{"role": "assistant", "content": text}], [{"role": "assistant", "content": None}]]
+    ) == [
         score(text),
         0.0,
     ]
 
 
 @pytest.mark.parametrize(
-    "text", ["x " * 10_000, "中" * 10_000, " ".join(map(str, range(10_000)))], ids=["x", "中", "0 1"]
+    "text",
+    ["x " * 10_000, "中" * 10_000, " ".join(map(str, range(10_000)))],
+    ids=["x", "中", "0 1"],
 )
 @pytest.mark.parametrize("n", [1, 4, 40])
 def test_time_is_linear(text, n):
@@ -79,7 +87,15 @@ def test_time_is_linear(text, n):
 
 
 @pytest.mark.parametrize(
-    "options", [{"n": 0}, {"n": -1}, {"n": 2.5}, {"n": True}, {"max_penalty": -1}, {"max_penalty": float("inf")}]
+    "options",
+    [
+        {"n": 0},
+        {"n": -1},
+        {"n": 2.5},
+        {"n": True},
+        {"max_penalty": -1},
+        {"max_penalty": float("inf")},
+    ],
 )
 def test_impossible_options_say_what_came(options):
     came = {"n": 4, "max_penalty": 1.0} | options

@@ -15,15 +15,26 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.plugins import load_reward
 from grpo_hf.rewards import reward_model as module
 from grpo_hf.rewards.reward_model import reward_model
-from grpo_hf.tiny_model import tiny_tokenizer
+from grpo_hf.scoring.registry import load_reward
 
-LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 BERT = LLAMA | {"max_position_embeddings": 64}
-PROMPTS = ["6 * 7?", "How many apples are left of 12, if 5 are eaten?", "1 + 1 = ", "", "Tom has 3 boxes."] * 3
+PROMPTS = [
+    "6 * 7?",
+    "How many apples are left of 12, if 5 are eaten?",
+    "1 + 1 = ",
+    "",
+    "Tom has 3 boxes.",
+] * 3
 COMPLETIONS = [" 42", " She has 7.\n#### 7", "", "It is 9", " " + "and so on " * 9] * 3
 
 
@@ -31,7 +42,9 @@ def save(folder, tokenizer, *, kind=LlamaForSequenceClassification, config=None,
     """Save a random reward model whose scores differ; return the folder's name."""
     torch.manual_seed(0)
     make = BertConfig if kind is BertForSequenceClassification else LlamaConfig
-    model = kind(make(vocab_size=len(tokenizer), **({"num_labels": 1} | (config or LLAMA) | settings)))
+    model = kind(
+        make(vocab_size=len(tokenizer), **({"num_labels": 1} | (config or LLAMA) | settings))
+    )
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -61,7 +74,9 @@ def llama_without_padding(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def llama_padded_with_its_end(tmp_path_factory, tokenizer):
-    return save(tmp_path_factory.mktemp("llama_eos"), tokenizer, pad_token_id=tokenizer.eos_token_id)
+    return save(
+        tmp_path_factory.mktemp("llama_eos"), tokenizer, pad_token_id=tokenizer.eos_token_id
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +99,15 @@ def one_at_a_time(model, token_ids):
 def direct(folder, prompts, completions):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     token_ids = [
-        tokenizer(prompt + completion).input_ids for prompt, completion in zip(prompts, completions, strict=True)
+        tokenizer(prompt + completion).input_ids
+        for prompt, completion in zip(prompts, completions, strict=True)
     ]
     return one_at_a_time(AutoModelForSequenceClassification.from_pretrained(folder), token_ids)
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama_without_padding", "llama_padded_with_its_end", "bert"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "llama_without_padding", "llama_padded_with_its_end", "bert"]
+)
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_equals_one_row_at_a_time(request, kind, batch_size):
     folder = request.getfixturevalue(kind)
@@ -104,12 +122,17 @@ def test_messages_through_its_own_chat_template(request, kind):
     folder = request.getfixturevalue(kind)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pairs = list(zip(messages(PROMPTS, "user"), messages(COMPLETIONS, "assistant"), strict=True))
-    texts = [tokenizer.apply_chat_template(prompt + completion, tokenize=False) for prompt, completion in pairs]
+    texts = [
+        tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+        for prompt, completion in pairs
+    ]
     assert all(text.endswith("<|end|>") for text in texts)
     token_ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     expected = one_at_a_time(AutoModelForSequenceClassification.from_pretrained(folder), token_ids)
     for batch_size in (1, 8):
-        rewards = reward_model([c for _, c in pairs], [p for p, _ in pairs], model=folder, batch_size=batch_size)
+        rewards = reward_model(
+            [c for _, c in pairs], [p for p, _ in pairs], model=folder, batch_size=batch_size
+        )
         assert rewards == pytest.approx(expected, abs=1e-5)
 
 
@@ -122,17 +145,22 @@ def test_a_row_does_not_depend_on_its_neighbours(llama_without_padding):
 
 def test_no_token_that_ends_a_row_pads(llama_without_padding):
     rows = [[5, 0], [7, 8, 9, 1], [4], [6, 2, 3]]
-    expected = one_at_a_time(AutoModelForSequenceClassification.from_pretrained(llama_without_padding), rows)
-    assert module._scores(module._load(llama_without_padding, None, "auto"), rows, 4) == pytest.approx(
-        expected, abs=1e-5
+    expected = one_at_a_time(
+        AutoModelForSequenceClassification.from_pretrained(llama_without_padding), rows
     )
+    assert module._scores(
+        module._load(llama_without_padding, None, "auto"), rows, 4
+    ) == pytest.approx(expected, abs=1e-5)
 
 
 def test_one_side_of_messages_is_read_as_text(llama):
     texts = reward_model(["42"], ["6 * 7?"], model=llama)
     assert reward_model(messages(["42"], "assistant"), ["6 * 7?"], model=llama) == texts
     assert reward_model(["42"], messages(["6 * 7?"], "user"), model=llama) == texts
-    assert reward_model(messages(["42"], "assistant"), messages(["6 * 7?"], "user"), model=llama) != texts
+    assert (
+        reward_model(messages(["42"], "assistant"), messages(["6 * 7?"], "user"), model=llama)
+        != texts
+    )
 
 
 def test_special_tokens_are_the_tokenizers_for_texts_and_the_templates_for_messages(tmp_path):
@@ -143,10 +171,15 @@ def test_special_tokens_are_the_tokenizers_for_texts_and_the_templates_for_messa
     )
     folder = save(tmp_path, tokenizer, pad_token_id=tokenizer.pad_token_id)
     plain = tiny_tokenizer()
-    token_ids = [[first, *plain("6 * 7? 42").input_ids], plain("<|user|>6 * 7?<|assistant|> 42<|end|>").input_ids]
+    token_ids = [
+        [first, *plain("6 * 7? 42").input_ids],
+        plain("<|user|>6 * 7?<|assistant|> 42<|end|>").input_ids,
+    ]
     expected = one_at_a_time(AutoModelForSequenceClassification.from_pretrained(folder), token_ids)
     of_text = reward_model([" 42"], ["6 * 7?"], model=folder)
-    of_messages = reward_model(messages([" 42"], "assistant"), messages(["6 * 7?"], "user"), model=folder)
+    of_messages = reward_model(
+        messages([" 42"], "assistant"), messages(["6 * 7?"], "user"), model=folder
+    )
     assert of_text + of_messages == pytest.approx(expected, abs=1e-5)
 
 
@@ -210,7 +243,9 @@ def adapter_of(base, folder, **lora):
 
 
 @pytest.mark.parametrize("own_tokenizer", [True, False])
-def test_an_adapter_with_a_head_on_a_language_model(tmp_path, tiny_checkpoint, tokenizer, own_tokenizer):
+def test_an_adapter_with_a_head_on_a_language_model(
+    tmp_path, tiny_checkpoint, tokenizer, own_tokenizer
+):
     base = AutoModelForSequenceClassification.from_pretrained(tiny_checkpoint, num_labels=1)
     trained = adapter_of(base, tmp_path, task_type="SEQ_CLS")
     if own_tokenizer:
@@ -218,7 +253,9 @@ def test_an_adapter_with_a_head_on_a_language_model(tmp_path, tiny_checkpoint, t
         own.chat_template = "{% for message in messages %}({{ message['content'] }}){% endfor %}"
         own.save_pretrained(tmp_path)
     form = "({})({})" if own_tokenizer else "<|user|>{}<|assistant|>{}<|end|>"
-    token_ids = [tokenizer(form.format(*pair)).input_ids for pair in zip(PROMPTS, COMPLETIONS, strict=True)]
+    token_ids = [
+        tokenizer(form.format(*pair)).input_ids for pair in zip(PROMPTS, COMPLETIONS, strict=True)
+    ]
     expected = one_at_a_time(trained, token_ids)
     pairs = messages(COMPLETIONS, "assistant"), messages(PROMPTS, "user")
     assert reward_model(*pairs, model=str(tmp_path)) == pytest.approx(expected, abs=1e-5)
@@ -234,15 +271,25 @@ def test_an_adapter_of_a_reward_model(tmp_path, llama, tokenizer):
 
 def test_leaves_the_trainers_state_alone(tmp_path, tiny_checkpoint):
     adapter_of(
-        AutoModelForSequenceClassification.from_pretrained(tiny_checkpoint, num_labels=1), tmp_path, task_type="SEQ_CLS"
+        AutoModelForSequenceClassification.from_pretrained(tiny_checkpoint, num_labels=1),
+        tmp_path,
+        task_type="SEQ_CLS",
     )
     torch.manual_seed(7)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    kept = torch.get_default_dtype(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
+    kept = (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
     reward_model(COMPLETIONS, PROMPTS, model=str(tmp_path), dtype="bfloat16")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
-    assert (torch.get_default_dtype(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()) == kept
+    assert (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+    ) == kept
 
 
 def test_is_loaded_once_without_gradients(llama):
@@ -251,7 +298,9 @@ def test_is_loaded_once_without_gradients(llama):
     reward_model(["43"], ["6 * 7?"], model=llama, batch_size=2, max_length=9, center=1.0)
     assert module._load.cache_info().misses == loads
     model = module._load(llama, None, "auto").model
-    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training and not any(
+        parameter.requires_grad for parameter in model.parameters()
+    )
 
 
 def test_dtype_and_device(llama):
@@ -291,7 +340,9 @@ def test_impossible_options_say_what_came(llama, wrong, message):
 def test_a_missing_model(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in (str(tmp_path / "nowhere"), str(tmp_path), "some-org/not-downloaded"):
-        with pytest.raises(RewardSpecError, match=r"cannot be loaded: .* Expected a folder or Hub name") as raised:
+        with pytest.raises(
+            RewardSpecError, match=r"cannot be loaded: .* Expected a folder or Hub name"
+        ) as raised:
             reward_model(["42"], ["6 * 7?"], model=name)
         assert repr(name) in str(raised.value)
 
@@ -333,5 +384,7 @@ def test_messages_need_a_chat_template(tmp_path):
     tokenizer.chat_template = None
     folder = save(tmp_path, tokenizer, pad_token_id=0)
     assert len(reward_model(["42"], ["6 * 7?"], model=folder)) == 1
-    with pytest.raises(RewardSpecError, match="has no chat template, and prompts and completions are messages"):
+    with pytest.raises(
+        RewardSpecError, match="has no chat template, and prompts and completions are messages"
+    ):
         reward_model(messages(["42"], "assistant"), messages(["6 * 7?"], "user"), model=folder)

@@ -4,13 +4,14 @@ import time
 
 import pytest
 
-from grpo_hf import sandbox
 from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards import rust_cargo as module
 from grpo_hf.rewards.rust_cargo import rust_cargo
+from grpo_hf.scoring import sandbox
 
 pytestmark = pytest.mark.skipif(
-    not shutil.which("cargo") or not shutil.which("cargo-clippy"), reason="cargo or clippy is not installed"
+    not shutil.which("cargo") or not shutil.which("cargo-clippy"),
+    reason="cargo or clippy is not installed",
 )
 BEST = "limits" if sandbox._bubblewrap_fault() else "required"
 
@@ -48,7 +49,9 @@ def test_right_solution(level):
 def test_parts():
     assert score(DOUBLE.replace("x * 2", "x * x")) == pytest.approx(0.2 + 0.1 + 0.35)
     assert score(DOUBLE.replace("x * 2", "return x * 2;")) == pytest.approx(0.9)
-    assert score("#![allow(clippy::all)]\n" + DOUBLE.replace("x * 2", "return x * 2;")) == pytest.approx(0.9)
+    assert score(
+        "#![allow(clippy::all)]\n" + DOUBLE.replace("x * 2", "return x * 2;")
+    ) == pytest.approx(0.9)
     assert score(DOUBLE.replace("x * 2", "x * 2 + 1")) == pytest.approx(0.2)
     assert score(DOUBLE, compiles=0.5, clippy=0, passes=0.5) == 1.0
 
@@ -156,7 +159,9 @@ def forget_toolchain():
 
 def test_missing_cargo_says_how_to_install_it(monkeypatch, forget_toolchain):
     monkeypatch.setattr(module.shutil, "which", lambda name, path=None: None)
-    with pytest.raises(RewardSpecError, match=r"cargo and rustc, which are not installed: see https://rustup.rs"):
+    with pytest.raises(
+        RewardSpecError, match=r"cargo and rustc, which are not installed: see https://rustup.rs"
+    ):
         rust_cargo([DOUBLE], [TESTS], sandbox=BEST)
 
 

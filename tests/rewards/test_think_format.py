@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from grpo_hf.reward import RewardSettings
 from grpo_hf.rewards.think_format import think_format
+from grpo_hf.scoring.reward import RewardSettings
 
 WITH_TAGS = [
     "<think>a</think><answer>b</answer>",
@@ -56,13 +56,19 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize(("text", "answer_tags", "reward"), CASES, ids=lambda value: repr(value)[:60])
+@pytest.mark.parametrize(
+    ("text", "answer_tags", "reward"), CASES, ids=lambda value: repr(value)[:60]
+)
 def test_form(text, answer_tags, reward):
     assert think_format([text], answer_tags=answer_tags) == [reward]
-    assert think_format([[{"role": "assistant", "content": text}]], answer_tags=answer_tags) == [reward]
+    assert think_format([[{"role": "assistant", "content": text}]], answer_tags=answer_tags) == [
+        reward
+    ]
 
 
-@pytest.mark.parametrize(("text", "answer_tags", "reward"), CASES, ids=lambda value: repr(value)[:60])
+@pytest.mark.parametrize(
+    ("text", "answer_tags", "reward"), CASES, ids=lambda value: repr(value)[:60]
+)
 def test_an_opened_prompt_needs_the_rest_only(text, answer_tags, reward):
     """What completes the prompt's `<think>` scores as the whole text would; another `<think>` is one too many."""
     options = {"answer_tags": answer_tags, "opened": True}

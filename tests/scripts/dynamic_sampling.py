@@ -23,7 +23,9 @@ def main(checkpoint: str, output: Path, dynamic: bool) -> None:
     def reward(completion_ids: list[list[int]], trainer_state: Any, **_: Any) -> list[float]:
         new = calls["step"] != trainer_state.global_step
         calls.update(step=trainer_state.global_step)
-        silent = new and trainer.accelerator.process_index == 1  # as planned; what is drawn later has a signal
+        silent = (
+            new and trainer.accelerator.process_index == 1
+        )  # as planned; what is drawn later has a signal
         return [0.3 if silent else index + len(ids) for index, ids in enumerate(completion_ids)]
 
     trainer = GRPOTrainer(

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from grpo_hf import GRPOConfig, load_reward, reward_settings
-from grpo_hf.fitting import FitSettings
-from grpo_hf.iterate import Continued, IterativeGRPO
+from grpo_hf.reward_models.fit import FitSettings
+from grpo_hf.runs.iterative import Continued, IterativeGRPO
 
 ITERATIONS = 2
 
@@ -55,7 +55,10 @@ def main(checkpoint: str, output: Path) -> None:
     loop.run(ITERATIONS)
     weights = {name: weight for name, weight in loop.model.state_dict().items() if "lora" in name}
     rank = PartialState().process_index
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, output / f"weights-{rank}.safetensors")
+    save_file(
+        {name: weight.contiguous() for name, weight in weights.items()},
+        output / f"weights-{rank}.safetensors",
+    )
     PartialState().destroy_process_group()
 
 

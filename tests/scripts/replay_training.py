@@ -31,7 +31,9 @@ def ends_cost(completions: list[str], **_: Any) -> list[StepRewards]:
     return [StepRewards(ends, [-float(end % 5) for end in ends]) for ends in steps]
 
 
-def main(checkpoint: str, output: Path, rows: int, recording: Path | None = None, *also: str) -> None:
+def main(
+    checkpoint: str, output: Path, rows: int, recording: Path | None = None, *also: str
+) -> None:
     torch.set_num_threads(1)
     replayed = json.loads(recording.read_text()) if recording else None
     rollouts: list[dict[str, Any]] = []
@@ -39,13 +41,19 @@ def main(checkpoint: str, output: Path, rows: int, recording: Path | None = None
     def rollout(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
         if replayed is None:
             prompt_ids = trainer.processing_class(text=prompts)["input_ids"]
-            completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, trainer.num_generations)
+            completion_ids, _ = trainer._generate_single_turn(
+                prompt_ids, None, {}, trainer.num_generations
+            )
         else:
             step, first = replayed[len(rollouts)], trainer.accelerator.process_index * len(prompts)
             mine = slice(first, first + len(prompts))
-            assert step["prompts"][mine] == prompts, "the processes do not share the prompts as one process has them"
+            assert step["prompts"][mine] == prompts, (
+                "the processes do not share the prompts as one process has them"
+            )
             prompt_ids, completion_ids = step["prompt_ids"][mine], step["completion_ids"][mine]
-        rollouts.append({"prompts": prompts, "prompt_ids": prompt_ids, "completion_ids": completion_ids})
+        rollouts.append(
+            {"prompts": prompts, "prompt_ids": prompt_ids, "completion_ids": completion_ids}
+        )
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
     trainer = GRPOTrainer(
@@ -66,7 +74,9 @@ def main(checkpoint: str, output: Path, rows: int, recording: Path | None = None
             gradient_checkpointing=False,
             save_strategy="no",
         ),
-        train_dataset=Dataset.from_list([{"prompt": f"{n} apples and {n + 1} more: "} for n in range(16)]),
+        train_dataset=Dataset.from_list(
+            [{"prompt": f"{n} apples and {n + 1} more: "} for n in range(16)]
+        ),
         processing_class=AutoTokenizer.from_pretrained(checkpoint, padding_side="left"),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         rollout_func=rollout,

@@ -1,0 +1,226 @@
+"""The trainer's end of the process that scores (scoring/worker_server.py): start it, send it completions, survive its death.
+
+A reward travels as what pickle can say of it: where its module can be imported, and by value for what is defined in a
+script, a notebook or another function. What a reward changes in a worker stays there: one that keeps state, or holds a
+model, wants `@reward_settings(in_process=True)`.
+"""
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import psutil
+
+from .outcomes import Failure, Outcome
+from .registry import file_modules
+from .reward import Reward
+
+_HEAVY = (
+    32 * 2**20
+)  # bytes of a reward that travels by value; beyond it, it has caught a dataset or a model
+_LOADING = 300.0  # seconds that importing the rewards' modules may take
+_MEMORY = 0.5  # all workers together may use this share of the machine's memory
+_PROGRAM = (
+    "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments.pop('path'); "
+    "from grpo_hf.scoring.worker_server import main; main(**arguments)"
+)
+
+
+class CannotTravelError(Exception):
+    """A reward, or what it is called with, cannot be sent to another process."""
+
+
+class ServerDiedError(Exception):
+    """The process that scores has gone."""
+
+
+def pack(reward: Reward) -> tuple[list[str], bytes]:
+    """A reward as another process can load it: files to import first, and the pickled reward.
+
+    Raises:
+        CannotTravelError: it cannot be pickled, or is too large for that.
+    """
+    if not hasattr(os, "fork"):
+        raise CannotTravelError("this system does not fork processes")
+    for name, cell in zip(*_closure(reward.function), strict=True):
+        try:
+            _ = cell.cell_contents
+        except ValueError:
+            raise CannotTravelError(f"it refers to {name!r}, which has no value yet") from None
+    try:
+        pickled = cloudpickle.dumps(reward)
+    except Exception as error:  # pickling runs code of the user's objects, which may raise anything
+        raise CannotTravelError(f"{type(error).__name__}: {error}") from error
+    if len(pickled) > _HEAVY:
+        raise CannotTravelError(f"it carries {len(pickled) / 2**20:,.0f} MiB with it")
+    return file_modules(), pickled
+
+
+def _closure(function: Any) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """Names and cells of the variables that a function has from another one around it."""
+    code = getattr(function, "__code__", None)
+    return (code.co_freevars, function.__closure__ or ()) if code is not None else ((), ())
+
+
+class RewardProcess:
+    """One process that scores, with its workers; it is started at once, and again when it has died.
+
+    Args:
+        rewards: as `pack` made them; jobs name them by index.
+        workers: how many completions are scored at a time.
+    """
+
+    def __init__(self, rewards: Sequence[tuple[list[str], bytes]], workers: int) -> None:
+        self._rewards, self._workers = list(rewards), workers
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._start()
+
+    def unloadable(self) -> dict[int, str]:
+        """Wait until the process has loaded the rewards; which of them it could not load, and why."""
+        try:
+            return self._loaded.result(_LOADING)
+        except (ServerDiedError, TimeoutError) as error:
+            reason = (
+                "the process that scores ended"
+                if isinstance(error, ServerDiedError)
+                else "loading took too long"
+            )
+            return dict.fromkeys(range(len(self._rewards)), reason)
+
+    def submit(
+        self,
+        reward: int,
+        columns: dict[str, list[Any]],
+        shared: dict[str, Any],
+        count: int,
+        timeout: float,
+    ) -> "Future[list[Outcome]]":
+        """Begin to score.
+
+        Args:
+            columns: one value per completion under each name.
+            shared: what is the same for all of them.
+            count: completions.
+            timeout: seconds for one of them.
+
+        Returns:
+            The outcomes; or, as exceptions, `CannotTravelError` if the columns cannot be read there, and
+            `ServerDiedError` if the process has died.
+
+        Raises:
+            CannotTravelError: the columns cannot be pickled.
+        """
+        try:
+            pickled = cloudpickle.dumps((columns, shared))
+        except Exception as error:  # as in `pack`
+            raise CannotTravelError(f"{type(error).__name__}: {error}") from error
+        future: Future[list[Outcome]] = Future()
+        with self._lock:
+            if self._process.poll() is not None or not self._reader.is_alive():
+                self._stop()
+                self._start()
+            number = next(self._numbers)
+            self._pending[number] = future
+            try:
+                self._connection.send((number, reward, pickled, count, timeout))
+            except OSError:
+                self._pending.pop(number, None)
+                future.set_exception(ServerDiedError())
+        return future
+
+    def close(self) -> None:
+        """End the process and its workers."""
+        self._stop()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        memory = max(2 * 2**30, int(_MEMORY * _machine_memory() / self._workers))
+        arguments = {
+            "path": sys.path,
+            "descriptor": theirs.fileno(),
+            "workers": self._workers,
+            "memory": memory,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, json.dumps(arguments)],
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C is for the trainer
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # workers share the cores
+        )
+        theirs.close()
+        self._connection = Connection(ours.detach())
+        self._connection.send(self._rewards)
+        self._pending: dict[int, Future[list[Outcome]]] = {}
+        self._loaded: Future[dict[int, str]] = Future()
+        reading = (self._connection, self._pending, self._loaded)
+        self._reader = threading.Thread(target=_read, args=reading, daemon=True)
+        self._reader.start()
+        self._stop = weakref.finalize(self, _stop, self._process, self._connection, os.getpid())
+
+
+def _read(
+    connection: Connection,
+    pending: "dict[int, Future[list[Outcome]]]",
+    loaded: "Future[dict[int, str]]",
+) -> None:
+    """Hand outcomes to who waits for them, until the connection closes."""
+    try:
+        loaded.set_result(connection.recv())
+        while True:
+            number, outcomes = connection.recv()
+            future = pending.pop(number)
+            if isinstance(outcomes, str):
+                future.set_exception(CannotTravelError(outcomes))
+            else:
+                future.set_result(outcomes)
+    except Exception:  # whatever it was, nothing more comes
+        if not loaded.done():
+            loaded.set_exception(ServerDiedError())
+        for waiting in list(pending.values()):
+            waiting.set_exception(ServerDiedError())
+        pending.clear()
+
+
+def _machine_memory() -> int:
+    """Bytes of this machine, or of the container that this is."""
+    total = int(psutil.virtual_memory().total)
+    with suppress(OSError, ValueError):  # no control groups, or no limit
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
+
+
+def _stop(process: "subprocess.Popen[bytes]", connection: Connection, owner: int) -> None:
+    if os.getpid() != owner:  # a fork of the trainer ends; the process is not its own
+        return
+    try:
+        sock = socket.socket(fileno=os.dup(connection.fileno()))
+        sock.shutdown(
+            socket.SHUT_RDWR
+        )  # the reader's `recv` returns, which closing alone would not make it do
+        sock.close()
+    except OSError:
+        pass
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    connection.close()
+
+
+def lost(count: int) -> list[Outcome]:
+    """The outcomes of completions with which the process died twice."""
+    return [Outcome(None, Failure("killed", "the process that scores died with it, twice"))] * count

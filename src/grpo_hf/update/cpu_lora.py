@@ -1,0 +1,96 @@
+"""A LoRA layer on a CPU in as few passes over memory as it takes.
+
+PEFT adds the adapter's part in steps of their own: the product with B writes it, the scaling reads and writes it, the
+addition reads it and the layer's output and writes both again. Here the product adds into the output, both ways:
+
+    y = x Wᵀ + s (x Aᵀ) Bᵀ,    u = s (∂y B),    ∂x = ∂y W + u A,    ∂A = uᵀ x,    ∂B = s ∂yᵀ (x Aᵀ)
+
+Shapes: N tokens, I and O features in and out, r the adapter's rank.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def join_products(model: nn.Module) -> None:
+    """Let the LoRA layers of a model compute that way wherever it is the same; otherwise they compute as in PEFT."""
+    for layer in model.modules():
+        if type(layer) is LoraLinear and "forward" not in vars(
+            layer
+        ):  # accelerate's hooks put theirs there
+            layer.forward = MethodType(_forward, layer)
+
+
+def _forward(self: Any, x: Tensor, *positional: Any, **named: Any) -> Tensor:
+    adapter = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+    if (
+        positional
+        or named
+        or adapter is None
+        or adapter not in self.lora_A
+        or not _is_plain(self, adapter, x)
+    ):
+        return LoraLinear.forward(self, x, *positional, **named)
+    base, a, b = self.base_layer, self.lora_A[adapter].weight, self.lora_B[adapter].weight
+    return _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[adapter])
+
+
+def _is_plain(layer: Any, adapter: str, x: Tensor) -> bool:
+    """Whether the layer is the two products of the docstring above, on a frozen float32 matrix in a CPU's memory."""
+    base, dropout = layer.base_layer, layer.lora_dropout[adapter]
+    return (
+        not (
+            layer.disable_adapters
+            or layer.merged
+            or layer.lora_bias[adapter]
+            or adapter in layer.lora_variant
+        )
+        and (isinstance(dropout, nn.Identity) or not dropout.training)
+        and type(base) is nn.Linear
+        and not any(weight.requires_grad for weight in base.parameters())
+        and x.dtype == base.weight.dtype == layer.lora_A[adapter].weight.dtype == torch.float32
+        and x.dim() > 1
+        and x.device.type == base.weight.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        inner = F.linear(x, a).flatten(0, -2)  # (N, r)
+        ctx.save_for_backward(x, weight, a, b, inner)
+        ctx.scaling = scaling
+        y = F.linear(x, weight, bias)
+        y.view(-1, y.shape[-1]).addmm_(inner, b.T, alpha=scaling)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, inner = ctx.saved_tensors
+        grad = grad_y.flatten(0, -2)  # (N, O)
+        back = (grad @ b).mul_(ctx.scaling)  # (N, r)
+        grad_x = (grad @ weight).addmm_(back, a).view_as(x) if ctx.needs_input_grad[0] else None
+        return (
+            grad_x,
+            None,
+            None,
+            back.T @ x.flatten(0, -2),
+            (grad.T @ inner).mul_(ctx.scaling),
+            None,
+        )

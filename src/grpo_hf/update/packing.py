@@ -1,0 +1,222 @@
+"""The tokens of an update, each laid down once: `PackedGroups`.
+
+TRL forwards a (B, P + C) block: every row carries its own copy of the prompt, and padding up to the longest row of the
+generation batch. Here the same rows become one row without either:
+
+    [ prompt_1[:-1] | ... | prompt_N[:-1] | suffix_1 | ... | suffix_B ],   suffix = prompt[-1:] + completion[:-1]
+
+The fork one token before the prompt's end gives every token of a suffix exactly one next token to predict, and the
+shared part none, so nothing is scored twice. `update/packed_attention.py` reads the layout: a prompt sees itself, a suffix sees its
+prompt and itself.
+
+Shapes: B rows of a block with prompts padded to P and completions padded to C; in the packed row N distinct prompts, M
+suffixes (rows without a token have none), S tokens in the suffixes and T in all.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+IGNORED = -100  # the label of a position that predicts nothing, as everywhere in transformers
+
+
+def distinct_prompts(prompts: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Which prompts there are, whatever their padding holds, and which of them each row has.
+
+    Args:
+        prompts, mask (`Tensor` of shape (B, P)): padded on the left; the mask is 0 there.
+
+    Returns:
+        `tuple`: prompts, (N, P), with -1 for padding; indices into them, (B,).
+    """
+    return torch.unique(prompts.masked_fill(mask == 0, -1), dim=0, return_inverse=True)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedGroups:
+    """One packed row, and where each sequence lies in it.
+
+    Args:
+        input_ids (`Tensor` of shape (1, T)): the tokens.
+        position_ids (`Tensor` of shape (1, T)): each token's position in its own prompt and completion.
+        labels (`Tensor` of shape (1, S)): the next token of each suffix position.
+        prompt_lengths (`Tensor` of shape (N,)): lengths of the shared parts, one token less than the prompts.
+        suffix_lengths (`Tensor` of shape (M,)): lengths of the suffixes.
+        prompt_of (`Tensor` of shape (M,)): the prompt of each suffix; ascending.
+        cells (`Tensor` of shape (S,)): where each suffix position lies in the flattened (B, C) block.
+        block (`tuple[int, int]`): (B, C).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    prompt_lengths: Tensor
+    suffix_lengths: Tensor
+    prompt_of: Tensor
+    cells: Tensor
+    block: tuple[int, int]
+    readers: list[tuple[nn.Module, int | None]] = field(
+        default_factory=list
+    )  # layers that attended, their windows
+    _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def pack(cls, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> "PackedGroups":
+        """Lay a block of rows down once.
+
+        Rows share a prompt when its tokens are equal: equal tokens have equal states, whatever group they belong to,
+        and rows of one group whose prompts differ (a rollout function may do that) do not share.
+
+        Args:
+            input_ids (`Tensor` of shape (B, P + C)): prompts padded on the left, completions on the right.
+            attention_mask (`Tensor` of shape (B, P + C)): 1 for a token, 0 for padding.
+            logits_to_keep (`int`): C.
+        """
+        prompts, completions = (
+            input_ids[:, :-logits_to_keep],
+            input_ids[:, -logits_to_keep:],
+        )  # (B, P), (B, C)
+        mask, scored = (
+            attention_mask[:, :-logits_to_keep].bool(),
+            attention_mask[:, -logits_to_keep:].bool(),
+        )
+        kept = scored.clone()
+        kept[
+            0, 0
+        ] |= (
+            ~scored.any()
+        )  # a block without a token keeps one, unscored, so that the loss stays attached
+        rows = kept.any(1).nonzero()[:, 0]  # (M,)
+        distinct, prompt_of = distinct_prompts(prompts[rows], mask[rows])
+        rows, prompt_of = (
+            rows[by_prompt := torch.argsort(prompt_of, stable=True)],
+            prompt_of[by_prompt],
+        )
+        prompt = distinct[:, :-1]  # (N, P - 1)
+        prompt_lengths = (prompt >= 0).sum(1)  # (N,)
+        suffix = torch.cat([prompts[rows, -1:], completions[rows, :-1]], dim=1)  # (M, C)
+        column = torch.arange(logits_to_keep, device=input_ids.device)  # (C,)
+        cells = (rows[:, None] * logits_to_keep + column)[kept[rows]]  # (S,)
+        return cls(
+            input_ids=torch.cat([prompt[prompt >= 0], suffix[kept[rows]]])[None],
+            position_ids=torch.cat(
+                [
+                    ((prompt >= 0).cumsum(1) - 1)[prompt >= 0],
+                    (prompt_lengths[prompt_of, None] + column)[kept[rows]],
+                ]
+            )[None],
+            labels=completions.masked_fill(~scored, IGNORED).flatten()[cells][None],
+            prompt_lengths=prompt_lengths,
+            suffix_lengths=kept[rows].sum(1),
+            prompt_of=prompt_of,
+            cells=cells,
+            block=(completions.shape[0], completions.shape[1]),
+        )
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Put one value per suffix position, (1, S), back into the block, (B, C); zero where nothing is scored."""
+        rows, columns = self.block
+        return (
+            values.new_zeros(rows * columns)
+            .index_copy(0, self.cells, values[0])
+            .view(rows, columns)
+        )
+
+    @cached_property
+    def shared(self) -> int:
+        """Where the suffixes begin: the number of tokens in front of them."""
+        return self.input_ids.shape[1] - self.labels.shape[1]
+
+    @cached_property
+    def groups(self) -> list[tuple[slice, slice, list[slice]]]:
+        """For each prompt: where its shared part lies in the row, where all of its suffixes, and where each."""
+        groups: list[tuple[slice, slice, list[slice]]] = []
+        start, at = 0, self.shared
+        lengths: list[list[int]] = [[] for _ in self.prompt_lengths]
+        for prompt, length in zip(
+            self.prompt_of.tolist(), self.suffix_lengths.tolist(), strict=True
+        ):
+            lengths[prompt].append(length)
+        for prompt_length, suffixes in zip(self.prompt_lengths.tolist(), lengths, strict=True):
+            ends = list(accumulate(suffixes, initial=at))
+            groups.append(
+                (
+                    slice(start, start + prompt_length),
+                    slice(at, ends[-1]),
+                    [slice(*x) for x in pairwise(ends)],
+                )
+            )
+            start, at = start + prompt_length, ends[-1]
+        return groups
+
+    @cached_property
+    def prompts(self) -> "Padded":
+        """The shared parts as (N, longest)."""
+        return Padded.of(self.prompt_lengths)
+
+    @cached_property
+    def suffixes(self) -> "Padded":
+        """The suffixes as (M, longest)."""
+        return Padded.of(self.suffix_lengths)
+
+    def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        """What each cell may see; computed once for all layers of a model that share a window.
+
+        Args:
+            window (`int`, *optional*): how many positions a token sees, its own included.
+
+        Returns:
+            `tuple`: for prompts, (longest, longest) or `None` for "all that came before"; for suffixes,
+            (M, 1, longest suffix, longest prompt + longest suffix). Cells without a token come last in a row, so that
+            "all that came before" hides them.
+        """
+        if window not in self._masks:
+            self._masks[window] = self._build_masks(window)
+        return self._masks[window]
+
+    def _build_masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        prompt, suffix = (
+            torch.arange(part.longest, device=part.cells.device)
+            for part in (self.prompts, self.suffixes)
+        )
+        start = self.prompt_lengths[self.prompt_of][
+            :, None, None
+        ]  # (M, 1, 1), the position of a suffix's first token
+        of_prompt = (prompt < start).expand(-1, len(suffix), -1)
+        of_suffix = (suffix <= suffix[:, None]).expand(len(start), -1, -1)
+        prompt_mask = None
+        if window is not None:
+            of_prompt = of_prompt & (start + suffix[:, None] - prompt < window)
+            of_suffix = of_suffix & (suffix[:, None] - suffix < window)
+            if window < len(prompt):
+                prompt_mask = (prompt <= prompt[:, None]) & (prompt[:, None] - prompt < window)
+        return prompt_mask, torch.cat([of_prompt, of_suffix], dim=2)[:, None]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Sequences side by side as (rows, longest); `cells` holds where each token lies in that block, flattened."""
+
+    rows: int
+    longest: int
+    cells: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> "Padded":
+        longest = int(lengths.max())
+        filled = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        return cls(len(lengths), longest, filled.flatten().nonzero()[:, 0])
+
+    def pad(self, states: Tensor) -> Tensor:
+        """(heads, tokens, D) -> (rows, heads, longest, D), with zeros in the cells without a token."""
+        heads, _, size = states.shape
+        block = states.new_zeros(self.rows * self.longest, heads, size)
+        block = block.index_copy(0, self.cells, states.transpose(0, 1))
+        return block.view(self.rows, self.longest, heads, size).transpose(1, 2)
+
+    def unpad(self, states: Tensor) -> Tensor:
+        """(rows, heads, longest, D) -> (tokens, heads, D)."""
+        return states.transpose(1, 2).flatten(0, 1).index_select(0, self.cells)

@@ -1,0 +1,61 @@
+"""The demo's supervised stage: what it trains on, where it runs, and what an interruption leaves."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import grpo_hf.demo.cold_start as module
+from grpo_hf.demo.cold_start import cold_start
+from grpo_hf.demo.word_problems import word_problems
+
+
+class Stopped(Exception):
+    """Stands for an interruption in the first step."""
+
+
+def started(monkeypatch: pytest.MonkeyPatch, cache: Path, **settings: Any) -> dict[str, Any]:
+    """What the supervised trainer is given, in a stage that is interrupted before it trains."""
+    given: dict[str, Any] = {}
+
+    def stop(**arguments: Any) -> None:
+        given.update(arguments)
+        raise Stopped
+
+    monkeypatch.setattr(module, "SFTTrainer", stop)
+    with pytest.raises(Stopped):
+        cold_start(cache, **settings)
+    return given
+
+
+@pytest.mark.parametrize("use_cpu", [True, False])
+def test_it_runs_on_the_device_of_the_run_that_follows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, use_cpu: bool
+) -> None:
+    assert started(monkeypatch, tmp_path, steps=1, use_cpu=use_cpu)["args"].use_cpu is use_cpu
+
+
+def test_it_trains_on_problems_of_its_own_split(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = started(monkeypatch, tmp_path, steps=2, seed=3)["train_dataset"]
+    questions = [prompt[0]["content"] for prompt in rows["prompt"]]
+    assert questions == [
+        row["question"] for row in islice(word_problems("cold_start", seed=3), 2 * module.BATCH)
+    ]
+
+
+def test_an_interrupted_stage_leaves_nothing_to_be_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started(monkeypatch, tmp_path, steps=1)
+    assert not [folder for folder in tmp_path.glob("cold_start-*") if folder.suffix != ".partial"]
+
+
+def test_settings_have_a_checkpoint_each_and_the_second_run_finds_it(tmp_path: Path) -> None:
+    first = cold_start(tmp_path, steps=1, use_cpu=True)
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert cold_start(tmp_path, steps=1, use_cpu=True) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+    assert cold_start(tmp_path, steps=1, seed=1, use_cpu=True) != first

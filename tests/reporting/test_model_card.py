@@ -1,0 +1,362 @@
+"""What is published: a run pushed to a Hub and read back from it as a user does, and the card in odd cases."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from support.fakehub import TOKEN, FakeHub
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grpo_hf.config import GRPOConfig
+from grpo_hf.evaluation.statistics import compare
+from grpo_hf.reporting.model_card import public_name, write_model_card
+from grpo_hf.runs.recipe import read_recipe
+from grpo_hf.scoring.registry import load_reward
+from grpo_hf.scoring.scorer import ScoredReward
+
+REPO = "tester/demo"
+RECORD = {
+    "README.md",
+    "credit.jsonl",
+    "metrics.jsonl",
+    "evaluation.jsonl",
+    "recipe.yaml",
+    "training_args.bin",
+}
+ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+QUESTION = torch.arange(10, 42).unsqueeze(0)  # (1, 32) token ids
+LOCAL_PATH = re.compile(r"(?<![\w:/.])[/~][\w.]")
+# The untrained model earns nothing from the recipe's other rewards; without this one nothing would be learned.
+VOWELS = """
+def vowels(completions, *, letters="aeiou", **columns):
+    texts = [completion[0]["content"] for completion in completions]
+    return [sum(text.count(letter) for letter in letters) / 10 for text in texts]
+"""
+READ_BACK = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="float32")
+model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
+question = torch.arange(10, 42).unsqueeze(0)
+answer = {"logits": model(question).logits.detach(), "words": tokenizer.convert_ids_to_tokens(question[0])}
+torch.save(answer, sys.argv[3])
+"""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A run that pushed itself: the Hub it went to, the base it trained, and its folder."""
+
+    hub: FakeHub
+    base: Path
+    folder: Path
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return self.hub.files(REPO)
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard(self.files["README.md"].decode())
+
+
+def python(hub: FakeHub, *arguments: object) -> None:
+    environment = hub.environment() | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def pushed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pushed]:
+    here = tmp_path_factory.mktemp("pushed")
+    settings = {
+        "model_name_or_path": str(tiny_checkpoint),
+        "dtype": "float32",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_modules": "all-linear",
+        "dataset_path": "embedded:word_problems",
+        "rewards": ["gsm8k", "answer_format", "./my_rewards/letters.py:vowels(letters='eio')"],
+        "reward_weights": [1.0, 0.25, 2.0],
+        "output_dir": str(here / "run"),
+        "max_steps": 2,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 16,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "eval_rows": 8,
+        "use_cpu": True,
+        "report_to": "none",
+        "push_to_hub": True,
+        "hub_model_id": REPO,
+        "hub_token": TOKEN,
+    }
+    (here / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    (here / "my_rewards").mkdir()
+    (here / "my_rewards" / "letters.py").write_text(VOWELS)
+    with FakeHub(here / "hf_home") as hub:
+        python(hub, "-m", "grpo_hf.cli", "train", here / "recipe.yaml")
+        yield Pushed(hub, tiny_checkpoint, here / "run")
+
+
+def tables(card: str) -> dict[str, dict[str, list[str]]]:
+    """The card's tables by the heading above them: the other cells of a row by its first, without backticks."""
+    found: dict[str, dict[str, list[str]]] = {}
+    heading = ""
+    for line in card.splitlines():
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        elif line.startswith("| "):
+            cells = [cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            found.setdefault(heading, {})[cells[0]] = cells[1:]
+    return found
+
+
+def test_the_adapter_its_tokenizer_and_the_run_s_record_are_pushed_and_nothing_else(pushed: Pushed):
+    assert (pushed.folder / "checkpoint-2").is_dir()
+    assert set(pushed.files) == ADAPTER | TOKENIZER | RECORD
+    for name, content in pushed.files.items():
+        assert content == (pushed.folder / name).read_bytes(), name
+
+
+def test_no_commit_holds_the_token(pushed: Pushed):
+    commits = pushed.hub.repos["model", REPO].commits
+    leaks = {
+        path
+        for commit in commits
+        for path, file in commit.files.items()
+        if TOKEN.encode() in file.content
+    }
+    assert leaks == set()
+
+
+def test_the_pushed_adapter_on_the_base_answers_as_the_local_one(pushed: Pushed, tmp_path: Path):
+    python(pushed.hub, "-c", READ_BACK, pushed.base, REPO, tmp_path / "answer.pt")
+    read_back = torch.load(tmp_path / "answer.pt")
+
+    base = AutoModelForCausalLM.from_pretrained(pushed.base, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(pushed.base)
+    with torch.no_grad():
+        untrained = base(QUESTION).logits
+        local = PeftModel.from_pretrained(base, str(pushed.folder)).eval()(QUESTION).logits
+    torch.testing.assert_close(read_back["logits"], local, rtol=0, atol=1e-6)
+    assert (local - untrained).abs().max() > 1e-3, "nothing was learned: any adapter would pass"
+    assert read_back["words"] == tokenizer.convert_ids_to_tokens(QUESTION[0])
+
+
+def test_the_pushed_weights_are_the_adapter_s_alone(pushed: Pushed):
+    names = load_file(pushed.folder / "adapter_model.safetensors")
+    assert names and all(".lora_" in name for name in names)
+    assert json.loads(pushed.files["adapter_config.json"])["r"] == 4
+
+
+def test_the_card_says_what_the_run_was(pushed: Pushed):
+    text, settings = pushed.card.text, tables(pushed.card.text)
+    assert text.lstrip().startswith("# demo\n")
+    assert f"from `{pushed.base.name}` on `embedded:word_problems" in text
+    assert settings["Rewards"] == {
+        "reward": ["weight"],
+        "---": ["---"],
+        "gsm8k": ["1"],
+        "answer_format": ["0.25"],
+        "letters.py:vowels(letters='eio')": ["2"],
+    }
+    objective = text.partition("## Objective")[2].partition("##")[0]
+    for part in (
+        "loss `grpo`",
+        "β = 0.04",
+        "reference `initial`",
+        "scaled by `group`",
+        "ratio per token",
+    ):
+        assert part in objective
+    expected = {
+        "num_generations": "4",
+        "max_completion_length": "16",
+        "learning_rate": "0.01",
+        "temperature": "1",
+    }
+    expected |= {
+        "lr_scheduler_type": "linear",
+        "lora_r": "4",
+        "lora_alpha": "8",
+        "optimizer steps": "2",
+        "seed": "42",
+    }
+    assert {name: settings["Hyperparameters"][name] for name in expected} == {
+        k: [v] for k, v in expected.items()
+    }
+
+
+def test_the_card_s_results_are_those_of_the_answers_on_disk(pushed: Pushed):
+    rows = [json.loads(line) for line in pushed.files["evaluation.jsonl"].decode().splitlines()]
+    results = tables(pushed.card.text)["Results"]
+    assert len(rows) == 8 and "Accuracy on 8 held-out prompts" in pushed.card.text
+    for name, shown in (("base", "base"), ("adapter", "with this adapter")):
+        right = sum(row[name]["right"] for row in rows)
+        assert (
+            right == 0
+        )  # the untrained model; the interval is then [0, z² / (n + z²)] = [0, 3.8415 / 11.8415]
+        assert results[shown] == ["0.000", "0.000 to 0.324"]
+    assert results["difference (paired)"] == ["+0.000", "+0.000 to +0.000"]
+
+
+def test_the_card_holds_no_local_path(pushed: Pushed):
+    text = pushed.files["README.md"].decode()
+    assert not LOCAL_PATH.search(text)
+    assert pushed.folder.parent.name not in text and "my_rewards" not in text
+    assert LOCAL_PATH.search(f"on `{pushed.folder}`") and not LOCAL_PATH.search(
+        "https://arxiv.org/abs/2402 org/name"
+    )
+
+
+def test_the_card_s_metadata_names_no_base_that_the_hub_does_not_have(pushed: Pushed):
+    data = pushed.card.data.to_dict()
+    assert data == {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["grpo", "grpo-hf", "trl"],
+    }
+    assert "POST /api/validate-yaml" in pushed.hub.requests
+
+
+def test_the_pushed_recipe_describes_the_run_again(pushed: Pushed):
+    recipe = read_recipe(["--config", str(pushed.folder / "recipe.yaml")])
+    assert (recipe.training.max_steps, recipe.training.reward_weights) == (2, [1.0, 0.25, 2.0])
+    assert load_reward(recipe.task.rewards[2], relative_to=recipe.folder).options == {
+        "letters": "eio"
+    }
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Callable[..., ModelCard]:
+    """Write the card of a trainer of which only what is given is special."""
+
+    def write(
+        *rewards: Any,
+        base: str = "org/base",
+        named: dict[str, Any] | None = None,
+        **attributes: Any,
+    ) -> ModelCard:
+        functions = [ScoredReward(load_reward(reward)) for reward in rewards or ["gsm8k"]]
+        usual = {
+            "model": SimpleNamespace(
+                config=SimpleNamespace(_name_or_path=base), peft_config={"default": LoraConfig()}
+            ),
+            "args": GRPOConfig(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none"),
+            "reward_funcs": functions,
+            "reward_func_names": [function.__name__ for function in functions],
+            "reward_weights": torch.ones(len(functions)),
+            "dataset_source": "unnamed data",
+            "results": {},
+            "state": SimpleNamespace(global_step=7),
+        }
+        write_model_card(SimpleNamespace(**usual | attributes), **named or {})
+        return ModelCard.load(tmp_path / "run" / "README.md")
+
+    return write
+
+
+def test_a_run_without_evaluation_claims_no_results(card):
+    text = card().text
+    assert "Results" not in text and "accuracy" not in text.lower()
+    assert "## Citation" in text
+
+
+def test_results_are_shown_with_their_intervals(card):
+    # Newcombe 1998: 81 of 263 has the Wilson interval 0.2553 to 0.3662
+    right = compare([True] * 81 + [False] * 182, [True] * 263)
+    results = tables(card(results=right.as_dict()).text)["Results"]
+    assert results["base"] == ["0.308", "0.255 to 0.366"]
+    assert results["with this adapter"][0] == "1.000"
+    assert results["difference (paired)"][0] == f"{182 / 263:+.3f}"
+
+
+def test_a_base_and_a_dataset_on_the_hub_become_metadata(card):
+    data = card(base="org/base-1.5B", dataset_source="openai/gsm8k (train)").data
+    assert data.base_model == "org/base-1.5B"
+    assert data.datasets == ["openai/gsm8k"]
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative", "home", "embedded"])
+def test_local_names_become_no_metadata(card, kind: str, tmp_path: Path, monkeypatch):
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    name = {
+        "absolute": str(tmp_path / "models" / "llama"),
+        "relative": "models/llama",
+        "home": "~/llama",
+        "embedded": "llama",
+    }[kind]
+    written = card(base=name, dataset_source=name)
+    assert "Trained from `llama` on `llama`" in written.text
+    assert written.data.base_model is None and written.data.datasets is None
+
+
+def test_an_unnamed_model_and_unset_data_are_called_so(card):
+    assert "Trained from `unnamed model` on `unnamed data`" in card(base="").text
+
+
+def test_names_given_by_the_caller_win(card):
+    written = card(named={"model_name": "Mine", "dataset_name": "org/data", "tags": "math"})
+    assert "# Mine\n" in written.text and "on `org/data`" in written.text
+    assert written.data.datasets == ["org/data"]
+    assert written.data.tags == ["grpo", "grpo-hf", "math", "trl"]
+
+
+def test_a_lambda_is_named_by_where_it_stands(card):
+    rewards = tables(card(lambda completions, **columns: [0.0] * len(completions)).text)["Rewards"]
+    (shown,) = rewards.keys() - {"reward", "---"}
+    assert shown.endswith("<lambda>") and rewards[shown] == ["1"]
+
+
+def test_a_file_reward_keeps_its_file_name_and_options(card, tmp_path: Path):
+    folder = tmp_path.joinpath("a folder (mine)", *["deep" * 10] * 6)
+    folder.mkdir(parents=True)
+    (folder / "letters.py").write_text(VOWELS)
+    for option in ("'xyz'", "'a/b/c'", "'a|b'", repr("e" * 300)):
+        rewards = tables(card(f"{folder}/letters.py:vowels(letters={option})").text)["Rewards"]
+        escaped = option.replace("|", "\\|")
+        assert rewards.keys() - {"reward", "---"} == {f"letters.py:vowels(letters={escaped})"}
+
+
+def test_a_full_model_says_transformers(card):
+    model = SimpleNamespace(config=SimpleNamespace(_name_or_path="org/base"))
+    written = card(model=model)
+    assert written.data.library_name == "transformers"
+    assert not any(name.startswith("lora") for name in tables(written.text)["Hyperparameters"])
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("/home/me/models/llama", "llama"),
+        ("/home/me/models/llama/", "llama"),
+        ("../llama", "llama"),
+        ("~/llama", "llama"),
+        ("a/b/llama", "llama"),
+        ("org/llama", "org/llama"),
+        ("gpt2", "gpt2"),
+        ("x" * 5000, "x" * 5000),
+    ],
+)
+def test_public_name(name: str, public: str):
+    assert public_name(name) == public

@@ -1,0 +1,272 @@
+"""Rollouts by groups: TRL's tokens when greedy, the model's distribution when sampled, the weights as they were."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from support.models import decoder, lora, moved
+from transformers import GenerationConfig
+
+from grpo_hf import GRPOTrainer
+from grpo_hf.errors import GrpoError
+from grpo_hf.rollout import generate as rollout
+from grpo_hf.rollout import merged_weights as merging
+from grpo_hf.rollout import shared_prefix_cache as fork
+
+MakeTrainer = Callable[..., GRPOTrainer]
+PROMPTS = [[5, 6, 7, 8]] * 4 + [[9, 10]] * 4
+
+
+@pytest.fixture
+def sampler(module_trainer: MakeTrainer) -> Callable[..., GRPOTrainer]:
+    def make(architecture: str = "Llama", **settings: Any) -> GRPOTrainer:
+        defaults: dict[str, Any] = {
+            "model": decoder(architecture),
+            "peft_config": lora(),
+            "max_completion_length": 12,
+        }
+        trainer = moved(module_trainer(**(defaults | settings)))
+        trainer.model.train()
+        return trainer
+
+    return make
+
+
+def completions(
+    trainer: GRPOTrainer, prompts: list[list[int]], *, grouped: bool
+) -> list[list[int]]:
+    trainer.args.grouped_rollout = grouped
+    return trainer._generate_single_turn(prompts, None, {}, trainer.num_generations)[0]
+
+
+@pytest.mark.parametrize(
+    "architecture", ["Llama", "Mistral", "Gemma3Text", "GPT2", "SmolLM3", "Lfm2"]
+)
+def test_greedy_tokens_are_trls(sampler: Callable[..., GRPOTrainer], architecture: str) -> None:
+    """Ragged prompts, caches with and without windows, and rows that end at different tokens."""
+    trainer = sampler(architecture, generation_kwargs={"do_sample": False})
+    first = completions(trainer, PROMPTS, grouped=False)
+    trainer.generation_config.eos_token_id = [
+        2,
+        first[0][3],
+        first[4][6],
+    ]  # rows now end early, and not together
+    trainer.eos_token_ids = trainer.generation_config.eos_token_id
+    expected = completions(trainer, PROMPTS, grouped=False)
+    assert completions(trainer, PROMPTS, grouped=True) == expected
+    assert len({len(row) for row in expected}) > 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "served"), [("Llama", True), ("GPT2", True), ("Mistral", False)]
+)
+def test_prompts_are_kept_once_where_attention_sees_all_of_them(
+    sampler: Callable[..., GRPOTrainer],
+    architecture: str,
+    served: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = []
+    take = fork.Fork.take
+    monkeypatch.setattr(
+        fork.Fork, "take", lambda *arguments: taken.append(take(*arguments)) or taken[-1]
+    )
+    completions(sampler(architecture), PROMPTS, grouped=True)
+    assert taken == [served]
+
+
+def test_prompts_of_one_row_each_and_of_one_token(sampler: Callable[..., GRPOTrainer]) -> None:
+    trainer = sampler(generation_kwargs={"do_sample": False})
+    for prompts in ([[5], [6, 7, 8], [9, 9]], [[5]]):
+        assert completions(trainer, prompts, grouped=True) == completions(
+            trainer, prompts, grouped=False
+        )
+
+
+def test_samples_have_the_models_distribution(sampler: Callable[..., GRPOTrainer]) -> None:
+    """Pearson's chi-squared over pairs of tokens, each pair's probability from a forward pass; 99.9% quantile."""
+    rows, vocabulary = 40_000, 6
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "eos_token_id": None,
+        "initializer_range": 0.1,
+    }
+    trainer = sampler(model=decoder("Llama", **settings), max_completion_length=2, temperature=0.8)
+    trainer.generation_config.eos_token_id, trainer.eos_token_ids = None, [-1]
+    prompt = [3, 5]
+    torch.manual_seed(0)
+    drawn = torch.tensor(completions(trainer, [prompt] * rows, grouped=True))
+    counts = torch.bincount(
+        drawn[:, 0] * vocabulary + drawn[:, 1], minlength=vocabulary**2
+    ).double()
+    with torch.no_grad():
+        ids = torch.tensor([[*prompt, first] for first in range(vocabulary)])
+        log_p = (trainer.model(input_ids=ids).logits.double() / 0.8).log_softmax(-1)
+    expected = rows * (log_p[:, 1].diagonal()[:, None] + log_p[:, 2]).exp().flatten()
+    assert expected.min() > 5  # the test's condition
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert statistic < 66.6  # chi-squared with 35 degrees of freedom
+
+
+def test_filters_of_the_distribution_hold(sampler: Callable[..., GRPOTrainer]) -> None:
+    trainer = sampler(top_k=3, temperature=1.5)
+    drawn = completions(trainer, [[5, 6, 7]] * 200, grouped=True)
+    with torch.no_grad():
+        allowed = (
+            trainer.model(input_ids=torch.tensor([[5, 6, 7]]))
+            .logits[0, -1]
+            .topk(3)
+            .indices.tolist()
+        )
+    assert {row[0] for row in drawn} == set(allowed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_moves_no_bit(dtype: torch.dtype) -> None:
+    model = get_peft_model(decoder("Llama").to(dtype), lora())
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with torch.no_grad():
+        expected = model(ids).logits
+        with merging.merged(model), model.disable_adapter():  # the weights hold it
+            got = model(ids).logits
+        again = model(ids).logits
+    torch.testing.assert_close(
+        got, expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.1 * expected.std()
+    )
+    assert torch.equal(again, expected)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_the_layers_come_back_after_an_error() -> None:
+    model = get_peft_model(decoder("Llama"), lora(target_modules=["q_proj"]))
+    before = [vars(layer).get("forward") for layer in model.modules()]
+    with pytest.raises(KeyboardInterrupt), merging.merged(model):
+        assert [vars(layer).get("forward") for layer in model.modules()] != before
+        raise KeyboardInterrupt
+    assert [vars(layer).get("forward") for layer in model.modules()] == before
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 6]},
+        {},
+    ],
+)
+def test_what_cannot_be_merged_runs_beside_the_weights(
+    adapter: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is more than a product of two matrices on a linear layer; and with too little memory nothing is merged."""
+    model = get_peft_model(
+        decoder("Llama"), LoraConfig(**({"r": 4, "target_modules": "all-linear"} | adapter))
+    )
+    for weight in model.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.2)
+    if not adapter:
+        monkeypatch.setattr(
+            merging.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})
+        )
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = model(ids).logits
+        with merging.merged(model):
+            torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_dropout_is_off_while_sampling_from_merged_weights(
+    sampler: Callable[..., GRPOTrainer],
+) -> None:
+    """The rollout's policy is the one that is trained, not a random thinning of it."""
+    trainer = sampler(peft_config=lora(lora_dropout=0.5), generation_kwargs={"do_sample": False})
+    assert completions(trainer, PROMPTS, grouped=True) == completions(
+        trainer, PROMPTS, grouped=True
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 2},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+        {"guidance_scale": 2.0},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_other_ways_of_generating_stay_transformers_own(settings: dict[str, Any]) -> None:
+    config = GenerationConfig(max_new_tokens=3, do_sample=False, **settings)
+    call = {"input_ids": 0, "attention_mask": 0}
+    assert rollout._is_served(decoder("Llama"), call | {"generation_config": GenerationConfig()})
+    assert not rollout._is_served(decoder("Llama"), call | {"generation_config": config})
+
+
+@pytest.mark.parametrize("architecture", ["Mamba", "Mpt"])
+def test_models_without_an_ordinary_cache_generate_as_ever(
+    sampler: Callable[..., GRPOTrainer], architecture: str
+) -> None:
+    sizes: dict[str, Any] = (
+        {"state_size": 4}
+        if architecture == "Mamba"
+        else {"d_model": 32, "n_heads": 4, "n_layers": 2}
+    )
+    model = decoder(architecture, **sizes)
+    trainer = sampler(
+        model=model, peft_config=None, generation_kwargs={"do_sample": False}, beta=0.0
+    )
+    prompts = [[5, 6, 7]] * 4
+    assert completions(trainer, prompts, grouped=True) == completions(
+        trainer, prompts, grouped=False
+    )
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"cache_implementation": "static"}, {"num_beams": 2}, {"encoder_repetition_penalty": 2.0}],
+)
+def test_the_models_own_settings_count(
+    sampler: Callable[..., GRPOTrainer], own: dict[str, Any]
+) -> None:
+    trainer = sampler(generation_kwargs={"do_sample": False})
+    trainer.model.get_base_model().generation_config.update(**own)
+    assert completions(trainer, PROMPTS, grouped=True) == completions(
+        trainer, PROMPTS, grouped=False
+    )
+
+
+def test_soft_prompts_are_part_of_the_policy() -> None:
+    """PEFT puts them in while preparing the inputs of each step, which another loop would leave out."""
+    model = get_peft_model(
+        decoder("Llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
+    ids = torch.tensor([[5, 6, 7]] * 2)
+    settings = {
+        "generation_config": GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    }
+    call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **settings}
+    with torch.no_grad():
+        expected = model.generate(**call)
+        with rollout.faster_generate(model):
+            assert torch.equal(model.generate(**call), expected)
+
+
+def test_logits_that_are_not_numbers_are_an_error() -> None:
+    with pytest.raises(GrpoError, match="logits are not finite"):
+        rollout._draw(torch.tensor([[0.0, float("nan")]]))
+
+
+def test_generate_is_as_it_was_afterwards() -> None:
+    model = decoder("Llama")
+    with pytest.raises(ValueError), rollout.faster_generate(model):
+        raise ValueError
+    assert "generate" not in vars(model)

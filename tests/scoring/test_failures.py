@@ -1,0 +1,325 @@
+"""Failures of rewards in a run: counted, left out of the baseline, and the end of a run at too many."""
+
+import json
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from support.models import LORA
+
+from grpo_hf import GRPOTrainer, load_reward, reward_settings
+from grpo_hf.algorithm.advantages import outcome_advantages
+from grpo_hf.errors import ConfigError, RewardFailuresError, RewardOutputError
+from grpo_hf.reporting.metrics_file import read_metrics
+from grpo_hf.reporting.progress import progress_line
+from grpo_hf.scoring.failures import settle
+from grpo_hf.scoring.outcomes import Failure, Outcome
+from grpo_hf.scoring.scorer import ScoredReward
+
+MakeTrainer = Callable[..., GRPOTrainer]
+NAN = float("nan")
+
+FAULTS = """
+import ctypes, os, random, zlib
+
+KINDS = ["raise", "hang", "segfault", "exit", "leak", "nan", "text", "short"]
+hoard = []
+
+def chance(text):
+    return random.Random(zlib.crc32(text.encode()))
+
+def healthy(completions, **columns):
+    return [len(text) % 7 + chance(text).random() for text in completions]
+
+def twin(completions, **columns):
+    return healthy(completions)
+
+def faulty(completions, **columns):
+    (text,) = completions
+    draw = chance("fault" + text)
+    if draw.random() < 0.02 * len(KINDS):
+        kind = draw.choice(KINDS)
+        if kind == "raise": raise ValueError("no")
+        if kind == "hang":
+            while True: pass
+        if kind == "segfault": ctypes.string_at(0)
+        if kind == "exit": os._exit(5)
+        if kind == "leak": hoard.append(bytearray(200 * 2**20))
+        if kind == "nan": return [float("nan")]
+        if kind == "text": return ["1.0"]
+        if kind == "short": return []
+    return healthy(completions)
+"""
+
+
+def watched(values: list[list[float | str]], size: int) -> tuple[SimpleNamespace, torch.Tensor]:
+    """A trainer with the outcomes of rewards, one list per reward; text is a failure's reason, NaN is None."""
+    entries = []
+    for index, column in enumerate(values):
+        entry = ScoredReward(load_reward(lambda completions: []))
+        entry.__name__ = f"reward{index}"
+        entry.completions = [f"completion {row}" for row in range(len(column))]
+        entry.outcomes = [
+            Outcome(None, Failure(v, "it went wrong"), 2.0)
+            if isinstance(v, str)
+            else Outcome(v, seconds=1.0)
+            for v in column
+        ]
+        entries.append(entry)
+    trainer = SimpleNamespace(
+        reward_funcs=entries,
+        model=SimpleNamespace(training=True),
+        _metrics={"train": {}},
+        accelerator=SimpleNamespace(gather=lambda tensor: tensor),
+        num_generations=size,
+        args=SimpleNamespace(
+            max_reward_failures=0.5, generation_batch_size=4, output_dir=tempfile.mkdtemp()
+        ),
+        state=SimpleNamespace(global_step=3),
+    )
+    trainer._metrics = {"train": defaultdict(list)}
+    rewards = torch.tensor(
+        [[NAN if isinstance(v, str) else v for v in column] for column in values]
+    ).T
+    return trainer, rewards
+
+
+def test_a_row_with_a_failure_is_left_out_and_one_that_cannot_be_judged_is_not() -> None:
+    trainer, rewards = watched([[1.0, "timeout", 0.0, 0.5], [0.2, 0.2, NAN, 0.2]], 4)
+    settled = settle(trainer, rewards)
+    expected = torch.tensor([[1.0, 0.2], [NAN, NAN], [0.0, NAN], [0.5, 0.2]])
+    torch.testing.assert_close(settled, expected, equal_nan=True)
+    metrics = {name: value for name, (value,) in trainer._metrics["train"].items()}
+    assert metrics["rewards/reward0/failed"] == metrics["rewards/reward0/failed/timeout"] == 0.25
+    assert (metrics["rewards/reward1/failed"], metrics["rewards/reward1/judged"]) == (0.0, 0.75)
+    (kept,) = map(
+        json.loads, (Path(trainer.args.output_dir) / "failures.jsonl").read_text().splitlines()
+    )
+    assert kept == {
+        "step": 3,
+        "reward": "reward0",
+        "reason": "timeout",
+        "detail": "it went wrong",
+    } | {"completion": "completion 1"}
+    assert (
+        metrics["rewards/reward0/latency_p50"] == 1.0
+        and metrics["rewards/reward0/latency_p99"] > 1.9
+    )
+
+
+def test_a_group_with_one_completion_left_is_left_out() -> None:
+    trainer, rewards = watched([[1.0, "killed", 0.0, 0.5]], 2)
+    assert settle(trainer, rewards).isnan().all(1).tolist() == [True, True, False, False]
+
+
+def test_the_share_that_may_fail() -> None:
+    trainer, rewards = watched([["memory", "memory", 1.0, 0.0]], 4)
+    settle(trainer, rewards)
+    trainer, rewards = watched([["memory", "timeout", "memory", 0.0]], 4)
+    with pytest.raises(
+        RewardFailuresError,
+        match=r"failed on 3 of 4 completions at step 3, more(?s:.*)it went wrong",
+    ):
+        settle(trainer, rewards)
+
+
+def test_one_wrong_setting_ends_a_run() -> None:
+    trainer, rewards = watched([["settings", 1.0, 1.0, 0.0]], 4)
+    with pytest.raises(RewardFailuresError, match="cannot be used as it is set up: it went wrong"):
+        settle(trainer, rewards)
+
+
+def test_what_cannot_work_fails_before_the_model_is_loaded(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(completions: list[str], **columns: Any) -> list[float]:
+        raise KeyError("x")
+
+    with pytest.raises(RewardOutputError, match="0 < cache <= max_length"):
+        make_trainer(reward_funcs="overlong(max_length=5, cache=9)", model="/no/such/model")
+    make_trainer(reward_funcs=broken)
+    assert "KeyError: 'x'" in caplog.text and "was tried on a few rows" in caplog.text
+
+
+def test_advantages_are_those_of_the_completions_that_were_scored(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Completions 1 and 6 fail: the others' advantages are the oracle's with those two unjudged."""
+    calls = []
+
+    @reward_settings(in_process=True)
+    def partly(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        calls.append(completion_ids[0])
+        if len(calls) - 3 in (1, 6):  # after the dry run's two
+            raise ValueError
+        return [float(sum(completion_ids[0]) % 23)]
+
+    @reward_settings(in_process=True)
+    def other(completions: list[str], **_: Any) -> list[float]:
+        return [0.25 for _ in completions]
+
+    trainer = make_trainer(
+        reward_funcs=[partly, other], peft_config=LORA, max_steps=1, early_rewards=False
+    )
+    seen = {}
+    generate = type(trainer)._generate_and_score_completions
+
+    def keep(rows: Any) -> Any:
+        seen.update(generate(trainer, rows))
+        return seen
+
+    monkeypatch.setattr(trainer, "_generate_and_score_completions", keep)
+    trainer.train()
+    sums = [float(sum(ids) % 23) + 0.25 for ids in calls[2:10]]
+    sums[1] = sums[6] = NAN
+    expected = outcome_advantages(torch.tensor(sums).view(2, 4)).flatten()
+    torch.testing.assert_close(seen["advantages"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_too_many_failures_stop_the_run_after_a_checkpoint(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def tires(completions: list[str], trainer_state: Any) -> list[float]:
+        if trainer_state.global_step == 2:
+            raise ConnectionError("the judge has gone")
+        return [float(len(text)) for text in completions]
+
+    trainer = make_trainer(reward_funcs=tires, peft_config=LORA, max_steps=5)
+    with pytest.raises(
+        RewardFailuresError, match=r"tires failed on 8 of 8 (?s:.*)the judge has gone"
+    ):
+        trainer.train()
+    assert (tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors").is_file()
+
+    def mended(completions: list[str]) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    again = make_trainer(reward_funcs=mended, peft_config=LORA, max_steps=5)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 5
+
+
+def test_the_progress_line_says_what_failed() -> None:
+    of = {
+        "mean": 0.5,
+        "std": 0.25,
+        "judged": 0.625,
+        "failed": 0.375,
+        "failed/timeout": 0.125,
+        "failed/wrong_type": 0.25,
+    }
+    of |= {"latency_p50": 0.012, "latency_p99": 1.5}
+    logs = {"reward": 1.0, **{f"rewards/judge/{name}": value for name, value in of.items()}}
+    line = progress_line(1, 2, logs, ["judge"], 1.0, 1.0)
+    assert (
+        "judge 0.500±0.25 (62.5% judged, timeout 12.5%, wrong type 25.0%, scored in 0.01 s, p99 1.50 s)"
+        in line
+    )
+    quick = {"rewards/judge/mean": 1.0, "rewards/judge/std": 0.0, "rewards/judge/judged": 1.0}
+    assert "judge 1.000±0.00  " in progress_line(1, 2, {"reward": 1.0} | quick, ["judge"], 1.0, 1.0)
+
+
+def test_weights_follow_their_schedule_in_a_run(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    rewards = ["overlong(max_length=64, cache=64, weight='linear(1, 0, steps=2)')", "answer_format"]
+    make_trainer(reward_funcs=rewards, peft_config=LORA, max_steps=3).train()
+    rows = read_metrics(tmp_path / "run")
+    assert [row["rewards/overlong/weight"] for row in rows] == [1.0, 0.5, 0.0]
+    for row in rows:
+        weighed = (
+            row["rewards/overlong/weight"] * row["rewards/overlong/mean"]
+            + row["rewards/answer_format/mean"]
+        )
+        assert row["reward"] == pytest.approx(weighed, abs=1e-6)
+
+
+TIMEOUT = 0.5
+
+
+def test_weights_twice_are_refused_before_a_model_is_loaded(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ConfigError, match="reward_weights is given and answer_format"):
+        make_trainer(
+            reward_funcs="answer_format(weight=0.5)", reward_weights=[1.0], model="/no/such/model"
+        )
+
+
+def run_with_faults(
+    make_trainer: MakeTrainer, folder: Path, steps: int
+) -> tuple[list[dict[str, Any]], float, int]:
+    """A run whose first reward misbehaves in about 16% of samples, and whose second never does.
+
+    Returns:
+        What it logged, the seconds that it took, and how many samples hung.
+    """
+    (folder / "faults.py").write_text(FAULTS)
+    rewards = [f"{folder}/faults.py:faulty", f"{folder}/faults.py:healthy"]
+    settings = {
+        "max_steps": steps,
+        "reward_timeout": TIMEOUT,
+        "reward_workers": 2,
+        "peft_config": LORA,
+    }
+    trainer = make_trainer(reward_funcs=rewards, **settings)
+    scored: list[tuple[list[Outcome], list[Outcome]]] = []
+    original = trainer._calculate_rewards
+
+    def keep(*arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
+        scored.append(tuple(list(entry.outcomes) for entry in trainer.reward_funcs))  # type: ignore[arg-type]
+        return result
+
+    trainer._calculate_rewards = keep
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    handles = psutil.Process().num_fds()
+    start = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - start
+    faulty = [outcome for rows, _ in scored for outcome in rows]
+    healthy = [outcome for _, rows in scored for outcome in rows]
+    assert len(faulty) == 8 * steps and all(outcome.failure is None for outcome in healthy)
+    for outcome, twin in zip(
+        faulty, healthy, strict=True
+    ):  # what does not fail scores exactly as without the faults
+        assert outcome.failure is not None or outcome.value == twin.value
+    reasons = Counter(outcome.failure.reason for outcome in faulty if outcome.failure is not None)
+    assert reasons.keys() >= {
+        "exception",
+        "timeout",
+        "killed",
+        "not finite",
+        "wrong type",
+        "wrong length",
+    }
+    assert 0.05 < sum(outcome.failure is not None for outcome in faulty) / len(faulty) < 0.3
+    assert psutil.Process().num_fds() <= handles + 2
+    assert (
+        len({child.pid for child in psutil.Process().children(recursive=True)} - before) <= 2
+    )  # replaced workers
+    trainer._reward_process.close()
+    return read_metrics(folder / "run"), seconds, reasons["timeout"]
+
+
+def test_a_run_survives_faults_of_every_kind(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    rows, _, _ = run_with_faults(make_trainer, tmp_path, 25)
+    assert len(rows) == 25 and any(row["rewards/faulty/failed"] for row in rows)
+
+
+@pytest.mark.slow
+def test_two_hundred_steps_of_faults(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    rows, seconds, hangs = run_with_faults(make_trainer, tmp_path, 200)
+    assert len(rows) == 200
+    assert all(row["rewards/healthy/failed"] == 0 for row in rows)
+    healthy = f"{tmp_path}/faults.py:healthy"
+    settings = {"max_steps": 200, "peft_config": LORA, "output_dir": str(tmp_path / "free")}
+    free = make_trainer(reward_funcs=[healthy, f"{tmp_path}/faults.py:twin"], **settings)
+    start = time.monotonic()
+    free.train()
+    without = time.monotonic() - start
+    print(f"{seconds:.0f} s with {hangs} hangs of {TIMEOUT} s, {without:.0f} s without faults")
+    assert seconds - without < hangs * TIMEOUT + 0.2 * without

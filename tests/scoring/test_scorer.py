@@ -1,0 +1,165 @@
+"""Rewards as the trainer calls them: loaded, called with what they read, and a failure kept to its completion."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from trl.trainer.utils import get_callable_name, is_async_callable
+
+from grpo_hf import reward_settings
+from grpo_hf.errors import ConfigError, RewardNotFound, RewardSpecError
+from grpo_hf.scoring.registry import load_reward
+from grpo_hf.scoring.reward import checked_reward
+from grpo_hf.scoring.scorer import scored_rewards, weights_at
+
+
+def vowels(completions, *, scale=1.0, **columns):
+    return [scale * sum(text.count(letter) for letter in "aeiou") for text in completions]
+
+
+async def awaited_vowels(completions, **columns):
+    await asyncio.sleep(0)
+    return [float(len(text)) if text else None for text in completions]
+
+
+def test_a_reward_is_called_with_its_columns():
+    (reward,) = scored_rewards(vowels)
+    assert reward(
+        prompts=["?", "?"], completions=["aeb", "b"], completion_ids=[[1], [2]], answer=[1, 2]
+    ) == [2.0, 0.0]
+
+
+def test_an_async_reward_is_a_plain_call_for_trl():
+    (reward,) = scored_rewards([awaited_vowels])
+    assert reward(prompts=["?"] * 2, completions=["abc", ""], completion_ids=[[1], []]) == [
+        3.0,
+        None,
+    ]
+
+
+def test_one_completion_s_failure_is_its_own():
+    def picky(completions, **columns):
+        return [1 / len(text) for text in completions]
+
+    (reward,) = scored_rewards(picky)
+    assert reward(completions=["a", "", "bb"]) == [1.0, None, 0.5]
+    assert [outcome.failure and outcome.failure.summary for outcome in reward.outcomes] == [
+        None,
+        "ZeroDivisionError: division by zero",
+        None,
+    ]
+
+
+def test_a_reward_that_compares_completions_gets_all_of_them():
+    @reward_settings(batched=True)
+    def rank(completions, **columns):
+        return [float(sorted(completions).index(text)) for text in completions]
+
+    (reward,) = scored_rewards(rank)
+    assert reward(completions=["c", "a", "b"]) == [2.0, 0.0, 1.0]
+
+
+def test_values_are_clipped():
+    (reward,) = scored_rewards(load_reward("overlong(max_length=10, cache=10, clip=[-0.5, 0])"))
+    assert reward(completions=["", "", ""], completion_ids=[[], [1] * 4, [1] * 99]) == [
+        0.0,
+        -0.4,
+        -0.5,
+    ]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "timeout=0",
+        "timeout='soon'",
+        "weight='cosine(0, 1, steps=2)'",
+        "weight='linear(0, 1, steps=0)'",
+        "weight=True",
+        "clip=1",
+        "clip=[1, 0]",
+        "clip=[0, 1, 2]",
+        "batched=2",
+        "concurrency=0",
+    ],
+)
+def test_impossible_settings_say_what_came(setting: str):
+    name = setting.partition("=")[0]
+    with pytest.raises(RewardSpecError, match=f"reward 'gsm8k': {name} is .*; expected "):
+        load_reward(f"gsm8k({setting})")
+
+
+def test_weights_move_along_their_schedule():
+    rewards = scored_rewards(
+        [load_reward("gsm8k(weight='linear(0, 2, steps=100)')"), load_reward("overlong"), vowels]
+    )
+    assert [weights_at(rewards, None, step) for step in (0, 50, 100, 500)] == [
+        [0.0, 1.0, 1.0],
+        [1.0, 1.0, 1.0],
+        [2.0, 1.0, 1.0],
+        [2.0, 1.0, 1.0],
+    ]
+    assert weights_at(scored_rewards(vowels), [0.5], 3) is None
+    with pytest.raises(ConfigError, match="reward_weights is given and gsm8k"):
+        weights_at(rewards, [1.0, 1.0, 1.0], 0)
+
+
+def test_a_function_s_own_option_wins_over_a_setting_of_that_name():
+    def patient(completions, *, timeout=3.0, **columns):
+        return [timeout for _ in completions]
+
+    reward = checked_reward(patient, "patient", "patient", {"timeout": 7.0}, "here")
+    assert (reward(completions=["a"]), reward.settings.timeout) == ([7.0], None)
+
+
+def test_trl_sees_the_reward_s_own_name_and_kind():
+    rewards = scored_rewards([vowels, awaited_vowels, "gsm8k", "overlong(cache=4)"])
+    assert [get_callable_name(reward) for reward in rewards] == [
+        "vowels",
+        "awaited_vowels",
+        "gsm8k",
+        "overlong",
+    ]
+    assert not any(map(is_async_callable, rewards))  # its event loop is ours
+
+
+def test_the_caller_s_list_is_left_alone():
+    given = [vowels, "gsm8k"]
+    scored_rewards(given)
+    assert given == [vowels, "gsm8k"]
+    assert scored_rewards(None) is None
+    assert scored_rewards([]) == []
+
+
+def test_reward_models_pass_through(tmp_path: Path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for model in (
+        torch.nn.Linear(2, 1),
+        "org/reward-model_v1.5",
+        str(tmp_path / "model"),
+        "model",
+        "./model",
+    ):
+        assert scored_rewards(model) == [model]
+
+
+def test_a_reward_s_name_is_not_taken_for_a_folder_of_the_same_name(tmp_path: Path, monkeypatch):
+    (tmp_path / "gsm8k").mkdir()  # GSM8K's own data, say
+    monkeypatch.chdir(tmp_path)
+    (reward,) = scored_rewards("gsm8k")
+    assert get_callable_name(reward) == "gsm8k"
+
+
+def test_files_and_long_options_are_not_taken_for_models(tmp_path: Path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def fixed(completions, *, text='', **columns):\n    return [len(text)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for spec in ("./mine.py:fixed", "mine.py:fixed", f"mine.py:fixed(text={'x' * 5000!r})"):
+        (reward,) = scored_rewards(spec)
+        assert get_callable_name(reward) == "fixed"
+    with pytest.raises(RewardNotFound, match=r"other\.py"):
+        scored_rewards("./other.py:fixed")

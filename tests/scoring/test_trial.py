@@ -1,0 +1,138 @@
+"""What `grpo-hf rewards check` finds: rewards that pay for nothing, that are not deterministic, or that compare."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer, ProcessorMixin
+
+from grpo_hf import GRPOConfig, reward_settings
+from grpo_hf.cli import main
+from grpo_hf.scoring.registry import load_reward
+from grpo_hf.scoring.trial import Finding, examine, ready
+
+ROWS = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(1, 7)]
+CHAT = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
+
+
+def found(*rewards: Any, rows: list[dict[str, Any]] = ROWS) -> list[Finding]:
+    return examine([load_reward(reward) for reward in rewards], rows, timeout=5)
+
+
+@pytest.mark.parametrize("rows", [ROWS, CHAT], ids=["text", "chat"])
+def test_a_sound_reward_has_no_notes(rows: list[dict[str, Any]]) -> None:
+    (finding,) = found("gsm8k", rows=rows)
+    assert finding.pays == {
+        "gold answer": 1.0,
+        "empty": 0.0,
+        "repeated": 0.0,
+        "prompt copied": 0.0,
+        "another's answer": 0.0,
+    }
+    assert (finding.lowest, finding.highest, finding.deterministic, finding.alone) == (
+        0.0,
+        1.0,
+        True,
+        True,
+    )
+    assert finding.exploited == () and finding.notes() == []
+
+
+def test_what_pays_for_nothing_is_named() -> None:
+    def concise(completions: list[Any], **_: Any) -> list[float]:
+        return [-len(text) / 1000 for text in completions]
+
+    def verbose(completions: list[Any], **_: Any) -> list[float]:
+        return [min(1.0, len(text) / 1000) for text in completions]
+
+    def parrot(completions: list[Any], prompts: list[Any], **_: Any) -> list[float]:
+        return [float(prompt in text) for text, prompt in zip(completions, prompts, strict=True)]
+
+    short, long, copy = found(concise, verbose, parrot)
+    assert short.exploited == ("empty",)
+    assert set(long.exploited) == {"repeated", "prompt copied", "another's answer"}
+    assert copy.exploited == ("prompt copied",)
+    assert "parrot pays for: prompt copied." in copy.notes()[0]
+
+
+def test_what_a_row_s_neighbour_has_right_is_no_exploit() -> None:
+    rows = [{"prompt": f"{n} + 2?", "answer": "4"} for n in range(4)]
+    (finding,) = found("gsm8k", rows=rows)
+    assert finding.pays["another's answer"] is None and not finding.exploited
+
+
+def test_chance_and_comparing_are_found() -> None:
+    def moody(completions: list[Any], **_: Any) -> list[float]:
+        return [random.SystemRandom().random() for _ in completions]
+
+    def longest(completions: list[Any], **_: Any) -> list[float]:
+        return [float(len(text) == max(map(len, completions))) for text in completions]
+
+    rows = [{"prompt": "?", "answer": "1" * n} for n in range(1, 5)]
+    by_chance, compares = found(moody, longest, rows=rows)
+    assert not by_chance.deterministic and "the second time" in " ".join(by_chance.notes())
+    assert not compares.alone and "batched=True" in " ".join(compares.notes())
+
+
+def test_what_fails_is_said_beside_what_works() -> None:
+    def broken(completions: list[Any], **_: Any) -> list[float]:
+        return [1 / len(text) for text in completions]
+
+    finding, sound = found(broken, "gsm8k")
+    assert (
+        "fails on empty (exception): Traceback" in finding.notes()[0]
+        and "ZeroDivisionError" in finding.notes()[0]
+    )
+    assert finding.pays["empty"] is None and not sound.notes()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.jsonl").write_text(
+        "".join(f'{{"question": "{n} + 1?", "answer": "#### {n + 1}"}}\n' for n in range(20))
+    )
+    (tmp_path / "mine.py").write_text(
+        "def polite(completions, **_):\n    return [1.0 for _ in completions]\n"
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"dataset_path: {tmp_path}\nmodel_name_or_path: any/model\neval_rows: 0\noutput_dir: {tmp_path}/run\n"
+        "rewards: [gsm8k, './mine.py:polite']\nuse_cpu: true\n"
+    )
+    main(["rewards", "check", str(recipe), "--rows", "4"])
+    shown = capsys.readouterr().out
+    assert "mean reward on 4 rows" in shown and "gsm8k" in shown
+    assert "note: polite pays for: empty, repeated, prompt copied, another's answer." in shown
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit) as left:
+        main(["rewards", "check", str(recipe), "--rows", "1"])
+    assert left.value.code == 2
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["tokenizer", "processor"])
+@pytest.mark.parametrize("rows", [ROWS, CHAT], ids=["text", "chat"])
+def test_the_trial_s_tokens_are_those_of_its_text(
+    rows: list[dict[str, Any]], inside: bool, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    seen = []
+
+    @reward_settings(in_process=True)
+    def watched(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        seen.extend(zip(completions, completion_ids, strict=True))
+        return [0.0] * len(completions)
+
+    given = tokenizer
+    if inside:
+        given = ProcessorMixin.__new__(ProcessorMixin)
+        given.tokenizer = tokenizer
+    constructor = {
+        "reward_funcs": watched,
+        "train_dataset": Dataset.from_list(rows),
+        "processing_class": given,
+    }
+    ready(constructor, GRPOConfig(output_dir=str(tmp_path), use_cpu=True))
+    assert len(seen) == 2
+    for completion, ids in seen:
+        assert tokenizer.decode(ids) == (completion if rows is ROWS else completion[0]["content"])

@@ -1,0 +1,227 @@
+"""Micro-batches: groups whole, tokens balanced, and the gradient of one large batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import trl
+from support.models import block, decoder, lora, moved
+
+from grpo_hf import GRPOTrainer
+from grpo_hf.update.micro_batches import (
+    Batch,
+    deal,
+    kept_rows,
+    micro_batches,
+    select,
+    without_rounding,
+)
+from grpo_hf.update.packing import PackedGroups
+
+LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo"]
+GROUPS, SIZE = 4, 4
+
+
+def generation_batch(trainer: GRPOTrainer, *, silent: bool = False) -> Batch:
+    """4 groups of 4 with prompts and completions of many lengths, sampled from a policy a little off the trainer's.
+
+    With `silent` half of the groups have no signal.
+    """
+    torch.manual_seed(0)
+    prompts = [list(range(3, 6 + 2 * group)) for group in range(GROUPS) for _ in range(SIZE)]
+    completions = [
+        torch.randint(3, 97, (1 + (row * 5) % 9,)).tolist() for row in range(GROUPS * SIZE)
+    ]
+    ids, mask, longest = block(prompts, completions)
+    advantages = torch.randn(GROUPS * SIZE)
+    if silent:
+        advantages[:SIZE] = advantages[2 * SIZE : 3 * SIZE] = 0
+    with torch.no_grad():
+        policy = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, longest)[0]
+    return {
+        "prompt_ids": ids[:, :-longest],
+        "prompt_mask": mask[:, :-longest],
+        "completion_ids": ids[:, -longest:],
+        "completion_mask": mask[:, -longest:],
+        "advantages": advantages,
+        "num_items_in_batch": mask[:, -longest:].sum(),
+        "old_per_token_logps": policy + 0.1 * torch.randn(policy.shape),
+    }
+
+
+def gradient(
+    trainer: GRPOTrainer, compute_loss: Any, pieces: list[Batch], *, steps: int
+) -> torch.Tensor:
+    trainer.model.zero_grad()
+    trainer.current_gradient_accumulation_steps, trainer.args.steps_per_generation = (
+        len(pieces),
+        steps,
+    )
+    for piece in pieces:
+        compute_loss(trainer, trainer.model, piece).backward()
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+@pytest.fixture(scope="module")
+def trainer(module_trainer: Callable[..., GRPOTrainer]) -> GRPOTrainer:
+    return moved(module_trainer(model=decoder("Llama"), peft_config=lora(), beta=0.0))
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize(("steps", "window"), [(1, 1), (4, 4), (4, 2), (4, 1), (2, 2), (8, 8)])
+def test_an_optimizer_step_has_the_gradient_of_one_large_batch(
+    trainer: GRPOTrainer, loss_type: str, silent: bool, steps: int, window: int
+) -> None:
+    """TRL's loss of all rows of the step at once is the oracle, rows without a signal among them."""
+    trainer.loss_type = loss_type
+    batch = generation_batch(trainer, silent=silent)
+    kept = kept_rows(trainer, batch)
+    assert kept.float().mean() == (0.5 if silent else 1.0)
+    costs = batch["completion_mask"].sum(1) * kept
+    parts = deal(batch["prompt_ids"], batch["prompt_mask"], costs, steps)
+    micro = micro_batches(
+        batch, kept, steps=steps, window=window, loss_type=loss_type, total=lambda tensor: tensor
+    )
+    for start in range(0, steps, window):
+        ours = gradient(
+            trainer, GRPOTrainer._compute_loss, micro[start : start + window], steps=steps
+        )
+        whole = select(batch, torch.cat(parts[start : start + window]))
+        whole["num_items_in_batch"] = whole["completion_mask"].sum()
+        expected = gradient(trainer, trl.GRPOTrainer._compute_loss, [whole], steps=1)
+        assert (ours - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
+def test_where_trls_own_accumulation_differs(trainer: GRPOTrainer, loss_type: str) -> None:
+    """What docs/design.md says of TRL: token losses of an optimizer step are divided by another step's tokens."""
+    trainer.loss_type = loss_type
+    batch = generation_batch(trainer)
+    pieces = [select(batch, rows) for rows in torch.arange(GROUPS * SIZE).split(SIZE)][
+        :2
+    ]  # step 1 of 2, 2 parts each
+    theirs = gradient(trainer, trl.GRPOTrainer._compute_loss, pieces, steps=4)
+    whole = select(batch, torch.arange(2 * SIZE))
+    whole["num_items_in_batch"] = whole["completion_mask"].sum()
+    expected = gradient(trainer, trl.GRPOTrainer._compute_loss, [whole], steps=1)
+    assert (theirs - expected).norm() > 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize(("steps", "window"), [(1, 4), (2, 4), (6, 4)])
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo", "grpo"])
+def test_steps_that_span_rollouts_keep_trls_normaliser(
+    trainer: GRPOTrainer, loss_type: str, steps: int, window: int
+) -> None:
+    batch = select(generation_batch(trainer), torch.arange(12))
+    kept = torch.ones(12, dtype=torch.bool)
+    micro = micro_batches(
+        batch, kept, steps=steps, window=window, loss_type=loss_type, total=lambda tensor: tensor
+    )
+    for piece in micro:
+        assert "loss_scale" not in piece
+        assert piece["num_items_in_batch"] == batch["num_items_in_batch"]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "zero"),
+    [
+        ([[0.01]] * 6, True),
+        ([[0.01, 3.0]] * 6, True),
+        ([[0.01]] * 5 + [[0.02]], False),
+        ([[float("nan")]] * 6, True),
+        ([[0.01]] * 5 + [[float("nan")]], False),
+    ],
+)
+def test_equal_rewards_are_no_signal_to_the_last_bit(
+    make_trainer: Any, rewards: Any, zero: bool
+) -> None:
+    trainer = make_trainer(num_generations=6, per_device_train_batch_size=6)
+    batch = {
+        "advantages": torch.full((6,), 9.3e-6)
+    }  # what float32 leaves of 0.01 - mean(0.01, six times) over 1e-4
+    exact = without_rounding(trainer, batch, torch.tensor(rewards))
+    assert bool(exact["advantages"].any()) == (not zero)
+
+
+def test_groups_stay_whole_and_tokens_even() -> None:
+    torch.manual_seed(0)
+    prompts = torch.arange(32).repeat_interleave(8)[:, None] + 5
+    costs = (
+        (torch.rand(32, 1) * 200 + 10).expand(32, 8).flatten().long()
+    )  # some groups long, some short
+    parts = deal(prompts, torch.ones_like(prompts), costs, 4)
+    assert sorted(torch.cat(parts).tolist()) == list(range(256))
+    for part in parts:
+        assert len(part) == 64
+        assert len(prompts[part].unique()) == 8  # 8 whole groups
+    loads = torch.stack([costs[part].sum() for part in parts]).float()
+    in_order = torch.stack([chunk.sum() for chunk in costs.split(64)]).float()
+    assert loads.std() < 0.3 * in_order.std()
+
+
+@pytest.mark.parametrize(
+    ("rows", "group", "parts"),
+    [(16, 8, 4), (12, 4, 2), (12, 6, 3), (24, 8, 3), (8, 8, 8), (10, 4, 2)],
+)
+def test_groups_larger_than_a_part_are_split_no_more_than_needed(
+    rows: int, group: int, parts: int
+) -> None:
+    prompts = (torch.arange(rows) // group)[:, None] + 5
+    dealt = deal(prompts, torch.ones_like(prompts), torch.arange(rows) + 1, parts)
+    assert sorted(torch.cat(dealt).tolist()) == list(range(rows))
+    assert {len(part) for part in dealt} == {rows // parts}
+    if group % (rows // parts) == 0:
+        assert all(len(prompts[part].unique()) == 1 for part in dealt)
+
+
+def test_a_part_without_a_row_left_is_one_token_without_effect(trainer: GRPOTrainer) -> None:
+    trainer.loss_type = "grpo"
+    batch = generation_batch(trainer)
+    batch["advantages"] = torch.zeros(GROUPS * SIZE)
+    batch["advantages"][0] = 1.0
+    kept = kept_rows(trainer, batch)
+    micro = micro_batches(
+        batch, kept, steps=4, window=4, loss_type="grpo", total=lambda tensor: tensor
+    )
+    sizes = []
+    for piece in micro:
+        attention_mask = torch.cat([piece["prompt_mask"], piece["completion_mask"]], dim=1)
+        ids = torch.cat([piece["prompt_ids"], piece["completion_ids"]], dim=1)
+        sizes.append(
+            PackedGroups.pack(
+                ids, attention_mask, piece["completion_ids"].shape[1]
+            ).input_ids.shape[1]
+        )
+        assert len(piece["advantages"]) == SIZE  # processes gather metrics of as many rows
+        got = gradient(trainer, GRPOTrainer._compute_loss, [piece], steps=4)
+        assert bool(got.any()) == (piece["advantages"] != 0).any()
+    assert sorted(sizes) == [
+        1,
+        1,
+        1,
+        int(batch["prompt_mask"][0].sum() + batch["completion_mask"][0].sum()) - 1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"beta": 0.04}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}]
+)
+def test_no_row_is_left_out_where_more_than_its_advantage_counts(
+    module_trainer: Callable[..., GRPOTrainer], settings: dict[str, Any]
+) -> None:
+    trainer = module_trainer(
+        model=decoder("Llama"), peft_config=lora(), **({"beta": 0.0} | settings)
+    )
+    batch = generation_batch(trainer, silent=True)
+    assert kept_rows(trainer, batch).all()
+    assert trainer._metrics["train"]["signal/kept_fraction"] == [1.0]
+
+
+def test_token_advantages_keep_a_row_with_any(trainer: GRPOTrainer) -> None:
+    """(B, C) advantages, as process supervision gives them."""
+    batch = generation_batch(trainer)
+    batch["advantages"] = torch.zeros_like(batch["completion_ids"], dtype=torch.float)
+    batch["advantages"][3, 0] = 1.0
+    assert kept_rows(trainer, batch).nonzero().flatten().tolist() == [3]
