@@ -20,7 +20,8 @@ from typing import Any
 from grpo_hf.runs.program import quiet
 from grpo_hf.scoring.registry import load_reward
 from grpo_hf.scoring.reward import Reward
-from grpo_hf.scoring.scorer import ScoredReward, isolate
+from grpo_hf.scoring.scored_reward import ScoredReward
+from grpo_hf.scoring.scorer import isolate
 
 from .common import OURS, TRL, Row, alternate, comparison, options, prepare, ratio_row, report
 

@@ -166,7 +166,7 @@ class Start:
     def right(self, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> list[bool]:
         """Whether each answer gets the reward's full mark."""
         from grpo_hf.evaluation.answers import right_answers
-        from grpo_hf.scoring.scorer import ScoredReward
+        from grpo_hf.scoring.scored_reward import ScoredReward
 
         return [bool(right) for right in right_answers(ScoredReward(self.reward), rows, texts)]
 

@@ -122,7 +122,8 @@ def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
 def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     """Score completions given as text or as a jsonl file, one line of output each."""
     from .scoring.registry import load_reward
-    from .scoring.scorer import DEFAULT_TIMEOUT, ScoredReward, isolate
+    from .scoring.scored_reward import DEFAULT_TIMEOUT, ScoredReward
+    from .scoring.scorer import isolate
 
     reward = load_reward(options.reward)
     rows = _rows(options)
@@ -140,15 +141,15 @@ def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     scored = ScoredReward(reward)
     process = isolate([scored], workers=None, timeout=DEFAULT_TIMEOUT)
     columns["trainer_state"] = SimpleNamespace(global_step=0, max_steps=1, epoch=0.0)
-    scored(completions=completions, **columns)
+    outcomes = scored.score(completions, columns)
     if process is not None:
         process.close()
-    for outcome, text in zip(scored.outcomes, completions, strict=True):
+    for outcome, text in zip(outcomes, completions, strict=True):
         shown = "cannot judge" if outcome.value is None else f"{outcome.value:.3f}"
         shown = f"failed ({outcome.failure.reason})" if outcome.failure else shown
         print(f"{shown}  {str(text)[:100]!r}")
     if failure := next(
-        (outcome.failure for outcome in scored.outcomes if outcome.failure is not None), None
+        (outcome.failure for outcome in outcomes if outcome.failure is not None), None
     ):
         raise RewardOutputError(f"reward {reward.spec} failed ({failure.reason}): {failure.detail}")
 

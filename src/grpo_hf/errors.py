@@ -6,6 +6,7 @@
     ├── ModelError         (ValueError)       a model, tokenizer or adapter cannot be used as asked
     │   └── NotPackableError                  a model cannot forward packed rows; training takes TRL's path
     ├── ReferenceDriftError (RuntimeError)    the reference is not what it has to be
+    ├── SeamMovedError     (RuntimeError)     another library changed a name that grpo-hf relies on
     ├── RewardError        (Exception)
     │   ├── RewardNotFound (LookupError)      a reward spec names nothing
     │   ├── RewardSpecError (ValueError)      a reward was found but cannot be used as asked
@@ -44,6 +45,10 @@ class NotPackableError(ModelError):
 
 class ReferenceDriftError(GrpoError, RuntimeError):
     """The reference, or the frozen base under it, is not what it has to be."""
+
+
+class SeamMovedError(GrpoError, RuntimeError):
+    """Another library has changed a name that grpo-hf relies on; trl_seam.py has all of them."""
 
 
 class RewardError(GrpoError):

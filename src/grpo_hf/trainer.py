@@ -1,90 +1,138 @@
-"""The trainer: TRL's `GRPOTrainer` with reward names, a guarded reference and progress that a person can read.
+"""The trainer: TRL's `GRPOTrainer`, whose stages are those of this library.
 
-Every override is a few lines that hand over to one stage of the library; its docstring names what of TRL it relies on.
+This is the only file that knows both. An override unpacks what TRL calls it with, calls a stage
+with plain values, and returns what TRL expects; its docstring names what of TRL it relies on. What
+TRL 1.16 does not hand from one of its methods to the next travels in a `_Rollout`, which lives as
+long as TRL's own rollout does.
+
+Shapes: B rows of a rollout on this process, W processes, C the width of completions.
 """
 
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from .algorithm import critic, kl_control, monte_carlo, token_advantages
+from . import trl_seam
+from .algorithm import critic, kl_control, token_advantages
 from .config import GRPOConfig, option
+from .data.completions import columns_of
+from .errors import RewardFailuresError
 from .models import adapters, loading, reference_guards
-from .reporting import model_card, token_credit
-from .reporting.output_folder import claim_output_folder
-from .reporting.progress import replace_progress
+from .reporting import credit_file, model_card, output_folder, progress
 from .rollout import dynamic_sampling, generate
-from .scoring import early_start, failures, trial
+from .scoring import failures, process_reward, step_scores, trial
+from .scoring.scorer import RolloutScorer, Scores, scheduled_weights, weights_at
+from .trl_seam import Batch
 from .update import log_probs, micro_batches
+
+
+@dataclass
+class _Rollout:
+    """A rollout under way: its rows, who scores them, and what came of that.
+
+    `scores` stays `None` where a subclass scores in its own way.
+    """
+
+    rows: list[dict[str, Any]]
+    scorer: RolloutScorer
+    scores: Scores | None = None
+
+
+_under_way: ContextVar[_Rollout | None] = ContextVar("rollout under way", default=None)
 
 
 class GRPOTrainer(TRLGRPOTrainer):
     """TRL's trainer, and exactly its constructor, plus reward names.
 
-    An entry of `reward_funcs` may also be anything that `load_reward` takes: a registered or installed name
-    (`"gsm8k"`), `"./mine.py:concise"`, `"package.module:function"`, each with options, as in `"overlong(cache=64)"`.
-    A string of the form `org/name`, or a model folder, stays what it is in TRL: a reward model.
+    An entry of `reward_funcs` may also be anything that `load_reward` takes: a registered or
+    installed name (`"gsm8k"`), `"./mine.py:concise"`, `"package.module:function"`, each with
+    options, as in `"overlong(cache=64)"`. A string of the form `org/name`, or a model folder, stays
+    what it is in TRL: a reward model.
 
-    With a `peft_config`, or a `PeftModel`, the frozen base with the adapter disabled is the reference: no second model
-    is loaded, the KL at step 0 is checked to be 0, and the base is checked to be unchanged after training.
+    With a `peft_config`, or a `PeftModel`, the frozen base with the adapter disabled is the
+    reference: no second model is loaded, the KL at step 0 is checked to be 0, and the base is
+    checked to be unchanged after training.
 
     Raises:
         RewardError: a reward cannot be found or does not fit.
         ModelError: an adapter that changes the base, or that does not train.
-        OutputExistsError: `train()` without `resume_from_checkpoint` into a folder that holds another run.
+        OutputExistsError: `train()` without `resume_from_checkpoint` into another run's folder.
         ReferenceDriftError: the reference is not where it has to be.
     """
 
     __signature__ = signature(TRLGRPOTrainer)
 
-    dataset_source = "unnamed data"  # runs/train.py knows better
+    dataset_source = "unnamed data"  # a recipe knows better
     _owns_output_folder = False
 
     def __init__(self, *positional: Any, **named: Any) -> None:
         given = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
+        del given["self"]
         adapters.guard_adapters(given["model"], given.get("peft_config"))
-        given["args"] = given.get("args") or GRPOConfig(
-            output_dir=f"{loading.model_name(given['model'])}-GRPO"
-        )
-        given["reward_funcs"], self._reward_process = trial.ready(given, given["args"])
-        super().__init__(**{name: value for name, value in given.items() if name != "self"})
+        if given.get("args") is None:
+            given["args"] = GRPOConfig(output_dir=f"{loading.model_name(given['model'])}-GRPO")
+        given["reward_funcs"], self._reward_process = trial.prepare_rewards(given)
+        super().__init__(**given)
         self.continues_adapter = isinstance(given["model"], PeftModel)
-        adapters.prepare(self.model, option(self.args, "reference"))
-        dynamic_sampling.check(self)
-        kl_control.install(self)
-        self.critic = critic.of(self)
-        monte_carlo.attach(self)
-        log_probs.prepare(self)
+        self.traits = trl_seam.traits_of(self)
         self.results: dict[str, Any] = {}  # for the model card, like the source
-        replace_progress(self)
+        self._prepare_stages()
+
+    def _prepare_stages(self) -> None:
+        """Give the models their roles, and the run what its settings ask for, or refuse that."""
+        args, model, traits = self.args, self.model, self.traits
+        adapters.prepare_policy(model, option(args, "reference"))
+        dynamic_sampling.check_dynamic_sampling(args, self.train_dataset, traits)
+        kl_callbacks = kl_control.kl_callbacks(args, trl_seam.KLTerm(self), model, traits)
+        self.critic = critic.build_critic(args, model, self.accelerator, traits)
+        process_reward.attach_policy(self.reward_funcs, trl_seam.policy_of(self), traits)
+        if option(args, "packed_update"):
+            log_probs.prepare_models(self._scored_models(model), trl_seam.head_settings(self))
+        for replaced in progress.REPLACED_CALLBACKS:
+            self.remove_callback(replaced)
+        for callback in (*kl_callbacks, *progress.progress_callbacks(self.reward_func_names)):
+            self.add_callback(callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
-        """Train, with the output folder claimed first, the reference checked before and the base after.
+        """Train, with the folder claimed first, the reference checked before and the base after.
 
-        transformers 5.23: `Trainer.train(resume_from_checkpoint)` prepares, loops and returns a `TrainOutput`.
+        transformers 5.23: `train` prepares, loops and returns a `TrainOutput`.
         """
-        fresh = not resume_from_checkpoint
+        resume, folder = resume_from_checkpoint, Path(self.args.output_dir)
         if not self._owns_output_folder:
-            claim_output_folder(
-                Path(self.args.output_dir), self.accelerator, resume=resume_from_checkpoint
-            )
+            output_folder.claim_output_folder(folder, self.accelerator, resume=resume)
         self._owns_output_folder = True
-        with (
-            reference_guards.guarded(self, fresh=fresh and self.state.global_step == 0),
-            failures.checkpointed(self),
-        ):
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
+        policy = trl_seam.policy_state(self, resume)
+        with reference_guards.guard_reference(self._log_probs, policy, self.args):
+            try:
+                return super().train(resume_from_checkpoint=resume, **keywords)
+            except RewardFailuresError:
+                # What was learned before a reward failed too often is not lost.
+                if failures.lacks_checkpoint(folder, self.state.global_step, self.accelerator):
+                    trl_seam.save_checkpoint(self)
+                raise
+
+    def _scored_models(self, policy: Any) -> list[Any]:
+        """Return the models that score completions: the policy, and a reference model if any."""
+        return [policy] if self.ref_model is None else [policy, self.ref_model]
 
     @cached_property
     def packs(self) -> bool:
-        """Whether updates run on packed rows; measured on the model when first asked, and said once if not."""
-        return option(self.args, "packed_update") and log_probs.settle(
-            self, super()._get_per_token_logps_and_entropies
+        """Whether updates run on packed rows; measured when first asked, and said once if not."""
+        return option(self.args, "packed_update") and log_probs.decide_packing(
+            self._scored_models(self.model_wrapped),
+            super()._get_per_token_logps_and_entropies,
+            self.accelerator,
+            reads_images=self.traits.reads_images,
+            has_auxiliary_loss=self.aux_loss_enabled,
+            autocast=self.args.bf16 or self.args.fp16,
         )
 
     def _get_per_token_logps_and_entropies(
@@ -100,8 +148,8 @@ class GRPOTrainer(TRLGRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Any]:
         """Score completions on packed rows.
 
-        TRL 1.16: the old, the reference and the policy pass all come here, and take (log-probs (B, C), entropies or
-        None, auxiliary loss or None).
+        TRL 1.16: the old, the reference and the policy pass take log-probabilities, entropies or
+        None, both (B, C), and an auxiliary loss or None from here.
         """
         block = (model, input_ids, attention_mask, logits_to_keep)
         if not self.packs:
@@ -109,67 +157,111 @@ class GRPOTrainer(TRLGRPOTrainer):
             return super()._get_per_token_logps_and_entropies(*block, *others, **named)
         rows = max(batch_size, self.num_generations) if batch_size else None
         with self.accelerator.autocast():
-            return *log_probs.packed_log_probs(
-                *block, rows=rows, compute_entropy=compute_entropy
-            ), None
+            scored = log_probs.packed_log_probs(*block, rows=rows, compute_entropy=compute_entropy)
+        return *scored, None
+
+    def _log_probs(self, *block: Any) -> Tensor:
+        """Return the log-probabilities that an update would compute."""
+        with self.compute_loss_context_manager():
+            return self._get_per_token_logps_and_entropies(*block)[0]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Deal micro-batches that keep groups together. TRL 1.16 fills `_buffered_inputs` here, read by `_step`."""
+        """Keep groups together. TRL 1.16 fills `_buffered_inputs` here, and counts in `_step`."""
         if not (self.model.training and self.packs):
             return super()._prepare_inputs(generation_batch)
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
-            self._buffered_inputs: Any = micro_batches.divide(self, batch)
+            needs_all = self.beta != 0 or self.traits.entropy_in_loss
+            run = trl_seam.context_of(self)
+            dealt = micro_batches.deal_rollout(batch, self.args, run, needs_all_rows=needs_all)
+            trl_seam.log_metric(self, "signal/kept_fraction", dealt.kept_fraction)
+            self._buffered_inputs: Any = dealt.micro_batches
         return self._buffered_inputs[self._step % steps]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Weigh a micro-batch as the whole batch would. TRL 1.16: `_compute_loss` returns what goes into backward."""
+        """Weigh a micro-batch as the whole batch would. TRL 1.16 returns what goes into backward."""
         return super()._compute_loss(model, inputs) * inputs.get("loss_scale", 1.0)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Replace groups without a signal. TRL 1.16 turns dataset rows into a batch that is ready for the loss here."""
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+        """Make a rollout ready for the loss, as TRL 1.16 does here; replace groups without a signal."""
         batch = self._roll_out(inputs)
-        if option(self.args, "log_credit"):  # of the planned prompts, whose rewards these are
-            token_credit.record(self, batch, self._rewards)
-        if option(self.args, "dynamic_sampling") and self.model.training:
-            batch = dynamic_sampling.replace_silent_groups(self, batch, self._roll_out)
+        if self.model.training:
+            run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
+            rewards = trl_seam.rewards_of_rollout(self, batch)
+            credit_file.record_credit(
+                batch, rewards, self.reward_weights, tokenizer, run, self.args, self.state
+            )
+            if option(self.args, "dynamic_sampling"):
+                plan = trl_seam.refill_plan(self)
+                with trl_seam.only_planned_rollout_logged(self, summed="monte_carlo/"):
+                    replaced = dynamic_sampling.replace_groups(batch, self._roll_out, plan, run)
+                trl_seam.log_metrics(self, replaced.metrics)
+                batch = replaced.batch
         return batch
 
-    def _roll_out(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's rollout; advantages of equal rewards are 0 to the last bit, and each token's own where steps count."""
-        self._rows = rows
-        batch = super()._generate_and_score_completions(rows)
-        exact = self.packs or option(self.args, "dynamic_sampling")
-        batch = micro_batches.without_rounding(self, batch, self._rewards) if exact else batch
-        return (
-            token_advantages.of_tokens(self, batch, self._rewards) if self.model.training else batch
-        )
+    def _roll_out(self, rows: list[dict[str, Any]]) -> Batch:
+        """Make TRL's rollout, and give tokens their advantages where TRL's are not theirs."""
+        rollout = _Rollout(rows, RolloutScorer(self.reward_funcs))
+        token = _under_way.set(rollout)
+        try:
+            batch = super()._generate_and_score_completions(rows)
+        finally:
+            _under_way.reset(token)
+        if not self.model.training:
+            return batch
+        run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
+        rewards = trl_seam.rewards_of_rollout(self, batch)
+        steps = step_scores.steps_of_rollout(rollout.scores, batch, rewards, tokenizer, run)
+        settings = token_advantages.settings_of(self.args, self.reward_weights, packs=self.packs)
+        credit = token_advantages.credit_tokens(batch, rewards, steps, settings, run, self.critic)
+        trl_seam.log_metrics(self, credit.metrics | step_scores.metrics(rollout.scores, steps))
+        if credit.shown is not None:
+            trl_seam.show_advantages(self, credit.shown)
+        return {**batch, "advantages": credit.advantages}
 
     def _generate(self, prompts: list[Any]) -> Any:
-        """Begin scoring. TRL 1.16 returns (prompt_ids, completion_ids, tool_mask, completions, ...)."""
+        """Begin to score. TRL 1.16 returns (prompt_ids, completion_ids, tool_mask, completions, ...)."""
         output = super()._generate(prompts)
-        early_start.begin(
-            self, self._rows, prompts, completions=output[3], completion_ids=output[1]
-        )
+        rollout = _under_way.get()
+        # A rollout function and environments add columns later, when TRL calls the rewards.
+        late = self.rollout_func is not None or self.environments is not None
+        if rollout is not None and option(self.args, "early_rewards") and not late:
+            columns = columns_of(rollout.rows) | {"prompts": prompts, "trainer_state": self.state}
+            columns["completion_ids"] = output[1]
+            rollout.scorer.begin(output[3], columns, self.accelerator.device)
         return output
 
-    def _calculate_rewards(self, *positional: Any, **named: Any) -> Tensor:
-        """Count failures and leave them out. TRL 1.16 returns the rewards of all processes here, (W·B, F)."""
-        failures.set_weights(self)
-        self._rewards = failures.settle(self, super()._calculate_rewards(*positional, **named))
-        return self._rewards
+    def _calculate_rewards(self, inputs: Any, *positional: Any, **named: Any) -> Tensor:
+        """Score; leave failures out. TRL 1.16 returns the rewards of all processes here, (W·B, F).
+
+        It reads `reward_weights` afterwards.
+        """
+        step, run = self.state.global_step, trl_seam.context_of(self)
+        weights = weights_at(self.reward_funcs, self.args.reward_weights, step)
+        if weights is not None:
+            self.reward_weights = tensor(weights)
+            trl_seam.log_metrics(self, scheduled_weights(self.reward_funcs, weights))
+        rollout = _under_way.get() or _Rollout(inputs, RolloutScorer(self.reward_funcs))
+        with trl_seam.rewards_replaced(self, rollout.scorer.functions()):
+            rewards = super()._calculate_rewards(inputs, *positional, **named)
+        rollout.scores = rollout.scorer.scores()
+        settled = failures.settle_failures(rollout.scores, rewards, run, self.args)
+        trl_seam.log_metrics(self, settled.metrics)
+        return settled.rewards
 
     def _generate_single_turn(self, *positional: Any, **named: Any) -> Any:
-        """Sample by groups. TRL 1.16 calls `generate` here, unless vLLM or continuous batching is on."""
-        with generate.by_groups(self):
+        """Sample by groups. TRL 1.16 calls the model's `generate` here, unless an engine samples."""
+        if not (option(self.args, "grouped_rollout") and trl_seam.samples_with_generate(self)):
+            return super()._generate_single_turn(*positional, **named)
+        with generate.faster_generate(self.accelerator.unwrap_model(self.model_wrapped)):
             return super()._generate_single_turn(*positional, **named)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
     ) -> None:
-        """Write the card as README.md. TRL 1.16 calls this at every checkpoint, transformers at every push."""
+        """Write README.md. TRL 1.16 calls this at every checkpoint, transformers at every push."""
         if self.is_world_process_zero():
-            model_card.write_model_card(
-                self, model_name=model_name, dataset_name=dataset_name, tags=tags
-            )
+            facts = trl_seam.card_facts(self, dataset_name or self.dataset_source)
+            folder = Path(self.args.output_dir)
+            model_card.write_model_card(folder, facts, self.args, self.results, model_name, tags)

@@ -21,7 +21,7 @@ from grpo_hf.evaluation.answers import greedy_completions, right_answers, sample
 from grpo_hf.evaluation.statistics import accuracy, compare, maj_at_k, pass_at_k
 from grpo_hf.reporting import report
 from grpo_hf.scoring.registry import load_reward
-from grpo_hf.scoring.scorer import ScoredReward
+from grpo_hf.scoring.scored_reward import ScoredReward
 
 Z = 1.959964
 COUNTS = [

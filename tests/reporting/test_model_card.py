@@ -24,7 +24,7 @@ from grpo_hf.evaluation.statistics import compare
 from grpo_hf.reporting.model_card import public_name, write_model_card
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.scoring.registry import load_reward
-from grpo_hf.scoring.scorer import ScoredReward
+from grpo_hf.scoring.scored_reward import ScoredReward
 
 REPO = "tester/demo"
 RECORD = {

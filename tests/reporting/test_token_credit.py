@@ -19,19 +19,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from grpo_hf import reward_settings
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.reporting.metrics_file import read_metrics
-from grpo_hf.reporting.token_credit import (
-    CREDIT_FILE,
-    Completion,
-    Group,
-    colour,
-    credited_group,
-    logged_step,
-    record,
-    share,
-    to_html,
-    to_text,
-    token_texts,
-)
+from grpo_hf.reporting.token_credit import (CREDIT_FILE, Completion, Group, colour, credited_group, share, to_html, to_text, token_texts)
+from grpo_hf.reporting.credit_file import logged_step, record
 
 LORA = LoraConfig(r=4, target_modules="all-linear")
 MULTILINGUAL = "größe 日本語 👩‍👩‍👧 naïve — «ok»\n\t12 + 3 = 15 !"

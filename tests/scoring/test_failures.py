@@ -21,7 +21,7 @@ from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.reporting.progress import progress_line
 from grpo_hf.scoring.failures import settle
 from grpo_hf.scoring.outcomes import Failure, Outcome
-from grpo_hf.scoring.scorer import ScoredReward
+from grpo_hf.scoring.scored_reward import ScoredReward
 
 MakeTrainer = Callable[..., GRPOTrainer]
 NAN = float("nan")

@@ -17,7 +17,8 @@ import pytest
 
 from grpo_hf import reward_settings
 from grpo_hf.scoring.registry import load_reward
-from grpo_hf.scoring.scorer import ScoredReward, isolate
+from grpo_hf.scoring.scored_reward import ScoredReward
+from grpo_hf.scoring.scorer import isolate
 from grpo_hf.scoring.worker_client import CannotTravelError, pack
 
 FAULTS = """

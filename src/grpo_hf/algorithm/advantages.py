@@ -162,6 +162,20 @@ def gae(
     return advantages
 
 
+def weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum of each completion's rewards; NaN where none of them judges.
+
+    Args:
+        rewards (B, F): a column per reward, NaN for None.
+        weights (F,): of the rewards.
+
+    Returns:
+        (B,), in the dtype of `rewards`.
+    """
+    total = (rewards * weights.to(rewards)).nansum(1)
+    return total.masked_fill(rewards.isnan().all(1), torch.nan)
+
+
 def _sample_std(rewards: Tensor) -> Tensor:
     """Sample standard deviation (n−1) of each row's values that are not NaN; (rows, n) -> (rows, 1)."""
     deviations = rewards - rewards.nanmean(dim=1, keepdim=True)

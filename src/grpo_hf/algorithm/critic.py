@@ -11,9 +11,11 @@ run begins with a head and an optimizer of its own: checkpoints keep the adapter
 B completions of this process, P and C: widths of prompts and completions, H hidden size.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -21,109 +23,171 @@ from torch.nn.utils import clip_grad_norm_
 from ..config import option
 from ..data.batching import parts
 from ..errors import ConfigError, ModelError
-from ..models import adapters
+from ..models import adapters, value_head
 from ..models.random_state import own_random_numbers
-from ..reward_models import files
+from ..run_context import RunTraits
+from ..trl_seam import Batch
 from .advantages import gae
 
 ADAPTER = "critic"
 BATCH = 32  # completions per step of the critic's optimizer
+MAX_GRAD_NORM = 1.0
 
 
-def of(trainer: Any) -> "Critic | None":
-    """The critic of a trainer whose `advantage_estimator` is "gae", with its adapter beside the policy's.
+@dataclass(frozen=True)
+class CriticSettings:
+    """How a critic judges and learns.
+
+    Args:
+        learning_rate: of its own AdamW.
+        gamma: the discount per token, γ.
+        lam: λ; 1 takes what followed as it was, 0 the critic's word for it.
+        seed: of its first weights, and of the order in which it learns.
+    """
+
+    learning_rate: float
+    gamma: float
+    lam: float
+    seed: int
+
+
+def check_critic(model: Any, traits: RunTraits) -> None:
+    """Check that a critic can stand beside a policy.
 
     Raises:
         ModelError: the policy is no LoRA adapter on a base.
         ConfigError: sharded weights, or a model that reads images.
     """
-    if option(trainer.args, "advantage_estimator") != "gae":
-        return None
-    model = trainer.model
     if not isinstance(model, PeftModel) or not isinstance(model.active_peft_config, LoraConfig):
         raise ModelError(
-            "advantage_estimator 'gae' puts its critic on the frozen base as a LoRA adapter beside the policy's, and "
-            "this policy is none. Train one (--use_peft true, or a peft_config), or use advantage_estimator 'group'."
+            "advantage_estimator 'gae' puts its critic on the frozen base as a LoRA adapter beside "
+            "the policy's, and this policy is none. Train one (--use_peft true, or a peft_config), "
+            "or use advantage_estimator 'group'."
         )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer._is_vlm:
+    if traits.reads_images:
         raise ConfigError(
-            "advantage_estimator 'gae' is for text and whole weights: no images, no FSDP, no DeepSpeed. Train on plain "
-            "processes (DDP: accelerate launch --multi_gpu), or use advantage_estimator 'group'."
+            "advantage_estimator 'gae' is for text, and this model reads images. Use "
+            "advantage_estimator 'group'."
         )
-    return Critic(trainer)
+    traits.refuse_sharded_weights(
+        "advantage_estimator 'gae'",
+        "reads whole weights through its critic",
+        "use advantage_estimator 'group'",
+    )
+
+
+def build_critic(
+    args: Any, model: Any, accelerator: Accelerator, traits: RunTraits
+) -> "Critic | None":
+    """Return the critic that `advantage_estimator="gae"` asks for, beside the policy's adapter.
+
+    Raises:
+        ModelError, ConfigError: see `check_critic`.
+    """
+    if option(args, "advantage_estimator") != "gae":
+        return None
+    check_critic(model, traits)
+    settings = CriticSettings(
+        learning_rate=option(args, "critic_learning_rate"),
+        gamma=option(args, "gae_gamma"),
+        lam=option(args, "gae_lambda"),
+        seed=args.seed,
+    )
+    return Critic(model, accelerator, settings)
 
 
 class Critic:
-    """The values of a trainer's completions, learned from each rollout; the policy and its random numbers stay."""
+    """The values of a policy's completions, learned from each rollout.
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-        model, device = trainer.model, trainer.accelerator.device
-        with own_random_numbers(trainer.args.seed):
-            adapters.add_role(model, ADAPTER, files.role_config(model))
-            self.head = files.new_head(model).to(device)
-        torch.nn.init.zeros_(self.head.weight)  # values of 0: the first advantages are rewards
-        self._weights = [*adapters.role_weights(model, ADAPTER).values(), *self.head.parameters()]
-        rate = option(trainer.args, "critic_learning_rate")
-        self._optimizer = torch.optim.AdamW(self._weights, lr=rate, weight_decay=0.0)
+    The policy's weights, and the run's random numbers, stay as they are.
+    """
 
-    def advantages(self, batch: dict[str, Any], rewards: Tensor) -> Tensor:
-        """PPO's advantages of a rollout's tokens, (B, C), and then a fit to their returns.
+    def __init__(
+        self, model: PeftModel, accelerator: Accelerator, settings: CriticSettings
+    ) -> None:
+        self._model = model
+        self._accelerator = accelerator
+        self._settings = settings
+        with own_random_numbers(settings.seed):
+            adapters.add_role(model, ADAPTER, value_head.role_config(model))
+            self.head = value_head.new_head(model).to(accelerator.device)
+        # Values of 0 make the first advantages the rewards themselves.
+        torch.nn.init.zeros_(self.head.weight)
+        self._weights = [
+            *adapters.role_weights(model, ADAPTER).values(),
+            *self.head.parameters(),
+        ]
+        self._optimizer = torch.optim.AdamW(
+            self._weights, lr=settings.learning_rate, weight_decay=0.0
+        )
 
-        They are whitened: mean 0 and deviation 1 over the tokens of all processes. A completion whose reward is NaN
-        has advantage 0, and is not learned from. `critic/loss` logs the mean squared error before the fit.
+    def advantages(self, batch: Batch, rewards: Tensor, step: int) -> tuple[Tensor, float]:
+        """Return PPO's advantages of a rollout's tokens, then learn from the rollout.
+
+        The advantages are whitened: mean 0 and deviation 1 over the tokens of all processes. A
+        completion whose reward is NaN has advantage 0, and the critic does not learn from it.
 
         Args:
-            batch: what TRL 1.16 keeps of a rollout, B rows.
+            batch: the rollout, B rows.
             rewards (B,): of whole completions; NaN for None.
-        """
-        args = self._trainer.args
-        mask = (
-            batch["completion_mask"] * batch.get("tool_mask", 1) * ~rewards.isnan()[:, None]
-        )  # (B, C)
-        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        rows = list(range(len(mask)))
-        with torch.no_grad(), adapters.seen_through(model, ADAPTER):
-            values = torch.cat([self._values(batch, chunk) for chunk in parts(rows, BATCH)])
-        last = mask.cumsum(1).eq(mask.sum(1, keepdim=True)) & mask.bool()  # (B, C), one in each row
-        earned = last * rewards.nan_to_num(0.0)[:, None]
-        raw = gae(values, earned, mask, option(args, "gae_gamma"), option(args, "gae_lambda"))
-        count, error = self._total(torch.stack([mask.sum(), (raw.square() * mask).sum()]))
-        self._trainer._metrics["train"]["critic/loss"].append((error / count.clamp(min=1)).item())
-        self._fit(batch, raw + values, mask, model)
-        return self._whitened(raw, mask)
+            step: optimizer steps that the policy has made.
 
-    def _values(self, batch: dict[str, Any], rows: list[int]) -> Tensor:
-        """V before each token of these completions, (rows, C)."""
-        trainer = self._trainer
+        Returns:
+            The advantages, (B, C), and the mean squared error of the values before this fit.
+        """
+        judged = ~rewards.isnan()[:, None]
+        mask = batch["completion_mask"] * batch.get("tool_mask", 1) * judged  # (B, C)
+        values = self._read_values(batch)
+        # The reward of a completion is earned by its last token, one in each row.
+        last = mask.cumsum(1).eq(mask.sum(1, keepdim=True)) & mask.bool()  # (B, C)
+        earned = last * rewards.nan_to_num(0.0)[:, None]
+        raw = gae(values, earned, mask, self._settings.gamma, self._settings.lam)
+        count, error = self._total(torch.stack([mask.sum(), (raw.square() * mask).sum()]))
+        loss = (error / count.clamp(min=1)).item()
+        self._fit(batch, raw + values, mask, self._settings.seed + step)
+        return self._whitened(raw, mask), loss
+
+    def _read_values(self, batch: Batch) -> Tensor:
+        """Return V before each token of each completion, (B, C), without gradients."""
+        rows = list(range(len(batch["completion_ids"])))
+        chunks = []
+        with torch.no_grad(), adapters.seen_through(self._model, ADAPTER):
+            for chunk in parts(rows, BATCH):
+                chunks.append(self._values(batch, chunk))
+        return torch.cat(chunks)
+
+    def _values(self, batch: Batch, rows: list[int]) -> Tensor:
+        """Return V before each token of some completions, (rows, C)."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)[rows]  # (rows, P+C)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)[rows]
-        model = adapters.causal_model(trainer.accelerator.unwrap_model(trainer.model)).base_model
+        base = adapters.causal_model(self._model).base_model
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with trainer.accelerator.autocast():
-            read = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-            )
+        with self._accelerator.autocast():
+            read = base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         width = batch["completion_ids"].shape[1]
-        return self.head(read.last_hidden_state[:, -width - 1 : -1].float()).squeeze(-1)
+        states = read.last_hidden_state[:, -width - 1 : -1]
+        return self.head(states.float()).squeeze(-1)
 
-    def _fit(self, batch: dict[str, Any], returns: Tensor, mask: Tensor, model: PeftModel) -> None:
-        """Once through the rollout; gradients are those of the tokens of all processes."""
-        state = self._trainer.state
-        with own_random_numbers(self._trainer.args.seed + state.global_step):
+    def _fit(self, batch: Batch, returns: Tensor, mask: Tensor, seed: int) -> None:
+        """Learn from each completion once; gradients are those of the tokens of all processes."""
+        with own_random_numbers(seed):
             order = torch.randperm(len(mask)).tolist()
-            with torch.enable_grad(), adapters.seen_through(model, ADAPTER, train=True):
+            with torch.enable_grad(), adapters.seen_through(self._model, ADAPTER, train=True):
                 for rows in parts(order, BATCH):
                     count = self._total(mask[rows].sum()).clamp(min=1)
                     error = (self._values(batch, rows) - returns[rows]).square() * mask[rows]
                     (error.sum() / count).backward()
-                    for gradient in [
-                        weight.grad for weight in self._weights if weight.grad is not None
-                    ]:
-                        gradient.copy_(self._total(gradient))
-                    clip_grad_norm_(self._weights, 1.0)
-                    self._optimizer.step()
-                    self._optimizer.zero_grad()
+                    self._descend()
+
+    def _descend(self) -> None:
+        """Make one step of the optimizer with the gradients of all processes together."""
+        for weight in self._weights:
+            # The critic is not under DDP, so its gradients are summed here.
+            if weight.grad is not None:
+                weight.grad.copy_(self._total(weight.grad))
+        clip_grad_norm_(self._weights, MAX_GRAD_NORM)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
 
     def _whitened(self, advantages: Tensor, mask: Tensor) -> Tensor:
         """Mean 0 and sample deviation 1 over the tokens that count, as PPO implementations do; (B, C)."""
@@ -133,4 +197,4 @@ class Critic:
         return centred / (variance + 1e-8).sqrt()
 
     def _total(self, tensor: Tensor) -> Tensor:
-        return self._trainer.accelerator.reduce(tensor, "sum")
+        return self._accelerator.reduce(tensor, "sum")

@@ -6,19 +6,22 @@
 KL is a number per optimizer step, in nats per token; all processes see the same one.
 """
 
-from statistics import mean
-from typing import Any, ClassVar
+from typing import Any
 
 from peft import PeftModel
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from ..config import option
-from ..errors import ConfigError, ModelError
-from ..models import adapters
+from ..errors import ModelError
+from ..models.adapters import reset_reference
+from ..run_context import RunTraits
+from ..trl_seam import KLTerm
 
 GAIN = 0.1  # K_β of the paper
-MOST = 0.2  # so β moves by 2% a step at most
+# The error is clipped to ±0.2, so β moves by at most 2% a step.
+MAX_ERROR = 0.2
+
+_SAVED_AS = "adaptive_beta"
 
 
 def adapted_beta(beta: float, kl: float, target: float) -> float:
@@ -33,57 +36,76 @@ def adapted_beta(beta: float, kl: float, target: float) -> float:
     >>> adapted_beta(0.5, kl=7.0, target=0.1)  # clipped
     0.51
     """
-    error = min(max((kl - target) / target, -MOST), MOST)
+    error = min(max((kl - target) / target, -MAX_ERROR), MAX_ERROR)
     return beta * (1 + GAIN * error)
 
 
-def install(trainer: Any) -> None:
-    """Add what the settings ask for to a trainer.
+def check_reference_resets(model: Any, traits: RunTraits) -> None:
+    """Check that a policy can become the reference after some optimizer steps.
 
     Raises:
-        ModelError: `reference_reset_every` without an adapter, which is what it copies.
-        ConfigError: `reference_reset_every` with sharded weights.
+        ModelError: the policy is no adapter, which is what a reset copies.
+        ConfigError: the weights are sharded.
     """
-    if option(trainer.args, "target_kl") is not None:
-        # Bound to the class: transformers rebuilds a stateful callback from JSON, where a trainer cannot be.
-        trainer.add_callback(type("AdaptiveBeta", (AdaptiveBeta,), {"trainer": trainer}))
-    if option(trainer.args, "reference_reset_every") is None:
-        return
-    if not isinstance(trainer.model, PeftModel):
+    if not isinstance(model, PeftModel):
         raise ModelError(
-            "reference_reset_every copies the adapter, and this model has none. Train one (--use_peft true, or a "
-            "peft_config), or use TRL's --sync_ref_model true --ref_model_mixup_alpha 1 --ref_model_sync_steps N."
+            "reference_reset_every copies the adapter, and this model has none. Train one "
+            "(--use_peft true, or a peft_config), or use TRL's --sync_ref_model true "
+            "--ref_model_mixup_alpha 1 --ref_model_sync_steps N."
         )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ConfigError(
-            "reference_reset_every copies whole weights, and FSDP and DeepSpeed shard them. Train on plain processes "
-            "(DDP: accelerate launch --multi_gpu), or leave reference_reset_every out."
-        )
-    trainer.add_callback(ReferenceReset(trainer))
+    traits.refuse_sharded_weights(
+        "reference_reset_every", "copies whole weights", "leave reference_reset_every out"
+    )
 
 
-class AdaptiveBeta(TrainerCallback, ExportableState):
-    """Move β after each optimizer step; logged as `beta`, the one that the step had. Checkpoints keep it."""
+def kl_callbacks(args: Any, term: KLTerm, model: Any, traits: RunTraits) -> list[TrainerCallback]:
+    """Return the callbacks that steer a run's KL term as its settings ask.
 
-    trainer: ClassVar[Any]
+    Args:
+        args: `target_kl` and `reference_reset_every`, `None` for neither.
+        term: the KL term of the loss.
+        model: the policy, unwrapped.
+
+    Raises:
+        ModelError, ConfigError: see `check_reference_resets`.
+    """
+    callbacks: list[TrainerCallback] = []
+    target_kl = option(args, "target_kl")
+    every = option(args, "reference_reset_every")
+    if target_kl is not None:
+        callbacks.append(AdaptiveBeta(term, target_kl))
+    if every is not None:
+        check_reference_resets(model, traits)
+        callbacks.append(ReferenceReset(model, every))
+    return callbacks
+
+
+class AdaptiveBeta(TrainerCallback):
+    """Move β after each optimizer step, and log as `beta` the value that the step had.
+
+    A resumed run goes on with the β of its checkpoint. transformers keeps in a checkpoint whatever
+    stands in `state.stateful_callbacks`. It would also rebuild an `ExportableState` from there by
+    its constructor, which a callback that reaches into a trainer does not survive, so this is none.
+    """
+
+    def __init__(self, term: KLTerm, target_kl: float) -> None:
+        self._term = term
+        self._target_kl = target_kl
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take up a resumed run's β, also where `restore_callback_states_from_checkpoint` is off, as it is by default.
-
-        transformers 5.23: the states of a checkpoint are in `stateful_callbacks`, and saving wants an entry there.
-        """
-        saved = state.stateful_callbacks.setdefault("AdaptiveBeta", self.state())
-        self.trainer.beta = saved["attributes"]["beta"]
+        """Take up β where a checkpoint left it."""
+        saved = state.stateful_callbacks.setdefault(_SAVED_AS, self._state())
+        self._term.beta = saved["attributes"]["beta"]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """TRL 1.16 appends one KL per micro-batch, reduced over all processes, and reads `beta` for each loss."""
-        metrics = self.trainer._metrics["train"]
-        kl = mean(metrics["kl"][-self.trainer.current_gradient_accumulation_steps :])
-        metrics["beta"].append(self.trainer.beta)
-        self.trainer.beta = adapted_beta(self.trainer.beta, kl, args.target_kl)
+        """Steer β by the KL of this step."""
+        self._term.log()
+        kl = self._term.kl_of_step()
+        self._term.beta = adapted_beta(self._term.beta, kl, self._target_kl)
+        state.stateful_callbacks[_SAVED_AS] = self._state()
 
-    def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"beta": self.trainer.beta}}
+    def _state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"beta": self._term.beta}}
 
 
 class ReferenceReset(TrainerCallback):
@@ -92,9 +114,11 @@ class ReferenceReset(TrainerCallback):
     Updates that are left on an earlier rollout keep the reference that it was scored with.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def __init__(self, model: PeftModel, every: int) -> None:
+        self._model = model
+        self._every = every
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % args.reference_reset_every == 0:
-            adapters.reset_reference(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        """Copy the policy's adapter every N steps."""
+        if state.global_step % self._every == 0:
+            reset_reference(self._model)

@@ -12,12 +12,15 @@ from accelerate.utils import gather_object
 
 from ..config import GRPOConfig, option
 from ..data.batching import parts
-from ..data.completions import as_completions, columns_of
+from ..data.completions import columns_of
 from ..data.prompts import prompt_token_ids
 from ..models.random_state import own_random_numbers
 from ..rollout.sampling import GREEDY, continuing
+from ..scoring.judging import score_texts
+from ..scoring.outcomes import Outcome
 from ..scoring.reward import Reward
-from ..scoring.scorer import ScoredReward, isolate
+from ..scoring.scored_reward import ScoredReward
+from ..scoring.scorer import isolate
 
 
 def greedy_completions(
@@ -104,29 +107,37 @@ def judged(
     *,
     completion_ids: Sequence[list[int]] | None = None,
     trainer_state: Any = None,
-) -> list[float | None]:
-    """What a reward says of each completion; a row has its prompt, and the columns that the reward reads."""
-    prompts = [row["prompt"] for row in rows]
-    return reward(
-        prompts=prompts,
-        completions=as_completions(completions, prompts),
-        completion_ids=completion_ids or [[]] * len(rows),
+) -> list[Outcome]:
+    """Return what a reward says of each completion.
+
+    Args:
+        rows: of the data, with `prompt` and the columns that the reward reads.
+    """
+    return score_texts(
+        reward,
+        [row["prompt"] for row in rows],
+        completions,
+        columns=columns_of(rows),
+        completion_ids=completion_ids,
         trainer_state=trainer_state,
-        **columns_of(rows),
     )
 
 
 def right_answers(
     reward: ScoredReward, rows: Sequence[dict[str, Any]], completions: Sequence[str], **more: Any
 ) -> list[bool | None]:
-    """Whether each completion gets the reward's full mark, 1.0; what it cannot judge counts as wrong.
+    """Return whether each completion gets the reward's full mark, 1.0.
 
-    None where the reward failed: that says nothing about the completion.
+    What the reward cannot judge counts as wrong. None where the reward failed, which says nothing
+    about the completion.
 
     Args:
         more: see `judged`.
     """
-    found = zip(judged(reward, rows, completions, **more), reward.outcomes, strict=True)
-    return [
-        None if outcome.failure else value is not None and value >= 1.0 for value, outcome in found
-    ]
+    right: list[bool | None] = []
+    for outcome in judged(reward, rows, completions, **more):
+        if outcome.failure is not None:
+            right.append(None)
+        else:
+            right.append(outcome.value is not None and outcome.value >= 1.0)
+    return right

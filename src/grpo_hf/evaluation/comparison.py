@@ -2,77 +2,95 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..models import adapters
-from ..scoring.scorer import ScoredReward
-from . import answers as evaluation
-from . import statistics
+from ..scoring.scored_reward import ScoredReward
+from .answers import greedy_completions, right_answers
+from .statistics import Comparison, compare
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_FILE = "evaluation.jsonl"
 
+Row = dict[str, Any]
 
-def not_comparable(trainer: Any) -> str | None:
-    """Why base and adapter cannot be compared at the end of this run, or None."""
-    if not hasattr(trainer.model, "peft_config"):
+
+def not_comparable(model: Any, *, sharded_weights: bool) -> str | None:
+    """Return why base and adapter cannot be compared at the end of a run, or None.
+
+    Args:
+        model: the policy.
+        sharded_weights: whether FSDP or DeepSpeed keeps parts of it in other processes.
+    """
+    if not hasattr(model, "peft_config"):
         return "the whole model was trained, and the base is gone."
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if sharded_weights:
         return "the weights are sharded; load base and adapter on one device for it."
     return None
 
 
-def compare_with_base(trainer: Any, held_out: Any, reward: Any) -> statistics.Comparison | None:
-    """Answer the held-out prompts greedily with and without the adapter, and keep both answers in answers.jsonl.
+def compare_with_base(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    reward: ScoredReward,
+    *,
+    decoding: Mapping[str, Any],
+    trainer_state: Any = None,
+    file: Path | None = None,
+) -> Comparison | None:
+    """Answer held-out prompts greedily with and without the adapter, and compare the answers.
 
-    Prompts on which the reward failed are left out; None where none is left.
+    Args:
+        model: the policy, unwrapped.
+        rows: of the data, with `prompt` and the columns that the reward reads.
+        reward: an answer is right where it gives its full mark.
+        decoding: what `greedy_completions` takes beside the prompts.
+        trainer_state: for rewards that read it.
+        file: keeps both answers to every prompt; `None` on processes that do not write.
+
+    Returns:
+        The comparison, without prompts on which the reward failed; None where none is left.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    rows = held_out.to_list()
-    options: dict[str, Any] = {
-        "max_new_tokens": trainer.max_completion_length,
-        "template_options": trainer.chat_template_kwargs,
-        "batch_size": max(
-            trainer.args.per_device_eval_batch_size, trainer.args.per_device_train_batch_size
-        ),
-    }
     prompts = [row["prompt"] for row in rows]
-    tokenizer = trainer.processing_class
-    answers = {"adapter": evaluation.greedy_completions(model, tokenizer, prompts, **options)}
+    answers = {"adapter": greedy_completions(model, tokenizer, prompts, **decoding)}
     with adapters.as_base(model):
-        answers["base"] = evaluation.greedy_completions(model, tokenizer, prompts, **options)
-    ours = (
-        entry
-        for entry in trainer.reward_funcs
-        if isinstance(entry, ScoredReward) and entry.reward is reward
-    )
-    scored = next(ours, None) or ScoredReward(reward)
+        answers["base"] = greedy_completions(model, tokenizer, prompts, **decoding)
     right = {}
     for name, texts in answers.items():
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        right[name] = evaluation.right_answers(
-            scored, rows, texts, completion_ids=ids, trainer_state=trainer.state
+        right[name] = right_answers(
+            reward, rows, texts, completion_ids=ids, trainer_state=trainer_state
         )
-    if trainer.is_world_process_zero():
-        with (Path(trainer.args.output_dir) / EVALUATION_FILE).open("w", encoding="utf-8") as file:
-            for index, row in enumerate(rows):
-                record = {
-                    name: {"answer": answers[name][index], "right": right[name][index]}
-                    for name in answers
-                }
-                file.write(
-                    json.dumps({"prompt": row["prompt"], **record}, ensure_ascii=False) + "\n"
-                )
-    pairs = list(zip(right["base"], right["adapter"], strict=True))
-    judged = [
-        (base, adapter) for base, adapter in pairs if base is not None and adapter is not None
-    ]
-    if len(judged) < len(pairs):
+    if file is not None:
+        _write_answers(file, prompts, answers, right)
+    base = []
+    adapter = []
+    for base_is_right, adapter_is_right in zip(right["base"], right["adapter"], strict=True):
+        # None says that the reward failed, which is nothing about the answer.
+        if base_is_right is not None and adapter_is_right is not None:
+            base.append(base_is_right)
+            adapter.append(adapter_is_right)
+    failed = len(prompts) - len(base)
+    if failed:
         logger.warning(
-            f"The reward failed on {len(pairs) - len(judged)} of {len(pairs)} prompts, which are left out."
+            f"The reward failed on {failed} of {len(prompts)} prompts, which are left out."
         )
-    if not judged:
-        return None
-    return statistics.compare([base for base, _ in judged], [adapter for _, adapter in judged])
+    return compare(base, adapter) if base else None
+
+
+def _write_answers(
+    file: Path,
+    prompts: Sequence[Any],
+    answers: Mapping[str, Sequence[str]],
+    right: Mapping[str, Sequence[bool | None]],
+) -> None:
+    with file.open("w", encoding="utf-8") as lines:
+        for index, prompt in enumerate(prompts):
+            record: dict[str, Any] = {"prompt": prompt}
+            for name in answers:
+                record[name] = {"answer": answers[name][index], "right": right[name][index]}
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,99 +1,145 @@
-"""Two checks of the reference: the untouched policy is where it is, and the frozen weights stay what they were."""
+"""Two checks of the reference: the untouched policy is where it is, and frozen weights stay.
+
+Nothing here knows how a trainer computes log-probabilities: the trainer hands that over.
+"""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, TYPE_CHECKING
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from ..config import option
 from ..errors import ReferenceDriftError
+from ..run_context import PolicyState
 from .adapters import as_reference, role_weights
-
-if TYPE_CHECKING:
-    from ..trainer import GRPOTrainer
+from .precision import computes_in_half
 
 KL_AT_START = 1e-6
+# In bf16 the renormalisation of DoRA's weights alone can cost this much.
+KL_AT_START_HALF = 1e-3
+PROBE_TOKENS = 64
 
-KL_AT_START_HALF = 1e-3  # in bf16 DoRA's renormalisation of the weights alone can cost this much
+# (model, input ids (1, T), mask (1, T), tokens to score) -> log-probabilities (1, tokens to score)
+LogProbs = Callable[[Any, Tensor, Tensor, int], Tensor]
 
-_PROBE_TOKENS = 64
 
+def guard_reference(log_probs: LogProbs, policy: PolicyState, args: Any) -> Any:
+    """Check the KL of an untouched policy, and return what checks frozen weights after training.
 
-@contextmanager
-def guarded(trainer: "GRPOTrainer", *, fresh: bool) -> Iterator[None]:
-    """Check the reference before training (`fresh` runs) and the frozen weights after it.
+    Sharded weights cannot be read one by one here, and are not checked.
 
-    Sharded weights (FSDP, DeepSpeed) cannot be read one by one here and are not checked. Neither is a copy `ref` that
-    may change, by resets or because a checkpoint brings its own, nor a critic, which learns.
+    Args:
+        log_probs: how the run computes log-probabilities.
+        policy: before training.
+        args: of the run: `reference` and `reference_reset_every`.
+
+    Returns:
+        A context manager to train in; see `frozen_weights_checked`.
 
     Raises:
-        ReferenceDriftError: the KL of the untouched policy is not 0, or frozen weights changed during training.
+        ReferenceDriftError: the KL is not 0.
     """
-    if not isinstance(trainer.model, PeftModel) or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        yield
-        return
-    if fresh and trainer.beta != 0 and not _starts_elsewhere(trainer):
-        check_kl_at_start(trainer)
-    moving = ["critic"] if fresh and option(trainer.args, "reference_reset_every") is None else ["critic", "ref"]
-    before = frozen_digest(trainer.model, moving)
-    yield
-    if frozen_digest(trainer.accelerator.unwrap_model(trainer.model), moving) != before:
-        raise ReferenceDriftError(
-            "the frozen weights changed during training, so the reference moved with the policy and every KL of this "
-            "run is wrong. Something wrote into the base: look for merge_adapter(), a callback or a custom optimizer."
-        )
+    if not isinstance(policy.model, PeftModel) or policy.sharded_weights:
+        return nullcontext()
+    # Policy and reference differ by design for a continued adapter that is held to the base, and
+    # for soft prompts, which are no no-op at their start.
+    held_to_base = option(args, "reference") == "base" and policy.continues_adapter
+    starts_elsewhere = held_to_base or policy.model.active_peft_config.is_prompt_learning
+    if policy.fresh and policy.has_kl_term and not starts_elsewhere:
+        half = computes_in_half(policy.model, autocast=policy.autocast)
+        check_kl_at_start(policy.model, log_probs, half=half)
+    # A critic learns. A copy `ref` is reset, or comes with the checkpoint that a run resumes.
+    resets = option(args, "reference_reset_every") is not None
+    moving = ["critic"] if policy.fresh and not resets else ["critic", "ref"]
+    return frozen_weights_checked(policy.model, moving)
 
 
-def _starts_elsewhere(trainer: "GRPOTrainer") -> bool:
-    """Whether policy and reference differ at step 0 by design: an adapter held to the base, or soft prompts."""
-    held_to_base = getattr(trainer.args, "reference", "initial") == "base" and trainer.continues_adapter
-    return held_to_base or trainer.model.active_peft_config.is_prompt_learning
-
-
-def check_kl_at_start(trainer: "GRPOTrainer") -> None:
+def check_kl_at_start(model: Any, log_probs: LogProbs, *, half: bool) -> None:
     """Check on a few tokens that policy and reference agree before the first update.
 
-    KL is equation 4 of DeepSeekMath (arXiv 2402.03300), averaged over at most 64 tokens; dropout is off.
+    The KL is equation 4 of DeepSeekMath (arXiv 2402.03300), averaged over at most 64 tokens, with
+    dropout off.
+
+    Args:
+        model: a PEFT model, unwrapped.
+        log_probs: how the run computes log-probabilities.
+        half: whether the model computes in half precision.
 
     Raises:
-        ReferenceDriftError: it is above 1e-6 (1e-3 in half precision).
+        ReferenceDriftError: the KL is above 1e-6, or above 1e-3 in half precision.
     """
-    tokens = min(_PROBE_TOKENS, trainer.model.get_input_embeddings().num_embeddings)
-    ids = torch.arange(tokens, device=trainer.accelerator.device)[None]  # (1, T): any text shows a difference
-    model, training = trainer.model, trainer.model.training
+    tokens = min(PROBE_TOKENS, model.get_input_embeddings().num_embeddings)
+    # Any text shows a difference: these are the first tokens of the vocabulary.
+    ids = torch.arange(tokens, device=model.device)[None]  # (1, T)
     arguments = (model, ids, torch.ones_like(ids), ids.size(1) - 1)
+    training = model.training
     model.eval()
     try:
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            policy = trainer._get_per_token_logps_and_entropies(*arguments)[0].double()
+        with torch.no_grad():
+            policy = log_probs(*arguments).double()
             with as_reference(model):
-                difference = trainer._get_per_token_logps_and_entropies(*arguments)[0].double() - policy
+                difference = log_probs(*arguments).double() - policy
     finally:
         model.train(training)
     kl = (difference.exp() - difference - 1).mean().item()
-    half = trainer.args.bf16 or trainer.args.fp16 or model.dtype in (torch.bfloat16, torch.float16)
     allowed = KL_AT_START_HALF if half else KL_AT_START
+    # Written so that a KL of NaN is refused as well.
     if not kl <= allowed:
         raise ReferenceDriftError(
-            f"KL between the untouched policy and its reference is {kl:.2e} at step 0; it has to be 0 (at most "
-            f"{allowed:g}). The adapter does not start as a no-op: use a PEFT initialisation that does "
-            "(init_lora_weights=True), or hold a continued adapter to its own start (reference='initial')."
+            f"KL between the untouched policy and its reference is {kl:.2e} at step 0; it has to "
+            f"be 0 (at most {allowed:g}). The adapter does not start as a no-op: use a PEFT "
+            "initialisation that does (init_lora_weights=True), or hold a continued adapter to its "
+            "own start (reference='initial')."
+        )
+
+
+@contextmanager
+def frozen_weights_checked(model: Any, moving: Iterable[str] = ()) -> Iterator[None]:
+    """Check after a block that no frozen weight of a model has changed in it.
+
+    Args:
+        model: a PEFT model, unwrapped, with whole weights.
+        moving: adapters that do not train with the policy and may change all the same, such as a
+            critic, or a reference that is reset.
+
+    Raises:
+        ReferenceDriftError: something wrote into the base.
+    """
+    moving = list(moving)
+    before = frozen_digest(model, moving)
+    yield
+    if frozen_digest(model, moving) != before:
+        raise ReferenceDriftError(
+            "the frozen weights changed during training, so the reference moved with the policy "
+            "and every KL of this run is wrong. Something wrote into the base: look for "
+            "merge_adapter(), a callback or a custom optimizer."
         )
 
 
 def frozen_digest(model: Any, moving: Iterable[str] = ()) -> str:
-    """A digest of the bytes of every weight that does not train with the policy, without adapters that may change."""
-    skipped = {name for adapter in moving for name in role_weights(model, adapter)}
-    frozen = [p.detach() for name, p in model.named_parameters() if not p.requires_grad and name not in skipped]
-    with ThreadPoolExecutor() as threads:  # hashing releases the GIL
+    """Return a digest of the bytes of every weight that does not train with the policy.
+
+    Args:
+        moving: adapters that are left out.
+    """
+    skipped: set[str] = set()
+    for adapter in moving:
+        skipped |= role_weights(model, adapter).keys()
+    frozen = []
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad and name not in skipped:
+            frozen.append(weight.detach())
+    # Hashing releases the interpreter's lock, so threads do use several cores.
+    with ThreadPoolExecutor() as threads:
         digests = list(threads.map(_tensor_digest, frozen))
     return hashlib.blake2b(b"".join(digests)).hexdigest()
 
 
-def _tensor_digest(tensor: torch.Tensor) -> bytes:
+def _tensor_digest(tensor: Tensor) -> bytes:
     raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
     return hashlib.blake2b(raw, digest_size=16).digest()

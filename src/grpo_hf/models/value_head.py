@@ -5,9 +5,9 @@ H hidden size.
 
 import copy
 
+import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
-import torch
 
 from ..errors import ModelError
 from .adapters import causal_model

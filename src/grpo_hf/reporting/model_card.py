@@ -3,12 +3,11 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-if TYPE_CHECKING:
-    from ..trainer import GRPOTrainer
+from ..run_context import CardFacts
 
 _HYPERPARAMETERS = (
     "num_generations",
@@ -26,6 +25,8 @@ _HYPERPARAMETERS = (
     "bf16",
     "seed",
 )
+# As a card shows them, and as PEFT calls them.
+_LORA_SETTINGS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 _CITATION = """@article{shao2024deepseekmath,
   title  = {DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models},
   author = {Shao, Zhihong and Wang, Peiyi and Zhu, Qihao and Xu, Runxin and Song, Junxiao and others},
@@ -35,38 +36,45 @@ _CITATION = """@article{shao2024deepseekmath,
 
 
 def write_model_card(
-    trainer: "GRPOTrainer",
-    *,
+    folder: Path,
+    facts: CardFacts,
+    args: Any,
+    results: dict[str, Any],
     model_name: str | None = None,
-    dataset_name: str | None = None,
     tags: Any = None,
 ) -> None:
-    """Write the card of a run as `README.md` in its output folder; names of local folders stay out of it."""
-    base = public_name(trainer.model.config._name_or_path) or "unnamed model"
-    data = public_name(dataset_name or trainer.dataset_source)
+    """Write the card of a run as `README.md`; names of local folders stay out of it.
+
+    Args:
+        folder: the output folder of the run.
+        facts: what was trained on what, and for which rewards.
+        args: settings of the run.
+        results: base against adapter, as `Comparison.as_dict` has it; empty before that is known.
+        model_name: the title; by default the folder's name.
+        tags: more tags for the Hub, one or a list.
+    """
+    base = public_name(facts.base) or "unnamed model"
+    data = public_name(facts.dataset)
     extra = [tags] if isinstance(tags, str) else list(tags or ())
     card_data = ModelCardData(
         base_model=next(iter(_hub_names(base)), None),
         datasets=_hub_names(data) or None,
-        library_name="peft" if hasattr(trainer.model, "peft_config") else "transformers",
+        library_name="peft" if facts.has_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=sorted({"grpo", "grpo-hf", "trl", *extra}),
     )
-    name = model_name or Path(trainer.args.output_dir).name
-    text = "\n\n".join(
-        [
-            f"# {name}",
-            f"Trained from {_code(base)} on {_code(data)} with Group Relative Policy Optimization "
-            "([DeepSeekMath](https://arxiv.org/abs/2402.03300)).",
-            "## Rewards\n\n" + _table(("reward", "weight"), _rewards(trainer)),
-            "## Objective\n\n" + _objective(trainer.args),
-            "## Hyperparameters\n\n" + _table(("setting", "value"), _hyperparameters(trainer)),
-            *_results(trainer.results),
-            f"## Citation\n\n```bibtex\n{_CITATION}\n```",
-        ]
-    )
-    folder = Path(trainer.args.output_dir)
+    sections = [
+        f"# {model_name or folder.name}",
+        f"Trained from {_code(base)} on {_code(data)} with Group Relative Policy Optimization "
+        "([DeepSeekMath](https://arxiv.org/abs/2402.03300)).",
+        "## Rewards\n\n" + _table(("reward", "weight"), _rewards(facts)),
+        "## Objective\n\n" + _objective(args),
+        "## Hyperparameters\n\n" + _table(("setting", "value"), _hyperparameters(facts, args)),
+        *_results(results),
+        f"## Citation\n\n```bibtex\n{_CITATION}\n```",
+    ]
     folder.mkdir(parents=True, exist_ok=True)
+    text = "\n\n".join(sections)
     ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{text}\n").save(folder / "README.md")
 
 
@@ -86,66 +94,68 @@ def public_name(name: str) -> str:
 
 
 def _hub_names(name: str) -> list[str]:
-    """The `org/name` of a Hub repository, without the split that may follow it; empty for anything else."""
+    """Return the `org/name` of a Hub repository, without the split that may follow it.
+
+    Returns:
+        One name, or none where this is no repository.
+    """
     return re.findall(r"^[\w.-]+/[\w.-]+(?= \(|$)", name)
 
 
-def _rewards(trainer: "GRPOTrainer") -> list[tuple[str, str]]:
-    weights = trainer.reward_weights.tolist()
-    specs = [
-        getattr(getattr(function, "reward", None), "spec", name)
-        for function, name in zip(trainer.reward_funcs, trainer.reward_func_names, strict=True)
-    ]
-    shown = [
-        re.sub(r"^.*?([^/\\]+\.py:)", r"\1", spec) for spec in specs
-    ]  # a reward's file, without its folder
-    return [(_code(spec), f"{weight:g}") for spec, weight in zip(shown, weights, strict=True)]
+def _rewards(facts: CardFacts) -> list[tuple[str, str]]:
+    rows = []
+    for spec, weight in facts.rewards:
+        # A reward's file is named without its folder, which is of one machine.
+        shown = re.sub(r"^.*?([^/\\]+\.py:)", r"\1", spec)
+        rows.append((_code(shown), f"{weight:g}"))
+    return rows
 
 
 def _objective(args: Any) -> str:
-    target, every = (getattr(args, name, None) for name in ("target_kl", "reference_reset_every"))
+    target_kl = getattr(args, "target_kl", None)
+    reset_every = getattr(args, "reference_reset_every", None)
+    kl = f"KL coefficient β = {args.beta:g}"
+    if target_kl:
+        kl += f", steered to a KL of {target_kl:g}"
     parts = [
         f"loss `{args.loss_type}`",
-        f"KL coefficient β = {args.beta:g}"
-        + (f", steered to a KL of {target:g}" if target else ""),
+        kl,
         f"advantages scaled by {_code(str(args.scale_rewards))}",
         f"importance ratio per {args.importance_sampling_level}",
     ]
     if args.beta and getattr(args, "reference", None):
-        parts.append(
-            f"reference `{args.reference}`"
-            + (f", the policy anew every {every} steps" if every else "")
-        )
+        reference = f"reference `{args.reference}`"
+        if reset_every:
+            reference += f", the policy anew every {reset_every} steps"
+        parts.append(reference)
     return ", ".join(parts) + "."
 
 
-def _hyperparameters(trainer: "GRPOTrainer") -> list[tuple[str, str]]:
-    rows = [(name, getattr(trainer.args, name, None)) for name in _HYPERPARAMETERS]
-    lora = getattr(trainer.model, "peft_config", {}).get("default")
-    rows += (
-        [(f"lora_{key}", getattr(lora, key, None)) for key in ("r", "lora_alpha", "lora_dropout")]
-        if lora
-        else []
-    )
-    rows.append(("optimizer steps", trainer.state.global_step))
-    return [
-        (f"`{name.replace('lora_lora', 'lora')}`", _value(value))
-        for name, value in rows
-        if value is not None
-    ]
+def _hyperparameters(facts: CardFacts, args: Any) -> list[tuple[str, str]]:
+    values = {name: getattr(args, name, None) for name in _HYPERPARAMETERS}
+    if facts.adapter is not None:
+        for shown, name in _LORA_SETTINGS.items():
+            values[shown] = getattr(facts.adapter, name, None)
+    values["optimizer steps"] = facts.steps
+    rows = []
+    for name, value in values.items():
+        if value is not None:
+            rows.append((_code(name), _value(value)))
+    return rows
 
 
 def _results(results: dict[str, Any]) -> list[str]:
     if not results:
         return []
-    rows = [
-        (name, f"{r['right'] / r['total']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}")
-        for name, r in (("base", results["base"]), ("with this adapter", results["adapter"]))
-    ]
+    rows = []
+    for name, share in (("base", results["base"]), ("with this adapter", results["adapter"])):
+        accuracy = f"{share['right'] / share['total']:.3f}"
+        rows.append((name, accuracy, f"{share['low']:.3f} to {share['high']:.3f}"))
     interval = f"{results['low']:+.3f} to {results['high']:+.3f}"
     rows.append(("difference (paired)", f"{results['difference']:+.3f}", interval))
     caption = f"Accuracy on {results['base']['total']} held-out prompts, greedy decoding."
-    return [f"## Results\n\n{caption}\n\n" + _table(("model", "accuracy", "95% interval"), rows)]
+    table = _table(("model", "accuracy", "95% interval"), rows)
+    return [f"## Results\n\n{caption}\n\n{table}"]
 
 
 def _table(header: tuple[str, ...], rows: list[Any]) -> str:

@@ -8,13 +8,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .metrics_file import MetricsFile, finite
 
+# transformers' bar, and the dictionaries that it prints.
+REPLACED_CALLBACKS = (ProgressCallback, PrinterCallback)
 
-def replace_progress(trainer: Any) -> None:
-    """Put the progress line and `metrics.jsonl` in the place of transformers' bar and printed dictionaries."""
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(MetricsFile())
-    trainer.add_callback(ProgressLine(trainer.reward_func_names))
+
+def progress_callbacks(reward_names: list[str]) -> list[TrainerCallback]:
+    """Return what says how a run goes: `metrics.jsonl`, and a line per logging step."""
+    return [MetricsFile(), ProgressLine(reward_names)]
 
 
 class ProgressLine(TrainerCallback):

@@ -1,8 +1,6 @@
 """The end of a run: base against adapter in one table, the answers behind it on disk, and the curve of its rewards."""
 
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -12,47 +10,50 @@ from ..evaluation.comparison import EVALUATION_FILE
 from ..evaluation.statistics import Comparison
 from .metrics_file import METRICS_FILE, read_metrics
 
-if TYPE_CHECKING:
-    from ..scoring.registry import Reward
-    from ..trainer import GRPOTrainer
-
-logger = logging.getLogger(__name__)
-
 
 def show(
     comparison: Comparison | None,
-    trainer: "GRPOTrainer",
-    reward: "Reward",
+    folder: str | Path,
+    reward_name: str,
     console: Console | None = None,
 ) -> None:
-    """Print the comparison and where everything lies."""
+    """Print the comparison, if there is one, and where everything lies.
+
+    Args:
+        folder: the output folder of the run.
+        reward_name: the reward whose full mark counts as right.
+    """
     console = console or Console(highlight=False)
-    folder = trainer.args.output_dir
     if comparison is not None:
-        title = f"accuracy on {comparison.base.total} held-out prompts, greedy; right: full mark of {reward.name}"
-        table = Table(title=title)
-        for column in ("model", "right", "accuracy", "95% interval"):
-            table.add_column(column, justify="left" if column == "model" else "right")
-        for name, share in (
-            ("base (adapter disabled)", comparison.base),
-            ("adapter", comparison.adapter),
-        ):
-            interval = f"{share.low:.3f} to {share.high:.3f}"
-            table.add_row(name, f"{share.right}/{share.total}", f"{share.value:.3f}", interval)
-        interval = f"{comparison.low:+.3f} to {comparison.high:+.3f}"
-        table.add_row(
-            "difference (paired)", "", f"{comparison.difference:+.3f}", interval, style="bold"
-        )
-        console.print(table)
-        if {comparison.base.right, comparison.adapter.right} in ({0}, {comparison.base.total}):
+        console.print(_comparison_table(comparison, reward_name))
+        right = {comparison.base.right, comparison.adapter.right}
+        if right in ({0}, {comparison.base.total}):
             console.print(
-                f"note: {reward.name} gives its full mark, 1.0, to all answers or to none, so this says nothing. Name "
-                "another reward: --eval_reward NAME."
+                f"note: {reward_name} gives its full mark, 1.0, to all answers or to none, so this "
+                "says nothing. Name another reward: --eval_reward NAME."
             )
     console.print(f"model:   {folder}", soft_wrap=True, markup=False)
     console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True, markup=False)
     if comparison is not None:
         console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True, markup=False)
+
+
+def _comparison_table(comparison: Comparison, reward_name: str) -> Table:
+    table = Table(
+        title=f"accuracy on {comparison.base.total} held-out prompts, greedy; right: full mark of "
+        f"{reward_name}"
+    )
+    table.add_column("model", justify="left")
+    for column in ("right", "accuracy", "95% interval"):
+        table.add_column(column, justify="right")
+    shares = {"base (adapter disabled)": comparison.base, "adapter": comparison.adapter}
+    for name, share in shares.items():
+        interval = f"{share.low:.3f} to {share.high:.3f}"
+        table.add_row(name, f"{share.right}/{share.total}", f"{share.value:.3f}", interval)
+    interval = f"{comparison.low:+.3f} to {comparison.high:+.3f}"
+    difference = f"{comparison.difference:+.3f}"
+    table.add_row("difference (paired)", "", difference, interval, style="bold")
+    return table
 
 
 def plot_rewards(run: Path, picture: Path) -> None:

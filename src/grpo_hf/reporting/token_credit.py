@@ -8,11 +8,9 @@ W processes.
 """
 
 import html
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
@@ -75,48 +73,6 @@ class Piece(NamedTuple):
     advantage: float
     special: bool
     starts_step: bool
-
-
-def record(trainer: Any, batch: dict[str, Any], rewards: Any) -> None:
-    """Append a group of a rollout to `credit.jsonl`, if a step that trains on the rollout is a logging step.
-
-    Args:
-        batch: what TRL 1.16 keeps of a rollout, B rows; `advantages` is (B,), or (B, C) under process supervision.
-        rewards (`Tensor` of shape (W·B, F)): rewards of all processes; NaN stands for None.
-    """
-    step = logged_step(trainer.args, trainer.state)
-    if step is None or not (trainer.model.training and trainer.is_world_process_zero()):
-        return
-    judged = ~rewards.isnan().all(1)
-    total = (rewards * trainer.reward_weights.to(rewards.device)).nansum(
-        1
-    )  # (W·B,): the main process's come first
-    scores = [
-        value if known else None
-        for value, known in zip(total.tolist(), judged.tolist(), strict=True)
-    ]
-    group = credited_group(
-        batch, scores, step=step, size=trainer.num_generations, tokenizer=trainer._tokenizer
-    )
-    line = json.dumps(asdict(group), ensure_ascii=False, separators=(",", ":"))
-    with (Path(trainer.args.output_dir) / CREDIT_FILE).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def logged_step(args: Any, state: Any) -> int | None:
-    """The first logging step among the optimizer steps that train on the rollout that is made now, or None.
-
-    transformers 5.23: `DefaultFlowCallback` decides when it logs, after the step.
-    """
-    if args.logging_strategy != "steps":
-        return None
-    micro_steps = args.steps_per_generation * args.num_iterations
-    first, span = state.global_step + 1, -(-micro_steps // args.gradient_accumulation_steps)
-    steps = range(first, min(first + span, state.max_steps + 1))
-    return next(
-        (s for s in steps if s % state.logging_steps == 0 or (s == 1 and args.logging_first_step)),
-        None,
-    )
 
 
 def credited_group(

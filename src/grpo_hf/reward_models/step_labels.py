@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..algorithm.monte_carlo import Sampler, judge_by, step_values
+from ..algorithm.monte_carlo import Sampler, step_values
 from ..data.completions import columns_of
 from ..data.prompts import prompt_token_ids
 from ..errors import ConfigError
 from ..models.random_state import own_random_numbers
 from ..rollout.sampling import continuing
-from ..scoring.scorer import ScoredReward
+from ..scoring.judging import judge_by
+from ..scoring.scored_reward import ScoredReward
 from ..scoring.steps import found_steps, without_end
 
 

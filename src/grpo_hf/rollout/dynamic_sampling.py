@@ -1,17 +1,18 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups without a signal make room for fresh prompts.
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups without a signal make room.
 
-A group whose completions all earn the same has advantage 0 and teaches nothing. `replace_silent_groups` rolls out fresh
-prompts in their place, for a few rounds at most. The planned order of the data stays as it is, so every prompt is still
-seen when it was meant to be; the fresh ones come on top, drawn from seed, step and round alone, so that a run and a
-resumed run draw the same. All processes see all advantages and take every decision together.
+A group whose completions all earn the same has advantage 0 and teaches nothing.
+`replace_groups` rolls out fresh prompts in their place, for a few rounds at most.
+The planned order of the data stays as it is, so every prompt is still seen when it was meant to be;
+the fresh ones come on top, drawn from seed, step and round alone, so that a run and a resumed run
+draw the same. All processes see all advantages and take every decision together.
 
 Shapes: B rows per process, W processes, G completions per group; groups may span processes.
 """
 
-import copy
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,141 +22,166 @@ from torch.nn.functional import pad
 
 from ..config import option
 from ..errors import ConfigError
-from ..update.micro_batches import Batch, loss_mask
+from ..run_context import RefillPlan, RunContext, RunTraits
+from ..trl_seam import Batch
+from ..update.micro_batches import loss_mask
+
+Row = dict[str, Any]
 
 
-def check(trainer: Any) -> None:
-    """Refuse what dynamic sampling cannot serve, before training.
+@dataclass(frozen=True)
+class Replaced:
+    """A rollout after dynamic sampling, and what that took.
+
+    Args:
+        batch: with fresh groups in the place of some that had no signal.
+        metrics: to log: `signal/refilled_groups`, `signal/refill_prompts` (drawn for that),
+            `signal/refill_rounds`, and `signal/refill_time` in seconds.
+    """
+
+    batch: Batch
+    metrics: dict[str, float]
+
+
+def check_dynamic_sampling(args: Any, dataset: Any, traits: RunTraits) -> None:
+    """Refuse settings with which dynamic sampling, where it is on, cannot work.
+
+    Args:
+        args: of the run.
+        dataset: its training data.
 
     Raises:
-        ConfigError: the training data is a stream, from which no prompt can be drawn; the model reads images; or
-            advantages are scaled over the whole batch, of which fresh groups are another one.
+        ConfigError: the training data is a stream, from which no prompt can be drawn; the model
+            reads images; or advantages are scaled over the whole batch, which fresh groups change.
     """
-    if not option(trainer.args, "dynamic_sampling"):
+    if not option(args, "dynamic_sampling"):
         return
-    if trainer._is_vlm:
+    if traits.reads_images:
         raise ConfigError(
             "--dynamic_sampling is for text; this model reads images. Leave dynamic_sampling off."
         )
-    if (
-        trainer.scale_rewards == "batch"
-        or trainer.multi_objective_aggregation != "sum_then_normalize"
-    ):
+    own_group = args.multi_objective_aggregation == "sum_then_normalize"
+    if args.scale_rewards == "batch" or not own_group:
         raise ConfigError(
-            "--dynamic_sampling puts fresh groups beside the planned ones, so advantages have to be those of their own "
-            "group. Use --scale_rewards group or none, and --multi_objective_aggregation sum_then_normalize."
+            "--dynamic_sampling puts fresh groups beside the planned ones, so advantages have to "
+            "be those of their own group. Use --scale_rewards group or none, and "
+            "--multi_objective_aggregation sum_then_normalize."
         )
-    if isinstance(trainer.train_dataset, IterableDataset):
+    if isinstance(dataset, IterableDataset):
         raise ConfigError(
-            f"--dynamic_sampling draws fresh prompts, and {type(trainer.train_dataset).__name__} can only be read in "
-            "order. Load the data without streaming, or leave dynamic_sampling off."
+            f"--dynamic_sampling draws fresh prompts, and {type(dataset).__name__} can only be "
+            "read in order. Load the data without streaming, or leave dynamic_sampling off."
         )
 
 
-def replace_silent_groups(
-    trainer: Any, batch: Batch, roll_out: Callable[[list[dict[str, Any]]], Batch]
-) -> Batch:
+def replace_groups(
+    batch: Batch, roll_out: Callable[[list[Row]], Batch], plan: RefillPlan, run: RunContext
+) -> Replaced:
     """Replace groups without a signal; those that are left after the last round stay.
 
-    Logged: `signal/refilled_groups`, `signal/refill_prompts` (drawn for that), `signal/refill_rounds`, and what it cost
-    in seconds, `signal/refill_time`. Rewards, lengths, the table of completions and the rest are those of the planned
-    prompts, so that they do not look better for what was left out; what Monte-Carlo values cost is that of all.
-
     Args:
-        batch: what TRL 1.16 keeps of a rollout, B rows.
-        roll_out: turns dataset rows, as many on every process, into such a batch.
+        batch: the planned rollout, B rows.
+        roll_out: turns dataset rows, as many on every process, into a rollout.
+        plan: where fresh prompts come from.
     """
-    start, metrics = time.perf_counter(), trainer._metrics["train"]
-    planned, table = {name: list(values) for name, values in metrics.items()}, trainer._logs
-    refilled = drawn = rounds = 0
-    while rounds < trainer.args.max_refills:
-        holes = (~_loud(trainer, batch)).nonzero()[:, 0]
+    start = time.perf_counter()
+    refilled = 0
+    drawn = 0
+    done = 0
+    while done < plan.rounds:
+        holes = (~_groups_with_signal(batch, run)).nonzero()[:, 0]
         if not len(holes):
             break
-        if not rounds:
-            trainer._logs = copy.deepcopy(
-                table
-            )  # where fresh prompts are written down, and forgotten
-        rows = _fresh_rows(trainer, len(holes), rounds)
-        fresh = {name: _everywhere(trainer, name, value) for name, value in roll_out(rows).items()}
-        found = _of_groups(trainer, fresh["advantages"]).nonzero()[: len(holes), 0]
-        batch = _splice(trainer, batch, fresh, holes[: len(found)], found)
-        refilled, rounds = refilled + len(found), rounds + 1
-        drawn += len(fresh["advantages"]) // trainer.num_generations
-    spent = {
-        name: values
-        for name, values in metrics.items()
-        if name in planned and name.startswith("monte_carlo/")
+        rows = draw_rows(plan.data, len(holes), run, seed=f"{plan.seed}/{done}")
+        fresh = _from_all_processes(roll_out(rows), run)
+        has_signal = _by_group(fresh["advantages"], run.group_size)
+        found = has_signal.nonzero()[: len(holes), 0]
+        batch = _splice(batch, fresh, holes[: len(found)], found, run, plan.pad_token_id)
+        refilled += len(found)
+        drawn += len(has_signal)
+        done += 1
+    metrics = {
+        "signal/refilled_groups": float(refilled),
+        "signal/refill_prompts": float(drawn),
+        "signal/refill_rounds": float(done),
+        "signal/refill_time": time.perf_counter() - start,
     }
-    for name, values in spent.items():  # all of it is the cost of this step
-        planned[name][-1] += sum(values[len(planned[name]) :])
-    tokens = metrics["num_tokens"]
-    metrics.clear()
-    metrics.update(planned | {"num_tokens": tokens})
-    trainer._logs = table
-    cost = {"refilled_groups": refilled, "refill_prompts": drawn, "refill_rounds": rounds}
-    for name, value in {**cost, "refill_time": time.perf_counter() - start}.items():
-        metrics[f"signal/{name}"].append(float(value))
-    return batch
+    return Replaced(batch, metrics)
 
 
-def _loud(trainer: Any, batch: Batch) -> Tensor:
-    """Which groups of all processes have a signal, (W·B / G,)."""
-    return _of_groups(trainer, _everywhere(trainer, "advantages", batch["advantages"]))
+def draw_rows(data: Any, groups: int, run: RunContext, *, seed: str) -> list[Row]:
+    """Draw this process's rows of fresh groups: at least `groups`, as many rows on every process.
 
-
-def _of_groups(trainer: Any, advantages: Tensor) -> Tensor:
-    return (advantages != 0).view(len(advantages) // trainer.num_generations, -1).any(1)
-
-
-def _fresh_rows(trainer: Any, groups: int, attempt: int) -> list[dict[str, Any]]:
-    """This process's rows of fresh groups: at least `groups`, and as many rows on every process."""
-    world, size = trainer.accelerator.num_processes, trainer.num_generations
-    while groups * size % world:
+    Args:
+        data: the training data.
+        seed: what decides the draw; the same on all processes. It is no secret.
+    """
+    while groups * run.group_size % run.world:
         groups += 1
-    step = (trainer.state.global_step, trainer._step % trainer.args.gradient_accumulation_steps)
-    chance = random.Random(f"{trainer.args.seed}/{step}/{attempt}")  # a seed, not a secret
-    data = trainer.train_dataset
+    chance = random.Random(seed)
     chosen = [chance.randrange(len(data)) for _ in range(groups)]
-    mine = groups * size // world
-    first = trainer.accelerator.process_index * mine
-    return [data[chosen[row // size]] for row in range(first, first + mine)]
+    rows = run.mine(groups * run.group_size // run.world)
+    return [data[chosen[row // run.group_size]] for row in range(rows.start, rows.stop)]
 
 
-def _everywhere(trainer: Any, name: str, value: Any) -> Any:
-    """A tensor of rows from all processes, padded to one width: prompts on the left, the rest on the right."""
+def _groups_with_signal(batch: Batch, run: RunContext) -> Tensor:
+    """Return which groups of all processes have a signal, (W·B / G,)."""
+    return _by_group(_gathered("advantages", batch["advantages"], run), run.group_size)
+
+
+def _by_group(advantages: Tensor, group_size: int) -> Tensor:
+    """Return which groups have an advantage that is not 0; (rows,) or (rows, C) -> (groups,)."""
+    return (advantages != 0).view(len(advantages) // group_size, -1).any(1)
+
+
+def _from_all_processes(batch: Batch, run: RunContext) -> Batch:
+    gathered: Any = {}
+    for name, value in batch.items():
+        gathered[name] = _gathered(name, value, run)
+    return gathered
+
+
+def _gathered(name: str, value: Any, run: RunContext) -> Any:
+    """Return a tensor of rows from all processes, padded to one width; anything else as it is."""
     if not isinstance(value, Tensor) or not value.ndim:
         return value
     if value.ndim > 1:
-        value = trainer.accelerator.pad_across_processes(
-            value, dim=1, pad_first=name.startswith("prompt_")
+        value = run.accelerator.pad_across_processes(
+            value, dim=1, pad_first=_pads_on_the_left(name)
         )
-    return trainer.accelerator.gather(value)
+    return run.gather(value)
 
 
-def _splice(trainer: Any, batch: Batch, fresh: Batch, holes: Tensor, found: Tensor) -> Batch:
+def _pads_on_the_left(name: str) -> bool:
+    """Whether rows under this name are padded on the left, as prompts are."""
+    return name.startswith("prompt_")
+
+
+def _splice(
+    batch: Batch, fresh: Batch, holes: Tensor, found: Tensor, run: RunContext, pad_token_id: int
+) -> Batch:
     """Put fresh groups, by their index in `found`, where groups `holes` of all processes were."""
-    size, rows = trainer.num_generations, len(batch["prompt_ids"])
-    offsets = torch.arange(size, device=holes.device)
-    targets = (holes[:, None] * size + offsets).flatten() - trainer.accelerator.process_index * rows
-    sources = (found[:, None] * size + offsets).flatten()
+    rows = len(batch["prompt_ids"])
+    offsets = torch.arange(run.group_size, device=holes.device)
+    targets = (holes[:, None] * run.group_size + offsets).flatten() - run.mine(rows).start
+    sources = (found[:, None] * run.group_size + offsets).flatten()
     mine = (targets >= 0) & (targets < rows)
-    spliced = dict(batch)
+    spliced: Any = dict(batch)
+    fresh_values: Any = fresh
     for name, value in batch.items():
         if not isinstance(value, Tensor) or not value.ndim:
             continue
-        other = fresh[name]
+        other = fresh_values[name]
         if value.ndim > 1:
-            left = name.startswith("prompt_")
-            fill = trainer._tokenizer.pad_token_id if name.endswith("_ids") else 0
-            value, other = (
-                _widen(x, max(value.shape[1], other.shape[1]), left, fill) for x in (value, other)
-            )
+            fill = pad_token_id if name.endswith("_ids") else 0
+            width = max(value.shape[1], other.shape[1])
+            value = _widen(value, width, fill, left=_pads_on_the_left(name))
+            other = _widen(other, width, fill, left=_pads_on_the_left(name))
         spliced[name] = value.index_copy(0, targets[mine], other[sources[mine]].to(value.dtype))
-    spliced["num_items_in_batch"] = trainer.accelerator.gather(loss_mask(spliced).sum()).sum()
+    spliced["num_items_in_batch"] = run.gather(loss_mask(spliced).sum()).sum()
     return spliced
 
 
-def _widen(block: Tensor, width: int, left: bool, fill: int) -> Tensor:
+def _widen(block: Tensor, width: int, fill: int, *, left: bool) -> Tensor:
     room = width - block.shape[1]
     return pad(block, (room, 0) if left else (0, room), value=fill)

@@ -8,7 +8,7 @@ Shapes: B rows, N distinct prompts, V vocabulary.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,25 +23,15 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation import GenerationMode
-from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..config import option
 from ..errors import GrpoError
 from ..models.adapters import causal_model
+from ..trl_seam import sample_as_transformers, whole_generation_config
 from ..update.packing import distinct_prompts
 from .merged_weights import merged
 from .shared_prefix_cache import Fork
 
 KEEP = 0.75  # rows are dropped when less than this share is unfinished: dropping copies what is left of the cache
-
-
-def by_groups(trainer: Any) -> AbstractContextManager[None]:
-    """`faster_generate` for a trainer's model, if its settings want it and its weights are whole in this process."""
-    sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-    elsewhere = trainer.use_vllm or trainer.use_transformers_continuous_batching
-    if sharded or elsewhere or not option(trainer.args, "grouped_rollout"):
-        return nullcontext()
-    return faster_generate(trainer.accelerator.unwrap_model(trainer.model_wrapped))
 
 
 @contextmanager
@@ -73,9 +63,7 @@ def _is_served(model: Any, named: dict[str, Any]) -> bool:
         return False
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return False  # PEFT puts soft prompts in while it prepares the inputs of each step
-    config = causal_model(model)._prepare_generation_config(named["generation_config"])[
-        0
-    ]  # with the model's own settings
+    config = whole_generation_config(causal_model(model), named["generation_config"])
     return (
         config.get_generation_mode() in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
         and config.use_cache is not False
@@ -109,8 +97,14 @@ def sample_groups(
     """
     cache, attention_mask = inputs.get("past_key_values"), inputs.get("attention_mask")
     if not isinstance(cache, DynamicCache):  # a state-space model's, for one
-        settings = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
-        return model._sample(input_ids, generation_config=generation_config, **settings, **inputs)
+        return sample_as_transformers(
+            model,
+            input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            **inputs,
+        )
     length, limit = input_ids.shape[1], generation_config.max_length
     padding = generation_config.pad_token_id if generation_config.pad_token_id is not None else 0
     sequences = torch.cat(

@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from ..trl_seam import (
+    arrange_weight,
+    arranged_linear,
+    has_arranged_products,
+    lora_is_two_products,
+)
+
 MEMORY = 0.5  # merged weights may take this share of the memory that is free
 ROWS = 16  # about as many are decoded at a time; oneDNN arranges weights for that
 
@@ -73,8 +80,8 @@ def _product(layer: Any) -> Callable[[Tensor], Tensor]:
         weight = weight.T if layer.fan_in_fan_out else weight  # GPT-2's layers
     if not _arrangeable(weight):
         return lambda x: F.linear(x, weight, bias)
-    arranged = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x.float(), arranged, bias, "none", [], "")
+    arranged = arrange_weight(weight, ROWS)
+    return lambda x: arranged_linear(x, arranged, bias)
 
 
 def _base(layer: Any) -> Any:
@@ -83,23 +90,22 @@ def _base(layer: Any) -> Any:
 
 def _arrangeable(weight: Tensor) -> bool:
     """Whether torch has oneDNN's product for a weight (2.13 has, under names of its own for compiled models)."""
-    names = ("_linear_pointwise", "_reorder_linear_weight")
-    known = torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in names
-    )
-    return known and weight.device.type == "cpu" and weight.dtype == torch.float32
+    is_float32_on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return is_float32_on_cpu and has_arranged_products()
 
 
 def _can_merge(layers: list[Any]) -> bool:
     """Whether the active adapter is two matrices on plain linear layers, and memory has room for merged weights."""
     adapted = [layer for layer in layers if type(layer) is not nn.Linear]
-    if not adapted or not all(
-        type(layer) is LoraLinear and not layer.merged and not layer.disable_adapters
-        for layer in adapted
-    ):
+    if not adapted:
         return False
-    if any(layer.lora_variant or any(layer.lora_bias.values()) for layer in adapted):
-        return False
+    for layer in adapted:
+        # Every adapter on the layer has to be two products, not just the active one: a variant on
+        # another one changes how PEFT computes the layer.
+        if type(layer) is not LoraLinear:
+            return False
+        if not all(lora_is_two_products(layer, name) for name in layer.lora_bias):
+            return False
     weights = [_base(layer).weight for layer in layers]
     if any(type(_base(layer)) not in (nn.Linear, Conv1D) for layer in adapted):
         return False

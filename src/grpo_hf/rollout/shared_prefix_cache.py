@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from ..update.packed_attention import KNOWN_OPTIONS, as_autocast, attend_on_cpu, join, read_layouts
+from ..trl_seam import attention_implementation, cpu_attention
+from ..update.packed_attention import KNOWN_OPTIONS, as_autocast, join, read_layouts
 
 
 class Fork:
@@ -39,7 +40,7 @@ class Fork:
             x.kind is Parameter.VAR_KEYWORD
             for x in signature(type(model).forward).parameters.values()
         )
-        implementation = model.config.get_text_config()._attn_implementation
+        implementation = attention_implementation(model.config.get_text_config())
         if model.device.type != "cpu" or implementation != "sdpa" or not accepts_any:
             return None
         read_layouts("sdpa")
@@ -96,9 +97,8 @@ class Fork:
             return original(module, query, key, value, mask, **options)
         query, key, value = as_autocast(query, key, value)
         scaling = options.get("scaling")
-        added = attend_on_cpu(
-            query, key, value, scaling
-        )  # (R, H, 1, D) and its normaliser, (R, H, 1)
+        # (R, H, 1, D) and its normaliser, (R, H, 1)
+        added = cpu_attention(query, key, value, scaling, is_causal=False)
         keys, values = self._prompts[module.layer_idx]
         parts = []
         for index, (rows, padding, of) in enumerate(
@@ -107,8 +107,8 @@ class Fork:
             if rows:
                 own = slice(index, index + 1)
                 prompt = keys[own, :, padding:], values[own, :, padding:]
-                output, normaliser = attend_on_cpu(
-                    query[of].transpose(0, 2), *prompt, scaling
+                output, normaliser = cpu_attention(
+                    query[of].transpose(0, 2), *prompt, scaling, is_causal=False
                 )  # (1, H, rows, D)
                 parts.append((output.transpose(0, 2), normaliser.transpose(0, 2)))
         outputs, normalisers = zip(*parts, strict=True)

@@ -10,8 +10,8 @@ from accelerate import PartialState
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..models.loading import loading
 from ..errors import ModelError
+from ..models.loading import loading
 
 
 def save_policy(model: PeftModel, folder: Path) -> None:
@@ -33,7 +33,9 @@ def load_policy(model: PeftModel, folder: Path) -> None:
     missing = [name for name in found.missing_keys if ".default." in name]
     if missing or found.unexpected_keys:
         different = [*missing, *found.unexpected_keys][0]
-        raise ModelError(f"{folder}: the adapter does not fit the policy: {different} is on one side only.")
+        raise ModelError(
+            f"{folder}: the adapter does not fit the policy: {different} is on one side only."
+        )
 
 
 def whole_checkpoint(folder: Path) -> str | None:

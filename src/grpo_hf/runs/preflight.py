@@ -12,19 +12,18 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..models import loading
-from ..data import prompts
-from ..models import adapters
 from ..config import GRPOConfig
-from ..errors import ConfigError, DataError, HubUnreachable, OutputExistsError, did_you_mean
-from ..algorithm.monte_carlo import process_reward
-from ..scoring.registry import load_reward
-from ..reporting.output_folder import claim_output_folder
-from .recipe import EMBEDDED_MODEL, Recipe
-from ..scoring.reward import Reward, require_columns
-from ..scoring.trial import dry_run, first_rows, untried
+from ..data import prompts
 from ..data.readers import Split, read_split
+from ..errors import ConfigError, DataError, HubUnreachable, OutputExistsError, did_you_mean
+from ..models import adapters, loading
+from ..reporting.output_folder import claim_output_folder
+from ..scoring.process_reward import process_reward
+from ..scoring.registry import load_reward
+from ..scoring.reward import Reward, require_columns
 from ..scoring.scorer import isolate, refuse_namesakes, scored_rewards, weights_at
+from ..scoring.trial import dry_run, first_rows, untried
+from .recipe import EMBEDDED_MODEL, Recipe
 
 _RENAME = "--columns {}=<its name there>"
 
@@ -87,8 +86,14 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
     if chat and name is not None and Path(name).is_dir():
         source = {"revision": recipe.model.model_revision, "gguf_file": settings.gguf_file}
         trusted = recipe.training.trust_remote_code
-        chat = loading.load_tokenizer(name, **source, trust_remote_code=trusted).chat_template is not None
-    build, column = _prompt_builder(recipe, chat=chat), prompts.prompt_column(train, settings.prompt_column)
+        chat = (
+            loading.load_tokenizer(name, **source, trust_remote_code=trusted).chat_template
+            is not None
+        )
+    build, column = (
+        _prompt_builder(recipe, chat=chat),
+        prompts.prompt_column(train, settings.prompt_column),
+    )
     rows: list[dict[str, Any]] = []
     for row in train.rows:
         with suppress(ValueError):  # not a prompt; a run leaves it out as well
@@ -115,7 +120,9 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     """
     settings, name = recipe.task, recipe.model.model_name_or_path
     if name is None:
-        raise ConfigError("no model named: give --model_name_or_path (a local folder, or a model on the Hub).")
+        raise ConfigError(
+            "no model named: give --model_name_or_path (a local folder, or a model on the Hub)."
+        )
     source = {
         "revision": recipe.model.model_revision,
         "gguf_file": settings.gguf_file,
@@ -140,7 +147,9 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
 
 def _prompt_builder(recipe: Recipe, *, chat: bool) -> Any:
     task = recipe.task
-    return prompts.prompt_builder(chat=chat, system_prompt=task.system_prompt, instruction=task.instruction)
+    return prompts.prompt_builder(
+        chat=chat, system_prompt=task.system_prompt, instruction=task.instruction
+    )
 
 
 def _dataset(recipe: Recipe, task: Task, split: Split, *, chat: bool) -> tuple[Dataset, Split]:
@@ -153,7 +162,9 @@ def _dataset(recipe: Recipe, task: Task, split: Split, *, chat: bool) -> tuple[D
 def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
     task = recipe.task
     if not task.rewards:
-        raise ConfigError("no reward named: give --rewards, as in --rewards gsm8k. Try `grpo-hf rewards list`.")
+        raise ConfigError(
+            "no reward named: give --rewards, as in --rewards gsm8k. Try `grpo-hf rewards list`."
+        )
     rewards = [load_reward(spec, relative_to=recipe.folder) for spec in task.rewards]
     refuse_namesakes(rewards)
     weights = recipe.training.reward_weights
@@ -191,13 +202,20 @@ def _try_rewards(recipe: Recipe, rewards: Sequence[Reward], train: Dataset) -> N
 
 def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | None, list[str]]:
     task, seed = recipe.task, recipe.training.seed
-    where = {"path": task.dataset_path, "name": task.dataset_name, "config": task.dataset_config, "seed": seed}
+    where = {
+        "path": task.dataset_path,
+        "name": task.dataset_name,
+        "config": task.dataset_config,
+        "seed": seed,
+    }
     train = read_split(**where, split=task.dataset_train_split)
     assert train is not None  # only an optional split may be missing
     train = prompts.rename_columns(train, recipe.column_map)
     require_columns(rewards, prompts.column_names(train.rows), train.source, _RENAME)
     if task.eval_rows < 0:
-        raise ConfigError(f"eval_rows is {task.eval_rows}; expected a number of prompts, or 0 for no evaluation.")
+        raise ConfigError(
+            f"eval_rows is {task.eval_rows}; expected a number of prompts, or 0 for no evaluation."
+        )
     if not task.eval_rows:
         return train, None, []
     test = read_split(**where, split=task.dataset_test_split, optional=True)
@@ -255,9 +273,13 @@ def _hub_login(recipe: Recipe) -> None:
     try:
         HfApi().whoami(token=token)
     except LocalTokenNotFoundError as error:
-        raise ConfigError("--push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN.") from error
+        raise ConfigError(
+            "--push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN."
+        ) from error
     except HfHubHTTPError as error:
-        raise ConfigError(f"--push_to_hub: the Hub refused the token ({error}). Run `hf auth login` again.") from error
+        raise ConfigError(
+            f"--push_to_hub: the Hub refused the token ({error}). Run `hf auth login` again."
+        ) from error
     except OSError as error:
         raise HubUnreachable(
             f"--push_to_hub: the Hub does not answer ({type(error).__name__}). Train without it and push the output "
@@ -266,13 +288,22 @@ def _hub_login(recipe: Recipe) -> None:
 
 
 def _check_lengths(
-    dataset: Dataset, source: str, tokenizer: PreTrainedTokenizerBase, config: Any, training: GRPOConfig
+    dataset: Dataset,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Any,
+    training: GRPOConfig,
 ) -> None:
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is None:
         return
     completion = training.max_completion_length or 0
-    lengths = list(map(len, prompts.prompt_token_ids(dataset["prompt"], tokenizer, training.chat_template_kwargs)))
+    lengths = list(
+        map(
+            len,
+            prompts.prompt_token_ids(dataset["prompt"], tokenizer, training.chat_template_kwargs),
+        )
+    )
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] + completion > context:
         too_long = sum(length + completion > context for length in lengths)

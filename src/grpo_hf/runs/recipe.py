@@ -17,6 +17,7 @@ from trl import ModelConfig, TrlParser
 
 from ..config import GRPOConfig
 from ..errors import ConfigError, did_you_mean
+from ..trl_seam import parser_actions
 
 
 @dataclass
@@ -44,29 +45,48 @@ class TaskArguments:
         cold_start_steps (`int`): supervised steps that teach the embedded model the format first (recipes/gsm8k.py).
     """
 
-    dataset_path: str | None = field(default=None, metadata={"help": "Local folder, or jsonl/csv/parquet file."})
+    dataset_path: str | None = field(
+        default=None, metadata={"help": "Local folder, or jsonl/csv/parquet file."}
+    )
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the Hub dataset."}
+    )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     prompt_column: str | None = field(default=None, metadata={"help": "Column with the prompt."})
     columns: list[str] = field(
         default_factory=list, metadata={"help": "Renames: name_that_rewards_know=name_in_the_data."}
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message of every prompt."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message of every prompt."}
+    )
     instruction: str | None = field(default=None, metadata={"help": "Text below every prompt."})
-    rewards: list[str] = field(default_factory=list, metadata={"help": "Rewards: names or ./file.py:function."})
+    rewards: list[str] = field(
+        default_factory=list, metadata={"help": "Rewards: names or ./file.py:function."}
+    )
     adapter: str | None = field(default=None, metadata={"help": "Saved adapter to continue."})
-    gguf_file: str | None = field(default=None, metadata={"help": "GGUF file to take the base from."})
-    eval_rows: int = field(default=200, metadata={"help": "Held-out prompts to evaluate on at the end; 0: none."})
-    eval_reward: str | None = field(default=None, metadata={"help": "Reward whose full mark is a right answer."})
-    cold_start_steps: int = field(default=0, metadata={"help": "Supervised steps of the embedded model."})
+    gguf_file: str | None = field(
+        default=None, metadata={"help": "GGUF file to take the base from."}
+    )
+    eval_rows: int = field(
+        default=200, metadata={"help": "Held-out prompts to evaluate on at the end; 0: none."}
+    )
+    eval_reward: str | None = field(
+        default=None, metadata={"help": "Reward whose full mark is a right answer."}
+    )
+    cold_start_steps: int = field(
+        default=0, metadata={"help": "Supervised steps of the embedded model."}
+    )
 
 
 EMBEDDED_MODEL = "embedded:tiny"
 _KINDS = (TaskArguments, ModelConfig, GRPOConfig)
 _SECRETS = ("hub_token",)  # given, used, and never written down
-_OF_ONE_RUN = ("output_dir", "resume_from_checkpoint")  # a recipe that runs again needs a folder of its own
+_OF_ONE_RUN = (
+    "output_dir",
+    "resume_from_checkpoint",
+)  # a recipe that runs again needs a folder of its own
 
 
 @dataclass(frozen=True)
@@ -90,14 +110,18 @@ class Recipe:
         pairs = [entry.partition("=") for entry in self.task.columns]
         wrong = next(("".join(pair) for pair in pairs if not all(pair)), None)
         if wrong is not None:
-            raise ConfigError(f"--columns {wrong}: expected name_that_rewards_know=name_in_the_data, as answer=Answer.")
+            raise ConfigError(
+                f"--columns {wrong}: expected name_that_rewards_know=name_in_the_data, as answer=Answer."
+            )
         return {new: old for new, _, old in pairs}
 
     def save(self, folder: Path) -> None:
         """Write what was given as `recipe.yaml`, which runs again with an --output_dir of its own."""
         given = {name: value for name, value in self.given.items() if name not in _OF_ONE_RUN}
         if "rewards" in given:
-            given["rewards"] = [_relocated(reward, self.folder, folder) for reward in given["rewards"]]
+            given["rewards"] = [
+                _relocated(reward, self.folder, folder) for reward in given["rewards"]
+            ]
         text = yaml.safe_dump(given, sort_keys=True, allow_unicode=True)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
 
@@ -114,7 +138,9 @@ def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Rec
     parser = TrlParser(_KINDS, allow_abbrev=False)
     parser.error = _raise_config_error
     # TRL's parser reads the same list; of the two actions of a boolean the first is not its --no_ form.
-    known = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
+    known = {
+        action.dest: action for action in reversed(parser_actions(parser)) if action.dest != "help"
+    }
     settings = _read_yaml(file, known) if file is not None else {}
     parser.set_defaults(**settings)  # for --help
     flags, rest = parser.parse_known_args(arguments, Namespace(**dict.fromkeys(known)))
@@ -130,7 +156,9 @@ def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Rec
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file or 'flags'}: {error}") from error
-    return Recipe(task, model, training, file, {name: given[name] for name in given if name not in _SECRETS})
+    return Recipe(
+        task, model, training, file, {name: given[name] for name in given if name not in _SECRETS}
+    )
 
 
 def _config_file(arguments: list[str]) -> Path | None:
@@ -155,19 +183,31 @@ def _read_yaml(file: Path, known: dict[str, Action]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: not a YAML file ({error}).") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"{file}: expected settings as `key: value` lines, got {type(settings).__name__}.")
+        raise ConfigError(
+            f"{file}: expected settings as `key: value` lines, got {type(settings).__name__}."
+        )
     if "env" in settings:
-        raise ConfigError(f"{file}: `env` is not read; set environment variables in the shell that starts the run.")
+        raise ConfigError(
+            f"{file}: `env` is not read; set environment variables in the shell that starts the run."
+        )
     unknown = next((str(key) for key in settings if key not in known), None)
     if unknown is not None:
-        raise ConfigError(f"{file}: setting {unknown!r} is not known.{did_you_mean(unknown, known)}")
+        raise ConfigError(
+            f"{file}: setting {unknown!r} is not known.{did_you_mean(unknown, known)}"
+        )
     hints = {name: hint for kind in _KINDS for name, hint in get_type_hints(kind).items()}
     for name, value in settings.items():
         try:
             settings[name] = _converted(value, known[name], hints[name])
         except (ValueError, TypeError, ArgumentTypeError):
             choices, hint = known[name].choices, hints[name]
-            wanted = f"one of {', '.join(choices)}" if choices else hint.__name__ if isinstance(hint, type) else hint
+            wanted = (
+                f"one of {', '.join(choices)}"
+                if choices
+                else hint.__name__
+                if isinstance(hint, type)
+                else hint
+            )
             got = f"{value!r} ({type(value).__name__})"
             raise ConfigError(f"{file}: {name} is {got}; expected {wanted}.") from None
     return settings
@@ -183,7 +223,10 @@ def _converted(value: Any, action: Action, hint: Any) -> Any:
         return "no"  # which YAML reads as false
     if action.nargs == "+":
         entries = value if isinstance(value, list) else [value]
-        return [e if action.dest == "rewards" and isinstance(e, dict) else _as_flag(e, action) for e in entries]
+        return [
+            e if action.dest == "rewards" and isinstance(e, dict) else _as_flag(e, action)
+            for e in entries
+        ]
     if isinstance(value, bool) and action.type is str:
         kinds.append(bool)  # TRL means true and false in some of its text settings: scale_rewards
     return value if type(value) in kinds and not action.choices else _as_flag(value, action)

@@ -2,32 +2,35 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel, get_peft_model
 from transformers import set_seed
 from transformers.utils import logging
-from trl import get_peft_config
 
-from ..models import loading
-from ..evaluation import comparison
-from ..evaluation.statistics import Comparison
-from . import preflight
-from ..reporting import report
-from ..models import adapters
 from ..errors import ModelError
-from .recipe import EMBEDDED_MODEL, Recipe
+from ..evaluation.comparison import EVALUATION_FILE, compare_with_base, not_comparable
+from ..evaluation.statistics import Comparison
+from ..models import adapters, loading
+from ..reporting import report
+from ..scoring.reward import Reward
+from ..scoring.scored_reward import ScoredReward
 from ..trainer import GRPOTrainer
+from . import preflight
+from .recipe import EMBEDDED_MODEL, Recipe
 
 
 def train(recipe: Recipe) -> Comparison | None:
     """Run a recipe.
 
     Returns:
-        Base against adapter on the held-out prompts, or None where `eval_rows` is 0 or there is nothing to compare.
+        Base against adapter on the held-out prompts, or None where `eval_rows` is 0 or there is
+        nothing to compare.
 
     Raises:
-        GrpoError: something is wrong with the recipe, before the model is loaded where that can be known.
+        GrpoError: something is wrong with the recipe; before the model is loaded where that can be
+            known.
     """
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -38,70 +41,117 @@ def train(recipe: Recipe) -> Comparison | None:
         say(f"note: {note}", flush=True)
     named = ", ".join(reward.spec for reward in task.rewards)
     say(f"{len(prompts.train):,} prompts from {task.train.source}; rewards: {named}", flush=True)
+    trainer = _trainer(recipe, task, prompts)
+    if trainer.is_world_process_zero():
+        recipe.save(Path(recipe.training.output_dir))
+    trainer.train(resume_from_checkpoint=task.resume)
+    trainer.save_model()
+    comparison = None
+    if prompts.held_out is not None:
+        comparison = _compare(trainer, prompts.held_out, task.eval_reward)
+        trainer.results = comparison.as_dict() if comparison is not None else {}
+    if recipe.training.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        report.show(comparison, trainer.args.output_dir, task.eval_reward.name)
+    trainer.end()
+    return comparison
 
-    model = loading.load_base(
-        recipe.model, gguf_file=recipe.task.gguf_file, trust_remote_code=recipe.training.trust_remote_code
+
+def _trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts) -> GRPOTrainer:
+    """Load the model of a recipe, and make its trainer."""
+    model: Any = loading.load_base(
+        recipe.model,
+        gguf_file=recipe.task.gguf_file,
+        trust_remote_code=recipe.training.trust_remote_code,
     )
-    peft_config = get_peft_config(recipe.model)
+    lora = loading.lora_config(recipe.model)
     if recipe.task.adapter is not None:
-        model, peft_config = adapters.continue_adapter(model, recipe.task.adapter), None
+        model = adapters.continue_adapter(model, recipe.task.adapter)
+        lora = None
     trainer = GRPOTrainer(
         model,
         task.rewards,
         recipe.training,
         train_dataset=prompts.train,
         processing_class=prompts.tokenizer,
-        peft_config=peft_config,
+        peft_config=lora,
     )
     trainer.dataset_source = task.train.source
-    if trainer.is_world_process_zero():
-        recipe.save(Path(recipe.training.output_dir))
-    trainer.train(resume_from_checkpoint=task.resume)
-    trainer.save_model()
+    return trainer
 
-    compared = None
-    if prompts.held_out is not None and (reason := comparison.not_comparable(trainer)):
+
+def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison | None:
+    """Compare base and adapter on held-out prompts, or say why that cannot be done."""
+    say = PartialState().print
+    reason = not_comparable(trainer.model, sharded_weights=trainer.traits.sharded_weights)
+    if reason is not None:
         say(f"note: no comparison with the base: {reason}", flush=True)
-    elif prompts.held_out is not None:
-        say(f"comparing base and adapter on {len(prompts.held_out)} held-out prompts", flush=True)
-        compared = comparison.compare_with_base(trainer, prompts.held_out, task.eval_reward)
-        trainer.results = compared.as_dict() if compared is not None else {}
-    if recipe.training.push_to_hub:
-        trainer.push_to_hub()
-    else:
-        trainer.create_model_card()
-    if trainer.is_world_process_zero():
-        report.show(compared, trainer, task.eval_reward)
-    trainer.end()
-    return compared
+        return None
+    say(f"comparing base and adapter on {len(held_out)} held-out prompts", flush=True)
+    args = trainer.args
+    file = Path(args.output_dir) / EVALUATION_FILE
+    return compare_with_base(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        held_out.to_list(),
+        _entry_of(trainer.reward_funcs, reward),
+        decoding={
+            "max_new_tokens": trainer.max_completion_length,
+            "template_options": trainer.chat_template_kwargs,
+            "batch_size": max(args.per_device_eval_batch_size, args.per_device_train_batch_size),
+        },
+        trainer_state=trainer.state,
+        file=file if trainer.is_world_process_zero() else None,
+    )
+
+
+def _entry_of(entries: list[Any], reward: Reward) -> ScoredReward:
+    """Return the entry of a reward among a trainer's, which has a process already."""
+    for entry in entries:
+        if isinstance(entry, ScoredReward) and entry.reward is reward:
+            return entry
+    return ScoredReward(reward)
 
 
 def prompts_of(recipe: Recipe, task: preflight.Task) -> preflight.Prompts:
-    """The prompts of a recipe, checked with everything that needs no weights; the embedded model is taught before.
+    """Check everything that needs no weights, and return the prompts of a recipe.
+
+    The embedded model is taught its format before.
 
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
     """
     if recipe.model.model_name_or_path == EMBEDDED_MODEL:
-        preflight.check_rows(recipe, task, chat=False)  # before minutes of a cold start
+        # Before a cold start, which takes minutes.
+        preflight.check_rows(recipe, task, chat=False)
         recipe.model.model_name_or_path = cold_started(recipe)
     return preflight.check_model(recipe, task)
 
 
 def policy_of(recipe: Recipe) -> PeftModel:
-    """The policy on its frozen base, without a trainer: a fresh adapter, or the one that `--adapter` names.
+    """Return the policy on its frozen base, without a trainer.
+
+    It is a fresh adapter, or the one that `--adapter` names.
 
     Raises:
         ModelError: no such model, an adapter that changes the base, or none at all.
     """
-    config = get_peft_config(recipe.model)
+    config = loading.lora_config(recipe.model)
     if config is None and recipe.task.adapter is None:
-        raise ModelError("use_peft is false, and here the policy is an adapter beside others. Leave it out.")
+        raise ModelError(
+            "use_peft is false, and here the policy is an adapter beside others. Leave it out."
+        )
     adapters.guard_adapter_config(config)
     model = loading.load_base(
-        recipe.model, gguf_file=recipe.task.gguf_file, trust_remote_code=recipe.training.trust_remote_code
+        recipe.model,
+        gguf_file=recipe.task.gguf_file,
+        trust_remote_code=recipe.training.trust_remote_code,
     ).to(recipe.training.device)
-    adapters.keep_trainable(model)  # whoever wants no trainer samples first
+    # Whoever wants no trainer samples first, which is what packs 4-bit weights.
+    adapters.keep_trainable(model)
     set_seed(recipe.training.seed)
     if recipe.task.adapter is not None:
         return adapters.continue_adapter(model, recipe.task.adapter)
@@ -109,9 +159,20 @@ def policy_of(recipe: Recipe) -> PeftModel:
 
 
 def cold_started(recipe: Recipe) -> str:
-    """The embedded model, taught the format; its checkpoint lies beside the run, for the next one."""
-    from ..demo.cold_start import cold_start  # TRL's supervised trainer is not imported for runs that need none
+    """Teach the embedded model the format, and return where its checkpoint lies.
+
+    The checkpoint lies beside the run, for the next one.
+    """
+    # TRL's supervised trainer is not imported for runs that need none.
+    from ..demo.cold_start import cold_start
 
     training = recipe.training
     cache = Path(training.output_dir).parent
-    return str(cold_start(cache, steps=recipe.task.cold_start_steps, seed=training.seed, use_cpu=training.use_cpu))
+    return str(
+        cold_start(
+            cache,
+            steps=recipe.task.cold_start_steps,
+            seed=training.seed,
+            use_cpu=training.use_cpu,
+        )
+    )

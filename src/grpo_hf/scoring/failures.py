@@ -1,179 +1,249 @@
-"""Rewards under watch: what they weigh at a step, and what their outcomes mean for the run: numbers to log, rows to
-leave out, or its end.
+"""What failures of rewards mean for a run: numbers to log, rows to leave out, or its end.
 
-B completions on each of W processes, F rewards.
+Shapes: B completions on each of W processes, G per group, F reward functions, S of them scored by
+this library.
 """
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ..config import option
 from ..errors import RewardFailuresError
+from ..run_context import RunContext
 from .outcomes import REASONS, Outcome
-from .reward import Schedule
-from .scorer import ScoredReward, weights_at
+from .scored_reward import ScoredReward
+from .scorer import Scores
 
-logger = logging.getLogger(__name__)  # of every process: each sees failures of its own
+# A logger of every process: each of them sees failures of its own.
+logger = logging.getLogger(__name__)
 
 FAILURES_FILE = "failures.jsonl"
-_WRITTEN = 16  # failures of a reward in a step that are written down
+# Failures of a reward that are written down in a step; a broken reward fails on all completions.
+_WRITTEN = 16
 
 
-def set_weights(trainer: Any) -> None:
-    """Give rewards the weights that they have at this step. TRL 1.16 reads `reward_weights`, (F,), after scoring."""
-    weights = weights_at(
-        trainer.reward_funcs, trainer.args.reward_weights, trainer.state.global_step
-    )
-    if weights is None:
-        return
-    trainer.reward_weights = torch.tensor(weights, dtype=torch.float32)
-    for entry, weight in zip(trainer.reward_funcs, weights, strict=True):
-        if isinstance(entry, ScoredReward) and isinstance(entry.reward.settings.weight, Schedule):
-            trainer._metrics["train"][f"rewards/{entry.__name__}/weight"].append(weight)
-
-
-def settle(trainer: Any, rewards: Tensor) -> Tensor:
-    """Log every reward's failures and times, stop at too many, and leave rows with a failure out.
-
-    A completion is left out of its group's baseline, and has advantage 0, if any of its rewards failed: without that
-    reward its sum would be that of a worse completion. None, the reward's own "cannot judge", stays what it is in TRL.
-    A group in which failures leave fewer than two completions has advantage 0 as a whole.
-
-    Too many are too many of the planned rollout: fresh prompts in the place of a few groups do not stop a run.
-
-    Logged, with R for the reward's name: `rewards/R/judged`, the share with a number; `rewards/R/failed`, and
-    `rewards/R/failed/REASON` for each of `REASONS` that came up, shares; `rewards/R/latency_p50` and `latency_p99`,
-    seconds.
+@dataclass(frozen=True)
+class FailureCounts:
+    """The failures of one reward on the completions of all processes.
 
     Args:
-        rewards (`Tensor` of shape (W·B, F)): of all processes, NaN for None.
+        entry: the reward.
+        column: its place among all F.
+        by_reason: how many for each of `REASONS`.
+        rows: W·B, how many completions there were.
+    """
 
-    Returns:
-        `Tensor` of shape (W·B, F): the same with NaN in the rows that are left out.
+    entry: ScoredReward
+    column: int
+    by_reason: dict[str, int]
+    rows: int
+
+    @property
+    def total(self) -> int:
+        """All failures of the reward."""
+        return sum(self.by_reason.values())
+
+
+@dataclass(frozen=True)
+class FailureReport:
+    """What `count_failures` found.
+
+    Args:
+        counts: per reward.
+        failed (W·B,): whether any reward failed on a completion.
+        metrics: what to log.
+    """
+
+    counts: list[FailureCounts]
+    failed: Tensor
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Rewards without the rows that failures leave out, (W·B, F), and what to log about them."""
+
+    rewards: Tensor
+    metrics: dict[str, float]
+
+
+def settle_failures(scores: Scores, rewards: Tensor, run: RunContext, args: Any) -> Settled:
+    """Count failures, write them down, stop at too many, and leave out the rows of the others.
+
+    Args:
+        scores: of this process.
+        rewards (W·B, F): of all processes, NaN for None.
+        args: of the run: `output_dir`, `max_reward_failures` and `generation_batch_size`.
 
     Raises:
-        RewardFailuresError: on all processes; more than `max_reward_failures` of a reward's completions failed, or one
-            of its settings is wrong.
+        RewardFailuresError: on all processes; see `stop_at_too_many`.
     """
-    scored = [
-        (column, entry)
-        for column, entry in enumerate(trainer.reward_funcs)
-        if isinstance(entry, ScoredReward)
-    ]
-    if not scored:
-        return rewards
-    device, metrics = (
-        rewards.device,
-        trainer._metrics["train" if trainer.model.training else "eval"],
-    )
-    codes = torch.tensor(
-        [[_code(o) for o in entry.outcomes] for _, entry in scored], device=device
-    )  # (F', B)
-    seconds = torch.tensor(
-        [[o.seconds for o in entry.outcomes] for _, entry in scored], device=device
-    )
-    codes, seconds = (
-        trainer.accelerator.gather(values.T.contiguous()) for values in (codes, seconds)
-    )  # (W·B, F')
-    for index, (column, entry) in enumerate(scored):
-        code, times, name = codes[:, index], seconds[:, index].float(), f"rewards/{entry.__name__}"
-        values = {
-            "judged": (~rewards[:, column].isnan()).float().mean(),
-            "failed": (code > 0).float().mean(),
-        }
-        counts = torch.bincount(code, minlength=len(REASONS) + 1)[1:].tolist()
-        shares = zip(REASONS, counts, strict=True)
-        values |= {f"failed/{reason.replace(' ', '_')}": n / len(code) for reason, n in shares if n}
-        values |= {
-            f"latency_{label}": times.quantile(q) for label, q in (("p50", 0.5), ("p99", 0.99))
-        }
-        for metric, value in values.items():
-            metrics[f"{name}/{metric}"].append(float(value))
-        _write_down(trainer, entry)
-        _stop(trainer, entry, sum(counts), counts[REASONS.index("settings")], len(code))
-    rewards = rewards.masked_fill((codes > 0).any(1)[:, None], torch.nan)
-    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    left, failed = (
-        (~rewards.isnan().all(1)).view(-1, size).sum(1),
-        (codes > 0).any(1).view(-1, size).any(1),
-    )
-    return rewards.masked_fill((failed & (left < 2)).repeat_interleave(size)[:, None], torch.nan)
+    if not scores.entries:
+        return Settled(rewards, {})
+    report = count_failures(scores, rewards, run)
+    write_failures(scores, Path(args.output_dir), run.step)
+    most = option(args, "max_reward_failures")
+    stop_at_too_many(report, scores, run, most=most, planned_rows=args.generation_batch_size)
+    return Settled(leave_out_failures(rewards, report.failed, run), report.metrics)
 
 
-@contextmanager
-def checkpointed(trainer: Any) -> Iterator[None]:
-    """Keep what was learned before a reward failed too often: a checkpoint, unless this step has one."""
-    try:
-        yield
-    except RewardFailuresError:
-        folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-        there = torch.tensor([folder.exists()], device=trainer.accelerator.device)
-        if (
-            trainer.state.global_step and not trainer.accelerator.gather(there).any()
-        ):  # the same on all processes
-            trainer._save_checkpoint(trainer.model, trial=None)
-        raise
+def count_failures(scores: Scores, rewards: Tensor, run: RunContext) -> FailureReport:
+    """Count every reward's failures, and how long it took, over all processes.
+
+    To log, with R for the reward's name: `rewards/R/judged`, the share of completions with a
+    number; `rewards/R/failed`, and `rewards/R/failed/REASON` for each reason that came up, shares;
+    `rewards/R/latency_p50` and `latency_p99`, seconds for a completion.
+
+    Args:
+        scores: of this process, with at least one reward.
+        rewards (W·B, F): of all processes, NaN for None.
+    """
+    codes, seconds = _gathered(scores, rewards.device, run)  # (W·B, S) each
+    counts = []
+    metrics = {}
+    for index, (column, entry) in enumerate(scores.entries.items()):
+        by_reason = _by_reason(codes[:, index])
+        counts.append(FailureCounts(entry, column, by_reason, len(codes)))
+        prefix = f"rewards/{entry.__name__}"
+        judged = ~rewards[:, column].isnan()
+        times = seconds[:, index].float()
+        metrics[f"{prefix}/judged"] = judged.float().mean().item()
+        metrics[f"{prefix}/failed"] = (codes[:, index] > 0).float().mean().item()
+        for reason, number in by_reason.items():
+            if number:
+                metrics[f"{prefix}/failed/{reason.replace(' ', '_')}"] = number / len(codes)
+        metrics[f"{prefix}/latency_p50"] = times.quantile(0.5).item()
+        metrics[f"{prefix}/latency_p99"] = times.quantile(0.99).item()
+    return FailureReport(counts, (codes > 0).any(1), metrics)
+
+
+def leave_out_failures(rewards: Tensor, failed: Tensor, run: RunContext) -> Tensor:
+    """Return the rewards with NaN in the rows that are left out.
+
+    A completion is left out of its group's baseline, and has advantage 0, if any of its rewards
+    failed: without that reward its sum would be the sum of a worse completion. None, the reward's
+    own "cannot judge", stays what it is in TRL. A group in which failures leave fewer than two
+    completions has advantage 0 as a whole.
+
+    Args:
+        rewards (W·B, F): of all processes, NaN for None.
+        failed (W·B,): whether any reward failed on a completion.
+
+    Returns:
+        (W·B, F).
+    """
+    rewards = rewards.masked_fill(failed[:, None], torch.nan)
+    left = (~rewards.isnan().all(1)).view(-1, run.group_size).sum(1)  # (N,)
+    torn = failed.view(-1, run.group_size).any(1) & (left < 2)
+    return rewards.masked_fill(torn.repeat_interleave(run.group_size)[:, None], torch.nan)
+
+
+def write_failures(scores: Scores, folder: Path, step: int) -> None:
+    """Keep this process's failures in the output folder, and say the first of each reason."""
+    for column, entry in scores.entries.items():
+        failures = []
+        for outcome, completion in zip(scores.outcomes[column], scores.completions, strict=True):
+            if outcome.failure is not None:
+                failures.append((outcome.failure, completion))
+        if not failures:
+            continue
+        with (folder / FAILURES_FILE).open("a", encoding="utf-8") as file:
+            for failure, completion in failures[:_WRITTEN]:
+                row = {
+                    "step": step,
+                    "reward": entry.__name__,
+                    "reason": failure.reason,
+                    "detail": failure.detail,
+                    "completion": completion,
+                }
+                file.write(json.dumps(row, default=str) + "\n")
+        for failure, _ in failures:
+            entry.warn_once(
+                logger,
+                failure.reason,
+                f"The reward {entry.__name__!r} failed ({failure.reason}): {failure.summary}. "
+                f"See {FAILURES_FILE}.",
+            )
+
+
+def stop_at_too_many(
+    report: FailureReport, scores: Scores, run: RunContext, *, most: float, planned_rows: int
+) -> None:
+    """End the run, on every process, if a reward must not train a model.
+
+    Too many are too many of the planned rollout: fresh prompts in the place of a few groups do not
+    stop a run.
+
+    Args:
+        most: the share of a reward's completions that may fail.
+        planned_rows: the completions of a planned rollout on all processes.
+
+    Raises:
+        RewardFailuresError: more than that share failed, or a setting of a reward is wrong.
+    """
+    for counts in report.counts:
+        is_planned = not run.training or counts.rows >= planned_rows
+        too_many = counts.total > most * counts.rows and is_planned
+        wrong_settings = counts.by_reason["settings"] > 0
+        if not too_many and not wrong_settings:
+            continue
+        detail = _first_detail(scores.outcomes[counts.column])
+        spec = counts.entry.reward.spec
+        if wrong_settings:
+            raise RewardFailuresError(f"the reward {spec} cannot be used as it is set up: {detail}")
+        resume = " and continue with --resume_from_checkpoint true" if run.step else ""
+        raise RewardFailuresError(
+            f"the reward {spec} failed on {counts.total} of {counts.rows} completions at step "
+            f"{run.step}, more than max_reward_failures {most:g}: such a reward must not train a "
+            "model. Mend it (`grpo-hf rewards check RECIPE` tries it on real rows)"
+            f"{resume}. The first failure:\n{detail}"
+        )
+
+
+def lacks_checkpoint(folder: Path, step: int, accelerator: Accelerator) -> bool:
+    """Whether a run that is past its first step has no checkpoint of this step yet.
+
+    Args:
+        folder: the output folder of the run.
+        step: optimizer steps that are done.
+    """
+    exists = (folder / f"checkpoint-{step}").exists()
+    # One decision on all processes, whose file systems may differ.
+    exists_somewhere = accelerator.gather(torch.tensor([exists], device=accelerator.device)).any()
+    return step > 0 and not exists_somewhere
+
+
+def _gathered(scores: Scores, device: torch.device, run: RunContext) -> tuple[Tensor, Tensor]:
+    """Return failure codes and seconds of all processes, (W·B, S) each; a code of 0 is none."""
+    codes = []
+    seconds = []
+    for column in scores.entries:
+        outcomes = scores.outcomes[column]
+        codes.append([_code(outcome) for outcome in outcomes])
+        seconds.append([outcome.seconds for outcome in outcomes])
+    all_codes = run.gather(torch.tensor(codes, device=device).T.contiguous())
+    all_seconds = run.gather(torch.tensor(seconds, device=device).T.contiguous())
+    return all_codes, all_seconds
 
 
 def _code(outcome: Outcome) -> int:
     return 0 if outcome.failure is None else 1 + REASONS.index(outcome.failure.reason)
 
 
-def _write_down(trainer: Any, entry: ScoredReward) -> None:
-    """Keep this process's failures in the output folder, and say the first of each reason."""
-    failures = [
-        (o.failure, text)
-        for o, text in zip(entry.outcomes, entry.completions, strict=True)
-        if o.failure
-    ]
-    if not failures:
-        return
-    with (Path(trainer.args.output_dir) / FAILURES_FILE).open("a", encoding="utf-8") as file:
-        for failure, completion in failures[:_WRITTEN]:
-            row = {
-                "step": trainer.state.global_step,
-                "reward": entry.__name__,
-                "reason": failure.reason,
-            }
-            row |= {"detail": failure.detail, "completion": completion}
-            file.write(json.dumps(row, default=str) + "\n")
-    for failure, _ in failures:
-        if failure.reason not in entry.said:
-            entry.said.add(failure.reason)
-            logger.warning(
-                f"The reward {entry.__name__!r} failed ({failure.reason}): {failure.summary}. See {FAILURES_FILE}."
-            )
+def _by_reason(codes: Tensor) -> dict[str, int]:
+    counts = torch.bincount(codes, minlength=len(REASONS) + 1)[1:].tolist()
+    return dict(zip(REASONS, counts, strict=True))
 
 
-def _stop(trainer: Any, entry: ScoredReward, failures: int, settings: int, count: int) -> None:
-    """End the run, on every process, if this reward must not train a model."""
-    most = option(trainer.args, "max_reward_failures")
-    planned = not trainer.model.training or count >= trainer.args.generation_batch_size
-    if not settings and (failures <= most * count or not planned):
-        return
-    first = next(
-        (outcome.failure for outcome in entry.outcomes if outcome.failure is not None), None
-    )
-    told = (
-        first.detail
-        if first is not None
-        else "(the failures are on another process, which says more)"
-    )
-    if settings:
-        raise RewardFailuresError(
-            f"the reward {entry.reward.spec} cannot be used as it is set up: {told}"
-        )
-    raise RewardFailuresError(
-        f"the reward {entry.reward.spec} failed on {failures} of {count} completions at step "
-        f"{trainer.state.global_step}, more than max_reward_failures {most:g}: such a reward must not train a model. "
-        "Mend it (`grpo-hf rewards check RECIPE` tries it on real rows)"
-        f"{' and continue with --resume_from_checkpoint true' if trainer.state.global_step else ''}. The first "
-        f"failure:\n{told}"
-    )
+def _first_detail(outcomes: list[Outcome]) -> str:
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            return outcome.failure.detail
+    return "(the failures are on another process, which says more)"

@@ -1,212 +1,130 @@
-"""Rewards as the trainer calls them: scored elsewhere, begun early, and a failure is counted instead of raised.
+"""The rewards of a run: loaded, put into their process, weighed, and called for each rollout.
 
-B completions of a rollout on this process, W processes, F rewards.
+`RolloutScorer` is the scoring of one rollout: it may begin as soon as the completions exist, TRL
+asks for the values later, and `scores` is what came of it.
+
+Shapes: B completions of this process, F reward functions.
 """
 
-import asyncio
 import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from functools import cache
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, RewardSpecError
-from .outcomes import Failure, Outcome, call, call_async, clipped, placed, replay
+from .outcomes import Outcome, replay
 from .registry import load_reward
-from .reward import Reward, require_columns
-from .worker_client import CannotTravelError, RewardProcess, ServerDiedError, lost, pack
+from .reward import Reward, Schedule, require_columns
+from .scored_reward import STAYS, Begun, ScoredReward
+from .worker_client import CannotTravelError, RewardProcess, pack
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TIMEOUT = 10.0  # seconds for a completion
-
-_WARNING = (
-    "The reward {!r} runs in the trainer's process, where a hang or a crash of it is one of the run: {}. "
-    "@reward_settings(in_process=True) says that this is meant."
-)
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
-_Call = tuple[dict[str, Any], dict[str, Any], int]  # see `ScoredReward._taken`
 
 
-class ScoredReward:
-    """A reward under the trainer's roof: what TRL calls, and what it asks afterwards.
+@dataclass(frozen=True)
+class Scores:
+    """What the reward functions said of this process's completions.
 
-    `outcomes` and `completions` are those of the last call. Without a process (`isolate`) it runs in this one.
+    Args:
+        entries: the rewards by their column among all F; reward models are TRL's and not here.
+        outcomes: by column, one per completion.
+        completions: what was scored, B texts or lists of messages.
     """
 
-    def __init__(self, reward: Reward) -> None:
-        self.reward = reward
-        self.__name__ = reward.name  # TRL names the reward's metrics by it
-        self.outcomes: list[Outcome] = []
-        self.completions: Sequence[Any] = []
-        self.of_steps = False  # whether it has spoken of steps
-        self.said: set[str] = set()  # reasons of failures that were shown
-        self.timeout = reward.settings.timeout or DEFAULT_TIMEOUT
-        self._process: RewardProcess | None = None
-        self._index = 0
-        self._begun: tuple[Any, Future[list[Outcome]], _Call] | None = None
-        self._thread_helps: bool | None = (
-            None  # whether a failure off the main thread is one on it; None: not tried
-        )
-
-    def isolate(self, process: RewardProcess, index: int) -> None:
-        """Score in a process from now on, where it is the reward of that index."""
-        self._process, self._index = process, index
-
-    @property
-    def off_main_thread(self) -> bool:
-        """Whether it may be begun early."""
-        return self.reward.settings.early and self._thread_helps is not False
-
-    def begin(self, completions: Sequence[Any], **columns: Any) -> Callable[[], None] | None:
-        """Begin to score what it will be called with; returns what a thread has to run for that, if anything."""
-        what = self._taken(completions, columns)
-        if self._process is not None:
-            self._begun = completions, self._submit(*what), what
-            return None
-        future: Future[list[Outcome]] = Future()
-        self._begun = completions, future, what
-
-        def run() -> None:
-            try:
-                future.set_result(self._call(*what))
-            except (
-                BaseException
-            ) as error:  # KeyboardInterrupt too: it is raised again where it is waited for
-                future.set_exception(error)
-
-        return run
-
-    def __call__(
-        self,
-        *,
-        completions: Sequence[Any],
-        log_extra: Any = None,
-        log_metric: Any = None,
-        **columns: Any,
-    ) -> Any:
-        begun, self._begun = self._begun, None
-        if begun is not None and begun[0] is completions:
-            outcomes = self._collected(*begun[1:])
-        else:
-            outcomes = self._score(completions, columns)
-        self.completions = completions
-        checked = map(placed, outcomes, completions)
-        self.outcomes = [clipped(outcome, self.reward.settings.clip) for outcome in checked]
-        replay(self.outcomes, log_extra or _unheard, log_metric or _unheard)
-        return [outcome.value for outcome in self.outcomes]
-
-    def _score(self, completions: Sequence[Any], columns: dict[str, Any]) -> list[Outcome]:
-        what = self._taken(completions, columns)
-        return (
-            self._call(*what)
-            if self._process is None
-            else self._collected(self._submit(*what), what)
-        )
-
-    def _collected(self, future: "Future[list[Outcome]]", what: _Call) -> list[Outcome]:
-        """What was begun; a second time where the process died, or where a thread may be the matter."""
-        try:
-            outcomes = future.result()
-        except CannotTravelError as error:
-            return self._stay(error, *what)
-        except ServerDiedError:
-            try:
-                return self._submit(*what).result()
-            except ServerDiedError:
-                return lost(what[2])
-        raised = sum(_raised(outcome) for outcome in outcomes)
-        if self._process is not None or not raised or self._thread_helps:
-            return outcomes
-        again = self._call(*what)
-        self._thread_helps = sum(map(_raised, again)) >= raised
-        if not self._thread_helps:
-            failure = next(outcome.failure for outcome in outcomes if _raised(outcome))
-            logger.warning(
-                f"The reward {self.__name__!r} fails off the main thread ({failure.summary if failure else ''}) and "
-                "works on it, where it stays; scoring it no longer overlaps with the reference pass."
-            )
-        return again
-
-    def _submit(
-        self, taken: dict[str, Any], shared: dict[str, Any], count: int
-    ) -> "Future[list[Outcome]]":
-        assert self._process is not None
-        try:
-            return self._process.submit(self._index, taken, shared, count, self.timeout)
-        except CannotTravelError as error:
-            future: Future[list[Outcome]] = Future()
-            future.set_result(self._stay(error, taken, shared, count))
-            return future
-
-    def _stay(
-        self, error: CannotTravelError, taken: dict[str, Any], shared: dict[str, Any], count: int
-    ) -> list[Outcome]:
-        """Score in this process from now on, because what the reward is called with cannot be sent."""
-        logger.warning(
-            _WARNING.format(
-                self.__name__, f"what it is called with cannot be sent to another ({error})"
-            )
-        )
-        self._process = None
-        return self._call(taken, shared, count)
-
-    def _call(self, taken: dict[str, Any], shared: dict[str, Any], count: int) -> list[Outcome]:
-        """Score in this process, in calls of one completion unless the reward compares them."""
-        settings = self.reward.settings
-        try:
-            if settings.batched:
-                return call(self.reward, taken | shared, count)
-            samples = [
-                {name: values[row : row + 1] for name, values in taken.items()} | shared
-                for row in range(count)
-            ]
-            if self.reward.is_async:
-                work = call_async(
-                    self.reward, samples, timeout=self.timeout, concurrency=settings.concurrency
-                )
-                return asyncio.run_coroutine_threadsafe(work, _loop()).result()
-            return [call(self.reward, columns, 1)[0] for columns in samples]
-        except MemoryError as error:
-            return [Outcome(None, Failure("memory", f"MemoryError: {error}"))] * count
-
-    def _taken(self, completions: Sequence[Any], columns: dict[str, Any]) -> _Call:
-        """The columns that the reward reads, what is the same for all completions, and how many there are."""
-        state = columns.get("trainer_state")
-        lists = {"completions": list(completions)}
-        lists |= {name: list(values) for name, values in columns.items() if name != "trainer_state"}
-        shared = {}
-        if state is not None:
-            shared["trainer_state"] = state if self._process is None else _snapshot(state)
-        return self.reward.taken(lists), self.reward.taken(shared), len(completions)
+    entries: dict[int, ScoredReward]
+    outcomes: dict[int, list[Outcome]]
+    completions: Sequence[Any]
 
 
-def _raised(outcome: Outcome) -> bool:
-    return outcome.failure is not None and outcome.failure.reason == "exception"
+class RolloutScorer:
+    """The scoring of one rollout.
+
+    TRL 1.16 scores after the old and the reference pass. With `begin`, processes score meanwhile,
+    and a thread for rewards that stay in the trainer's process, one after the other. Such a reward
+    can tell: `signal` does not work off the main thread, and what it reads of the trainer is what
+    the reference pass has made of it at that moment.
+
+    Args:
+        rewards: a trainer's `reward_funcs`, reward models among them.
+    """
+
+    def __init__(self, rewards: Sequence[Any]) -> None:
+        self._rewards = list(rewards)
+        self._entries: dict[int, ScoredReward] = {}
+        for column, reward in enumerate(self._rewards):
+            if isinstance(reward, ScoredReward):
+                self._entries[column] = reward
+        self._begun: dict[int, Begun] = {}
+        self._begun_with: Any = None
+        self._outcomes: dict[int, list[Outcome]] = {}
+        self._completions: Sequence[Any] = []
+
+    def begin(self, completions: Sequence[Any], columns: dict[str, Any], device: Any) -> None:
+        """Begin to score what TRL will ask for.
+
+        Args:
+            completions: the very list that TRL will call the rewards with.
+            columns: what it will pass beside them.
+            device: the trainer's; a thread has a current CUDA device of its own.
+        """
+        jobs = []
+        for column, entry in self._entries.items():
+            if entry.may_begin_early:
+                self._begun[column], job = entry.begin(completions, columns)
+                if job is not None:
+                    jobs.append(job)
+        self._begun_with = completions
+        if jobs:
+            # A daemon: a reward that hangs must not keep an interrupted program alive.
+            thread = threading.Thread(target=_run, args=(jobs, device), name="rewards", daemon=True)
+            thread.start()
+
+    def functions(self) -> list[Callable[..., Any]]:
+        """Return what TRL calls instead of `reward_funcs`, in the same order."""
+        functions: list[Callable[..., Any]] = []
+        for column, reward in enumerate(self._rewards):
+            if column in self._entries:
+                functions.append(self._function(column, self._entries[column]))
+            else:
+                functions.append(reward)
+        return functions
+
+    def scores(self) -> Scores:
+        """Return what came of the calls so far."""
+        return Scores(self._entries, self._outcomes, self._completions)
+
+    def _function(self, column: int, entry: ScoredReward) -> Callable[..., list[float | None]]:
+        def score(
+            *, completions: Sequence[Any], log_extra: Any, log_metric: Any, **columns: Any
+        ) -> list[float | None]:
+            # A process reward judges continuations by the first reward, which TRL called before.
+            if getattr(entry.reward.function, "follows_first_reward", False):
+                columns["first_values"] = [outcome.value for outcome in self._outcomes[0]]
+            is_same = self._begun_with is completions
+            begun = self._begun.pop(column, None) if is_same else None
+            outcomes = entry.score(completions, columns, begun)
+            self._outcomes[column] = outcomes
+            self._completions = completions
+            replay(outcomes, log_extra, log_metric)
+            return [outcome.value for outcome in outcomes]
+
+        score.__name__ = entry.__name__
+        return score
 
 
-def _unheard(*_: Any) -> None:
-    """In the place of the trainer's logs."""
+def _run(jobs: list[Callable[[], None]], device: Any) -> None:
+    if device.type == "cuda":
+        # Not at the top: `grpo-hf rewards test` needs no torch, and answers at once without it.
+        import torch
 
-
-def _snapshot(state: Any) -> SimpleNamespace:
-    """The trainer's state at this moment, without its history and its callbacks: numbers and text."""
-    values = vars(state).items()
-    return SimpleNamespace(
-        **{k: v for k, v in values if isinstance(v, int | float | str | bool | None)}
-    )
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of `async def` rewards in this process; one, because their sessions belong to one."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
-    return loop
+        torch.cuda.set_device(device)
+    for job in jobs:
+        job()
 
 
 def scored_rewards(reward_funcs: Any) -> list[Any] | None:
@@ -217,57 +135,60 @@ def scored_rewards(reward_funcs: Any) -> list[Any] | None:
     if reward_funcs is None:
         return None
     entries = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    return [
-        entry if _is_reward_model(entry) else ScoredReward(load_reward(entry)) for entry in entries
-    ]
+    rewards = []
+    for entry in entries:
+        rewards.append(entry if _is_reward_model(entry) else ScoredReward(load_reward(entry)))
+    return rewards
 
 
 def isolate(
     rewards: Sequence[Any] | None, *, workers: int | None, timeout: float
 ) -> RewardProcess | None:
-    """Start a process for the rewards that are not `in_process`; those that cannot go there are named.
+    """Start a process for the rewards that may leave this one; say which of the others stay.
 
     Args:
-        workers: how many completions are scored at a time; 0: all rewards stay in this process; `None`: as many as
-            this process has cores.
+        workers: how many completions are scored at a time; 0: all rewards stay in this process;
+            `None`: as many as this process has cores.
         timeout: seconds for a completion, where a reward has no setting of its own.
     """
-    scored = [reward for reward in rewards or () if isinstance(reward, ScoredReward)]
     packed = []
-    for reward in scored:
+    for reward in rewards or ():
+        if not isinstance(reward, ScoredReward):
+            continue
         reward.timeout = reward.reward.settings.timeout or timeout
         if workers == 0 or reward.reward.settings.in_process:
             continue
         try:
             packed.append((reward, pack(reward.reward)))
         except CannotTravelError as error:
-            logger.warning(
-                _WARNING.format(reward.__name__, f"it cannot be sent to another ({error})")
-            )
+            reason = f"it cannot be sent to another ({error})"
+            logger.warning(STAYS.format(reward.__name__, reason))
     if not packed:
         return None
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    process = RewardProcess(
-        [pickled for _, pickled in packed], workers or max(1, cores // processes)
-    )
+    process = RewardProcess([pickled for _, pickled in packed], workers or _cores_of_process())
     unloadable = process.unloadable()
     for index, (reward, _) in enumerate(packed):
         if index in unloadable:
-            logger.warning(
-                _WARNING.format(reward.__name__, f"another cannot load it ({unloadable[index]})")
-            )
+            reason = f"another cannot load it ({unloadable[index]})"
+            logger.warning(STAYS.format(reward.__name__, reason))
         else:
             reward.isolate(process, index)
     return process
 
 
+def _cores_of_process() -> int:
+    """Return this process's share of the cores that it may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def weights_at(
     rewards: Sequence[Any], given: Sequence[float] | None, step: int
 ) -> list[float] | None:
-    """The weight of each reward at a step, or `None` if no reward has a setting of its own.
+    """Return the weight of each reward at a step, or `None` if no reward has one of its own.
 
     Args:
         given: the trainer's `reward_weights`.
@@ -275,25 +196,39 @@ def weights_at(
     Raises:
         ConfigError: weights both there and at a reward.
     """
-    own = [
-        reward.reward.settings.weight if isinstance(reward, ScoredReward) else None
-        for reward in rewards
-    ]
-    if all(weight is None for weight in own):
+    weights: list[float] = []
+    weighted = None
+    for reward in rewards:
+        own = reward.reward.settings.weight if isinstance(reward, ScoredReward) else None
+        if own is not None:
+            weighted = weighted or reward
+        if own is None or isinstance(own, int | float):
+            weights.append(1.0 if own is None else own)
+        else:
+            weights.append(own.at(step))
+    if weighted is None:
         return None
     if given is not None:
-        named = next(
-            r.reward.spec for r, weight in zip(rewards, own, strict=True) if weight is not None
-        )
         raise ConfigError(
-            f"reward_weights is given and {named} has a weight as well. Leave one of them out."
+            f"reward_weights is given and {weighted.reward.spec} has a weight as well. Leave one "
+            "of them out."
         )
-    weights = [1.0 if weight is None else weight for weight in own]
-    return [weight if isinstance(weight, int | float) else weight.at(step) for weight in weights]
+    return weights
+
+
+def scheduled_weights(rewards: Sequence[Any], weights: Sequence[float]) -> Mapping[str, float]:
+    """Return what to log about weights that move: `rewards/R/weight` for each reward R."""
+    metrics = {}
+    for reward, weight in zip(rewards, weights, strict=True):
+        if not isinstance(reward, ScoredReward):
+            continue
+        if isinstance(reward.reward.settings.weight, Schedule):
+            metrics[f"rewards/{reward.__name__}/weight"] = weight
+    return metrics
 
 
 def check_columns(rewards: Any, dataset: Any) -> None:
-    """Check that a dataset has the columns that rewards read; a streaming one may not say, and passes.
+    """Check that a dataset has the columns that rewards read; a stream may not say, and passes.
 
     Raises:
         DataError: see `require_columns`.
@@ -305,7 +240,7 @@ def check_columns(rewards: Any, dataset: Any) -> None:
 
 
 def refuse_namesakes(rewards: Sequence[Reward]) -> None:
-    """Refuse two rewards of one name in a recipe, because metrics and the final table go by name.
+    """Refuse two rewards of one name in a recipe: metrics and the final table go by name.
 
     Raises:
         RewardSpecError: names both.
@@ -314,8 +249,9 @@ def refuse_namesakes(rewards: Sequence[Reward]) -> None:
     for reward in rewards:
         if reward.name in specs:
             raise RewardSpecError(
-                f"two rewards are called {reward.name!r}: {specs[reward.name]} and {reward.spec}, and their metrics "
-                "could not be told apart. Rename one function, or give it another name with @register_reward."
+                f"two rewards are called {reward.name!r}: {specs[reward.name]} and {reward.spec}, "
+                "and their metrics could not be told apart. Rename one function, or give it "
+                "another name with @register_reward."
             )
         specs[reward.name] = reward.spec
 
@@ -325,6 +261,5 @@ def _is_reward_model(entry: Any) -> bool:
         is_file = entry.startswith(".") or entry.endswith(".py")
         is_folder = os.path.isfile(os.path.join(entry, "config.json"))
         return is_folder or (not is_file and bool(_HUB_NAME.match(entry)))
-    return hasattr(entry, "parameters") and hasattr(
-        entry, "forward"
-    )  # a torch module, without importing torch
+    # A torch module, told without importing torch.
+    return hasattr(entry, "parameters") and hasattr(entry, "forward")

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..trl_seam import lora_is_two_products
+
 
 def join_products(model: nn.Module) -> None:
     """Let the LoRA layers of a model compute that way wherever it is the same; otherwise they compute as in PEFT."""
@@ -45,12 +47,7 @@ def _is_plain(layer: Any, adapter: str, x: Tensor) -> bool:
     """Whether the layer is the two products of the docstring above, on a frozen float32 matrix in a CPU's memory."""
     base, dropout = layer.base_layer, layer.lora_dropout[adapter]
     return (
-        not (
-            layer.disable_adapters
-            or layer.merged
-            or layer.lora_bias[adapter]
-            or adapter in layer.lora_variant
-        )
+        lora_is_two_products(layer, adapter)
         and (isinstance(dropout, nn.Identity) or not dropout.training)
         and type(base) is nn.Linear
         and not any(weight.requires_grad for weight in base.parameters())

@@ -1,26 +1,36 @@
 """Log-probabilities of completions from a packed row: whether a model can do that, and doing it.
 
-Whether it can is measured: `check` sends a few tokens through both ways and compares. So a model whose layers carry
-state along the row, or read positions in a way of their own, is found whatever its name is. Only what a few tokens
-cannot show, such as a window that is kept in the masks, is looked up in the configuration.
+Whether it can is measured: `check_packing` sends a few tokens through both ways and compares. So a
+model whose layers carry state along the row, or read positions in a way of their own, is found
+whatever its name is. Only what a few tokens cannot show, such as a window that is kept in the
+masks, is looked up in the configuration.
 
-Shapes: as in update/packing.py.
+Shapes: as in packing.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from types import MethodType
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..config import option
-from ..errors import NotPackableError
+from ..errors import NotPackableError, SeamMovedError
 from ..models.adapters import causal_model
+from ..models.precision import computes_in_half
+from ..run_context import HeadSettings
+from ..trl_seam import (
+    add_forward_hook_once,
+    attention_implementation,
+    check_fused_head,
+    fused_log_probs,
+)
 from .cpu_lm_head import selected_log_probs
 from .cpu_lora import join_products
 from .packed_attention import read_layouts
@@ -28,12 +38,13 @@ from .packing import IGNORED, PackedGroups
 
 logger = get_logger(__name__)
 
-Scorer = Callable[
-    ..., tuple[Tensor, Tensor | None, Any]
-]  # TRL's `_get_per_token_logps_and_entropies`
+# TRL's way: (model, input_ids, attention_mask, logits_to_keep) -> (log-probabilities, ...).
+Scorer = Callable[..., tuple[Tensor, Tensor | None, Any]]
 
-# What rounding may do to a log-probability, on average: half precision keeps 8 bits of a logit of about 10.
-_FULL, _HALF = 1e-4, 5e-2
+# What rounding may do to a log-probability, on average: half precision keeps 8 bits of a logit of
+# about 10.
+_TOLERANCE = 1e-4
+_TOLERANCE_HALF = 5e-2
 
 # What a configuration may do to logits between the head and the softmax; TRL's head knows them all.
 _SCALES = (
@@ -45,40 +56,41 @@ _SCALES = (
 )
 
 
-def prepare(trainer: Any) -> None:
-    """Let the policy, and a reference model if there is one, take packed rows: `model(..., layout=layout)`.
+def prepare_models(models: Sequence[Any], settings: HeadSettings) -> None:
+    """Let the models of a run take packed rows, and the policy's LoRA layers save passes.
 
-    Calls without a layout are as they were, but for LoRA layers on a CPU, which skip passes over memory (update/cpu_lora.py). TRL
-    1.16 has given both models its fused head by now.
+    TRL 1.16 has given each of them its fused head by now.
+
+    Args:
+        models: the policy first, then a reference model if there is one, unwrapped.
     """
-    if option(trainer.args, "packed_update"):
-        for model in filter(None, (trainer.model, trainer.ref_model)):
-            take_layouts(
-                causal_model(trainer.accelerator.unwrap_model(model)),
-                trainer.temperature,
-                entropy_gradient=trainer._entropy_bonus_enabled,
-            )
-        join_products(trainer.model)
+    for model in models:
+        take_layouts(
+            causal_model(model),
+            settings.temperature,
+            entropy_gradient=settings.entropy_gradient,
+        )
+    join_products(models[0])
 
 
 def take_layouts(
     model: PreTrainedModel, temperature: float, *, entropy_gradient: bool = False
 ) -> None:
-    """Let a model that has TRL's fused head take packed rows.
+    """Let a model that has TRL's fused head take packed rows: `model(..., layout=layout)`.
 
-    The shared parts of the prompts, which predict nothing, leave the row before the head. In float32 on a CPU,
-    `update/cpu_lm_head.py` takes the place of TRL's head.
+    Calls without a layout stay as they are. The shared parts of the prompts, which predict nothing,
+    leave the row before the head. In float32 on a CPU, cpu_lm_head.py takes the place of TRL's head.
 
     Args:
         model: a causal language model after TRL's `add_fused_lm_head`, without its PEFT wrapper.
-        temperature (`float`): what the logits are divided by.
-        entropy_gradient (`bool`): whether the entropy is part of a loss.
+        temperature: what the logits are divided by.
+        entropy_gradient: whether the entropy is part of a loss.
     """
-    trl_forward = getattr(
-        model.forward, "without_layouts", model.forward
-    )  # a second trainer on one model starts anew
+    # A second trainer on one model starts anew.
+    trl_forward = getattr(model.forward, "without_layouts", model.forward)
 
-    @wraps(type(model).forward)  # `generate` reads this signature
+    # `generate` reads the signature of the model's own forward.
+    @wraps(type(model).forward)
     def forward(
         self: PreTrainedModel,
         *positional: Any,
@@ -88,31 +100,37 @@ def take_layouts(
     ) -> Any:
         if layout is None:
             return trl_forward(*positional, **named)
-        if entropy_gradient or not _is_plain(self):
-            return trl_forward(
-                *positional, **named, shift_labels=layout.labels, fused_lm_head=True, layout=layout
-            )
-        hidden = self.base_model(
-            *positional, **named, use_cache=False, layout=layout
-        ).last_hidden_state[0]  # (S, D)
-        weight, labels = self.get_output_embeddings().weight, layout.labels[0]
-        log_probs, entropies = selected_log_probs(
-            hidden, weight, labels.clamp(min=0), temperature=temperature, entropy=entropy
-        )
-        log_probs = log_probs.masked_fill(labels == IGNORED, 0)
-        return ModelOutput(
-            log_probs=log_probs[None], entropy=None if entropies is None else entropies[None]
-        )
+        if entropy_gradient or not _has_plain_head(self):
+            return fused_log_probs(trl_forward, layout.labels, *positional, layout=layout, **named)
+        states = self.base_model(*positional, **named, use_cache=False, layout=layout)
+        return _scored(self, states.last_hidden_state[0], layout.labels[0], temperature, entropy)
 
     forward.without_layouts = trl_forward  # type: ignore[attr-defined]
     model.forward = MethodType(forward, model)
-    if _suffixes_only not in model.base_model._forward_hooks.values():
-        model.base_model.register_forward_hook(_suffixes_only, with_kwargs=True)
+    add_forward_hook_once(model.base_model, _suffixes_only)
 
 
-def _is_plain(model: PreTrainedModel) -> bool:
+def _scored(
+    model: PreTrainedModel, hidden: Tensor, labels: Tensor, temperature: float, entropy: bool
+) -> ModelOutput:
+    """Score suffix states, (S, D), against their labels, (S,), as TRL's fused head would."""
+    log_probs, entropies = selected_log_probs(
+        hidden,
+        model.get_output_embeddings().weight,
+        labels.clamp(min=0),
+        temperature=temperature,
+        entropy=entropy,
+    )
+    log_probs = log_probs.masked_fill(labels == IGNORED, 0)
+    return ModelOutput(
+        log_probs=log_probs[None], entropy=None if entropies is None else entropies[None]
+    )
+
+
+def _has_plain_head(model: PreTrainedModel) -> bool:
     """Whether the logits are a frozen float32 matrix times the hidden state, on a CPU."""
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
     return (
         type(head) is nn.Linear
         and head.bias is None
@@ -125,7 +143,9 @@ def _is_plain(model: PreTrainedModel) -> bool:
 
 
 def _suffixes_only(module: nn.Module, positional: Any, named: dict[str, Any], output: Any) -> Any:
-    if (layout := named.get("layout")) is not None:
+    """Drop the shared parts of the prompts from the states that the head will see."""
+    layout = named.get("layout")
+    if layout is not None:
         output.last_hidden_state = output.last_hidden_state[:, layout.shared :]
     return output
 
@@ -139,35 +159,36 @@ def packed_log_probs(
     compute_entropy: bool = False,
     rows: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probability and entropy of each completion token, from a forward over the distinct tokens of a block.
+    """Score each completion token by a forward over the distinct tokens of a block.
 
     Args:
-        model: as TRL has it, wrapped or not, after `prepare`.
-        input_ids, attention_mask (`Tensor` of shape (B, P + C)): prompts padded left, completions right.
-        logits_to_keep (`int`): C.
-        compute_entropy (`bool`): whether entropies are wanted.
-        rows (`int`, *optional*): how many rows go into one forward; all of them if not given.
+        model: as TRL has it, wrapped or not, after `take_layouts`.
+        input_ids, attention_mask (B, P + C): prompts padded left, completions right.
+        logits_to_keep: C.
+        compute_entropy: whether entropies are wanted.
+        rows: how many rows go into one forward; all of them if not given.
 
     Returns:
-        `tuple` of two `Tensor` of shape (B, C): log-probabilities, and entropies or `None`; 0 where there is no token.
+        Log-probabilities, and entropies or `None`, (B, C) each; 0 where there is no token.
     """
     rows = rows or len(input_ids)
-    blocks = zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
-    layouts = (PackedGroups.pack(ids, mask, logits_to_keep) for ids, mask in blocks)
-    parts = [_forward(model, layout, compute_entropy) for layout in layouts]
-    entropies = [entropy for _, entropy in parts if entropy is not None]
-    return torch.cat([log_probs for log_probs, _ in parts]), torch.cat(
-        entropies
-    ) if entropies else None
+    log_probs = []
+    entropies = []
+    for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
+        layout = PackedGroups.pack(ids, mask, logits_to_keep)
+        scored, entropy = _forward(model, layout, compute_entropy)
+        log_probs.append(scored)
+        if entropy is not None:
+            entropies.append(entropy)
+    return torch.cat(log_probs), torch.cat(entropies) if entropies else None
 
 
 def _forward(model: nn.Module, layout: PackedGroups, entropy: bool) -> tuple[Tensor, Tensor | None]:
     output = model(
         input_ids=layout.input_ids,
         position_ids=layout.position_ids,
-        attention_mask=layout.input_ids.new_ones(
-            1, 1, 1, 1
-        ),  # 4D says "prepared already": no mask is built
+        # A 4D mask counts as prepared already, so that transformers builds none.
+        attention_mask=layout.input_ids.new_ones(1, 1, 1, 1),
         layout=layout,
         entropy=entropy,
     )
@@ -175,55 +196,70 @@ def _forward(model: nn.Module, layout: PackedGroups, entropy: bool) -> tuple[Ten
 
 
 @torch.no_grad()
-def check(model: nn.Module, base: PreTrainedModel, trl_scorer: Scorer, *, half: bool) -> None:
+def check_packing(
+    model: nn.Module, base: PreTrainedModel, trl_scorer: Scorer, *, half: bool
+) -> None:
     """Compare the packed way with TRL's on two prompts of two completions each.
 
     Args:
         model: as TRL has it.
         base: the causal language model inside it.
-        trl_scorer: TRL's way, `(model, input_ids, attention_mask, logits_to_keep) -> (log_probs, ...)`.
-        half (`bool`): whether the model computes in half precision.
+        trl_scorer: TRL's way.
+        half: whether the model computes in half precision.
 
     Raises:
         NotPackableError: the model cannot take a packed row, or its numbers differ.
+        SeamMovedError: another library has changed a name that the packed way relies on.
     """
-    config, device = base.config.get_text_config(), base.device
-    read_layouts(config._attn_implementation)
-    tokens = (
-        torch.arange(3, 19, device=device) * 7 % config.vocab_size
-    )  # no padding: TRL's numbers are then exact
-    prompts, completions = tokens[:8].view(2, 4).repeat_interleave(2, 0), tokens.view(4, 4)[:, 1:]
+    config = base.config.get_text_config()
+    read_layouts(attention_implementation(config))
+    check_fused_head(base.forward.without_layouts)
+    # No row is padded: TRL's numbers are exact then, for learned positions as well.
+    tokens = torch.arange(3, 19, device=base.device) * 7 % config.vocab_size
+    prompts = tokens[:8].view(2, 4).repeat_interleave(2, 0)
+    completions = tokens.view(4, 4)[:, 1:]
     input_ids = torch.cat([prompts, completions], dim=1)  # (4, 7)
     block = (input_ids, torch.ones_like(input_ids), completions.shape[1])
     layout = PackedGroups.pack(*block)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        packed, _ = _forward(model, layout, entropy=False)
-        expected = trl_scorer(model, *block)[0]
-    except NotPackableError:
-        raise
-    except (TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
-        raise NotPackableError(
-            f"it does not take a packed row ({type(error).__name__}: {error})"
-        ) from error
-    finally:
-        for module in training:
-            module.training = True
-    if (layers := len({module for module, _ in layout.readers})) != config.num_hidden_layers:
+    with _without_dropout(model):
+        try:
+            packed, _ = _forward(model, layout, entropy=False)
+            expected = trl_scorer(model, *block)[0]
+        # What layers raise that meet an argument or a shape they were not written for.
+        except (TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
+            if isinstance(error, NotPackableError | SeamMovedError):
+                raise
+            reason = f"it does not take a packed row ({type(error).__name__}: {error})"
+            raise NotPackableError(reason) from error
+    layers = len({module for module, _ in layout.readers})
+    if layers != config.num_hidden_layers:
         raise NotPackableError(
             f"{layers} of its {config.num_hidden_layers} layers attend through AttentionInterface"
         )
     _refuse_hidden_windows(config, [window for _, window in layout.readers])
-    apart = (packed - expected).abs().mean().item()
-    if not apart <= (_HALF if half else _FULL):
+    difference = (packed - expected).abs().mean().item()
+    # Written so that a difference of NaN is refused as well.
+    if not difference <= (_TOLERANCE_HALF if half else _TOLERANCE):
         raise NotPackableError(
-            f"its log-probabilities in a packed row are {apart:.1e} from those in separate rows"
+            f"its log-probabilities in a packed row are {difference:.1e} from those in separate "
+            "rows"
         )
 
 
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluate for a block; afterwards each module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _refuse_hidden_windows(config: Any, windows: list[int | None]) -> None:
-    """Refuse a model that keeps a window or chunks in its masks, where a few tokens do not show them."""
+    """Refuse a model that keeps a window or chunks in its masks, where a few tokens hide them."""
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(
         config, "use_sliding_window", True
@@ -233,46 +269,47 @@ def _refuse_hidden_windows(config: Any, windows: list[int | None]) -> None:
         raise NotPackableError("it limits what a token sees by masks of its own")
 
 
-def settle(trainer: Any, trl_scorer: Scorer) -> bool:
-    """Whether a trainer can update on packed rows; if not, say why, once.
+def decide_packing(
+    models: Sequence[nn.Module],
+    trl_scorer: Scorer,
+    accelerator: Accelerator,
+    *,
+    reads_images: bool,
+    has_auxiliary_loss: bool,
+    autocast: bool,
+) -> bool:
+    """Return whether a run can update on packed rows; if not, say why, once.
 
     Args:
-        trainer: with its model where training will use it.
+        models: the policy, and a reference model if there is one, as training will use them.
         trl_scorer: TRL's way, for the comparison.
+        reads_images: whether the model takes images beside text.
+        has_auxiliary_loss: whether the loss balances the experts of a mixture.
+        autocast: whether the run computes in bf16 or fp16.
     """
     reason = None
     try:
-        if trainer._is_vlm:
+        if reads_images:
             raise NotPackableError("it reads images as well as text")
-        if trainer.aux_loss_enabled:
+        if has_auxiliary_loss:
             raise NotPackableError(
                 "its auxiliary loss counts how often each row's tokens chose an expert"
             )
-        with trainer.accelerator.autocast():
-            for model in filter(None, (trainer.model_wrapped, trainer.ref_model)):
-                base = causal_model(trainer.accelerator.unwrap_model(model))
-                check(model, base, trl_scorer, half=_computes_in_half(trainer, base))
+        with accelerator.autocast():
+            for model in models:
+                base = causal_model(accelerator.unwrap_model(model))
+                half = computes_in_half(base, autocast=autocast)
+                check_packing(model, base, trl_scorer, half=half)
     except NotPackableError as error:
-        reason = str(error)
-    unable = trainer.accelerator.gather(
-        torch.tensor([reason is not None], device=trainer.accelerator.device)
-    )
-    if unable.any():  # on one process is on all: they have to take the same path
-        reason = reason or "another process cannot"
+        reason = f"About this model: {error}"
+    except SeamMovedError as error:
+        reason = f"This is no matter of the model: {error}"
+    unable = torch.tensor([reason is not None], device=accelerator.device)
+    # One process that cannot is enough: all of them have to take the same path.
+    packs = not accelerator.gather(unable).any()
+    if not packs:
+        reason = reason or "About this model: another process cannot"
         logger.warning(
-            f"Packed updates are off, and updates cost what they cost with TRL. About this model: {reason}."
+            f"Packed updates are off, and updates cost what they cost with TRL. {reason}."
         )
-    return not unable.any()
-
-
-def _computes_in_half(trainer: Any, model: PreTrainedModel) -> bool:
-    """Whether products are rounded to fewer bits than float32 has."""
-    quantised = getattr(model, "is_quantized", False)
-    tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-    return (
-        trainer.args.bf16
-        or trainer.args.fp16
-        or quantised
-        or tf32
-        or model.dtype in (torch.bfloat16, torch.float16)
-    )
+    return packs

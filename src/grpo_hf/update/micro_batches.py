@@ -1,42 +1,71 @@
-"""A generation batch into micro-batches: groups together, tokens balanced, and still the loss of the whole batch.
+"""A generation batch into micro-batches: groups together, tokens balanced, one large batch's loss.
 
-TRL 1.16 shuffles the rows of a generation batch and cuts it into equal parts, which tears groups apart, so a prompt
-would have to be read in every part. `micro_batches` deals whole groups instead, so that each part costs about the same.
-Rows without a signal cost nothing where that is exact. What each loss is divided by is then put right, so that the
-parts of one optimizer step add up to the loss of one large batch:
+TRL 1.16 shuffles the rows of a generation batch and cuts it into equal parts, which tears groups
+apart, so a prompt would have to be read in every part. `micro_batches` deals whole groups instead,
+so that each part costs about the same. Rows without a signal cost nothing where that is exact. What
+each loss is divided by is then put right, so that the parts of one optimizer step add up to the
+loss of one large batch:
 
 | loss | of one batch | TRL's parts add up to |
 |---|---|---|
 | grpo, sapo, dr_grpo, luspo | mean over rows | the same |
-| dapo, cispo, vespo | sum over tokens / tokens | that of the average optimizer step of the generation batch |
+| dapo, cispo, vespo | sum over tokens / tokens | that of the average optimizer step of the batch |
 | bnpo | sum over tokens / tokens | the mean of each part's mean |
 
-Shapes: B rows of a generation batch, C the width of its completions.
+Shapes: B rows of a generation batch, P and C the widths of its prompts and completions.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ..run_context import RunContext
+from ..trl_seam import Batch
 from .packing import distinct_prompts
 
-Batch = dict[str, Any]  # tensors of B rows, lists of B entries, and scalars, as TRL has them
-
+# Losses that TRL divides by the tokens of all processes.
 OVER_TOKENS = ("dapo", "cispo", "vespo")
 
 
-def divide(trainer: Any, batch: Batch) -> list[Batch]:
-    """Cut a trainer's generation batch into its micro-batches, without the rows that need not be computed."""
-    return micro_batches(
+class MicroBatch(Batch, total=False):
+    """Some rows of a generation batch, and what TRL's loss of them has to be multiplied by."""
+
+    loss_scale: Tensor  # ()
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """A rollout as micro-batches, and the share of all processes' rows that are computed."""
+
+    micro_batches: list[MicroBatch]
+    kept_fraction: float
+
+
+def deal_rollout(batch: Batch, args: Any, run: RunContext, *, needs_all_rows: bool) -> Dealt:
+    """Cut a rollout into the micro-batches of a run.
+
+    Args:
+        batch: the rollout, B rows.
+        args: of the run.
+        needs_all_rows: whether something beside its advantage gives a row a gradient: a KL term,
+            an entropy bonus or an entropy quantile. Elsewhere rows whose advantages are all 0 are
+            not computed.
+    """
+    kept = batch["advantages"].view(len(batch["prompt_ids"]), -1).any(1)  # (B,)
+    if needs_all_rows:
+        kept = torch.ones_like(kept)
+    pieces = micro_batches(
         batch,
-        kept_rows(trainer, batch),
-        steps=trainer.args.steps_per_generation,
-        window=trainer.args.gradient_accumulation_steps,
-        loss_type=trainer.loss_type,
-        total=lambda tensor: trainer.accelerator.reduce(tensor, "sum"),
+        kept,
+        steps=args.steps_per_generation,
+        window=args.gradient_accumulation_steps,
+        loss_type=args.loss_type,
+        total=run.total,
     )
+    return Dealt(pieces, run.gather(kept.float()).mean().item())
 
 
 def micro_batches(
@@ -47,144 +76,125 @@ def micro_batches(
     window: int,
     loss_type: str,
     total: Callable[[Tensor], Tensor],
-) -> list[Batch]:
+) -> list[MicroBatch]:
     """Cut a generation batch into micro-batches.
 
     Args:
-        batch: what TRL 1.16 keeps of a rollout, B rows.
-        kept (`Tensor` of shape (B,)): which rows are computed; what is divided by counts the others as well.
-        steps (`int`): how many micro-batches; B is a multiple of it.
-        window (`int`): how many of them make an optimizer step. Where it does not divide `steps`, an optimizer step
-            spans rollouts whose tokens are not known yet, and losses over tokens keep TRL's average.
-        loss_type (`str`): TRL's name of the loss.
+        batch: the rollout, B rows.
+        kept (B,): which rows are computed; what is divided by counts the others as well.
+        steps: how many micro-batches; B is a multiple of it.
+        window: how many of them make an optimizer step. Where it does not divide `steps`, an
+            optimizer step spans rollouts whose tokens are not known yet, and losses over tokens
+            keep TRL's average.
+        loss_type: TRL's name of the loss.
         total: sums a tensor over processes.
-
-    Returns:
-        `list[Batch]`: the micro-batches; where TRL's loss has to be multiplied by something, that is `loss_scale`.
     """
     tokens = loss_mask(batch).sum(1)  # (B,)
-    parts = deal(
-        batch["prompt_ids"], batch["prompt_mask"], batch["completion_mask"].sum(1) * kept, steps
-    )
+    costs = batch["completion_mask"].sum(1) * kept
+    parts = deal(batch["prompt_ids"], batch["prompt_mask"], costs, steps)
     of_parts = torch.stack([tokens[part].sum() for part in parts])
-    of_step = torch.stack([chunk.sum() for chunk in of_parts.split(window)]).repeat_interleave(
-        window
-    )[:steps]
+    of_step = torch.stack([chunk.sum() for chunk in of_parts.split(window)])
+    of_step = of_step.repeat_interleave(window)[:steps]  # (steps,), by micro-batch
     everywhere = total(of_step)
     micro = []
     for index, part in enumerate(parts):
-        piece = _silenced(select(batch, part), kept[part])
-        if loss_type == "bnpo" and steps % window == 0:
-            piece["loss_scale"] = loss_mask(piece).sum() * window / of_step[index].clamp(min=1)
-        if loss_type in OVER_TOKENS and steps % window == 0:  # TRL multiplies by window / steps
-            piece["num_items_in_batch"] = everywhere[index] * steps / window
+        piece = _without_tokens_of_dropped_rows(select(batch, part), kept[part])
+        if steps % window == 0:
+            if loss_type == "bnpo":
+                own = loss_mask(piece).sum()
+                piece["loss_scale"] = own * window / of_step[index].clamp(min=1)
+            if loss_type in OVER_TOKENS:
+                # TRL multiplies what it is given by window / steps.
+                piece["num_items_in_batch"] = everywhere[index] * steps / window
         micro.append(piece)
     return micro
 
 
-def _silenced(piece: Batch, kept: Tensor) -> Batch:
-    """The same rows, without the tokens of those that are not kept: update/packing.py leaves rows without a token out.
+def _without_tokens_of_dropped_rows(piece: MicroBatch, kept: Tensor) -> MicroBatch:
+    """Take the tokens out of rows that are not kept, so that the packed row leaves them out.
 
-    Every process has to call backward, and to gather as many rows' metrics, as the others; so where no row is kept, one
-    token without an advantage stands for them.
+    The rows stay, because every process has to gather as many rows' metrics as the others. Every
+    process also has to call backward; so where no row is kept, one token without an advantage
+    stands for all of them.
     """
     piece["completion_mask"] = piece["completion_mask"] * kept[:, None]
     if not kept.any():
         piece["prompt_mask"] = torch.zeros_like(piece["prompt_mask"])
-        piece["prompt_mask"][:, -1] = piece["completion_mask"][0, 0] = 1
+        piece["prompt_mask"][:, -1] = 1
+        piece["completion_mask"][0, 0] = 1
         piece["advantages"] = torch.zeros_like(piece["advantages"])
     return piece
 
 
-def without_rounding(trainer: Any, batch: Batch, rewards: Tensor) -> Batch:
-    """Set advantages of groups with equal rewards to exactly 0: r - mean(r) is not, in float32, for a mean of six.
-
-    Args:
-        batch: with `advantages`, (B,), of this process.
-        rewards (`Tensor` of shape (W·B, F)): rewards of all processes, one column per function.
-    """
-    if (
-        trainer.multi_objective_aggregation != "sum_then_normalize"
-    ):  # the other compares a group with all of them
-        return batch
-    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    groups = rewards.view(-1, size, rewards.shape[1])  # (N, G, F); NaN stands for None
-    low, high = (
-        groups.nan_to_num(nan=torch.inf).amin(1),
-        groups.nan_to_num(nan=-torch.inf).amax(1),
-    )  # (N, F)
-    whole = ~groups.isnan().any(1) | groups.isnan().all(
-        1
-    )  # a reward that judges some of a group only is no constant
-    equal = ((low >= high) & whole).all(1).repeat_interleave(size)  # (W·B,)
-    rows = len(batch["advantages"])
-    mine = equal[trainer.accelerator.process_index * rows :][:rows]
-    return {**batch, "advantages": batch["advantages"].masked_fill(mine, 0.0)}
-
-
-def kept_rows(trainer: Any, batch: Batch) -> Tensor:
-    """The rows that an update has to compute, (B,); their share over all processes is logged as `signal/kept_fraction`.
-
-    A row whose advantages are all 0 is left out where nothing but the advantage gives a row a gradient: without a KL
-    term, an entropy bonus and an entropy quantile.
-    """
-    signal = batch["advantages"].view(len(batch["prompt_ids"]), -1).any(1)
-    if trainer.beta != 0 or trainer._entropy_bonus_enabled or trainer.top_entropy_quantile < 1:
-        signal = torch.ones_like(signal)
-    share = trainer.accelerator.gather(signal.float()).mean().item()
-    trainer._metrics["train"]["signal/kept_fraction"].append(share)
-    return signal
-
-
 def loss_mask(batch: Batch) -> Tensor:
-    """Which tokens count in the loss, (B, C)."""
+    """Return which tokens count in the loss, (B, C): the policy's own, not those of its tools."""
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
 def deal(prompt_ids: Tensor, prompt_mask: Tensor, costs: Tensor, parts: int) -> list[Tensor]:
-    """Deal rows into parts of equal size: groups whole where they fit, the dearest first, each to the cheapest part.
+    """Deal rows into parts of equal size: groups whole where they fit, the dearest first.
+
+    Each group goes to the part that is cheapest so far.
 
     Args:
-        prompt_ids, prompt_mask (`Tensor` of shape (B, P)): rows with equal prompts belong together.
-        costs (`Tensor` of shape (B,)): tokens of each completion; 0 for a row that will not be computed.
-        parts (`int`): a divisor of B.
+        prompt_ids, prompt_mask (B, P): rows with equal prompts belong together.
+        costs (B,): tokens of each completion; 0 for a row that will not be computed.
+        parts: a divisor of B.
 
     Returns:
-        `list[Tensor]`: the rows of each part, ascending.
+        The rows of each part, ascending.
     """
     size = len(prompt_ids) // parts
-    _, group_of = distinct_prompts(prompt_ids, prompt_mask)
     dealt: list[list[int]] = [[] for _ in range(parts)]
     load = [0.0] * parts
-    by_cost = torch.argsort(costs, descending=True, stable=True)
-    groups = [by_cost[group_of[by_cost] == group] for group in range(int(group_of.max()) + 1)]
-    prompt_costs = [int(prompt_mask[group[0]].sum()) * bool(costs[group].any()) for group in groups]
-    order = sorted(
-        range(len(groups)), key=lambda g: -(int(costs[groups[g]].sum()) + prompt_costs[g])
-    )
-    for which in order:
-        rows = groups[which]
+    for rows, prompt_cost in _groups_by_cost(prompt_ids, prompt_mask, costs):
         while len(rows):
-            roomy = [part for part in range(parts) if size - len(dealt[part]) >= len(rows)]
-            if roomy:
-                part = min(roomy, key=lambda p: load[p])
-                taken = rows
-            else:  # no part holds what is left of the group: fill the one with most room with an even choice of it
-                part = max(range(parts), key=lambda p: (size - len(dealt[p]), -load[p]))
-                room = size - len(dealt[part])
-                taken = rows[torch.arange(room, device=rows.device) * len(rows) // room]
+            part, taken = _next_part(rows, dealt, load, size)
             dealt[part] += taken.tolist()
-            load[part] += int(costs[taken].sum()) + prompt_costs[which]
+            load[part] += int(costs[taken].sum()) + prompt_cost
             rows = rows[~torch.isin(rows, taken)]
     return [torch.tensor(sorted(part), device=prompt_ids.device) for part in dealt]
 
 
-def select(batch: Batch, rows: Tensor) -> Batch:
-    """Those rows of a batch; scalars stay."""
+def _groups_by_cost(
+    prompt_ids: Tensor, prompt_mask: Tensor, costs: Tensor
+) -> list[tuple[Tensor, int]]:
+    """Return the rows of each group with the cost of its prompt, the dearest group first."""
+    _, group_of = distinct_prompts(prompt_ids, prompt_mask)
+    by_cost = torch.argsort(costs, descending=True, stable=True)
+    groups = []
+    for group in range(int(group_of.max()) + 1):
+        rows = by_cost[group_of[by_cost] == group]
+        # A prompt whose completions all cost nothing is not read at all.
+        prompt_cost = int(prompt_mask[rows[0]].sum()) * bool(costs[rows].any())
+        groups.append((rows, prompt_cost))
+    # sorted is stable, so groups of one cost stay in their order on every machine.
+    return sorted(groups, key=lambda group: -(int(costs[group[0]].sum()) + group[1]))
 
-    def choose(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[rows] if value.ndim else value
-        return [value[row] for row in rows.tolist()] if isinstance(value, list) else value
 
-    return {name: choose(value) for name, value in batch.items()}
+def _next_part(
+    rows: Tensor, dealt: list[list[int]], load: list[float], size: int
+) -> tuple[int, Tensor]:
+    """Return the part that gets the next rows of a group, and which of them."""
+    rooms = [size - len(part) for part in dealt]
+    roomy = [part for part, room in enumerate(rooms) if room >= len(rows)]
+    if roomy:
+        return min(roomy, key=lambda part: load[part]), rows
+    # No part holds what is left of the group: fill the one with most room, with an even choice of
+    # dear and cheap rows.
+    part = max(range(len(dealt)), key=lambda part: (rooms[part], -load[part]))
+    even = torch.arange(rooms[part], device=rows.device) * len(rows) // rooms[part]
+    return part, rows[even]
+
+
+def select(batch: Batch, rows: Tensor) -> MicroBatch:
+    """Return some rows of a batch: of its tensors and lists; scalars stay as they are."""
+    selected: dict[str, Any] = {}
+    for name, value in batch.items():
+        if isinstance(value, Tensor) and value.ndim:
+            selected[name] = value[rows]
+        elif isinstance(value, list):
+            selected[name] = [value[row] for row in rows.tolist()]
+        else:
+            selected[name] = value
+    return cast(MicroBatch, selected)

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ..errors import NotPackableError
+from ..trl_seam import cpu_attention, cpu_attention_backward
 from .packing import PackedGroups
 
 KNOWN_OPTIONS = {"is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
@@ -194,7 +195,7 @@ class _ByParts(torch.autograd.Function):
 
         def part(queries: slice, keys: slice, is_causal: bool) -> tuple[Tensor, Tensor]:
             states = query[:, :, queries], key[:, :, keys], value[:, :, keys]
-            return attend_on_cpu(*states, scaling, is_causal=is_causal)
+            return cpu_attention(*states, scaling, is_causal=is_causal)
 
         outputs = []
         for prompt, _, _ in groups:
@@ -222,13 +223,12 @@ class _ByParts(torch.autograd.Function):
         def add(queries: slice, keys: slice, is_causal: bool) -> None:
             if queries.stop == queries.start or keys.stop == keys.start:
                 return
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *(x[:, :, queries] for x in (grad_output, query)),
-                *(x[:, :, keys] for x in (key, value)),
-                *(x[:, :, queries] for x in (output, normaliser)),
-                0.0,
-                is_causal,
-                scale=ctx.scaling,
+            parts = cpu_attention_backward(
+                grad_output[:, :, queries],
+                (query[:, :, queries], key[:, :, keys], value[:, :, keys]),
+                (output[:, :, queries], normaliser[:, :, queries]),
+                ctx.scaling,
+                is_causal=is_causal,
             )
             for gradient, part, where in zip(gradients, parts, (queries, keys, keys), strict=True):
                 gradient[:, :, where] += part
@@ -248,12 +248,3 @@ def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Te
         (part[1] - total).exp()[..., None] for part in (a, b)
     )  # float32, as normalisers are
     return (a[0] * weight_a).addcmul_(b[0], weight_b), total
-
-
-def attend_on_cpu(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, *, is_causal: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Attention and its normaliser, (..., D) and (...), by the kernel that `_ByParts` describes."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, scale=scaling
-    )

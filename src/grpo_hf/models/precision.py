@@ -1,0 +1,19 @@
+"""In what precision a model computes."""
+
+from typing import Any
+
+import torch
+
+
+def computes_in_half(model: Any, *, autocast: bool) -> bool:
+    """Whether products of a model are rounded to fewer bits than float32 has.
+
+    Args:
+        model: a language model of transformers.
+        autocast: whether the run computes in bf16 or fp16, whatever the weights are.
+    """
+    if autocast or model.dtype in (torch.bfloat16, torch.float16):
+        return True
+    # TF32 rounds the inputs of each product to 10 bits, which is what fp16 has.
+    uses_tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    return uses_tf32 or getattr(model, "is_quantized", False)

@@ -1,0 +1,195 @@
+"""What the stages of a training step have to know of the run: small values instead of the trainer.
+
+The trainer makes them where TRL's names are known (trl_seam.py), and hands them to a stage beside
+the data.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One process's view of a rollout.
+
+    Rows of all processes lie side by side, those of process 0 first, and groups may span processes.
+
+    Args:
+        accelerator: for what all processes have to know together.
+        group_size: G, the completions of one prompt; an evaluation may have another than training.
+        training: whether the policy learns from this rollout.
+        step: optimizer steps that are done.
+    """
+
+    accelerator: Accelerator
+    group_size: int
+    training: bool
+    step: int
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        """How many processes there are, W."""
+        return self.accelerator.num_processes
+
+    def mine(self, rows: int) -> slice:
+        """Return where this process's rows lie among those of all processes.
+
+        Args:
+            rows: B, how many rows each process has.
+        """
+        first = self.rank * rows
+        return slice(first, first + rows)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the rows of all processes, (B, ...) -> (W·B, ...)."""
+        return self.accelerator.gather(values)
+
+    def gather_list(self, values: list[Any]) -> list[Any]:
+        """Return the entries of all processes in one list; they may be anything that pickles."""
+        return gather_object(values)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum over processes, entry by entry."""
+        return self.accelerator.reduce(values, "sum")
+
+
+@dataclass(frozen=True)
+class RunTraits:
+    """What kind of run a trainer was set up for; stages refuse, or leave to TRL, by it.
+
+    Args:
+        sharded_weights: FSDP or DeepSpeed keeps parts of the weights in other processes.
+        reads_images: the model takes images beside text.
+        uses_vllm: vLLM samples the completions.
+        has_tools: the policy calls tools, or plays in environments.
+        has_rollout_function: a function of the user's samples the completions.
+        entropy_in_loss: the loss has an entropy bonus, or picks tokens by their entropy.
+    """
+
+    sharded_weights: bool = False
+    reads_images: bool = False
+    uses_vllm: bool = False
+    has_tools: bool = False
+    has_rollout_function: bool = False
+    entropy_in_loss: bool = False
+
+    def refuse_sharded_weights(self, feature: str, need: str, otherwise: str) -> None:
+        """Refuse a feature that needs whole weights in every process.
+
+        Args:
+            feature: the setting that asks for it.
+            need: what it does with them, as in "copies whole weights".
+            otherwise: what to do instead.
+
+        Raises:
+            ConfigError: the weights are sharded.
+        """
+        if self.sharded_weights:
+            raise ConfigError(
+                f"{feature} {need}, and FSDP and DeepSpeed shard them. Train on plain processes "
+                f"(DDP: accelerate launch --multi_gpu), or {otherwise}."
+            )
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What happens to logits before a token is scored.
+
+    Args:
+        temperature: what they are divided by.
+        entropy_gradient: whether the entropy is part of the loss, and so needs a gradient.
+    """
+
+    temperature: float
+    entropy_gradient: bool
+
+
+@dataclass(frozen=True)
+class RefillPlan:
+    """Where dynamic sampling draws fresh prompts from, and how often.
+
+    Args:
+        data: the training data, rows by index.
+        seed: decides the draw, the same on all processes.
+        rounds: how many times fresh prompts may be rolled out.
+        pad_token_id: what rows of token ids are padded with.
+    """
+
+    data: Any
+    seed: str
+    rounds: int
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The policy of a trainer, for a reward that samples from it.
+
+    Args:
+        context: returns the view of the rollout that is being scored.
+        tokenize: prompts to token ids, as a rollout tokenizes them.
+        sample: continues lists of tokens: (prompt ids, most new tokens, n) to token ids. Equal
+            lists lie side by side, n of each.
+        tokenizer: of the policy.
+        max_completion_length: how many tokens a completion may have.
+    """
+
+    context: Callable[[], RunContext]
+    tokenize: Callable[[Sequence[Any]], list[list[int]]]
+    sample: Callable[[list[list[int]], int, int], list[list[int]]]
+    tokenizer: Any
+    max_completion_length: int
+
+
+@dataclass(frozen=True)
+class PolicyState:
+    """The policy before training, for the guards of its reference.
+
+    Args:
+        model: unwrapped; a PEFT model where there is an adapter.
+        fresh: whether nothing has trained it in this run, or in a run that this one resumes.
+        has_kl_term: whether β is not 0.
+        continues_adapter: whether the user gave the adapter, trained before.
+        autocast: whether the run computes in bf16 or fp16.
+        sharded_weights: whether parts of the weights are in other processes.
+    """
+
+    model: Any
+    fresh: bool
+    has_kl_term: bool
+    continues_adapter: bool
+    autocast: bool
+    sharded_weights: bool
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card of a run says about it, beside its settings and results.
+
+    Args:
+        base: the name or folder of the base model.
+        dataset: the name or folder of the data.
+        rewards: name with options, and weight, of each reward.
+        adapter: the configuration of the policy's adapter, where it is called "default".
+        has_adapter: whether the policy is an adapter at all.
+        steps: optimizer steps that were made.
+    """
+
+    base: str
+    dataset: str
+    rewards: list[tuple[str, float]]
+    adapter: Any
+    has_adapter: bool
+    steps: int

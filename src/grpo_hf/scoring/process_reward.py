@@ -1,0 +1,191 @@
+"""The step reward behind `process_reward="monte_carlo(...)"`: it samples from the policy.
+
+algorithm/monte_carlo.py has the equation. Here the sampler is the trainer's rollout, and the judge
+is the first of its rewards.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..algorithm.monte_carlo import Sampler, gains, mean_of_judged, step_values
+from ..errors import ConfigError, RewardSpecError, did_you_mean
+from ..run_context import Policy, RunContext, RunTraits
+from .judging import judge_by, number
+from .registry import split_spec
+from .reward import Reward, RewardSettings, checked_reward
+from .scored_reward import ScoredReward
+from .steps import SEPARATORS, StepRewards, found_steps
+
+_CREDITS = ("value", "gain")
+
+
+class MonteCarlo:
+    """A reward function that values the steps of completions by continuations from the policy."""
+
+    reward_settings = RewardSettings(batched=True, in_process=True, early=False)
+    # It is called with `first_values`, what the first reward said of the same completions.
+    follows_first_reward = True
+
+    def __init__(self) -> None:
+        self._policy: Policy | None = None
+        self._judge: ScoredReward | None = None
+
+    def attach(self, policy: Policy, judge: ScoredReward) -> None:
+        """Sample from this policy from now on, and judge continuations by this reward."""
+        self._policy = policy
+        self._judge = judge
+
+    def __call__(
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        log_metric: Any = None,
+        *,
+        n: int = 4,
+        steps: str = "lines",
+        credit: str = "value",
+        **columns: Any,
+    ) -> list[StepRewards | None]:
+        """Return the values of the steps of each completion.
+
+        They are None for a completion without steps, and for all while there is no policy.
+        `monte_carlo/beginnings`, `tokens` and `time` (seconds) log the cost.
+
+        Args:
+            n: continuations of each beginning.
+            steps: how a completion is cut; see `split_steps`.
+            credit: `"value"`, or `"gain"`: what a step adds to the value before it, at first to the
+                mean reward of the completions of its group.
+        """
+        policy = self._policy
+        if policy is None or self._judge is None or not policy.context().training:
+            return [None] * len(completions)
+        start = time.perf_counter()
+        earned = [number(value) for value in columns.pop("first_values")]
+        groups, means = _groups(policy.context(), earned)
+        cuts = []
+        for completion, ids in zip(completions, completion_ids, strict=True):
+            cuts.append(found_steps(policy.tokenizer, completion, ids, steps))
+        state = columns.pop("trainer_state", None)
+        lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+
+        def sample(asked: list[list[int]], tokens: int) -> list[list[int]]:
+            return policy.sample(asked, tokens, n)
+
+        values = step_values(
+            policy.tokenize(prompts),
+            completion_ids,
+            [tokens for _, tokens in cuts],
+            earned,
+            groups=groups,
+            n=n,
+            sampler=Sampler(sample, policy.max_completion_length, len(prompts)),
+            judge=judge_by(self._judge, policy.tokenizer, prompts, lists, state),
+        )
+        of_steps = values.of_steps
+        if credit == "gain":
+            of_steps = []
+            for mean, of_row in zip(means, values.of_steps, strict=True):
+                of_steps.append(gains([mean, *of_row]))
+        log_metric("monte_carlo/beginnings", values.beginnings)
+        log_metric("monte_carlo/tokens", values.tokens)
+        log_metric("monte_carlo/time", time.perf_counter() - start)
+        found = []
+        for (ends, _), rewards in zip(cuts, of_steps, strict=True):
+            found.append(StepRewards(ends, rewards) if ends else None)
+        return found
+
+
+def process_reward(spec: str) -> Reward:
+    """Return the step reward that `process_reward` names: `monte_carlo`, perhaps with options.
+
+    Raises:
+        RewardSpecError: the spec names something else, or an option is not possible.
+    """
+    name, options = split_spec(spec.strip())
+    if name != "monte_carlo":
+        raise RewardSpecError(
+            f"process_reward is {spec!r}; expected monte_carlo, or "
+            f"monte_carlo(n=4, steps='lines').{did_you_mean(name, ['monte_carlo'])} A step reward "
+            "of your own is named among the rewards."
+        )
+    reward = checked_reward(MonteCarlo(), name, name, options, "grpo-hf")
+    n = reward.options.get("n", 4)
+    steps = reward.options.get("steps", "lines")
+    credit = reward.options.get("credit", "value")
+    if type(n) is not int or n < 1 or not isinstance(steps, str) or not steps:
+        raise _wrong_option(spec, "")
+    if credit not in _CREDITS:
+        raise _wrong_option(spec, did_you_mean(str(credit), _CREDITS))
+    # A text of the user's own may mark the end of a step, but a typo of a known way may not.
+    if steps not in SEPARATORS and (hint := did_you_mean(steps, SEPARATORS)):
+        raise RewardSpecError(
+            f"process_reward is {spec!r}: steps {steps!r} would end at that text.{hint}"
+        )
+    return reward
+
+
+def _wrong_option(spec: str, hint: str) -> RewardSpecError:
+    return RewardSpecError(
+        f"process_reward is {spec!r}; expected n of at least 1, steps lines, blank_lines, "
+        "sentences or the text that marks the end of a step, and credit one of "
+        f"{', '.join(_CREDITS)}.{hint}"
+    )
+
+
+def with_process_reward(rewards: list[Any] | None, spec: str | None) -> list[Any] | None:
+    """Return a trainer's rewards, with the one that `process_reward` names as the last."""
+    if spec is None:
+        return rewards
+    return [*(rewards or []), ScoredReward(process_reward(spec))]
+
+
+def attach_policy(rewards: Sequence[Any], policy: Policy, traits: RunTraits) -> None:
+    """Let the process reward among a trainer's rewards, if there is one, sample from its policy.
+
+    Raises:
+        ConfigError: the first reward is no function, every process would have to sample as much as
+            the others, or a completion is more than what the model continues a text with.
+    """
+    for entry in rewards:
+        if isinstance(entry, ScoredReward) and isinstance(entry.reward.function, MonteCarlo):
+            first = rewards[0]
+            if not isinstance(first, ScoredReward) or first is entry:
+                raise ConfigError(
+                    "process_reward judges continuations by the first reward, which has to be a "
+                    "function."
+                )
+            _check_traits(traits)
+            entry.reward.function.attach(policy, first)
+
+
+def _check_traits(traits: RunTraits) -> None:
+    if traits.uses_vllm or traits.sharded_weights:
+        raise ConfigError(
+            "process_reward 'monte_carlo' samples another number of continuations on every "
+            "process, which vLLM and sharded weights (FSDP, DeepSpeed) do not allow. Leave one of "
+            "the two out."
+        )
+    if traits.has_tools or traits.has_rollout_function or traits.reads_images:
+        raise ConfigError(
+            "process_reward 'monte_carlo' continues texts, and knows no tools, environments, "
+            "rollout functions or images. Leave one of the two out."
+        )
+
+
+def _groups(run: RunContext, earned: list[float]) -> tuple[list[int], list[float]]:
+    """Return the number of each completion's group, and the mean of what that group earned.
+
+    A group may lie on several processes.
+    """
+    everywhere = run.gather_list(earned)
+    groups = []
+    means = []
+    for row in range(len(everywhere))[run.mine(len(earned))]:
+        group = row // run.group_size
+        groups.append(group)
+        members = everywhere[group * run.group_size : (group + 1) * run.group_size]
+        means.append(mean_of_judged(members))
+    return groups, means

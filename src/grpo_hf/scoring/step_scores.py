@@ -1,0 +1,100 @@
+"""Step rewards of a rollout: from characters of a completion to the tokens that are credited.
+
+Shapes: B completions of this process, at most C tokens each, W processes, F rewards.
+"""
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from ..algorithm.token_advantages import Steps, completion_lengths
+from ..errors import DataError
+from ..run_context import RunContext
+from ..trl_seam import Batch
+from .outcomes import Outcome
+from .scored_reward import ScoredReward
+from .scorer import Scores
+from .steps import step_end_tokens
+
+logger = logging.getLogger(__name__)
+
+
+def steps_of_rollout(
+    scores: Scores | None, batch: Batch, rewards: Tensor, tokenizer: Any, run: RunContext
+) -> dict[int, list[Steps]]:
+    """Return the steps of all completions, by the column of each reward that speaks of steps.
+
+    A step reward that returns a number for a completion means one step, the whole of it. A
+    completion that failures left out has no steps, and neither has one whose steps are not found
+    among its tokens.
+
+    Args:
+        scores: what the reward functions said of this process's completions.
+        batch: the rollout, B rows.
+        rewards (W·B, F): of all processes, NaN for None and for what is left out.
+
+    Returns:
+        For each such column W·B entries, in the order of all processes; empty where no reward
+        speaks of steps.
+    """
+    entries = {} if scores is None else scores.entries
+    lengths = completion_lengths(batch["completion_mask"])
+    kept = ~rewards[run.mine(len(lengths))].isnan().all(1)
+    token_ids = batch["completion_ids"].tolist()
+    steps = {}
+    for column in _step_columns(entries, run):
+        assert scores is not None
+        of_rows: list[Steps] = []
+        for row, outcome in enumerate(scores.outcomes[column]):
+            if kept[row]:
+                ids = token_ids[row][: lengths[row]]
+                completion = scores.completions[row]
+                of_rows.append(_steps_of(entries[column], outcome, completion, ids, tokenizer))
+            else:
+                of_rows.append(([], []))
+        steps[column] = run.gather_list(of_rows)
+    return steps
+
+
+def metrics(scores: Scores | None, steps: dict[int, list[Steps]]) -> dict[str, float]:
+    """Return what to log: `rewards/R/steps`, how many steps a completion has under reward R."""
+    values = {}
+    for column, of_rows in steps.items():
+        assert scores is not None
+        count = sum(len(ends) for ends, _ in of_rows) / len(of_rows)
+        values[f"rewards/{scores.entries[column].__name__}/steps"] = count
+    return values
+
+
+def _step_columns(entries: dict[int, ScoredReward], run: RunContext) -> list[int]:
+    """Return the columns of rewards that have spoken of steps, now or before, on any process.
+
+    A reward that did once is a step reward, also where it has only numbers for this rollout.
+    """
+    if not entries:
+        return []
+    spoken = [column for column, entry in entries.items() if entry.speaks_of_steps]
+    columns = sorted(set(run.gather_list(spoken)))
+    for column in columns:
+        entries[column].speaks_of_steps = True
+    return columns
+
+
+def _steps_of(
+    entry: ScoredReward, outcome: Outcome, completion: Any, ids: list[int], tokenizer: Any
+) -> Steps:
+    if outcome.value is None:
+        return [], []
+    if outcome.steps is None:
+        return [len(ids) - 1], [outcome.value]
+    try:
+        ends = step_end_tokens(tokenizer, completion, ids, outcome.steps.ends)
+    except DataError as error:
+        entry.warn_once(
+            logger,
+            "steps",
+            f"A completion is credited with no steps of the reward {entry.__name__!r}: {error}",
+        )
+        return [], []
+    return ends, list(outcome.steps.rewards)

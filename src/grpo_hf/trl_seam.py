@@ -1,0 +1,563 @@
+"""The seam: every private or undocumented name of another library that grpo-hf relies on.
+
+TRL moves weekly, and what is private may move without a word. So nothing else in this library
+touches such a name: the trainer overrides the methods in `OVERRIDDEN`, and everything else goes
+through a function of this file, whose docstring says what was read, and in which version
+(`READ_IN`). `tests/test_trl_seam.py` holds each of them against the installed libraries, and fails
+with the name of what has moved.
+
+Shapes: B rows of a rollout on this process, W processes, G completions per group, P and C the
+widths of prompts and completions, F reward functions.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from statistics import mean
+from typing import Any, NotRequired, TypedDict
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from .errors import SeamMovedError
+from .run_context import (
+    CardFacts,
+    HeadSettings,
+    Policy,
+    PolicyState,
+    RefillPlan,
+    RunContext,
+    RunTraits,
+)
+
+READ_IN = {
+    "trl": "1.16.0",
+    "transformers": "5.23.0",
+    "peft": "0.21.2",
+    "accelerate": "1.15.0",
+    "torch": "2.13.0",
+    "bitsandbytes": "0.50.2",
+}
+
+# Methods of TRL's trainer that ours overrides, with the parameters that TRL calls them with.
+OVERRIDDEN = {
+    "_get_per_token_logps_and_entropies": (
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+    ),
+    "_prepare_inputs": ("self", "generation_batch"),
+    "_generate_and_score_completions": ("self", "inputs"),
+    "_generate": ("self", "prompts"),
+    "_generate_single_turn": (
+        "self",
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+    ),
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+    "_compute_loss": ("self", "model", "inputs"),
+    "create_model_card": ("self", "model_name", "dataset_name", "tags"),
+}
+
+# Functions and methods that are called, with the parameters that they are called with.
+CALLED = {
+    "trl.trainer.grpo_trainer:GRPOTrainer._tokenize_prompts": ("self", "prompts"),
+    "trl.trainer.grpo_trainer:GRPOTrainer._save_checkpoint": ("self", "model", "trial"),
+    "trl.trainer.utils:use_adapter": ("model", "adapter_name"),
+    "trl.trainer.utils:get_callable_name": ("func",),
+    "trl.trainer.utils:is_async_callable": ("func",),
+    "trl:get_peft_config": ("model_args",),
+    "trl:get_quantization_config": ("model_args",),
+    "transformers:Trainer.train": ("self", "resume_from_checkpoint"),
+    "transformers:Trainer.push_to_hub": ("self",),
+    "transformers:Trainer.remove_callback": ("self", "callback"),
+    "transformers.generation.utils:GenerationMixin._prepare_generation_config": (
+        "self",
+        "generation_config",
+    ),
+    "transformers.generation.utils:GenerationMixin._sample": (
+        "self",
+        "input_ids",
+        "logits_processor",
+        "stopping_criteria",
+        "generation_config",
+    ),
+}
+
+# Attributes of TRL's trainer that are set where it is made.
+TRAINER_ATTRIBUTES = (
+    "_metrics",
+    "_logs",
+    "_tokenizer",
+    "_is_vlm",
+    "_step",
+    "_buffered_inputs",
+    "_entropy_bonus_enabled",
+    "aux_loss_enabled",
+    "beta",
+    "chat_template_kwargs",
+    "current_gradient_accumulation_steps",
+    "environments",
+    "environment_factories",
+    "generation_config",
+    "loss_type",
+    "multi_objective_aggregation",
+    "num_generations",
+    "num_generations_eval",
+    "ref_model",
+    "reward_func_names",
+    "reward_funcs",
+    "reward_weights",
+    "rollout_func",
+    "scale_rewards",
+    "temperature",
+    "tools",
+    "top_entropy_quantile",
+    "use_transformers_continuous_batching",
+    "use_vllm",
+)
+
+# What TRL's fused head takes beside a model's own arguments: labels that are shifted already, and
+# the word that it is meant. It returns `log_probs` and `entropy`.
+FUSED_HEAD = ("shift_labels", "fused_lm_head")
+
+
+class Batch(TypedDict, total=False):
+    """A rollout as TRL keeps it: tensors of B rows, and the number of tokens of all processes."""
+
+    prompt_ids: Tensor  # (B, P)
+    prompt_mask: Tensor  # (B, P)
+    completion_ids: Tensor  # (B, C)
+    completion_mask: Tensor  # (B, C)
+    advantages: Tensor  # (B,), or (B, C) where each token has its own
+    num_items_in_batch: Tensor  # ()
+    old_per_token_logps: NotRequired[Tensor]  # (B, C)
+    ref_per_token_logps: NotRequired[Tensor]  # (B, C)
+    sampling_per_token_logps: NotRequired[Tensor]  # (B, C)
+    importance_sampling_ratio: NotRequired[Tensor]  # (B, C) or (B, 1)
+    tool_mask: NotRequired[Tensor]  # (B, C)
+
+
+# TRL: what a trainer is
+
+
+def tokenizer_of(trainer: Any) -> Any:
+    """Return the trainer's tokenizer, also where its processing class is a processor."""
+    return trainer._tokenizer
+
+
+def traits_of(trainer: Any) -> RunTraits:
+    """Return what kind of run a trainer was set up for."""
+    return RunTraits(
+        sharded_weights=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
+        reads_images=trainer._is_vlm,
+        uses_vllm=trainer.use_vllm,
+        has_tools=bool(trainer.tools or trainer.environment_factories),
+        has_rollout_function=trainer.rollout_func is not None,
+        entropy_in_loss=trainer._entropy_bonus_enabled or trainer.top_entropy_quantile < 1,
+    )
+
+
+def context_of(trainer: Any) -> RunContext:
+    """Return this process's view of the rollout that a trainer makes now."""
+    training = trainer.model.training
+    return RunContext(
+        accelerator=trainer.accelerator,
+        group_size=trainer.num_generations if training else trainer.num_generations_eval,
+        training=training,
+        step=trainer.state.global_step,
+    )
+
+
+def head_settings(trainer: Any) -> HeadSettings:
+    """Return what the logits of a trainer's models go through before they are scored."""
+    return HeadSettings(trainer.temperature, trainer._entropy_bonus_enabled)
+
+
+def refill_plan(trainer: Any) -> RefillPlan:
+    """Return where dynamic sampling draws fresh prompts from now, and how often.
+
+    TRL counts this process's forward and backward passes in `_step`; those of one optimizer step
+    draw different prompts.
+    """
+    args = trainer.args
+    step = (trainer.state.global_step, trainer._step % args.gradient_accumulation_steps)
+    return RefillPlan(
+        data=trainer.train_dataset,
+        seed=f"{args.seed}/{step}",
+        rounds=args.max_refills,
+        pad_token_id=trainer._tokenizer.pad_token_id,
+    )
+
+
+def samples_with_generate(trainer: Any) -> bool:
+    """Whether completions come from the model's own `generate`, on whole weights."""
+    engine = trainer.use_vllm or trainer.use_transformers_continuous_batching
+    sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+    return not engine and not sharded
+
+
+def policy_of(trainer: Any) -> Policy:
+    """Return a trainer's policy as something that tokenizes and samples."""
+
+    def sample(prompt_ids: list[list[int]], tokens: int, copies: int) -> list[list[int]]:
+        return continue_tokens(trainer, prompt_ids, max_new_tokens=tokens, num_generations=copies)
+
+    return Policy(
+        context=lambda: context_of(trainer),
+        tokenize=lambda prompts: prompt_ids_of(trainer, prompts),
+        sample=sample,
+        tokenizer=trainer._tokenizer,
+        max_completion_length=trainer.max_completion_length,
+    )
+
+
+def policy_state(trainer: Any, resume: str | bool | None) -> PolicyState:
+    """Return what the guards of the reference have to know of a trainer before it trains."""
+    args = trainer.args
+    return PolicyState(
+        model=trainer.accelerator.unwrap_model(trainer.model),
+        fresh=not resume and trainer.state.global_step == 0,
+        has_kl_term=trainer.beta != 0,
+        continues_adapter=trainer.continues_adapter,
+        autocast=args.bf16 or args.fp16,
+        sharded_weights=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
+    )
+
+
+def card_facts(trainer: Any, dataset_source: str) -> CardFacts:
+    """Return what the card of a run says about it."""
+    specs = []
+    for function, name in zip(trainer.reward_funcs, trainer.reward_func_names, strict=True):
+        specs.append(getattr(getattr(function, "reward", None), "spec", name))
+    return CardFacts(
+        base=trainer.model.config._name_or_path,
+        dataset=dataset_source,
+        rewards=list(zip(specs, trainer.reward_weights.tolist(), strict=True)),
+        adapter=getattr(trainer.model, "peft_config", {}).get("default"),
+        has_adapter=hasattr(trainer.model, "peft_config"),
+        steps=trainer.state.global_step,
+    )
+
+
+def save_checkpoint(trainer: Any) -> None:
+    """Write a checkpoint of this step, as TRL does at `save_steps`."""
+    trainer._save_checkpoint(trainer.model, trial=None)
+
+
+def active_adapter(model: Any, name: str | None) -> AbstractContextManager[None]:
+    """See a PEFT model through another adapter for a block; `None` disables all of them."""
+    from trl.trainer.utils import use_adapter
+
+    return use_adapter(model, adapter_name=name)
+
+
+def check_fused_head(forward: Callable[..., Any]) -> None:
+    """Check that a forward takes what `fused_log_probs` gives it.
+
+    Args:
+        forward: of a model after TRL's `add_fused_lm_head`.
+
+    Raises:
+        SeamMovedError: a keyword is not there.
+    """
+    taken = inspect.signature(forward, follow_wrapped=False).parameters
+    for name in FUSED_HEAD:
+        if name not in taken:
+            raise SeamMovedError(
+                f"the head that TRL gives a model takes no {name!r}, as trl {READ_IN['trl']} did; "
+                "install that version, or set packed_update to false"
+            )
+
+
+def fused_log_probs(
+    forward: Callable[..., Any], labels: Tensor, *positional: Any, **named: Any
+) -> Any:
+    """Run a model with TRL's fused head, which returns `log_probs` and `entropy`.
+
+    Args:
+        forward: of a model after TRL's `add_fused_lm_head`.
+        labels (1, S): the next token of each position, shifted already.
+    """
+    return forward(*positional, **named, shift_labels=labels, fused_lm_head=True)
+
+
+# TRL: what a trainer logs
+
+
+def log_metric(trainer: Any, name: str, value: float) -> None:
+    """Log a number; TRL shows the mean of what was logged since the last logging step.
+
+    TRL keeps a list per name and mode in `_metrics`.
+    """
+    mode = "train" if trainer.model.training else "eval"
+    trainer._metrics[mode][name].append(float(value))
+
+
+def log_metrics(trainer: Any, values: Mapping[str, float]) -> None:
+    """Log several numbers, each by `log_metric`."""
+    for name, value in values.items():
+        log_metric(trainer, name, value)
+
+
+def rewards_of_rollout(trainer: Any, batch: Batch) -> Tensor:
+    """Return the rewards that TRL normalised in the last rollout, (W·B, F), NaN for None.
+
+    They are those of all processes, as `_calculate_rewards` returned them, a subclass's too. TRL
+    keeps the last `generation_batch_size` of them in `_logs`, which a training rollout never
+    exceeds.
+
+    Args:
+        batch: of that rollout, B rows.
+    """
+    rows = trainer.accelerator.num_processes * len(batch["prompt_ids"])
+    columns = []
+    for name in trainer.reward_func_names:
+        columns.append(list(trainer._logs["rewards"][name])[-rows:])
+    return torch.tensor(columns, dtype=torch.float32, device=trainer.accelerator.device).T
+
+
+def show_advantages(trainer: Any, advantages: Tensor) -> None:
+    """Put other advantages into the table of completions for the last rollout.
+
+    Args:
+        advantages (B,): of this process; they are gathered here, as TRL gathers them.
+    """
+    table = trainer._logs["advantages"]
+    everywhere = trainer.accelerator.gather(advantages).tolist()
+    for _ in range(min(len(everywhere), len(table))):
+        table.pop()
+    table.extend(everywhere)
+
+
+@contextmanager
+def only_planned_rollout_logged(trainer: Any, summed: str) -> Iterator[None]:
+    """Forget what rollouts inside the block log, as if there had been the one before it only.
+
+    Two kinds of numbers stay: the count of tokens that the model has seen, and costs, which add to
+    those of the rollout before.
+
+    Args:
+        summed: the beginning of the names of costs.
+    """
+    metrics = trainer._metrics["train"]
+    table = trainer._logs
+    planned = {name: list(values) for name, values in metrics.items()}
+    trainer._logs = copy.deepcopy(table)
+    try:
+        yield
+    finally:
+        for name, values in metrics.items():
+            if name in planned and name.startswith(summed):
+                planned[name][-1] += sum(values[len(planned[name]) :])
+        tokens = metrics["num_tokens"]
+        metrics.clear()
+        metrics.update(planned | {"num_tokens": tokens})
+        trainer._logs = table
+
+
+# TRL: what a trainer does
+
+
+@contextmanager
+def rewards_replaced(trainer: Any, functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Let TRL call other reward functions for a block, under the names of the trainer's own.
+
+    `_calculate_rewards` reads `reward_funcs` once, when it begins.
+    """
+    own = trainer.reward_funcs
+    trainer.reward_funcs = list(functions)
+    try:
+        yield
+    finally:
+        trainer.reward_funcs = own
+
+
+def prompt_ids_of(trainer: Any, prompts: Sequence[Any]) -> list[list[int]]:
+    """Tokenize prompts as a rollout does: messages through the chat template, texts as they are."""
+    return trainer._tokenize_prompts(list(prompts))[0]
+
+
+def continue_tokens(
+    trainer: Any, prompt_ids: list[list[int]], *, max_new_tokens: int, num_generations: int
+) -> list[list[int]]:
+    """Sample continuations of lists of tokens from the policy, as a rollout samples completions.
+
+    `_generate_single_turn` reads `generation_config` of the trainer, and returns token ids first.
+    """
+    config = trainer.generation_config
+    trainer.generation_config = copy.deepcopy(config)
+    trainer.generation_config.max_new_tokens = max_new_tokens
+    try:
+        return trainer._generate_single_turn(prompt_ids, None, {}, num_generations)[0]
+    finally:
+        trainer.generation_config = config
+
+
+class KLTerm:
+    """The KL term of a trainer's loss: its weight β, and what the last optimizer step measured."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    @property
+    def beta(self) -> float:
+        """The weight of the KL term; TRL reads it for each loss."""
+        return self._trainer.beta
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self._trainer.beta = value
+
+    def kl_of_step(self) -> float:
+        """Return the mean KL of the optimizer step that just ended, over all processes.
+
+        TRL appends a KL per micro-batch, reduced over processes.
+        """
+        logged = self._trainer._metrics["train"]["kl"]
+        return mean(logged[-self._trainer.current_gradient_accumulation_steps :])
+
+    def log(self) -> None:
+        """Log the weight that the step had, as `beta`."""
+        log_metric(self._trainer, "beta", self.beta)
+
+
+# transformers
+
+
+def attention_implementation(config: Any) -> str:
+    """Return the name under which a model looks its attention function up."""
+    return config._attn_implementation
+
+
+def name_or_path(config: Any) -> str:
+    """Return the name or folder that a model was loaded from."""
+    return config._name_or_path
+
+
+def whole_generation_config(model: Any, generation_config: Any) -> Any:
+    """Return a generation configuration with the model's own settings filled in."""
+    return model._prepare_generation_config(generation_config)[0]
+
+
+def sample_as_transformers(model: Any, input_ids: Tensor, **inputs: Any) -> Tensor:
+    """Run transformers' own decoding loop, from inside a `custom_generate` function."""
+    return model._sample(input_ids, **inputs)
+
+
+def parser_actions(parser: Any) -> list[Any]:
+    """Return the actions of an argument parser, in the order in which they were added.
+
+    argparse has no public list of them.
+    """
+    return parser._actions
+
+
+def add_forward_hook_once(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Register a forward hook that also gets keyword arguments, unless it is there already."""
+    if hook not in module._forward_hooks.values():
+        module.register_forward_hook(hook, with_kwargs=True)
+
+
+# PEFT
+
+
+def lora_is_two_products(layer: Any, adapter: str) -> bool:
+    """Whether a LoRA layer adds nothing but `x A B` for this adapter, beside its base weight.
+
+    DoRA and other variants stand in `lora_variant`; `lora_bias` is true where B has a bias.
+    """
+    return not (
+        layer.merged
+        or layer.disable_adapters
+        or adapter in layer.lora_variant
+        or layer.lora_bias[adapter]
+    )
+
+
+# torch
+
+
+def cpu_attention(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, *, is_causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Return attention and the log of its normaliser, by torch's kernel for a CPU.
+
+    `scaled_dot_product_attention` runs this kernel on a CPU, and drops the normaliser. It takes
+    fewer key heads than query heads.
+
+    Args:
+        query (N, H, S, D); key, value (N, K, T, D).
+
+    Returns:
+        (N, H, S, D) and (N, H, S).
+    """
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, scale=scaling
+    )
+
+
+def cpu_attention_backward(
+    gradient: Tensor,
+    states: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor],
+    scaling: float | None,
+    *,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value.
+
+    The kernel recomputes the weights as exp(scores - normaliser), so `results` may be those of
+    attention to more keys than these.
+
+    Args:
+        gradient: of the output, (N, H, S, D).
+        states: query, key, value.
+        results: output and normaliser.
+    """
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradient, *states, *results, 0.0, is_causal, scale=scaling
+    )
+
+
+def has_arranged_products() -> bool:
+    """Whether torch has oneDNN's linear product for weights that were arranged before."""
+    names = ("_linear_pointwise", "_reorder_linear_weight")
+    known = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return known and torch.backends.mkldnn.is_available()
+
+
+def arrange_weight(weight: Tensor, rows: int) -> Tensor:
+    """Return a copy of a float32 weight, (O, I), as oneDNN wants it for about so many rows."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+
+
+def arranged_linear(x: Tensor, arranged: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `x Wᵀ + bias` for an arranged weight; without gradients."""
+    return torch.ops.mkldnn._linear_pointwise(x.float(), arranged, bias, "none", [], "")
+
+
+# bitsandbytes
+
+
+def layers_that_pack(model: nn.Module) -> list[Any]:
+    """Return the 4-bit layers that pack their weights at the first inference on some CPUs."""
+    return [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+
+
+def is_packed(layer: Any) -> bool:
+    """Whether a 4-bit layer has packed its weight, whose kernel has no backward."""
+    return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))
+
+
+def never_pack(layer: Any) -> None:
+    """Keep a 4-bit layer from packing its weight."""
+    layer.support_avx512bf16_for_cpu = False
