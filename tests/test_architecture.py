@@ -17,6 +17,8 @@ SOURCE = Path(grpo_hf.__file__).parent
 # way, and every room can be read after those above it.
 ORDER = [
     "errors",
+    "run_context",
+    "trl_seam",
     "config",
     "demo",
     "data",
@@ -35,13 +37,13 @@ ORDER = [
 ]
 
 IMPORT_TRL = {
-    "trainer",
     "config",
+    "demo.cold_start",
     "models.loading",
-    "models.adapters",
     "runs.recipe",
-    "runs.train",
-} | {"demo.cold_start"}
+    "trainer",
+    "trl_seam",
+}
 LIGHT = [
     "grpo_hf",
     "grpo_hf.cli",
@@ -53,6 +55,7 @@ LIGHT = [
 ]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy"}
 LONGEST_FILE, LONGEST_TRAINER, LONGEST_OVERRIDE = 400, 250, 15
+LONGEST_SEAM = 650  # one file by design: whatever moves is found there
 
 
 def module_name(file: Path) -> str:
@@ -184,7 +187,7 @@ def test_light_modules_import_nothing_heavy(module: str):
 @pytest.mark.parametrize("module", MODULES)
 def test_no_file_grows_too_long_to_read(module: str):
     lines = len(FILES[module].read_text(encoding="utf-8").splitlines())
-    longest = LONGEST_TRAINER if module == "trainer" else LONGEST_FILE
+    longest = {"trainer": LONGEST_TRAINER, "trl_seam": LONGEST_SEAM}.get(module, LONGEST_FILE)
     assert lines <= longest, f"{module} has {lines} lines, {longest} at most: split it"
 
 

@@ -159,6 +159,8 @@ class PolicyState:
 
     Args:
         model: unwrapped; a PEFT model where there is an adapter.
+        log_probs: scores as the run does: (model, input ids (1, T), mask (1, T), tokens to score)
+            to log-probabilities, (1, tokens to score).
         fresh: whether nothing has trained it in this run, or in a run that this one resumes.
         has_kl_term: whether β is not 0.
         continues_adapter: whether the user gave the adapter, trained before.
@@ -167,6 +169,7 @@ class PolicyState:
     """
 
     model: Any
+    log_probs: Callable[..., Tensor]
     fresh: bool
     has_kl_term: bool
     continues_adapter: bool

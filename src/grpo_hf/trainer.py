@@ -2,14 +2,13 @@
 
 This is the only file that knows both. An override unpacks what TRL calls it with, calls a stage
 with plain values, and returns what TRL expects; its docstring names what of TRL it relies on. What
-TRL 1.16 does not hand from one of its methods to the next travels in a `_Rollout`, which lives as
-long as TRL's own rollout does.
+TRL 1.16 does not hand from one of its methods to the next travels in a `RolloutScorer`, which lives
+as long as TRL's own rollout does.
 
 Shapes: B rows of a rollout on this process, W processes, C the width of completions.
 """
 
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
@@ -28,24 +27,12 @@ from .models import adapters, loading, reference_guards
 from .reporting import credit_file, model_card, output_folder, progress
 from .rollout import dynamic_sampling, generate
 from .scoring import failures, process_reward, step_scores, trial
-from .scoring.scorer import RolloutScorer, Scores, scheduled_weights, weights_at
+from .scoring.scorer import RolloutScorer, scheduled_weights, weights_at
 from .trl_seam import Batch
 from .update import log_probs, micro_batches
 
-
-@dataclass
-class _Rollout:
-    """A rollout under way: its rows, who scores them, and what came of that.
-
-    `scores` stays `None` where a subclass scores in its own way.
-    """
-
-    rows: list[dict[str, Any]]
-    scorer: RolloutScorer
-    scores: Scores | None = None
-
-
-_under_way: ContextVar[_Rollout | None] = ContextVar("rollout under way", default=None)
+# Set while TRL makes a rollout: what scores it.
+_scoring: ContextVar[RolloutScorer | None] = ContextVar("scoring of the rollout", default=None)
 
 
 class GRPOTrainer(TRLGRPOTrainer):
@@ -94,7 +81,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         self.critic = critic.build_critic(args, model, self.accelerator, traits)
         process_reward.attach_policy(self.reward_funcs, trl_seam.policy_of(self), traits)
         if option(args, "packed_update"):
-            log_probs.prepare_models(self._scored_models(model), trl_seam.head_settings(self))
+            models = [self.accelerator.unwrap_model(each) for each in self._scored_models(model)]
+            log_probs.prepare_models(models, trl_seam.head_settings(self))
         for replaced in progress.REPLACED_CALLBACKS:
             self.remove_callback(replaced)
         for callback in (*kl_callbacks, *progress.progress_callbacks(self.reward_func_names)):
@@ -110,7 +98,7 @@ class GRPOTrainer(TRLGRPOTrainer):
             output_folder.claim_output_folder(folder, self.accelerator, resume=resume)
         self._owns_output_folder = True
         policy = trl_seam.policy_state(self, resume)
-        with reference_guards.guard_reference(self._log_probs, policy, self.args):
+        with reference_guards.guard_reference(policy, self.args):
             try:
                 return super().train(resume_from_checkpoint=resume, **keywords)
             except RewardFailuresError:
@@ -160,11 +148,6 @@ class GRPOTrainer(TRLGRPOTrainer):
             scored = log_probs.packed_log_probs(*block, rows=rows, compute_entropy=compute_entropy)
         return *scored, None
 
-    def _log_probs(self, *block: Any) -> Tensor:
-        """Return the log-probabilities that an update would compute."""
-        with self.compute_loss_context_manager():
-            return self._get_per_token_logps_and_entropies(*block)[0]
-
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Keep groups together. TRL 1.16 fills `_buffered_inputs` here, and counts in `_step`."""
         if not (self.model.training and self.packs):
@@ -180,11 +163,11 @@ class GRPOTrainer(TRLGRPOTrainer):
         return self._buffered_inputs[self._step % steps]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Weigh a micro-batch as the whole batch would. TRL 1.16 returns what goes into backward."""
+        """Weigh a micro-batch as the whole batch would. TRL 1.16 returns what goes backward."""
         return super()._compute_loss(model, inputs) * inputs.get("loss_scale", 1.0)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
-        """Make a rollout ready for the loss, as TRL 1.16 does here; replace groups without a signal."""
+        """Make a rollout ready for the loss, as TRL 1.16 does here; replace groups if asked."""
         batch = self._roll_out(inputs)
         if self.model.training:
             run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
@@ -202,34 +185,34 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> Batch:
         """Make TRL's rollout, and give tokens their advantages where TRL's are not theirs."""
-        rollout = _Rollout(rows, RolloutScorer(self.reward_funcs))
-        token = _under_way.set(rollout)
+        scorer = RolloutScorer(self.reward_funcs, rows)
+        token = _scoring.set(scorer)
         try:
             batch = super()._generate_and_score_completions(rows)
         finally:
-            _under_way.reset(token)
+            _scoring.reset(token)
         if not self.model.training:
             return batch
         run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
         rewards = trl_seam.rewards_of_rollout(self, batch)
-        steps = step_scores.steps_of_rollout(rollout.scores, batch, rewards, tokenizer, run)
+        steps = step_scores.steps_of_rollout(scorer.scores, batch, rewards, tokenizer, run)
         settings = token_advantages.settings_of(self.args, self.reward_weights, packs=self.packs)
         credit = token_advantages.credit_tokens(batch, rewards, steps, settings, run, self.critic)
-        trl_seam.log_metrics(self, credit.metrics | step_scores.metrics(rollout.scores, steps))
+        trl_seam.log_metrics(self, credit.metrics | step_scores.metrics(scorer.scores, steps))
         if credit.shown is not None:
             trl_seam.show_advantages(self, credit.shown)
         return {**batch, "advantages": credit.advantages}
 
     def _generate(self, prompts: list[Any]) -> Any:
-        """Begin to score. TRL 1.16 returns (prompt_ids, completion_ids, tool_mask, completions, ...)."""
+        """Begin to score. TRL 1.16 returns (_, completion_ids, _, completions, ...)."""
         output = super()._generate(prompts)
-        rollout = _under_way.get()
+        scorer = _scoring.get()
         # A rollout function and environments add columns later, when TRL calls the rewards.
         late = self.rollout_func is not None or self.environments is not None
-        if rollout is not None and option(self.args, "early_rewards") and not late:
-            columns = columns_of(rollout.rows) | {"prompts": prompts, "trainer_state": self.state}
+        if scorer is not None and option(self.args, "early_rewards") and not late:
+            columns = columns_of(scorer.rows) | {"prompts": prompts, "trainer_state": self.state}
             columns["completion_ids"] = output[1]
-            rollout.scorer.begin(output[3], columns, self.accelerator.device)
+            scorer.begin(output[3], columns, self.accelerator.device)
         return output
 
     def _calculate_rewards(self, inputs: Any, *positional: Any, **named: Any) -> Tensor:
@@ -242,16 +225,15 @@ class GRPOTrainer(TRLGRPOTrainer):
         if weights is not None:
             self.reward_weights = tensor(weights)
             trl_seam.log_metrics(self, scheduled_weights(self.reward_funcs, weights))
-        rollout = _under_way.get() or _Rollout(inputs, RolloutScorer(self.reward_funcs))
-        with trl_seam.rewards_replaced(self, rollout.scorer.functions()):
+        scorer = _scoring.get() or RolloutScorer(self.reward_funcs, inputs)
+        with trl_seam.rewards_replaced(self, scorer.functions()):
             rewards = super()._calculate_rewards(inputs, *positional, **named)
-        rollout.scores = rollout.scorer.scores()
-        settled = failures.settle_failures(rollout.scores, rewards, run, self.args)
+        settled = failures.settle_failures(scorer.scores, rewards, run, self.args)
         trl_seam.log_metrics(self, settled.metrics)
         return settled.rewards
 
     def _generate_single_turn(self, *positional: Any, **named: Any) -> Any:
-        """Sample by groups. TRL 1.16 calls the model's `generate` here, unless an engine samples."""
+        """Sample by groups. TRL 1.16 calls the model's `generate` here, or an engine."""
         if not (option(self.args, "grouped_rollout") and trl_seam.samples_with_generate(self)):
             return super()._generate_single_turn(*positional, **named)
         with generate.faster_generate(self.accelerator.unwrap_model(self.model_wrapped)):

@@ -223,8 +223,14 @@ def policy_of(trainer: Any) -> Policy:
 def policy_state(trainer: Any, resume: str | bool | None) -> PolicyState:
     """Return what the guards of the reference have to know of a trainer before it trains."""
     args = trainer.args
+
+    def log_probs(*block: Any) -> Tensor:
+        with trainer.compute_loss_context_manager():
+            return trainer._get_per_token_logps_and_entropies(*block)[0]
+
     return PolicyState(
         model=trainer.accelerator.unwrap_model(trainer.model),
+        log_probs=log_probs,
         fresh=not resume and trainer.state.global_step == 0,
         has_kl_term=trainer.beta != 0,
         continues_adapter=trainer.continues_adapter,

@@ -6,7 +6,7 @@ Nothing here knows how a trainer computes log-probabilities: the trainer hands t
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,17 +24,13 @@ KL_AT_START = 1e-6
 KL_AT_START_HALF = 1e-3
 PROBE_TOKENS = 64
 
-# (model, input ids (1, T), mask (1, T), tokens to score) -> log-probabilities (1, tokens to score)
-LogProbs = Callable[[Any, Tensor, Tensor, int], Tensor]
 
-
-def guard_reference(log_probs: LogProbs, policy: PolicyState, args: Any) -> Any:
+def guard_reference(policy: PolicyState, args: Any) -> AbstractContextManager[None]:
     """Check the KL of an untouched policy, and return what checks frozen weights after training.
 
     Sharded weights cannot be read one by one here, and are not checked.
 
     Args:
-        log_probs: how the run computes log-probabilities.
         policy: before training.
         args: of the run: `reference` and `reference_reset_every`.
 
@@ -52,14 +48,14 @@ def guard_reference(log_probs: LogProbs, policy: PolicyState, args: Any) -> Any:
     starts_elsewhere = held_to_base or policy.model.active_peft_config.is_prompt_learning
     if policy.fresh and policy.has_kl_term and not starts_elsewhere:
         half = computes_in_half(policy.model, autocast=policy.autocast)
-        check_kl_at_start(policy.model, log_probs, half=half)
+        check_kl_at_start(policy.model, policy.log_probs, half=half)
     # A critic learns. A copy `ref` is reset, or comes with the checkpoint that a run resumes.
     resets = option(args, "reference_reset_every") is not None
     moving = ["critic"] if policy.fresh and not resets else ["critic", "ref"]
     return frozen_weights_checked(policy.model, moving)
 
 
-def check_kl_at_start(model: Any, log_probs: LogProbs, *, half: bool) -> None:
+def check_kl_at_start(model: Any, log_probs: Callable[..., Tensor], *, half: bool) -> None:
     """Check on a few tokens that policy and reference agree before the first update.
 
     The KL is equation 4 of DeepSeekMath (arXiv 2402.03300), averaged over at most 64 tokens, with

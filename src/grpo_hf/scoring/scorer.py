@@ -51,9 +51,11 @@ class RolloutScorer:
 
     Args:
         rewards: a trainer's `reward_funcs`, reward models among them.
+        rows: of the dataset, as TRL was given them.
     """
 
-    def __init__(self, rewards: Sequence[Any]) -> None:
+    def __init__(self, rewards: Sequence[Any], rows: Sequence[dict[str, Any]]) -> None:
+        self.rows = rows
         self._rewards = list(rewards)
         self._entries: dict[int, ScoredReward] = {}
         for column, reward in enumerate(self._rewards):
@@ -94,9 +96,11 @@ class RolloutScorer:
                 functions.append(reward)
         return functions
 
+    @property
     def scores(self) -> Scores:
-        """Return what came of the calls so far."""
-        return Scores(self._entries, self._outcomes, self._completions)
+        """What came of the calls so far; nothing where a subclass scores in its own way."""
+        entries = {column: self._entries[column] for column in self._outcomes}
+        return Scores(entries, self._outcomes, self._completions)
 
     def _function(self, column: int, entry: ScoredReward) -> Callable[..., list[float | None]]:
         def score(

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def steps_of_rollout(
-    scores: Scores | None, batch: Batch, rewards: Tensor, tokenizer: Any, run: RunContext
+    scores: Scores, batch: Batch, rewards: Tensor, tokenizer: Any, run: RunContext
 ) -> dict[int, list[Steps]]:
     """Return the steps of all completions, by the column of each reward that speaks of steps.
 
@@ -38,30 +38,29 @@ def steps_of_rollout(
         For each such column W·B entries, in the order of all processes; empty where no reward
         speaks of steps.
     """
-    entries = {} if scores is None else scores.entries
     lengths = completion_lengths(batch["completion_mask"])
     kept = ~rewards[run.mine(len(lengths))].isnan().all(1)
     token_ids = batch["completion_ids"].tolist()
     steps = {}
-    for column in _step_columns(entries, run):
-        assert scores is not None
+    for column in _step_columns(scores.entries, run):
         of_rows: list[Steps] = []
         for row, outcome in enumerate(scores.outcomes[column]):
             if kept[row]:
                 ids = token_ids[row][: lengths[row]]
                 completion = scores.completions[row]
-                of_rows.append(_steps_of(entries[column], outcome, completion, ids, tokenizer))
+                of_rows.append(
+                    _steps_of(scores.entries[column], outcome, completion, ids, tokenizer)
+                )
             else:
                 of_rows.append(([], []))
         steps[column] = run.gather_list(of_rows)
     return steps
 
 
-def metrics(scores: Scores | None, steps: dict[int, list[Steps]]) -> dict[str, float]:
+def metrics(scores: Scores, steps: dict[int, list[Steps]]) -> dict[str, float]:
     """Return what to log: `rewards/R/steps`, how many steps a completion has under reward R."""
     values = {}
     for column, of_rows in steps.items():
-        assert scores is not None
         count = sum(len(ends) for ends, _ in of_rows) / len(of_rows)
         values[f"rewards/{scores.entries[column].__name__}/steps"] = count
     return values
