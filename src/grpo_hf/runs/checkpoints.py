@@ -33,7 +33,9 @@ def load_policy(model: PeftModel, folder: Path) -> None:
     missing = [name for name in found.missing_keys if ".default." in name]
     if missing or found.unexpected_keys:
         different = [*missing, *found.unexpected_keys][0]
-        raise ModelError(f"{folder}: the adapter does not fit the policy: {different} is on one side only.")
+        raise ModelError(
+            f"{folder}: the adapter does not fit the policy: {different} is on one side only."
+        )
 
 
 def whole_checkpoint(folder: Path) -> str | None:

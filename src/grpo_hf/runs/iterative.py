@@ -124,7 +124,9 @@ class IterativeGRPO:
         self.model, self.tokenizer, self.args, self.dataset = model, tokenizer, args, dataset
         self.judge, self.rewards, self.continued = judge, list(rewards), continued or Continued()
         self.folder = Path(args.output_dir)
-        join_products(model)  # as the trainer will: all phases round alike, whichever a process begins with
+        join_products(
+            model
+        )  # as the trainer will: all phases round alike, whichever a process begins with
 
     def run(self, iterations: int) -> RewardModel:
         """Do what is not done of so many iterations; the last one's policy and reward model are then on the base."""
@@ -137,7 +139,9 @@ class IterativeGRPO:
             ):
                 if all(gather_object([result.exists()])):
                     continue
-                PartialState().print(f"iteration {number}: {result.relative_to(place).parts[0]}", flush=True)
+                PartialState().print(
+                    f"iteration {number}: {result.relative_to(place).parts[0]}", flush=True
+                )
                 phase(number, place)
                 PartialState().wait_for_everyone()
         return self.load(iterations)
@@ -157,7 +161,9 @@ class IterativeGRPO:
             save_policy(self.model, folder)
         else:
             reward_model = self.load(number - 1)
-            adapters.drop_reference(self.model)  # TRL makes the new one, a copy of the policy as it is
+            adapters.drop_reference(
+                self.model
+            )  # TRL makes the new one, a copy of the policy as it is
             args = copy.copy(self.args)
             args.output_dir, args.seed = str(folder), self.args.seed + number
             checkpoint = whole_checkpoint(folder)
@@ -196,11 +202,17 @@ class IterativeGRPO:
         if PartialState().is_main_process:
             asked = [row for row in rows for _ in range(self.continued.samples)]
             with judging([self.judge], self.args) as (judge,):
-                scores = iter(judged(judge, asked, [text for texts in completions for text in texts]))
+                scores = iter(
+                    judged(judge, asked, [text for texts in completions for text in texts])
+                )
             lines = []
             for row, texts in zip(rows, completions, strict=True):
                 shaped = as_completions(texts, [row["prompt"]])
-                line = {"prompt": row["prompt"], "completions": shaped, "scores": [next(scores) for _ in texts]}
+                line = {
+                    "prompt": row["prompt"],
+                    "completions": shaped,
+                    "scores": [next(scores) for _ in texts],
+                }
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
             write_whole(place / "samples.jsonl", "".join(lines))
 
@@ -212,11 +224,15 @@ class IterativeGRPO:
             reward_model = self.load(number - 1)
         fresh, replayed = self._pairs(number)
         before = reward_model.evaluate(fresh)  # of samples that it has not learned from
-        reward_model.fit_pairs(fresh + replayed, **vars(replace(self.continued.fit, seed=self.args.seed + number)))
+        reward_model.fit_pairs(
+            fresh + replayed, **vars(replace(self.continued.fit, seed=self.args.seed + number))
+        )
         report = {"pairs": len(fresh), "replayed": len(replayed), "before": asdict(before)}
         report["fitted"] = asdict(reward_model.evaluate(fresh))
         if PartialState().is_main_process:
-            (place / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            (place / "report.json").write_text(
+                json.dumps(report, indent=2) + "\n", encoding="utf-8"
+            )
             partial = place / "reward_model.partial"
             shutil.rmtree(partial, ignore_errors=True)
             reward_model.save(partial)
@@ -225,7 +241,9 @@ class IterativeGRPO:
     def _pairs(self, number: int) -> tuple[list[Pair], list[Pair]]:
         """This iteration's pairs, and those replayed: `replay` of all are from earlier ones, if these have as many."""
         files = [self.folder / f"iteration-{n}" / "samples.jsonl" for n in range(number + 1)]
-        *earlier, fresh = (pairs_of(_read(f), limit=self.continued.pairs, seed=n) for n, f in enumerate(files))
+        *earlier, fresh = (
+            pairs_of(_read(f), limit=self.continued.pairs, seed=n) for n, f in enumerate(files)
+        )
         if not fresh:
             raise DataError(
                 f"{files[-1]}: the rule says the same of all samples of each prompt, so no pair of them teaches r_φ "
@@ -246,6 +264,8 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def _read(samples: Path) -> list[ScoredGroup]:
-    lines = samples.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines would cut at U+2028 in a text as well
+    lines = samples.read_text(encoding="utf-8").split("\n")[
+        :-1
+    ]  # splitlines would cut at U+2028 in a text as well
     rows = map(json.loads, lines)
     return [ScoredGroup(row["prompt"], row["completions"], row["scores"]) for row in rows]

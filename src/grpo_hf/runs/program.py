@@ -15,11 +15,17 @@ def quiet() -> None:
 
     Programs call it before the heavy imports; importing grpo_hf silences nothing.
     """
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # ours are milliseconds of mapping
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # optional kernels that it did not find
+    os.environ.setdefault(
+        "HF_DATASETS_DISABLE_PROGRESS_BARS", "1"
+    )  # ours are milliseconds of mapping
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # optional kernels that it did not find
     for library in ("transformers", "torch"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=library)
-    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator")
+    warnings.filterwarnings(
+        "ignore", message="'pin_memory' argument is set as true but no accelerator"
+    )
 
 
 @contextmanager
