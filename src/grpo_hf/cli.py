@@ -210,7 +210,8 @@ def _credit(options: argparse.Namespace, rest: list[str]) -> None:
     """Show completions of a step of a run, each token coloured by the advantage that it was trained on."""
     from rich.console import Console
 
-    from .reporting.token_credit import CREDIT_FILE, Group, to_html, to_text
+    from .reporting.credit_display import to_html, to_text
+    from .reporting.token_credit import CREDIT_FILE, Group
 
     _check_run(options.run)
     file = options.run / CREDIT_FILE

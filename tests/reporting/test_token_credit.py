@@ -18,18 +18,15 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from grpo_hf import reward_settings
 from grpo_hf.demo.tiny_model import tiny_tokenizer
+from grpo_hf.reporting.credit_display import colour, share, to_html, to_text
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.reporting.token_credit import (
     CREDIT_FILE,
     Completion,
     Group,
-    colour,
     credited_group,
     logged_step,
     record,
-    share,
-    to_html,
-    to_text,
     token_texts,
 )
 
