@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers import LlamaForCausalLM, set_seed
 
 from grpo_hf.demo.tiny_model import tiny_model, tiny_tokenizer
+from grpo_hf.evaluation import comparison
 from grpo_hf.evaluation.answers import greedy_completions, right_answers, sampled_completions
 from grpo_hf.evaluation.statistics import accuracy, compare, maj_at_k, pass_at_k
 from grpo_hf.reporting import report
@@ -332,7 +333,7 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
         is_world_process_zero=lambda: True,
         reward_funcs=[],
     )
-    found = report.compare_with_base(trainer, Dataset.from_list(rows), load_reward(graded))
+    found = comparison.compare_with_base(trainer, Dataset.from_list(rows), load_reward(graded))
 
     records = [
         json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()

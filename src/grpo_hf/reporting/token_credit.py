@@ -191,7 +191,7 @@ def token_texts(decode: Callable[[list[int]], str], ids: list[int]) -> list[str]
         done = reached
         if end - anchor >= _WINDOW:
             tail = decode(ids[end - _OVERLAP : end])
-            # In the middle of a character the tail decodes to something else; a later token moves on.
+            # In the middle of a character the tail decodes differently. Then try a later one.
             if tail and whole.endswith(tail, 0, done):
                 anchor = end - _OVERLAP
                 offset = done - len(tail)
