@@ -360,7 +360,7 @@ def _scored(reward: "Reward", completions: list[Any], columns: dict[str, Any]) -
 def _json_lines(file: Path) -> list[dict[str, Any]]:
     """Return the objects of a jsonl file; empty lines are skipped."""
     try:
-        # Only a newline ends a line: `splitlines` would also cut at U+2028 inside a text. Editors on
+        # Only a newline ends a line: `splitlines` would also cut at U+2028 in a text. Editors on
         # Windows put a byte order mark at the start, which utf-8-sig drops.
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The evidence at the end of a run: intervals against exact ones, and answers against a loop without padding."""
+"""Tests of the evaluation: intervals against exact ones, answers against a loop without padding."""
 
 import io
 import itertools
@@ -54,7 +54,10 @@ def outcomes(right: int, total: int) -> list[bool]:
     ],
 )
 def test_wilson_s_interval_as_published(right: int, total: int, low: float, high: float):
-    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3."""
+    """Compare with table I, method 3, of Newcombe 1998.
+
+    The paper is "Two-sided confidence intervals for the single proportion".
+    """
     share = accuracy(outcomes(right, total))
     assert (round(share.low, 4), round(share.high, 4)) == (low, high)
     assert (share.right, share.total, share.value) == (right, total, right / total)
@@ -78,7 +81,7 @@ def test_wilson_s_interval_is_what_the_score_test_does_not_reject(right: int, to
 
 @pytest.mark.parametrize("total", [10, 50, 200])
 def test_wilson_s_interval_covers_the_truth_95_times_in_100(total: int):
-    """Exactly, by summing the binomial distribution, on average over true accuracies."""
+    """Compute the coverage exactly from the binomial distribution, averaged over accuracies."""
     intervals = [accuracy(outcomes(right, total)) for right in range(total + 1)]
 
     def coverage(p: float) -> float:
@@ -95,7 +98,7 @@ def test_wilson_s_interval_covers_the_truth_95_times_in_100(total: int):
 
 
 def pairs(better: int, worse: int, same: int) -> tuple[list[bool], list[bool]]:
-    """Right answers of base and adapter, where so many change for the better, for the worse, and not at all."""
+    """Return right answers of base and adapter, with given numbers of each kind of change."""
     base = [False] * better + [True] * worse + [index % 2 == 0 for index in range(same)]
     adapter = [True] * better + [False] * worse + [index % 2 == 0 for index in range(same)]
     return base, adapter
@@ -110,7 +113,7 @@ def by_enumeration(changes: list[int]) -> dict[int, float]:
 
 
 def by_convolution(changes: list[int]) -> dict[int, float]:
-    """The distribution of a resample's sum: that of one draw, convolved with itself n times."""
+    """Return the distribution of a resample's sum: one draw's, convolved with itself n times."""
     n, one = len(changes), np.array([changes.count(step) for step in (-1, 0, 1)]) / len(changes)
     total = np.ones(1)
     for _ in range(n):
@@ -128,9 +131,8 @@ def test_the_paired_interval_is_that_of_the_exact_bootstrap(better: int, worse: 
     exact = (by_enumeration if len(changes) <= 5 else by_convolution)(changes)
     result = compare(base, adapter)
     assert result.difference == pytest.approx((better - worse) / len(base))
-    error = 4 * math.sqrt(
-        0.025 * 0.975 / 10_000
-    )  # four standard errors of a tail estimated from 10,000 resamples
+    # Four standard errors of a tail that is estimated from 10,000 resamples.
+    error = 4 * math.sqrt(0.025 * 0.975 / 10_000)
     slack = 1e-9
     for bound, tail in ((result.low * len(base), 0.025), (result.high * len(base), 0.975)):
         assert sum(p for total, p in exact.items() if total < bound - slack) <= tail + error
@@ -152,7 +154,10 @@ def test_prompts_that_do_not_change_add_no_spread():
 
 
 def test_the_paired_interval_covers_the_truth():
-    """200 runs of 80 prompts where 30% change for the better and 10% for the worse: the truth is +0.2."""
+    """Simulate 200 runs of 80 prompts, of which 30% get better and 10% worse.
+
+    The true difference is +0.2.
+    """
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
@@ -182,7 +187,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer) -> LlamaForCausalLM:
-    """As wide a choice of answers as random weights give, and dropout that would spoil them in training mode."""
+    """Return a model with varied answers, and with dropout that training mode would switch on."""
     config = tiny_model(tokenizer).config
     config.initializer_range, config.tie_word_embeddings, config.attention_dropout = 0.2, False, 0.5
     set_seed(1)
@@ -190,7 +195,7 @@ def model(tokenizer) -> LlamaForCausalLM:
 
 
 def one_by_one(model, tokenizer, prompts, max_new_tokens: int) -> list[str]:
-    """The definition: no batch, no padding, no cache, the most likely token each time."""
+    """Return greedy answers by definition: the likeliest token, no batch, padding or cache."""
     answers = []
     for prompt in prompts:
         text = (
@@ -216,7 +221,7 @@ def test_greedy_completions_are_those_of_each_prompt_alone(model, tokenizer, pro
 
 
 def test_a_completion_ends_at_its_own_end_token(model, tokenizer):
-    """Prompts of one batch stop at different lengths; what follows an end is not part of the answer."""
+    """Check a batch whose answers have different lengths; what follows an end is not used."""
     ends = LlamaForCausalLM(model.config).eval()
     ends.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -258,7 +263,7 @@ def test_samples_are_those_of_each_prompt_and_of_their_seed(model, tokenizer, ba
 
 
 def graded(prompts, completions, completion_ids, answer, **columns):
-    """Full mark, half mark, None, and NaN (a failure), by what the completion and the column `answer` say together."""
+    """Pay the full mark for an equal answer; some gold answers ask for half, None or a failure."""
     assert len(prompts) == len(completions) == len(completion_ids) == len(answer)
     assert "prompt" not in columns and "completion" not in columns
     texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
@@ -378,7 +383,7 @@ def test_pass_at_k_is_the_share_of_choices_with_a_right_one(k: int):
 
 
 def by_majority(chosen: tuple[tuple[str | None, bool], ...]) -> float:
-    """The share of the most frequent answers that is right."""
+    """Return the share of the most frequent answers that is right."""
     said = [answer for answer, _ in chosen if answer is not None]
     best = {answer for answer in said if said.count(answer) == max(map(said.count, said))}
     return sum((answer, True) in chosen for answer in best) / max(1, len(best))

@@ -1,4 +1,4 @@
-"""Token credit: the text and the advantage of every token as trained on, and pages that show nothing else."""
+"""Tests of token credit: the text and the advantage of every token, and how they are shown."""
 
 import json
 import random
@@ -42,12 +42,15 @@ def tokenizer() -> Any:
 
 @reward_settings(in_process=True)
 def has_digit(completions: list[str], **_: Any) -> list[float]:
-    """Equal in about every other group of an untrained model's babble."""
+    """Pay for a digit; about every other group of an untrained model then has equal rewards."""
     return [float(any(map(str.isdigit, text))) for text in completions]
 
 
 def sentencepiece_like() -> Tokenizer:
-    """Words with ▁ for a space, bytes for what is no word, and no space at the start of a text, as Llama 2 has it."""
+    """Return a tokenizer like Llama 2's.
+
+    It has ▁ for a space, bytes for what is no word, and drops a space at the start of a text.
+    """
     pieces = ["▁", "▁so", "▁a", "a", "b", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(
         models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True)
@@ -66,7 +69,7 @@ def sentencepiece_like() -> Tokenizer:
 class TestTexts:
     @pytest.mark.parametrize("seed", range(3))
     def test_random_tokens_make_the_decoded_text(self, tokenizer: Any, seed: int):
-        """Random ids of a byte-level tokenizer are mostly parts of characters, and often no characters at all."""
+        """Check random ids, most of which are parts of characters or no characters at all."""
         chance, other = random.Random(seed), sentencepiece_like()
         for length in (0, 1, 2, 15, 16, 17, 60, 200):
             ids = [chance.randrange(len(tokenizer)) for _ in range(length)]
@@ -76,11 +79,10 @@ class TestTexts:
             assert "".join(token_texts(other.decode, ids)) == other.decode(ids)
 
     def test_a_character_belongs_to_the_token_that_completes_it(self, tokenizer: Any):
-        """Against the bytes themselves: after each token, the characters that are complete by then."""
+        """Compare with the bytes: after each token, some characters are complete."""
         ids = tokenizer(MULTILINGUAL * 5)["input_ids"]
-        letters = set(
-            ByteLevel.alphabet()
-        )  # printable bytes are themselves, the others follow from 256 on
+        # Printable bytes stand for themselves, the others follow from 256 on.
+        letters = set(ByteLevel.alphabet())
         others = [byte for byte in range(256) if chr(byte) not in letters]
         byte_of = {chr(byte): byte for byte in range(256)} | {
             chr(256 + n): byte for n, byte in enumerate(others)
@@ -109,7 +111,7 @@ class TestTexts:
 
 
 def batch_of(tokenizer: Any, texts: list[str], advantages: Any) -> dict[str, Any]:
-    """A generation batch of these completions, two prompts, padded as TRL does."""
+    """Return a generation batch of these completions of two prompts, padded as by TRL."""
     rows = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
     width = max(map(len, rows)) + 2
     prompts = [
@@ -166,7 +168,10 @@ class TestGroups:
             assert one.advantages == own[row, : len(one.tokens)].tolist()
 
     def test_what_the_loss_leaves_out_has_none(self, tokenizer: Any):
-        """TRL masks the answer of a tool in `tool_mask`, and a truncated completion in `completion_mask`."""
+        """Check a tool's answer, which `tool_mask` masks, and a truncated completion.
+
+        TRL masks the latter in `completion_mask`.
+        """
         mask = batch_of(tokenizer, list(self.TEXTS), [0.0] * 4)["completion_mask"]
         answer = torch.ones_like(mask)
         answer[0, 1] = mask[1] = 0
@@ -228,7 +233,7 @@ class TestRuns:
 
     @staticmethod
     def places(batch: dict[str, Any], row: dict[str, Any], decode: Any) -> list[int]:
-        """Rows of a batch that the first completion may be."""
+        """Return the rows of a batch that have the text of the first completion."""
         texts = [
             decode(i[m.bool()])
             for i, m in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
@@ -323,7 +328,7 @@ def arguments(
 def test_a_logged_step_has_credit_where_it_has_rewards(
     per_generation: int, iterations: int, accumulation: int, first: bool
 ):
-    """TRL logs the rewards of the rollouts since the last log; every micro-step is played through here."""
+    """Simulate every micro-step; TRL logs the rewards of the rollouts since the last log."""
     for every in (1, 2, 3, 5):
         args = arguments(per_generation, iterations, accumulation, logging_first_step=first)
         steps = 12
@@ -345,7 +350,7 @@ def test_a_logged_step_has_credit_where_it_has_rewards(
 
 
 class Page(HTMLParser):
-    """The texts of the completions of a page, its spans, and every tag."""
+    """A parsed page: the texts of its completions, their spans, and every tag."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
