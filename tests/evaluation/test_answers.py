@@ -85,12 +85,11 @@ def test_wilson_s_interval_covers_the_truth_95_times_in_100(total: int):
     intervals = [accuracy(outcomes(right, total)) for right in range(total + 1)]
 
     def coverage(p: float) -> float:
-        terms = (math.comb(total, k) * p**k * (1 - p) ** (total - k) for k in range(total + 1))
-        return sum(
-            term
-            for term, share in zip(terms, intervals, strict=True)
-            if share.low <= p <= share.high
-        )
+        probability = 0.0
+        for right, share in enumerate(intervals):
+            if share.low <= p <= share.high:
+                probability += math.comb(total, right) * p**right * (1 - p) ** (total - right)
+        return probability
 
     covered = [coverage(p) for p in np.linspace(0.02, 0.98, 97)]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
@@ -106,18 +105,19 @@ def pairs(better: int, worse: int, same: int) -> tuple[list[bool], list[bool]]:
 
 def by_enumeration(changes: list[int]) -> dict[int, float]:
     resamples = itertools.product(changes, repeat=len(changes))
-    return {
-        total: count / len(changes) ** len(changes)
-        for total, count in Counter(map(sum, resamples)).items()
-    }
+    distribution = {}
+    for total, count in Counter(map(sum, resamples)).items():
+        distribution[total] = count / len(changes) ** len(changes)
+    return distribution
 
 
 def by_convolution(changes: list[int]) -> dict[int, float]:
     """Return the distribution of a resample's sum: one draw's, convolved with itself n times."""
-    n, one = len(changes), np.array([changes.count(step) for step in (-1, 0, 1)]) / len(changes)
+    n = len(changes)
+    one_draw = np.array([changes.count(-1), changes.count(0), changes.count(1)]) / n
     total = np.ones(1)
     for _ in range(n):
-        total = np.convolve(total, one)
+        total = np.convolve(total, one_draw)
     return dict(zip(range(-n, n + 1), total, strict=True))
 
 
@@ -141,7 +141,8 @@ def test_the_paired_interval_is_that_of_the_exact_bootstrap(better: int, worse: 
 
 def test_the_two_ways_to_the_exact_bootstrap_agree():
     changes = [1, 1, 0, -1, 0]
-    enumerated, convolved = by_enumeration(changes), by_convolution(changes)
+    enumerated = by_enumeration(changes)
+    convolved = by_convolution(changes)
     assert {total: p for total, p in convolved.items() if p > 0} == pytest.approx(enumerated)
 
 
@@ -189,7 +190,9 @@ def tokenizer():
 def model(tokenizer) -> LlamaForCausalLM:
     """Return a model with varied answers, and with dropout that training mode would switch on."""
     config = tiny_model(tokenizer).config
-    config.initializer_range, config.tie_word_embeddings, config.attention_dropout = 0.2, False, 0.5
+    config.initializer_range = 0.2
+    config.tie_word_embeddings = False
+    config.attention_dropout = 0.5
     set_seed(1)
     return LlamaForCausalLM(config).eval()
 
@@ -198,12 +201,11 @@ def one_by_one(model, tokenizer, prompts, max_new_tokens: int) -> list[str]:
     """Return greedy answers by definition: the likeliest token, no batch, padding or cache."""
     answers = []
     for prompt in prompts:
-        text = (
-            prompt
-            if isinstance(prompt, str)
-            else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        )
-        ids, new = tokenizer(text)["input_ids"], []
+        text = prompt
+        if not isinstance(prompt, str):
+            text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text)["input_ids"]
+        new = []
         while len(new) < max_new_tokens and tokenizer.eos_token_id not in new:
             with torch.no_grad():
                 new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
@@ -253,10 +255,9 @@ def test_samples_are_those_of_each_prompt_and_of_their_seed(model, tokenizer, ba
     )
     assert cold == [[text] * 3 for text in one_by_one(model, tokenizer, CHATS, 12)]
     before = torch.random.get_rng_state()
-    first, again, other = (
-        sampled_completions(model, tokenizer, CHATS, 3, sampling={}, seed=seed, **settings)
-        for seed in (1, 1, 2)
-    )
+    first = sampled_completions(model, tokenizer, CHATS, 3, sampling={}, seed=1, **settings)
+    again = sampled_completions(model, tokenizer, CHATS, 3, sampling={}, seed=1, **settings)
+    other = sampled_completions(model, tokenizer, CHATS, 3, sampling={}, seed=2, **settings)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first == again != other
     assert all(len(set(texts)) == 3 for texts in first)
@@ -269,10 +270,10 @@ def graded(prompts, completions, completion_ids, answer, **columns):
     texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
     assert all(isinstance(text, str) or text[0]["role"] == "assistant" for text in completions)
     marks = {"half": 0.5, "unclear": None, "nan": float("nan")}
-    return [
-        marks[gold] if gold in marks else float(text == gold)
-        for text, gold in zip(texts, answer, strict=True)
-    ]
+    rewards = []
+    for text, gold in zip(texts, answer, strict=True):
+        rewards.append(marks.get(gold, float(text == gold)))
+    return rewards
 
 
 async def graded_later(**columns):
@@ -340,9 +341,8 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
     )
     found = comparison.compare_with_base(trainer, Dataset.from_list(rows), load_reward(graded))
 
-    records = [
-        json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()
-    ]
+    lines = (tmp_path / "evaluation.jsonl").read_text().splitlines()
+    records = list(map(json.loads, lines))
     for name, answers in expected.items():
         assert [record[name]["answer"] for record in records] == answers
         right = [answer == gold for answer, gold in zip(answers, golds, strict=True)]
@@ -376,9 +376,9 @@ def test_the_report_shows_the_comparison_and_where_everything_lies():
 @pytest.mark.parametrize("k", range(1, 7))
 def test_pass_at_k_is_the_share_of_choices_with_a_right_one(k: int):
     correct = [outcomes(right, 6) for right in range(7)]
-    shares = [
-        np.mean([any(chosen) for chosen in itertools.combinations(row, k)]) for row in correct
-    ]
+    shares = []
+    for row in correct:
+        shares.append(np.mean(list(map(any, itertools.combinations(row, k)))))
     assert pass_at_k(correct, k) == pytest.approx(np.mean(shares))
 
 
@@ -386,22 +386,21 @@ def by_majority(chosen: tuple[tuple[str | None, bool], ...]) -> float:
     """Return the share of the most frequent answers that is right."""
     said = [answer for answer, _ in chosen if answer is not None]
     best = {answer for answer in said if said.count(answer) == max(map(said.count, said))}
-    return sum((answer, True) in chosen for answer in best) / max(1, len(best))
+    right = {answer for answer in best if (answer, True) in chosen}
+    return len(right) / max(1, len(best))
 
 
 @pytest.mark.parametrize("k", range(1, 7))
 def test_maj_at_k_is_the_share_of_choices_whose_majority_is_right(k: int):
     said = [["7", "7", "8", "9", None, "7"], ["1", "2", "1", "2", "3", "3"], [None] * 6, ["5"] * 6]
     correct = [[answer in ("7", "2", "5") for answer in row] for row in said]
-    choices = [
-        itertools.combinations(list(zip(*rows, strict=True)), k)
-        for rows in zip(said, correct, strict=True)
-    ]
-    exact = np.mean(
-        [np.mean([by_majority(chosen) for chosen in of_problem]) for of_problem in choices]
-    )
-    tolerance = 1e-12 if k in (1, 6) else 0.01  # 4,000 draws: a standard error below 0.004
-    assert maj_at_k(said, correct, k, draws=4000) == pytest.approx(exact, abs=tolerance)
+    shares = []
+    for row, right in zip(said, correct, strict=True):
+        choices = itertools.combinations(list(zip(row, right, strict=True)), k)
+        shares.append(np.mean(list(map(by_majority, choices))))
+    # 4,000 draws have a standard error below 0.004.
+    tolerance = 1e-12 if k in (1, 6) else 0.01
+    assert maj_at_k(said, correct, k, draws=4000) == pytest.approx(np.mean(shares), abs=tolerance)
 
 
 def test_what_cannot_be_chosen():
