@@ -127,6 +127,7 @@ def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
     from .scoring.registry import installed_rewards
 
     table = Table(box=None, pad_edge=False)
+    # A name that is wrapped could not be copied.
     table.add_column("reward", no_wrap=True)
     table.add_column("reads", ratio=1)
     table.add_column("what it pays for", ratio=4)
@@ -134,6 +135,7 @@ def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
     table.add_column("from", ratio=1)
     for reward in installed_rewards():
         reward_options = ", ".join(f"{name}={value!r}" for name, value in reward.options.items())
+        # Any of these may hold square brackets, which rich would read as markup.
         table.add_row(
             escape(reward.name),
             escape(", ".join(reward.columns)),
@@ -207,6 +209,7 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
 def _plot(options: argparse.Namespace, rest: list[str]) -> None:
     """Draw the mean of every reward and the KL over the steps of a run (needs matplotlib)."""
     _check_run(options.run)
+    # matplotlib would find this out last, and with a traceback.
     if options.picture.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"{options.picture}: expected a name that ends in .png, .svg or .pdf.")
     from .reporting.report import plot_rewards
@@ -348,6 +351,7 @@ def _scored(reward: "Reward", completions: list[Any], columns: dict[str, Any]) -
     from .scoring.scorer import DEFAULT_TIMEOUT, ScoredReward, isolate
 
     scored = ScoredReward(reward)
+    # None means as many workers as this process has cores.
     process = isolate([scored], workers=None, timeout=DEFAULT_TIMEOUT)
     # transformers' own TrainerState would import torch.
     columns["trainer_state"] = SimpleNamespace(global_step=0, max_steps=1, epoch=0.0)

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from math import lcm
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig as TRLGRPOConfig
@@ -13,6 +13,7 @@ from .errors import ConfigError
 # TRL 1.16 would refuse other values of these only in the middle of the first step.
 _CHOICES = {
     "reference": ("initial", "base"),
+    # TRL also takes true for "group" and false for "none".
     "scale_rewards": ("group", "batch", "none", True, False),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
@@ -326,44 +327,56 @@ def check_geometry(args: TRLGRPOConfig) -> None:
         )
     # Set by the launcher; asking accelerate would start the process group.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro_batch = processes * args.per_device_train_batch_size
-    if args.generation_batch_size is not None:
-        rows = args.generation_batch_size
-        product = f"generation_batch_size {rows}"
-        # TRL 1.16 requires that a generation batch holds whole micro-batches, too.
-        unit = lcm(group, micro_batch)
-        whole = _round_up(rows, unit)
-        first = f"--generation_batch_size {whole}"
-        second = f"--generation_batch_size {whole + unit}"
-    else:
-        label = "gradient_accumulation_steps"
-        if args.steps_per_generation:
-            label = "steps_per_generation"
-        steps = getattr(args, label)
-        rows = micro_batch * steps
-        product = _product(processes, args.per_device_train_batch_size, label, steps)
-        first = (
-            f"--per_device_train_batch_size {_round_up(args.per_device_train_batch_size, group)}"
-        )
-        second = f"--{label} {group}"
+    geometry = _geometry(args, group, processes)
+    rows = geometry.rows
     if rows % group == 0:
         return
-    # A smaller or larger group keeps the memory as it is, where the rows can be cut in groups.
-    if rows > 1 and rows % micro_batch == 0:
+    second = geometry.second_advice
+    # Where the rows can be cut into groups of another size, memory and speed stay as they are.
+    if rows > 1 and rows % (processes * args.per_device_train_batch_size) == 0:
         second = f"--num_generations {_nearest_divisor(rows, group)}"
     raise ConfigError(
-        f"{product}: not a multiple of num_generations {group}, so a group would be torn. Two "
-        f"settings that work: {first}, or {second}."
+        f"{geometry.description}: not a multiple of num_generations {group}, so a group would be "
+        f"torn. Two settings that work: {geometry.first_advice}, or {second}."
     )
 
 
-def _product(processes: int, batch: int, label: str, steps: int) -> str:
-    """Spell out how many completions a generation batch has."""
-    plural = "es" if processes > 1 else ""
+class _Geometry(NamedTuple):
+    """The size of a generation batch, and two settings that would make it a multiple of G."""
+
+    rows: int
+    description: str
+    first_advice: str
+    second_advice: str
+
+
+def _geometry(args: TRLGRPOConfig, group: int, processes: int) -> _Geometry:
+    """Return the geometry from `generation_batch_size`, or from the sizes that it follows from."""
+    batch = args.per_device_train_batch_size
+    if args.generation_batch_size is not None:
+        rows = args.generation_batch_size
+        # TRL 1.16 requires that a generation batch holds whole micro-batches, too.
+        unit = lcm(group, processes * batch)
+        whole = _round_up(rows, unit)
+        return _Geometry(
+            rows,
+            f"generation_batch_size {rows}",
+            f"--generation_batch_size {whole}",
+            f"--generation_batch_size {whole + unit}",
+        )
+    # TRL 1.16 takes the accumulation steps where the steps of a generation are not given.
+    label = "gradient_accumulation_steps"
+    if args.steps_per_generation:
+        label = "steps_per_generation"
+    steps = getattr(args, label)
     rows = processes * batch * steps
-    return (
+    plural = "es" if processes > 1 else ""
+    return _Geometry(
+        rows,
         f"{processes} process{plural} x per_device_train_batch_size {batch} x {label} {steps} = "
-        f"{rows} completions"
+        f"{rows} completions",
+        f"--per_device_train_batch_size {_round_up(batch, group)}",
+        f"--{label} {group}",
     )
 
 

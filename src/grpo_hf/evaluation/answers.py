@@ -76,6 +76,7 @@ def _completions(
 ) -> list[list[str]]:
     """Return `copies` completions of each prompt, in order, on every process."""
     state = PartialState()
+    # Every n-th prompt, so that sorted data gives no process all the long ones.
     mine = range(state.process_index, len(prompts), state.num_processes)
     token_ids = prompt_token_ids([prompts[place] for place in mine], tokenizer, template_options)
     # Prompts of similar length share a batch, which leaves little padding.
@@ -108,12 +109,14 @@ def judging(rewards: Sequence[Reward], args: GRPOConfig) -> Iterator[list[Scored
     The workers end with the block.
     """
     scored = list(map(ScoredReward, rewards))
+    # `option`, because these settings may come in a configuration of TRL's own class.
     process = isolate(
         scored, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout")
     )
     try:
         yield scored
     finally:
+        # Also after an error, or the worker processes would stay.
         if process is not None:
             process.close()
 
@@ -134,6 +137,7 @@ def judged(
         trainer_state: the state of the trainer, for rewards that ask for it.
     """
     prompts = [row["prompt"] for row in rows]
+    # The call is the trainer's, so a reward cannot tell the difference.
     return reward(
         prompts=prompts,
         completions=as_completions(completions, prompts),

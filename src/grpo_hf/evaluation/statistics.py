@@ -119,6 +119,7 @@ def pass_at_k(correct: Sequence[Sequence[bool]], k: int) -> float:
     missed = []
     for samples in correct:
         n = len(samples)
+        # C(n − c, k) is 0 where fewer than k samples are wrong: every choice has a right one.
         missed.append(math.comb(n - sum(samples), k) / math.comb(n, k))
     return 1 - sum(missed) / len(missed)
 
@@ -153,6 +154,7 @@ def maj_at_k(
     0.0
     """
     _check_k(correct, k)
+    # One generator for all problems, so that their choices are independent.
     rng = np.random.default_rng(seed)
     shares = []
     for of_problem, right in zip(answers, correct, strict=True):
@@ -170,6 +172,7 @@ def _choices(n: int, k: int, draws: int, rng: np.random.Generator) -> list[list[
     if k == 1:
         return [[sample] for sample in range(n)]
     choices = []
+    # The first k of a random order are a random choice without replacement.
     for _ in range(draws if k < n else 1):
         choices.append(rng.permutation(n)[:k].tolist())
     return choices

@@ -160,6 +160,7 @@ def _section(group: Group) -> str:
         f'<p class="legend">{0 - group.scale:+.3g} <span class="bar"></span> '
         f'{group.scale:+.3g} <span class="step"></span> a step ends</p>'
     )
+    # dir="auto" lets a text in Arabic or Hebrew run from right to left.
     prompt = f'<div class="prompt" dir="auto">{_escaped(group.prompt)}</div>'
     lines = [
         f"<section><h2>Step {group.step}</h2>",
@@ -189,6 +190,7 @@ def _span(piece: Piece, portion: float) -> str:
     text = _escaped(piece.text)
     if piece.text.isspace():
         text = text.replace(" ", '<i class="space"> </i>')
+    # A newline keeps its mark in every token: it ends a line of the page as well.
     text = text.replace("\n", '<i class="line">\n</i>')
     style = f"--share:{abs(portion):.3f}"
     title = f"{piece.advantage:+.4g}"

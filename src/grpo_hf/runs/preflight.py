@@ -243,6 +243,7 @@ def _check_weights(training: GRPOConfig, rewards: Sequence[Reward]) -> None:
 
 def _try_rewards(recipe: Recipe, rewards: Sequence[Reward], train: Dataset) -> None:
     """Call each reward on two rows, so that a broken one fails before a model is loaded."""
+    # Some programs check a recipe more than once; a reward is called only the first time.
     entries = scored_rewards(untried(rewards))
     training = recipe.training
     process = isolate(entries, workers=training.reward_workers, timeout=training.reward_timeout)
@@ -268,6 +269,7 @@ def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | Non
         return train, None, []
     test = _read_split(recipe, rewards, task.dataset_test_split, optional=True)
     if test is not None:
+        # The first rows, so that all runs are evaluated on the same prompts.
         return train, Split(test.rows[: task.eval_rows], test.bad, test.source), []
     # At least one row has to remain to train on.
     if len(train.rows) <= task.eval_rows:
@@ -276,6 +278,7 @@ def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | Non
             f"too few to hold out {task.eval_rows} of them. Give --eval_rows a smaller number, or "
             "0 to train without an evaluation."
         )
+    # The run's seed chooses the rows, so a resumed run holds out the same ones.
     held_out, rest = prompts.hold_out(train, task.eval_rows, recipe.training.seed)
     note = (
         f"{train.source} has no split {task.dataset_test_split!r}: {task.eval_rows} of its rows "
@@ -320,6 +323,7 @@ def _check_lengths(
     # Some architectures have no limit, such as state-space models.
     if context is None:
         return
+    # TRL takes None as no limit of its own; then only the prompts themselves can be checked.
     completion = training.max_completion_length or 0
     lengths = []
     for token_ids in prompts.prompt_token_ids(

@@ -90,6 +90,7 @@ class TaskArguments:
 
 # The name of the small model that comes with this library; it is trained from random weights.
 EMBEDDED_MODEL = "embedded:tiny"
+# TRL's parser returns its results in this order.
 _KINDS = (TaskArguments, ModelConfig, GRPOConfig)
 # A run's folder may be pushed to the Hub, so a saved recipe must not hold a token.
 _SECRETS = ("hub_token",)
@@ -156,7 +157,9 @@ def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Rec
             names the closest known one), or a value does not fit.
     """
     arguments = list(arguments)
+    # TRL's own --config is not used: it names no similar key, and it sets what `env` holds.
     file = _config_file(arguments) or default
+    # With abbreviations a misspelt flag could set another setting than the one that was meant.
     parser = TrlParser(_KINDS, allow_abbrev=False)
     # argparse would print its usage and end the process; callers expect an exception.
     parser.error = _raise_config_error
