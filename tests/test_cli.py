@@ -1,4 +1,4 @@
-"""The command `grpo-hf`: light, and clear about what it wants."""
+"""Tests of the command `grpo-hf`: it starts fast, and its messages say what to do."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def cli(capsys):
-    """Run a command; returns what it prints."""
+    """Return a function that runs a command and returns what it prints."""
 
     def run(*arguments):
         main([str(argument) for argument in arguments])
@@ -26,7 +26,7 @@ def cli(capsys):
 
 @pytest.fixture
 def refused(capsys):
-    """Run a command that has to leave with exit code 2; returns what it says on stderr."""
+    """Return a function that runs a command, checks exit code 2, and returns its stderr."""
 
     def run(*arguments):
         with pytest.raises(SystemExit) as left:
@@ -150,8 +150,9 @@ class TestRewardsTest:
 
     @pytest.mark.parametrize("kind", ["def", "async def"])
     def test_reward_of_a_file(self, cli, tmp_path, kind):
-        source = "score(prompts, completions, gold, *, bonus=0): return [len(p) + gold[0] + bonus for p in prompts]"
-        (tmp_path / "mine.py").write_text(f"{kind} {source}\n")
+        signature = "score(prompts, completions, gold, *, bonus=0)"
+        body = "return [len(p) + gold[0] + bonus for p in prompts]"
+        (tmp_path / "mine.py").write_text(f"{kind} {signature}: {body}\n")
         flags = ("--completion", "x", "--column", "gold=30", "--column", "prompt=abc")
         assert (
             cli("rewards", "test", f"{tmp_path}/mine.py:score(bonus=1)", *flags) == "34.000  'x'\n"
@@ -160,8 +161,8 @@ class TestRewardsTest:
     def test_column_that_is_missing(self, refused, tmp_path):
         text = refused("rewards", "test", "gsm8k", "--completion", "#### 42")
         assert text == (
-            "error: reward 'gsm8k' needs the column 'answer': give --column answer=VALUE, or rows with it in "
-            "--completions.\n"
+            "error: reward 'gsm8k' needs the column 'answer': give --column answer=VALUE, or rows "
+            "with it in --completions.\n"
         )
         (tmp_path / "texts.jsonl").write_text(
             '{"completion": "a", "answer": "1"}\n{"completion": "b"}\n'

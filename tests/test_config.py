@@ -1,4 +1,4 @@
-"""GRPOConfig: the paper's defaults, TRL's fields, and geometry errors whose advice holds."""
+"""Tests of GRPOConfig: the paper's defaults, TRL's fields, and geometry errors with advice."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ def configured(tmp_path):
 
 
 def geometry(**settings):
-    """The fields that `check_geometry` reads, with TRL's defaults."""
+    """Return the fields that `check_geometry` reads, with TRL's defaults."""
     names = ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps")
     names += ("steps_per_generation", "generation_batch_size")
     return SimpleNamespace(
@@ -34,7 +34,10 @@ def geometry(**settings):
 
 class TestDefaults:
     def test_the_papers_objective(self, configured):
-        """DeepSeekMath (arXiv 2402.03300): sequence mean of token means, beta 0.04, one update, KL of equation 4."""
+        """Check the settings of DeepSeekMath (arXiv 2402.03300).
+
+        They are the sequence mean of token means, beta 0.04, one update, and the KL of equation 4.
+        """
         args = configured()
         assert (args.loss_type, args.beta, args.num_iterations) == ("grpo", 0.04, 1)
         assert args.use_bias_correction_kl is False
@@ -70,9 +73,8 @@ class TestDefaults:
         monkeypatch.setattr(config, "is_torch_bf16_gpu_available", lambda: True)
         assert configured().bf16 is False  # use_cpu
         assert configured(bf16=True).bf16 is True  # asked for
-        monkeypatch.setattr(
-            TRLGRPOConfig, "__post_init__", lambda self: None
-        )  # which wants the hardware
+        # TRL's own checks would want the hardware.
+        monkeypatch.setattr(TRLGRPOConfig, "__post_init__", lambda self: None)
         assert GRPOConfig(output_dir="x").bf16 is True
         assert GRPOConfig(output_dir="x", fp16=True).bf16 is False
         monkeypatch.setattr(config, "is_torch_bf16_gpu_available", lambda: False)
@@ -120,7 +122,7 @@ GEOMETRIES = [
 
 
 def advised(message):
-    """Both settings that an error suggests."""
+    """Return both settings that an error suggests."""
     flags = re.findall(r"--(\w+) (\d+)", message.partition("Two settings that work:")[2])
     assert len(flags) == 2
     assert flags[0] != flags[1]
@@ -168,7 +170,11 @@ def test_torn_groups_on_several_processes(monkeypatch, settings, processes):
 
 
 def test_every_loss_of_trl_can_be_named():
-    """TRL names them where it computes them: `self.loss_type == "cispo"`, `self.loss_type in ["grpo", "sapo"]`."""
+    """Compare our choices with the names in TRL's code.
+
+    TRL names its losses where it computes them: `self.loss_type == "cispo"`, or
+    `self.loss_type in ["grpo", "sapo"]`.
+    """
     source = inspect.getsource(GRPOTrainer._compute_loss)
     compared = re.findall(r"self\.loss_type (?:==|in) (\[[^]]*\]|\"\w+\")", source)
     theirs = {name for names in compared for name in re.findall(r"\w+", names)}

@@ -1,6 +1,6 @@
-"""The command `grpo-hf`: train a recipe, see and try rewards, draw a run and the credit of its tokens.
+"""The command `grpo-hf`: train a recipe, list and try rewards, plot a run, show token credit.
 
-Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+Each command imports what it needs when it runs, so that `--help` answers at once.
 """
 
 import argparse
@@ -9,15 +9,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, DataError, OutputExistsError, RewardOutputError
 from .runs.program import exit_on_error, quiet
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .scoring.outcomes import Outcome
+    from .scoring.reward import Reward
+    from .scoring.trial import Finding
+
+# The width of tables in a file or a pipe, where rich would assume 80 columns.
+_WIDTH_WITHOUT_TERMINAL = 160
+# `rewards test` prints this many characters of a completion.
+_SHOWN_CHARACTERS = 100
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; errors that are the user's to mend leave with exit code 2."""
+    """Run one command; exit with code 2 on an error that the user can correct."""
     parser = _parser()
+    # A recipe's settings are flags too. Their parser is slow to import, so they stay in `rest`.
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -35,12 +48,33 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
     train.set_defaults(command=_train, takes_settings=True)
 
+    _add_rewards_commands(commands)
+
+    plot = commands.add_parser("plot", help="draw a run's rewards", description=_plot.__doc__)
+    plot.add_argument("run", type=Path, help="output folder of a run")
+    plot.add_argument("picture", type=Path, help="PNG or SVG file to write")
+    plot.set_defaults(command=_plot)
+
+    credit = commands.add_parser(
+        "credit", help="show what each token was trained on", description=_credit.__doc__
+    )
+    credit.add_argument("run", type=Path, help="output folder of a run")
+    credit.add_argument("--step", type=int, help="a logged step (default: the last)")
+    credit.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
+    credit.set_defaults(command=_credit)
+    return parser
+
+
+def _add_rewards_commands(commands: Any) -> None:
+    """Add `rewards list`, `rewards check` and `rewards test` to the parser of the command."""
     group = commands.add_parser("rewards", help="list and try rewards")
     rewards = group.add_subparsers(required=True, metavar="COMMAND")
+
     listing = rewards.add_parser(
         "list", help="every installed reward", description=_rewards_list.__doc__
     )
     listing.set_defaults(command=_rewards_list)
+
     check = rewards.add_parser(
         "check", help="what a recipe's rewards pay for", description=_rewards_check.__doc__
     )
@@ -49,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", type=int, default=8, help="rows of the training data to try (default 8)"
     )
     check.set_defaults(command=_rewards_check, takes_settings=True)
+
     test = rewards.add_parser(
         "test", help="score texts with a reward", description=_rewards_test.__doc__
     )
@@ -68,27 +103,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     test.set_defaults(command=_rewards_test)
 
-    plot = commands.add_parser("plot", help="draw a run's rewards", description=_plot.__doc__)
-    plot.add_argument("run", type=Path, help="output folder of a run")
-    plot.add_argument("picture", type=Path, help="PNG or SVG file to write")
-    plot.set_defaults(command=_plot)
 
-    credit = commands.add_parser(
-        "credit", help="show what each token was trained on", description=_credit.__doc__
-    )
-    credit.add_argument("run", type=Path, help="output folder of a run")
-    credit.add_argument("--step", type=int, help="a logged step (default: the last)")
-    credit.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
-    credit.set_defaults(command=_credit)
-    return parser
+# The docstrings of the commands below are what `--help` shows as their descriptions.
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    """Train any dataset with any rewards, named in a YAML file and flags. On several devices: accelerate launch -m
-    grpo_hf.cli train recipe.yaml."""
+    """Train any dataset with any rewards, named in a YAML file and flags. On several devices:
+    accelerate launch -m grpo_hf.cli train recipe.yaml."""
     from .runs.recipe import read_recipe
 
     recipe = read_recipe(["--config", str(options.recipe), *rest])
+    # This import takes longer than reading a recipe, and a mistake in a recipe should show soon.
     from .runs.train import train
 
     train(recipe)
@@ -96,68 +121,64 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _rewards_list(options: argparse.Namespace, rest: list[str]) -> None:
     """List every reward that can be named, with the columns that it reads and its options."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from .scoring.registry import installed_rewards
 
     table = Table(box=None, pad_edge=False)
+    # A name that is wrapped could not be copied.
     table.add_column("reward", no_wrap=True)
-    for title, share in (("reads", 1), ("what it pays for", 4), ("options", 4), ("from", 1)):
-        table.add_column(title, ratio=share)
+    table.add_column("reads", ratio=1)
+    table.add_column("what it pays for", ratio=4)
+    table.add_column("options", ratio=4)
+    table.add_column("from", ratio=1)
     for reward in installed_rewards():
-        options_shown = ", ".join(f"{name}={value!r}" for name, value in reward.options.items())
-        row = (
-            reward.name,
-            ", ".join(reward.columns),
-            reward.error or reward.doc,
-            options_shown,
-            reward.source,
+        reward_options = ", ".join(f"{name}={value!r}" for name, value in reward.options.items())
+        # Any of these may hold square brackets, which rich would read as markup.
+        table.add_row(
+            escape(reward.name),
+            escape(", ".join(reward.columns)),
+            escape(reward.error or reward.doc),
+            escape(reward_options),
+            escape(reward.source),
         )
-        table.add_row(*map(escape, row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    _console().print(table)
 
 
 def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
     """Score completions given as text or as a jsonl file, one line of output each."""
     from .scoring.registry import load_reward
-    from .scoring.scored_reward import DEFAULT_TIMEOUT, ScoredReward
-    from .scoring.scorer import isolate
 
     reward = load_reward(options.reward)
     rows = _rows(options)
-    missing = [name for name in reward.columns if any(name not in row for row in rows)]
-    if missing:
-        raise DataError(
-            f"reward {reward.name!r} needs the column {missing[0]!r}: give --column {missing[0]}=VALUE, or rows with "
-            "it in --completions."
-        )
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
-    columns.setdefault("prompts", columns.pop("prompt", [""] * len(rows)))
-    columns.setdefault("completion_ids", [str(text).split() for text in columns["completion"]])
+    for name in reward.columns:
+        if not all(name in row for row in rows):
+            raise DataError(
+                f"reward {reward.name!r} needs the column {name!r}: give --column {name}=VALUE, or "
+                "rows with it in --completions."
+            )
+    columns = _columns(rows)
     completions = columns.pop("completion")
-    scored = ScoredReward(reward)
-    process = isolate([scored], workers=None, timeout=DEFAULT_TIMEOUT)
-    columns["trainer_state"] = SimpleNamespace(global_step=0, max_steps=1, epoch=0.0)
-    outcomes = scored.score(completions, columns)
-    if process is not None:
-        process.close()
+    outcomes = _scored(reward, completions, columns)
+    failure = None
     for outcome, text in zip(outcomes, completions, strict=True):
-        shown = "cannot judge" if outcome.value is None else f"{outcome.value:.3f}"
-        shown = f"failed ({outcome.failure.reason})" if outcome.failure else shown
-        print(f"{shown}  {str(text)[:100]!r}")
-    if failure := next(
-        (outcome.failure for outcome in outcomes if outcome.failure is not None), None
-    ):
+        if outcome.failure:
+            failure = failure or outcome.failure
+            shown = f"failed ({outcome.failure.reason})"
+        elif outcome.value is None:
+            shown = "cannot judge"
+        else:
+            shown = f"{outcome.value:.3f}"
+        print(f"{shown}  {str(text)[:_SHOWN_CHARACTERS]!r}")
+    # The other scores are printed first; the exit code then says that one is missing.
+    if failure is not None:
         raise RewardOutputError(f"reward {reward.spec} failed ({failure.reason}): {failure.detail}")
 
 
 def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
-    """Try the rewards of a recipe on rows of its data: with the gold answer, and with answers that nobody should be
-    paid for. Names each reward that pays for one of those."""
-    from rich.console import Console
+    """Try the rewards of a recipe on rows of its data: with the gold answer, and with answers that
+    nobody should be paid for. Names each reward that pays for one of those."""
     from rich.table import Table
 
     from .runs.preflight import sample_rows
@@ -175,25 +196,20 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
     table.add_column("reward")
     for title in (*findings[0].pays, "range", "ms each", "the same twice"):
         table.add_column(title, justify="right")
-    for found in findings:
-        means = ["-" if mean is None else f"{mean:.2f}" for mean in found.pays.values()]
-        span = "-" if found.lowest is None else f"{found.lowest:.2f} to {found.highest:.2f}"
-        table.add_row(
-            found.reward.name,
-            *means,
-            span,
-            f"{found.milliseconds:.2f}",
-            "yes" if found.deterministic else "[red]no[/]",
-        )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for finding in findings:
+        table.add_row(*_finding_cells(finding))
+        notes.extend(finding.notes())
+    console = _console()
     console.print(table)
-    for note in (*notes, *(note for found in findings for note in found.notes())):
+    for note in notes:
+        # Without markup, because a note may quote a text in square brackets.
         console.print(f"note: {note}", markup=False)
 
 
 def _plot(options: argparse.Namespace, rest: list[str]) -> None:
     """Draw the mean of every reward and the KL over the steps of a run (needs matplotlib)."""
     _check_run(options.run)
+    # matplotlib would find this out last, and with a traceback.
     if options.picture.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"{options.picture}: expected a name that ends in .png, .svg or .pdf.")
     from .reporting.report import plot_rewards
@@ -208,30 +224,21 @@ def _plot(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _credit(options: argparse.Namespace, rest: list[str]) -> None:
-    """Show completions of a step of a run, each token coloured by the advantage that it was trained on."""
+    """Show completions of a step of a run, each token coloured by the advantage that it was trained
+    on."""
     from rich.console import Console
 
-    from .reporting.token_credit import CREDIT_FILE, Group, to_html, to_text
+    from .reporting.credit_display import to_html, to_text
+    from .reporting.token_credit import Group
 
     _check_run(options.run)
-    file = options.run / CREDIT_FILE
-    rows = (
-        {row["step"]: row for row in _json_lines(file)} if file.is_file() else {}
-    )  # the last of a repeated step
-    if not rows:
-        raise DataError(
-            f"{options.run} has no step in {CREDIT_FILE}: the run was made with log_credit false, or without logging "
-            "by steps. Train with --log_credit true --logging_strategy steps."
-        )
-    step = max(rows) if options.step is None else options.step
-    if step not in rows:
-        raise DataError(
-            f"{file} has no step {step}. Give --step one of {', '.join(map(str, sorted(rows)))}."
-        )
-    group = Group.of(rows[step])
+    group = Group.of(_credit_row(options.run, options.step))
     if options.html is None:
-        return Console(highlight=False).print(to_text(group))
+        # The terminal's own width: a completion is text that may wrap, not a table.
+        Console(highlight=False).print(to_text(group))
+        return
     try:
+        # Mode "x" fails where the file exists, so nobody's page is lost.
         with options.html.open("x", encoding="utf-8") as page:
             page.write(to_html([group]))
     except FileExistsError:
@@ -245,48 +252,140 @@ def _credit(options: argparse.Namespace, rest: list[str]) -> None:
     print(options.html)
 
 
+def _credit_row(run: Path, step: int | None) -> dict[str, Any]:
+    """Return the line of a run's credit file for a step, by default for the last step."""
+    from .reporting.token_credit import CREDIT_FILE
+
+    file = run / CREDIT_FILE
+    row_by_step = {}
+    if file.is_file():
+        # A run that was resumed may have logged a step twice; the later row counts.
+        for row in _json_lines(file):
+            row_by_step[row["step"]] = row
+    if not row_by_step:
+        raise DataError(
+            f"{run} has no step in {CREDIT_FILE}: the run was made with log_credit false, or "
+            "without logging by steps. Train with --log_credit true --logging_strategy steps."
+        )
+    if step is None:
+        step = max(row_by_step)
+    if step not in row_by_step:
+        known = ", ".join(map(str, sorted(row_by_step)))
+        raise DataError(f"{file} has no step {step}. Give --step one of {known}.")
+    return row_by_step[step]
+
+
+def _console() -> "Console":
+    """Return a console for tables, which is wide where the output is no terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL
+    return Console(highlight=False, width=width)
+
+
+def _finding_cells(finding: "Finding") -> list[str]:
+    """Return the cells of a reward's row in the table of `rewards check`."""
+    cells = [finding.reward.name]
+    for mean in finding.pays.values():
+        cells.append("-" if mean is None else f"{mean:.2f}")
+    if finding.lowest is None:
+        cells.append("-")
+    else:
+        cells.append(f"{finding.lowest:.2f} to {finding.highest:.2f}")
+    cells.append(f"{finding.milliseconds:.2f}")
+    cells.append("yes" if finding.deterministic else "[red]no[/]")
+    return cells
+
+
 def _check_run(folder: Path) -> None:
     if not (folder / "metrics.jsonl").is_file():
         raise DataError(f"{folder} is not the output folder of a run: it has no metrics.jsonl.")
 
 
 def _rows(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of `--completions` and `--completion`, each with the columns of `--column`."""
+    """Return the rows of `--completion` and `--completions` with the columns of `--column`."""
     shared: dict[str, Any] = {}
     for entry in options.column:
-        name, found, value = entry.partition("=")
-        if not found or not name:
+        name, separator, value = entry.partition("=")
+        if not separator or not name:
             raise ConfigError(f"--column {entry}: expected NAME=VALUE, as in --column answer=42.")
         shared[name] = _literal(value)
-    rows = [{"completion": text} for text in options.completion]
+    rows: list[dict[str, Any]] = []
+    for text in options.completion:
+        rows.append(shared | {"completion": text})
     if options.completions is not None:
-        rows += _json_lines(options.completions)
-    if not rows or any("completion" not in row for row in rows):
-        raise DataError(
-            "no text to score: give --completion TEXT, or --completions FILE with rows that have one."
-        )
-    return [{**shared, **row} for row in rows]
+        for row in _json_lines(options.completions):
+            # A completion that comes from --column alone would be the same text in every row.
+            if "completion" not in row:
+                raise _no_text()
+            # A column of the file wins over --column.
+            rows.append(shared | row)
+    if not rows:
+        raise _no_text()
+    return rows
+
+
+def _no_text() -> DataError:
+    return DataError(
+        "no text to score: give --completion TEXT, or --completions FILE with rows that have one."
+    )
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the columns of rows under the names by which a trainer passes them to rewards."""
+    columns: dict[str, Any] = {}
+    for place, row in enumerate(rows):
+        for name, value in row.items():
+            # A row without the column has None there.
+            columns.setdefault(name, [None] * len(rows))[place] = value
+    prompts = columns.pop("prompt", [""] * len(rows))
+    columns.setdefault("prompts", prompts)
+    # There is no tokenizer here; words are about as many as tokens.
+    words = [str(text).split() for text in columns["completion"]]
+    columns.setdefault("completion_ids", words)
+    return columns
+
+
+def _scored(reward: "Reward", completions: list[Any], columns: dict[str, Any]) -> "list[Outcome]":
+    """Return the outcome of each completion, scored in worker processes as in a run."""
+    from .scoring.scored_reward import DEFAULT_TIMEOUT, ScoredReward
+    from .scoring.scorer import isolate
+
+    scored = ScoredReward(reward)
+    # None means as many workers as this process has cores.
+    process = isolate([scored], workers=None, timeout=DEFAULT_TIMEOUT)
+    # transformers' own TrainerState would import torch.
+    columns["trainer_state"] = SimpleNamespace(global_step=0, max_steps=1, epoch=0.0)
+    outcomes = scored.score(completions, columns)
+    if process is not None:
+        process.close()
+    return outcomes
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the objects of a jsonl file; empty lines are skipped."""
     try:
+        # Only a newline ends a line: `splitlines` would also cut at U+2028 in a text. Editors on
+        # Windows put a byte order mark at the start, which utf-8-sig drops.
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error}).") from error
     rows = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line) if line.strip() else None
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{file}:{number}: not JSON ({error.msg}).") from None
-        if line.strip() and not isinstance(row, dict):
+        if not isinstance(row, dict):
             raise DataError(f"{file}:{number}: expected an object, got {type(row).__name__}.")
-        rows += [row] if row is not None else []
+        rows.append(row)
     return rows
 
 
 def _literal(value: str) -> Any:
-    """A value as JSON would read it (42, true, [1, 2]), else the text itself (1,234)."""
+    """Return a value as JSON reads it (42, true, [1, 2]), or else the text itself (1,234)."""
     try:
         return json.loads(value)
     except json.JSONDecodeError:

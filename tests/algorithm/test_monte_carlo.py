@@ -12,8 +12,8 @@ from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.algorithm import monte_carlo
 from grpo_hf.algorithm.advantages import process_advantages
 from grpo_hf.algorithm.monte_carlo import Sampler, step_values
-from grpo_hf.scoring.process_reward import process_reward
 from grpo_hf.errors import ConfigError, RewardSpecError
+from grpo_hf.scoring.process_reward import process_reward
 from grpo_hf.scoring.steps import step_end_tokens
 
 MakeTrainer = Callable[..., GRPOTrainer]

@@ -1,4 +1,4 @@
-"""The evidence at the end of a run: intervals against exact ones, and answers against a loop without padding."""
+"""Tests of the evaluation: intervals against exact ones, answers against a loop without padding."""
 
 import io
 import itertools
@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers import LlamaForCausalLM, set_seed
 
 from grpo_hf.demo.tiny_model import tiny_model, tiny_tokenizer
+from grpo_hf.evaluation import comparison
 from grpo_hf.evaluation.answers import greedy_completions, right_answers, sampled_completions
 from grpo_hf.evaluation.statistics import accuracy, compare, maj_at_k, pass_at_k
 from grpo_hf.reporting import report
@@ -53,7 +54,10 @@ def outcomes(right: int, total: int) -> list[bool]:
     ],
 )
 def test_wilson_s_interval_as_published(right: int, total: int, low: float, high: float):
-    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3."""
+    """Compare with table I, method 3, of Newcombe 1998.
+
+    The paper is "Two-sided confidence intervals for the single proportion".
+    """
     share = accuracy(outcomes(right, total))
     assert (round(share.low, 4), round(share.high, 4)) == (low, high)
     assert (share.right, share.total, share.value) == (right, total, right / total)
@@ -77,16 +81,15 @@ def test_wilson_s_interval_is_what_the_score_test_does_not_reject(right: int, to
 
 @pytest.mark.parametrize("total", [10, 50, 200])
 def test_wilson_s_interval_covers_the_truth_95_times_in_100(total: int):
-    """Exactly, by summing the binomial distribution, on average over true accuracies."""
+    """Compute the coverage exactly from the binomial distribution, averaged over accuracies."""
     intervals = [accuracy(outcomes(right, total)) for right in range(total + 1)]
 
     def coverage(p: float) -> float:
-        terms = (math.comb(total, k) * p**k * (1 - p) ** (total - k) for k in range(total + 1))
-        return sum(
-            term
-            for term, share in zip(terms, intervals, strict=True)
-            if share.low <= p <= share.high
-        )
+        probability = 0.0
+        for right, share in enumerate(intervals):
+            if share.low <= p <= share.high:
+                probability += math.comb(total, right) * p**right * (1 - p) ** (total - right)
+        return probability
 
     covered = [coverage(p) for p in np.linspace(0.02, 0.98, 97)]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
@@ -94,7 +97,7 @@ def test_wilson_s_interval_covers_the_truth_95_times_in_100(total: int):
 
 
 def pairs(better: int, worse: int, same: int) -> tuple[list[bool], list[bool]]:
-    """Right answers of base and adapter, where so many change for the better, for the worse, and not at all."""
+    """Return right answers of base and adapter, with given numbers of each kind of change."""
     base = [False] * better + [True] * worse + [index % 2 == 0 for index in range(same)]
     adapter = [True] * better + [False] * worse + [index % 2 == 0 for index in range(same)]
     return base, adapter
@@ -102,18 +105,19 @@ def pairs(better: int, worse: int, same: int) -> tuple[list[bool], list[bool]]:
 
 def by_enumeration(changes: list[int]) -> dict[int, float]:
     resamples = itertools.product(changes, repeat=len(changes))
-    return {
-        total: count / len(changes) ** len(changes)
-        for total, count in Counter(map(sum, resamples)).items()
-    }
+    distribution = {}
+    for total, count in Counter(map(sum, resamples)).items():
+        distribution[total] = count / len(changes) ** len(changes)
+    return distribution
 
 
 def by_convolution(changes: list[int]) -> dict[int, float]:
-    """The distribution of a resample's sum: that of one draw, convolved with itself n times."""
-    n, one = len(changes), np.array([changes.count(step) for step in (-1, 0, 1)]) / len(changes)
+    """Return the distribution of a resample's sum: one draw's, convolved with itself n times."""
+    n = len(changes)
+    one_draw = np.array([changes.count(-1), changes.count(0), changes.count(1)]) / n
     total = np.ones(1)
     for _ in range(n):
-        total = np.convolve(total, one)
+        total = np.convolve(total, one_draw)
     return dict(zip(range(-n, n + 1), total, strict=True))
 
 
@@ -127,9 +131,8 @@ def test_the_paired_interval_is_that_of_the_exact_bootstrap(better: int, worse: 
     exact = (by_enumeration if len(changes) <= 5 else by_convolution)(changes)
     result = compare(base, adapter)
     assert result.difference == pytest.approx((better - worse) / len(base))
-    error = 4 * math.sqrt(
-        0.025 * 0.975 / 10_000
-    )  # four standard errors of a tail estimated from 10,000 resamples
+    # Four standard errors of a tail that is estimated from 10,000 resamples.
+    error = 4 * math.sqrt(0.025 * 0.975 / 10_000)
     slack = 1e-9
     for bound, tail in ((result.low * len(base), 0.025), (result.high * len(base), 0.975)):
         assert sum(p for total, p in exact.items() if total < bound - slack) <= tail + error
@@ -138,7 +141,8 @@ def test_the_paired_interval_is_that_of_the_exact_bootstrap(better: int, worse: 
 
 def test_the_two_ways_to_the_exact_bootstrap_agree():
     changes = [1, 1, 0, -1, 0]
-    enumerated, convolved = by_enumeration(changes), by_convolution(changes)
+    enumerated = by_enumeration(changes)
+    convolved = by_convolution(changes)
     assert {total: p for total, p in convolved.items() if p > 0} == pytest.approx(enumerated)
 
 
@@ -151,7 +155,10 @@ def test_prompts_that_do_not_change_add_no_spread():
 
 
 def test_the_paired_interval_covers_the_truth():
-    """200 runs of 80 prompts where 30% change for the better and 10% for the worse: the truth is +0.2."""
+    """Simulate 200 runs of 80 prompts, of which 30% get better and 10% worse.
+
+    The true difference is +0.2.
+    """
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
@@ -181,23 +188,24 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer) -> LlamaForCausalLM:
-    """As wide a choice of answers as random weights give, and dropout that would spoil them in training mode."""
+    """Return a model with varied answers, and with dropout that training mode would switch on."""
     config = tiny_model(tokenizer).config
-    config.initializer_range, config.tie_word_embeddings, config.attention_dropout = 0.2, False, 0.5
+    config.initializer_range = 0.2
+    config.tie_word_embeddings = False
+    config.attention_dropout = 0.5
     set_seed(1)
     return LlamaForCausalLM(config).eval()
 
 
 def one_by_one(model, tokenizer, prompts, max_new_tokens: int) -> list[str]:
-    """The definition: no batch, no padding, no cache, the most likely token each time."""
+    """Return greedy answers by definition: the likeliest token, no batch, padding or cache."""
     answers = []
     for prompt in prompts:
-        text = (
-            prompt
-            if isinstance(prompt, str)
-            else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        )
-        ids, new = tokenizer(text)["input_ids"], []
+        text = prompt
+        if not isinstance(prompt, str):
+            text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text)["input_ids"]
+        new = []
         while len(new) < max_new_tokens and tokenizer.eos_token_id not in new:
             with torch.no_grad():
                 new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
@@ -215,7 +223,7 @@ def test_greedy_completions_are_those_of_each_prompt_alone(model, tokenizer, pro
 
 
 def test_a_completion_ends_at_its_own_end_token(model, tokenizer):
-    """Prompts of one batch stop at different lengths; what follows an end is not part of the answer."""
+    """Check a batch whose answers have different lengths; what follows an end is not used."""
     ends = LlamaForCausalLM(model.config).eval()
     ends.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -247,26 +255,25 @@ def test_samples_are_those_of_each_prompt_and_of_their_seed(model, tokenizer, ba
     )
     assert cold == [[text] * 3 for text in one_by_one(model, tokenizer, CHATS, 12)]
     before = torch.random.get_rng_state()
-    first, again, other = (
-        sampled_completions(model, tokenizer, CHATS, 3, sampling={}, seed=seed, **settings)
-        for seed in (1, 1, 2)
-    )
+    first = sampled_completions(model, tokenizer, CHATS, 3, sampling={}, seed=1, **settings)
+    again = sampled_completions(model, tokenizer, CHATS, 3, sampling={}, seed=1, **settings)
+    other = sampled_completions(model, tokenizer, CHATS, 3, sampling={}, seed=2, **settings)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first == again != other
     assert all(len(set(texts)) == 3 for texts in first)
 
 
 def graded(prompts, completions, completion_ids, answer, **columns):
-    """Full mark, half mark, None, and NaN (a failure), by what the completion and the column `answer` say together."""
+    """Pay the full mark for an equal answer; some gold answers ask for half, None or a failure."""
     assert len(prompts) == len(completions) == len(completion_ids) == len(answer)
     assert "prompt" not in columns and "completion" not in columns
     texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
     assert all(isinstance(text, str) or text[0]["role"] == "assistant" for text in completions)
     marks = {"half": 0.5, "unclear": None, "nan": float("nan")}
-    return [
-        marks[gold] if gold in marks else float(text == gold)
-        for text, gold in zip(texts, answer, strict=True)
-    ]
+    rewards = []
+    for text, gold in zip(texts, answer, strict=True):
+        rewards.append(marks.get(gold, float(text == gold)))
+    return rewards
 
 
 async def graded_later(**columns):
@@ -332,11 +339,10 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
         is_world_process_zero=lambda: True,
         reward_funcs=[],
     )
-    found = report.compare_with_base(trainer, Dataset.from_list(rows), load_reward(graded))
+    found = comparison.compare_with_base(trainer, Dataset.from_list(rows), load_reward(graded))
 
-    records = [
-        json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()
-    ]
+    lines = (tmp_path / "evaluation.jsonl").read_text().splitlines()
+    records = list(map(json.loads, lines))
     for name, answers in expected.items():
         assert [record[name]["answer"] for record in records] == answers
         right = [answer == gold for answer, gold in zip(answers, golds, strict=True)]
@@ -370,32 +376,31 @@ def test_the_report_shows_the_comparison_and_where_everything_lies():
 @pytest.mark.parametrize("k", range(1, 7))
 def test_pass_at_k_is_the_share_of_choices_with_a_right_one(k: int):
     correct = [outcomes(right, 6) for right in range(7)]
-    shares = [
-        np.mean([any(chosen) for chosen in itertools.combinations(row, k)]) for row in correct
-    ]
+    shares = []
+    for row in correct:
+        shares.append(np.mean(list(map(any, itertools.combinations(row, k)))))
     assert pass_at_k(correct, k) == pytest.approx(np.mean(shares))
 
 
 def by_majority(chosen: tuple[tuple[str | None, bool], ...]) -> float:
-    """The share of the most frequent answers that is right."""
+    """Return the share of the most frequent answers that is right."""
     said = [answer for answer, _ in chosen if answer is not None]
     best = {answer for answer in said if said.count(answer) == max(map(said.count, said))}
-    return sum((answer, True) in chosen for answer in best) / max(1, len(best))
+    right = {answer for answer in best if (answer, True) in chosen}
+    return len(right) / max(1, len(best))
 
 
 @pytest.mark.parametrize("k", range(1, 7))
 def test_maj_at_k_is_the_share_of_choices_whose_majority_is_right(k: int):
     said = [["7", "7", "8", "9", None, "7"], ["1", "2", "1", "2", "3", "3"], [None] * 6, ["5"] * 6]
     correct = [[answer in ("7", "2", "5") for answer in row] for row in said]
-    choices = [
-        itertools.combinations(list(zip(*rows, strict=True)), k)
-        for rows in zip(said, correct, strict=True)
-    ]
-    exact = np.mean(
-        [np.mean([by_majority(chosen) for chosen in of_problem]) for of_problem in choices]
-    )
-    tolerance = 1e-12 if k in (1, 6) else 0.01  # 4,000 draws: a standard error below 0.004
-    assert maj_at_k(said, correct, k, draws=4000) == pytest.approx(exact, abs=tolerance)
+    shares = []
+    for row, right in zip(said, correct, strict=True):
+        choices = itertools.combinations(list(zip(row, right, strict=True)), k)
+        shares.append(np.mean(list(map(by_majority, choices))))
+    # 4,000 draws have a standard error below 0.004.
+    tolerance = 1e-12 if k in (1, 6) else 0.01
+    assert maj_at_k(said, correct, k, draws=4000) == pytest.approx(np.mean(shares), abs=tolerance)
 
 
 def test_what_cannot_be_chosen():

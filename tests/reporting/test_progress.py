@@ -1,4 +1,4 @@
-"""What a run says while it runs: its line, its metrics file, and the folder that it may write into."""
+"""Tests of a run's progress line, its metrics file, and the check of its output folder."""
 
 import json
 import math
@@ -29,7 +29,7 @@ TRACES = ["metrics.jsonl", "adapter_config.json", "model.safetensors", "checkpoi
 
 
 def strict_json(line: str) -> Any:
-    """As a reader other than Python's would: NaN and Infinity are not JSON."""
+    """Read JSON as other languages do, which refuse NaN and Infinity."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} in {line}")
@@ -55,7 +55,8 @@ def test_time_left(seconds: float, shown: str):
 def test_a_reward_that_judged_nothing_shows_a_dash():
     line = progress_line(3, 1000, LOGS, ["gsm8k", "overlong", "missing"], 1234567, 61)
     assert line == (
-        "step    3/1000  reward 0.500  gsm8k 0.250  overlong -  missing -  length 10  1,234,567 tokens/s  1:01 left"
+        "step    3/1000  reward 0.500  gsm8k 0.250  overlong -  missing -  length 10  "
+        "1,234,567 tokens/s  1:01 left"
     )
     assert "reward -  " in progress_line(3, 1000, {"reward": NAN}, [], 0, 0)
 
@@ -72,7 +73,7 @@ def state(step: int, *, steps: int = 10, main: bool = True, tokens: int = 0) -> 
 
 
 def test_rates_and_time_left_are_of_this_run_alone(monkeypatch, capsys):
-    """Resumed at step 4 of 10 with 1,000 tokens seen: two steps in 10 s leave four, and 20 s."""
+    """Resume at step 4 of 10 with 1,000 tokens seen: after two steps in 10 s, 20 s are left."""
     clock = iter([100.0, 105.0, 110.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     line = ProgressLine(["gsm8k"])
@@ -160,7 +161,7 @@ def test_files_that_are_no_run_are_kept(tmp_path: Path):
 
 
 def test_neighbours_that_a_pattern_would_match_do_not_count(tmp_path: Path):
-    """As a pattern, `run[1]` means `run1`."""
+    """Check that `run[1]` is not read as a pattern, which would match `run1`."""
     (tmp_path / "run1").mkdir()
     (tmp_path / "run1" / "metrics.jsonl").touch()
     claim_output_folder(tmp_path / "run[1]")
@@ -174,7 +175,7 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path):
 
 
 def test_every_process_looks_before_any_goes_on(tmp_path: Path):
-    """The first process writes as soon as it may; one that looks later must not take that for another run."""
+    """Check that a slow process does not take files of the first process for another run."""
 
     def first_process_goes_on() -> None:
         assert not (tmp_path / "run").exists()

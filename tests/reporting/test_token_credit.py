@@ -1,4 +1,4 @@
-"""Token credit: the text and the advantage of every token as trained on, and pages that show nothing else."""
+"""Tests of token credit: the text and the advantage of every token, and how they are shown."""
 
 import json
 import random
@@ -18,9 +18,16 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from grpo_hf import reward_settings
 from grpo_hf.demo.tiny_model import tiny_tokenizer
-from grpo_hf.reporting.metrics_file import read_metrics
-from grpo_hf.reporting.token_credit import (CREDIT_FILE, Completion, Group, colour, credited_group, share, to_html, to_text, token_texts)
+from grpo_hf.reporting.credit_display import colour, share, to_html, to_text
 from grpo_hf.reporting.credit_file import logged_step, record
+from grpo_hf.reporting.metrics_file import read_metrics
+from grpo_hf.reporting.token_credit import (
+    CREDIT_FILE,
+    Completion,
+    Group,
+    credited_group,
+    token_texts,
+)
 
 LORA = LoraConfig(r=4, target_modules="all-linear")
 MULTILINGUAL = "größe 日本語 👩‍👩‍👧 naïve — «ok»\n\t12 + 3 = 15 !"
@@ -34,12 +41,15 @@ def tokenizer() -> Any:
 
 @reward_settings(in_process=True)
 def has_digit(completions: list[str], **_: Any) -> list[float]:
-    """Equal in about every other group of an untrained model's babble."""
+    """Pay for a digit; about every other group of an untrained model then has equal rewards."""
     return [float(any(map(str.isdigit, text))) for text in completions]
 
 
 def sentencepiece_like() -> Tokenizer:
-    """Words with ▁ for a space, bytes for what is no word, and no space at the start of a text, as Llama 2 has it."""
+    """Return a tokenizer like Llama 2's.
+
+    It has ▁ for a space, bytes for what is no word, and drops a space at the start of a text.
+    """
     pieces = ["▁", "▁so", "▁a", "a", "b", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(
         models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True)
@@ -58,7 +68,7 @@ def sentencepiece_like() -> Tokenizer:
 class TestTexts:
     @pytest.mark.parametrize("seed", range(3))
     def test_random_tokens_make_the_decoded_text(self, tokenizer: Any, seed: int):
-        """Random ids of a byte-level tokenizer are mostly parts of characters, and often no characters at all."""
+        """Check random ids, most of which are parts of characters or no characters at all."""
         chance, other = random.Random(seed), sentencepiece_like()
         for length in (0, 1, 2, 15, 16, 17, 60, 200):
             ids = [chance.randrange(len(tokenizer)) for _ in range(length)]
@@ -68,16 +78,16 @@ class TestTexts:
             assert "".join(token_texts(other.decode, ids)) == other.decode(ids)
 
     def test_a_character_belongs_to_the_token_that_completes_it(self, tokenizer: Any):
-        """Against the bytes themselves: after each token, the characters that are complete by then."""
+        """Compare with the bytes: after each token, some characters are complete."""
         ids = tokenizer(MULTILINGUAL * 5)["input_ids"]
-        letters = set(
-            ByteLevel.alphabet()
-        )  # printable bytes are themselves, the others follow from 256 on
+        # Printable bytes stand for themselves, the others follow from 256 on.
+        letters = set(ByteLevel.alphabet())
         others = [byte for byte in range(256) if chr(byte) not in letters]
-        byte_of = {chr(byte): byte for byte in range(256)} | {
-            chr(256 + n): byte for n, byte in enumerate(others)
-        }
-        data, expected = b"", []
+        byte_of = {chr(byte): byte for byte in range(256)}
+        for n, byte in enumerate(others):
+            byte_of[chr(256 + n)] = byte
+        data = b""
+        expected = []
         for token in tokenizer.convert_ids_to_tokens(ids):
             before = data.decode("utf-8", "ignore")
             data += bytes(byte_of[letter] for letter in token)
@@ -101,7 +111,7 @@ class TestTexts:
 
 
 def batch_of(tokenizer: Any, texts: list[str], advantages: Any) -> dict[str, Any]:
-    """A generation batch of these completions, two prompts, padded as TRL does."""
+    """Return a generation batch of these completions of two prompts, padded as by TRL."""
     rows = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
     width = max(map(len, rows)) + 2
     prompts = [
@@ -149,16 +159,17 @@ class TestGroups:
 
     def test_process_supervision_gives_every_token_its_own(self, tokenizer: Any):
         batch = batch_of(tokenizer, list(self.TEXTS), [0.0] * 4)
-        own = (
-            torch.arange(batch["completion_ids"].numel()).view(batch["completion_ids"].shape) / 8
-            - 1
-        )
+        shape = batch["completion_ids"].shape
+        own = torch.arange(shape.numel()).view(shape) / 8 - 1
         group = self.group(tokenizer, own)
         for row, one in enumerate(group.completions):
             assert one.advantages == own[row, : len(one.tokens)].tolist()
 
     def test_what_the_loss_leaves_out_has_none(self, tokenizer: Any):
-        """TRL masks the answer of a tool in `tool_mask`, and a truncated completion in `completion_mask`."""
+        """Check a tool's answer, which `tool_mask` masks, and a truncated completion.
+
+        TRL masks the latter in `completion_mask`.
+        """
         mask = batch_of(tokenizer, list(self.TEXTS), [0.0] * 4)["completion_mask"]
         answer = torch.ones_like(mask)
         answer[0, 1] = mask[1] = 0
@@ -171,22 +182,16 @@ class TestGroups:
 
     def test_large_groups_are_cut_and_torn_ones_taken_as_they_are(self, tokenizer: Any):
         batch = batch_of(tokenizer, ["a"] * 20, [0.5] * 20)
-        assert (
-            len(credited_group(batch, [0.0] * 20, step=1, size=10, tokenizer=tokenizer).completions)
-            == 8
-        )
+        group = credited_group(batch, [0.0] * 20, step=1, size=10, tokenizer=tokenizer)
+        assert len(group.completions) == 8
         batch = batch_of(tokenizer, ["a", "b"], [0.5, 0.5])
-        assert (
-            len(credited_group(batch, [0.0] * 16, step=1, size=8, tokenizer=tokenizer).completions)
-            == 2
-        )
+        group = credited_group(batch, [0.0] * 16, step=1, size=8, tokenizer=tokenizer)
+        assert len(group.completions) == 2
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for line in (folder / CREDIT_FILE).read_text(encoding="utf-8").split("\n")[:-1]
-    ]
+    text = (folder / CREDIT_FILE).read_text(encoding="utf-8")
+    return list(map(json.loads, text.split("\n")[:-1]))
 
 
 class TestRuns:
@@ -220,16 +225,14 @@ class TestRuns:
 
     @staticmethod
     def places(batch: dict[str, Any], row: dict[str, Any], decode: Any) -> list[int]:
-        """Rows of a batch that the first completion may be."""
-        texts = [
-            decode(i[m.bool()])
-            for i, m in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
-        ]
-        return [
-            place
-            for place, text in enumerate(texts)
-            if text == "".join(row["completions"][0]["tokens"])
-        ]
+        """Return the rows of a batch that have the text of the first completion."""
+        wanted = "".join(row["completions"][0]["tokens"])
+        found = []
+        rows = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+        for place, (ids, mask) in enumerate(rows):
+            if decode(ids[mask.bool()]) == wanted:
+                found.append(place)
+        return found
 
     def test_rewards_are_those_of_the_completions_when_groups_are_replaced(
         self, make_trainer: Any, tmp_path: Path
@@ -246,9 +249,10 @@ class TestRuns:
         assert any(replaced)
         for row in lines(tmp_path / "run"):
             for one in row["completions"]:
-                text = "".join(
-                    token for i, token in enumerate(one["tokens"]) if i not in one["special"]
-                )
+                text = ""
+                for position, token in enumerate(one["tokens"]):
+                    if position not in one["special"]:
+                        text += token
                 assert one["reward"] == float(any(map(str.isdigit, text)))
 
     def test_a_resumed_run_appends(self, make_trainer: Any, tmp_path: Path):
@@ -315,29 +319,31 @@ def arguments(
 def test_a_logged_step_has_credit_where_it_has_rewards(
     per_generation: int, iterations: int, accumulation: int, first: bool
 ):
-    """TRL logs the rewards of the rollouts since the last log; every micro-step is played through here."""
+    """Simulate every micro-step; TRL logs the rewards of the rollouts since the last log."""
     for every in (1, 2, 3, 5):
         args = arguments(per_generation, iterations, accumulation, logging_first_step=first)
         steps = 12
-        logged = [
-            step for step in range(1, steps + 1) if step % every == 0 or (first and step == 1)
-        ]
-        made = [
-            m // accumulation
-            for m in range(steps * accumulation)
-            if m % (per_generation * iterations) == 0
-        ]
-        states = [
-            SimpleNamespace(global_step=done, logging_steps=every, max_steps=steps) for done in made
-        ]
-        kept = {logged_step(args, state) for state in states} - {None}
-        assert kept == {
-            now for last, now in pairwise([0, *logged]) if any(last <= done < now for done in made)
-        }
+        logged = []
+        for step in range(1, steps + 1):
+            if step % every == 0 or (first and step == 1):
+                logged.append(step)
+        # A rollout is made before every so many micro-steps; it is known by the steps done by then.
+        made = []
+        for micro_step in range(0, steps * accumulation, per_generation * iterations):
+            made.append(micro_step // accumulation)
+        kept = set()
+        for done in made:
+            state = SimpleNamespace(global_step=done, logging_steps=every, max_steps=steps)
+            kept.add(logged_step(args, state))
+        expected = set()
+        for last, now in pairwise([0, *logged]):
+            if any(last <= done < now for done in made):
+                expected.add(now)
+        assert kept - {None} == expected
 
 
 class Page(HTMLParser):
-    """The texts of the completions of a page, its spans, and every tag."""
+    """A parsed page: the texts of its completions, their spans, and every tag."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -440,7 +446,8 @@ class TestPages:
             return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
         portions = [share(value, 4.0) for value in (0, 1, 2, 3, 4)]
-        blue, orange = ([colour(sign * portion) for portion in portions] for sign in (1, -1))
+        blue = [colour(portion) for portion in portions]
+        orange = [colour(-portion) for portion in portions]
         assert blue[0] == orange[0] == (255, 255, 255)
         for scale in (blue, orange):
             brightness = [luminance(rgb) for rgb in scale]
@@ -458,12 +465,11 @@ class TestPages:
         assert "a·⏎\n│ b<|end|>\n" in text.plain
         assert "step 9" in text.plain and "reward 0.500, advantages -0.500 to +1.000" in text.plain
         start = text.plain.index("a·⏎")
-        backgrounds = {
-            offset: span.style.bgcolor.triplet
-            for span in text.spans
-            for offset in range(span.start, span.end)
-            if getattr(span.style, "bgcolor", None)
-        }
+        backgrounds = {}
+        for span in text.spans:
+            if getattr(span.style, "bgcolor", None):
+                for offset in range(span.start, span.end):
+                    backgrounds[offset] = span.style.bgcolor.triplet
         assert tuple(backgrounds[start]) == tuple(backgrounds[start + 2]) == colour(1.0)
         assert tuple(backgrounds[text.plain.index(" b<")]) == colour(-0.5)
         assert start + 4 not in backgrounds  # the mark itself

@@ -1,4 +1,4 @@
-"""Algorithm 1: what each iteration begins with, what the reward model learns from, and runs that are cut off."""
+"""Tests of algorithm 1: references, the reward model's pairs, and runs that are interrupted."""
 
 import json
 import os
@@ -12,7 +12,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, TrainerState
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    TrainerCallback,
+    TrainerState,
+)
 
 from grpo_hf import GRPOConfig, load_reward, reward_settings
 from grpo_hf.errors import ConfigError, DataError
@@ -31,14 +37,14 @@ ITERATIONS = 2
 
 @reward_settings(in_process=True)
 def digits(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-    """A rule on a column, which differs within a group of an untrained model's babble."""
+    """Score by a rule on a column; scores differ within a group of an untrained model's texts."""
     marks = (sum(map(str.isdigit, text)) + len(set(text)) / 10 for text in completions)
     return [mark + len(a) for mark, a in zip(marks, answer, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def make(tiny_checkpoint: Path) -> Make:
-    """A loop as a program that has just started makes it."""
+    """Return a function that makes a loop as a newly started program does."""
 
     def loop(
         folder: Path,
@@ -50,7 +56,9 @@ def make(tiny_checkpoint: Path) -> Make:
         torch.manual_seed(0)
         quantized = BitsAndBytesConfig(load_in_4bit=True) if load_in_4bit else None
         base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, quantization_config=quantized)
-        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
         args = {
             "num_generations": 4,
             "per_device_train_batch_size": 8,
@@ -73,7 +81,8 @@ def make(tiny_checkpoint: Path) -> Make:
             Dataset.from_list(ROWS),
             judge=load_reward(judge),
             rewards=[digits],
-            continued=continued or Continued(8, 4, fit=FitSettings(learning_rate=1e-3, batch_size=4)),
+            continued=continued
+            or Continued(8, 4, fit=FitSettings(learning_rate=1e-3, batch_size=4)),
         )
 
     return loop
@@ -81,17 +90,35 @@ def make(tiny_checkpoint: Path) -> Make:
 
 @pytest.fixture(scope="module")
 def finished(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing interrupted."""
+    """Return the folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("iterative") / "run"
     make(folder).run(ITERATIONS)
     return folder
 
 
 def results(folder: Path, iterations: int = ITERATIONS) -> dict[str, torch.Tensor]:
-    """Every weight that a run ends with, by file."""
-    files = [f"iteration-{n}/{role}" for n in range(iterations + 1) for role in ("policy", "reward_model")]
-    found = {file: load_file(folder / file / "adapter_model.safetensors") for file in files}
-    return {f"{file}/{name}": weight for file, weights in found.items() for name, weight in weights.items()}
+    """Return every weight that a run ends with, by file and name."""
+    weights = {}
+    for number in range(iterations + 1):
+        for role in ("policy", "reward_model"):
+            place = f"iteration-{number}/{role}"
+            saved = load_file(folder / place / "adapter_model.safetensors")
+            for name, weight in saved.items():
+                weights[f"{place}/{name}"] = weight
+    return weights
+
+
+def assert_equal_results(expected: Path, found: Path, iterations: int = ITERATIONS) -> None:
+    """Assert that two runs end with the same weights, to the last bit."""
+    first = results(expected, iterations)
+    second = results(found, iterations)
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+
+
+def read_samples(folder: Path, number: int) -> list[Any]:
+    return iterate._read(folder / f"iteration-{number}" / "samples.jsonl")
 
 
 def steps_of(folder: Path, number: int) -> list[dict[str, Any]]:
@@ -102,51 +129,66 @@ def steps_of(folder: Path, number: int) -> list[dict[str, Any]]:
 def test_each_iteration_holds_the_policy_to_the_last_one(finished: Path) -> None:
     weights = results(finished)
     for number in (1, 2):
-        kl = [row["kl"] for row in steps_of(finished, number)]
-        assert abs(kl[0]) < 1e-6 < kl[-1]
-        before, after = (
-            [weight for name, weight in weights.items() if name.startswith(f"iteration-{n}/policy")]
-            for n in (number - 1, number)
-        )
-        changed = [not torch.equal(x, y) for x, y in zip(before, after, strict=True)]
-        assert all(changed)
+        steps = steps_of(finished, number)
+        assert abs(steps[0]["kl"]) < 1e-6 < steps[-1]["kl"]
+        compared = 0
+        for name, weight in weights.items():
+            if name.startswith(f"iteration-{number}/policy"):
+                before = name.replace(f"iteration-{number}", f"iteration-{number - 1}")
+                assert not torch.equal(weights[before], weight)
+                compared += 1
+        assert compared
 
 
 def test_the_policy_earns_what_the_reward_model_says(finished: Path, make: Make) -> None:
-    """Its reward in the first step of iteration 1, where the policy is still that of iteration 0."""
+    """Check the first step of iteration 1, where the policy is still the one of iteration 0."""
     row = json.loads((finished / "iteration-1/policy/credit.jsonl").read_text().splitlines()[0])
     reward_model = make(finished).load(0)
-    texts = ["".join(t for i, t in enumerate(c["tokens"]) if i not in c["special"]) for c in row["completions"]]
-    scores = reward_model.scores([row["prompt"]] * len(texts), texts)
-    assert [c["reward"] for c in row["completions"]] == pytest.approx(scores.tolist(), abs=1e-3)
+    for completion in row["completions"]:
+        text = ""
+        for position, token in enumerate(completion["tokens"]):
+            if position not in completion["special"]:
+                text += token
+        score = reward_model.scores([row["prompt"]], [text]).item()
+        assert completion["reward"] == pytest.approx(score, abs=1e-3)
 
 
 def test_the_reward_model_goes_on_with_a_tenth_of_old_pairs(finished: Path, make: Make) -> None:
     loop = make(finished)
-    reports = [json.loads((finished / f"iteration-{n}/report.json").read_text()) for n in range(ITERATIONS + 1)]
-    assert reports[0]["replayed"] == 0
+    report = json.loads((finished / "iteration-0/report.json").read_text())
+    assert report["replayed"] == 0
     for number in (1, 2):
         fresh, replayed = loop._pairs(number)
-        assert (len(fresh), len(replayed)) == (reports[number]["pairs"], reports[number]["replayed"])
+        report = json.loads((finished / f"iteration-{number}/report.json").read_text())
+        assert len(fresh) == report["pairs"]
+        assert len(replayed) == report["replayed"]
         assert len(replayed) / len(fresh + replayed) == pytest.approx(0.1, abs=0.03)
-        assert fresh == pairs_of(iterate._read(finished / f"iteration-{number}/samples.jsonl"), limit=8, seed=number)
-        older = [iterate._read(finished / f"iteration-{n}/samples.jsonl") for n in range(number)]
-        texts = {text for groups in older for group in groups for text in group.completions}
-        assert {text for pair in replayed for text in (pair.chosen, pair.rejected)} <= texts
+        assert fresh == pairs_of(read_samples(finished, number), limit=8, seed=number)
+        older_texts = set()
+        for earlier in range(number):
+            for group in read_samples(finished, earlier):
+                older_texts.update(group.completions)
+        for pair in replayed:
+            assert {pair.chosen, pair.rejected} <= older_texts
         fitted = loop.load(number - 1)
         fitted.fit_pairs(fresh + replayed, learning_rate=1e-3, batch_size=4, seed=42 + number)
-        expected = RewardModel.load(finished / f"iteration-{number}/reward_model", make(finished).model, loop.tokenizer)
+        expected = RewardModel.load(
+            finished / f"iteration-{number}/reward_model", make(finished).model, loop.tokenizer
+        )
         pair = fresh[0]
-        score, again = (m.scores([pair.prompt], [pair.chosen]) for m in (fitted, expected))
-        assert torch.equal(score, again)
+        score = fitted.scores([pair.prompt], [pair.chosen])
+        assert torch.equal(score, expected.scores([pair.prompt], [pair.chosen]))
 
 
 class Cut(BaseException):
-    """The end of a process, as far as one process can play it."""
+    """The simulated end of a process; no code under test catches it."""
 
 
 def cut_after(ticks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise at the so many-th update of the policy, update of the reward model, or call for samples."""
+    """Raise `Cut` after `ticks` events.
+
+    An event is an update of the policy, an update of the reward model, or a call for samples.
+    """
     left = iter([*[False] * ticks, True])
 
     def tick() -> None:
@@ -174,8 +216,11 @@ def cut_after(ticks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "clip_grad_norm_", ticking(fitting.clip_grad_norm_))
 
 
-def test_a_run_that_is_cut_off_five_times_ends_the_same(make: Make, finished: Path, tmp_path: Path) -> None:
-    chance, cuts = random.Random(7), 0
+def test_a_run_that_is_cut_off_five_times_ends_the_same(
+    make: Make, finished: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(7)
+    cuts = 0
     while cuts < 5:
         with pytest.MonkeyPatch.context() as patch:
             cut_after(chance.randint(1, 6), patch)
@@ -186,14 +231,16 @@ def test_a_run_that_is_cut_off_five_times_ends_the_same(make: Make, finished: Pa
             else:
                 pytest.fail("it was finished before it had been cut off five times")
     make(tmp_path / "run").run(ITERATIONS)
-    expected, found = results(finished), results(tmp_path / "run")
-    assert expected.keys() == found.keys()
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert_equal_results(finished, tmp_path / "run")
 
 
 def cut_at(owner: type, method: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise at the so many-th call of a method, when it has done half of its work, if it writes text, or none."""
-    whole, left = getattr(owner, method), iter([*[False] * (calls - 1), True])
+    """Raise `Cut` in the `calls`-th call of a method, before it does its work.
+
+    A method that writes text has written half of it by then.
+    """
+    whole = getattr(owner, method)
+    left = iter([*[False] * (calls - 1), True])
 
     def cut(self: Any, *given: Any, **named: Any) -> Any:
         if not next(left):
@@ -208,8 +255,12 @@ def cut_at(owner: type, method: str, calls: int, monkeypatch: pytest.MonkeyPatch
 def test_a_run_that_is_cut_off_while_it_writes_a_checkpoint_ends_the_same(
     make: Make, finished: Path, tmp_path: Path
 ) -> None:
-    """Checkpoints are due at steps 2 and 3; the last cut falls between that of step 3 and the end of its phase."""
-    trainer, policy = iterate.GRPOTrainer, tmp_path / "run/iteration-1/policy"
+    """Cut the run at four places; checkpoints are due at steps 2 and 3.
+
+    The last cut falls between the checkpoint of step 3 and the end of its phase.
+    """
+    trainer = iterate.GRPOTrainer
+    policy = tmp_path / "run/iteration-1/policy"
     places = [
         (trainer, "_save_optimizer_and_scheduler", 1, []),
         (TrainerState, "save_to_json", 1, []),
@@ -220,15 +271,17 @@ def test_a_run_that_is_cut_off_while_it_writes_a_checkpoint_ends_the_same(
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
             cut_at(*place, patch)
             make(tmp_path / "run").run(1)
-        found = [int(c.name.split("-")[1]) for c in policy.glob("checkpoint-*") if policy_files._is_whole(c, 1)]
-        assert sorted(found) == whole
+        steps = []
+        for checkpoint in policy.glob("checkpoint-*"):
+            if policy_files._is_whole(checkpoint, 1):
+                steps.append(int(checkpoint.name.split("-")[1]))
+        assert sorted(steps) == whole
     make(tmp_path / "run").run(1)
-    expected, found = results(finished, 1), results(tmp_path / "run", 1)
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert_equal_results(finished, tmp_path / "run", 1)
 
 
 def test_a_checkpoint_is_whole_when_the_state_and_all_random_numbers_are(tmp_path: Path) -> None:
-    """Of two processes; the second may still write when the first has ended."""
+    """Check two processes, the second of which may still write when the first has ended."""
     checkpoint = tmp_path / "checkpoint-2"
     checkpoint.mkdir()
     for name in ("rng_state_0.pth", "rng_state_1.pth"):
@@ -261,7 +314,9 @@ def test_samples_that_teach_nothing_are_said(make: Make, tmp_path: Path) -> None
         make(tmp_path / "run", judge=same).run(1)
 
 
-@pytest.mark.parametrize("wrong", [{"replay": 1.0}, {"replay": -0.1}, {"samples": 1}, {"prompts": 0}, {"pairs": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"replay": 1.0}, {"replay": -0.1}, {"samples": 1}, {"prompts": 0}, {"pairs": 0}]
+)
 def test_impossible_numbers_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected at least"):
         Continued(**wrong)
@@ -271,19 +326,21 @@ def test_settings_against_the_algorithm_are_refused(make: Make, tmp_path: Path) 
     with pytest.raises(ConfigError, match="holds every iteration to the base"):
         make(tmp_path / "run", reference="base")
     make(tmp_path / "run", reference="base", beta=0.0)  # there is no reference
-    with pytest.raises(ConfigError, match="judges continuations by the first reward, and in iterative GRPO that is"):
+    with pytest.raises(
+        ConfigError, match="judges continuations by the first reward, and in iterative GRPO that is"
+    ):
         make(tmp_path / "run", process_reward="monte_carlo(n=2)")
 
 
 def sampled(loop: IterativeGRPO, folder: Path) -> list[Any]:
-    """The samples of iteration 0."""
+    """Return the samples of iteration 0."""
     for phase in (loop._policy, loop._samples):
         phase(0, folder / "run" / "iteration-0")
-    return iterate._read(folder / "run/iteration-0/samples.jsonl")
+    return read_samples(folder / "run", 0)
 
 
 def test_samples_are_drawn_as_in_training(make: Make, tmp_path: Path) -> None:
-    """With top_k 1 all samples of a prompt are one; so they are with the same said through `generation_kwargs`."""
+    """Check that top_k 1 makes all samples of a prompt equal, also through `generation_kwargs`."""
     cases = [({}, 4), ({"top_k": 1}, 1), ({"generation_kwargs": {"top_k": 1}}, 1)]
     for number, (settings, texts) in enumerate(cases):
         groups = sampled(make(tmp_path / str(number) / "run", **settings), tmp_path / str(number))
@@ -294,8 +351,12 @@ def test_a_4_bit_base_can_still_learn_after_the_first_samples(make: Make, tmp_pa
     loop = make(tmp_path / "run", load_in_4bit=True)
     sampled(loop, tmp_path)
     assert RewardModel.on(loop.model, loop.tokenizer)
-    linears = [module for module in loop.model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
-    assert linears and not any(linear.support_avx512bf16_for_cpu for linear in linears)
+    linears = 0
+    for module in loop.model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            assert not module.support_avx512bf16_for_cpu
+            linears += 1
+    assert linears
 
 
 def test_a_judge_that_dies_costs_what_it_judged(make: Make, tmp_path: Path) -> None:
@@ -304,13 +365,20 @@ def test_a_judge_that_dies_costs_what_it_judged(make: Make, tmp_path: Path) -> N
             os._exit(1)
         return [float(len(text)) for text in completions]
 
-    groups = sampled(make(tmp_path / "run", Continued(24, 2), judge=deadly, reward_workers=1), tmp_path)
-    judged = {group.prompt: set(map(type, group.scores)) for group in groups}
-    assert judged == {row["prompt"]: {type(None) if row["answer"] == "3" else float} for row in ROWS}
+    groups = sampled(
+        make(tmp_path / "run", Continued(24, 2), judge=deadly, reward_workers=1), tmp_path
+    )
+    score_types = {group.prompt: set(map(type, group.scores)) for group in groups}
+    assert len(score_types) == len(ROWS)
+    for row in ROWS:
+        expected = type(None) if row["answer"] == "3" else float
+        assert score_types[row["prompt"]] == {expected}
 
 
 def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     row = {"prompt": "a", "completions": ["one\u2028two\n\x85", ""], "scores": [1.0, None]}
-    iterate.write_whole(tmp_path / "new" / "samples.jsonl", json.dumps(row, ensure_ascii=False) + "\n")
+    iterate.write_whole(
+        tmp_path / "new" / "samples.jsonl", json.dumps(row, ensure_ascii=False) + "\n"
+    )
     assert [group._asdict() for group in iterate._read(tmp_path / "new" / "samples.jsonl")] == [row]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["samples.jsonl"]

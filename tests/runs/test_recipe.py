@@ -1,4 +1,4 @@
-"""YAML and flags: who wins, what each value becomes, what every mistake says, and that a saved recipe runs again."""
+"""Tests of YAML and flags: precedence, types, messages about mistakes, and saved recipes."""
 
 import dataclasses
 from pathlib import Path
@@ -15,19 +15,25 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 @pytest.fixture
 def recipe(tmp_path):
-    """Read flags over a YAML file with this text (a run on a CPU that reports nowhere, unless the text says else)."""
+    """Return a function that reads flags over a YAML file with a given text.
+
+    The file begins with settings for a run on a CPU without any reporting.
+    """
 
     def read(text="", *flags, file=None):
         file = file or tmp_path / "recipe.yaml"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(f"output_dir: {tmp_path / 'run'}\nuse_cpu: true\nreport_to: none\n{text}", encoding="utf-8")
+        file.write_text(
+            f"output_dir: {tmp_path / 'run'}\nuse_cpu: true\nreport_to: none\n{text}",
+            encoding="utf-8",
+        )
         return read_recipe(["--config", str(file), *flags])
 
     return read
 
 
 def settings(recipe):
-    """Everything that a run depends on."""
+    """Return all settings of a run."""
     return [dataclasses.asdict(part) for part in (recipe.task, recipe.model, recipe.training)]
 
 
@@ -44,7 +50,13 @@ class TestPrecedence:
 
     def test_a_flag_turns_a_yaml_list_around(self, recipe):
         read = recipe(
-            "rewards: [gsm8k]\nreward_weights: [1.0]", "--rewards", "a", "b(x=1)", "--reward_weights", "1", "2"
+            "rewards: [gsm8k]\nreward_weights: [1.0]",
+            "--rewards",
+            "a",
+            "b(x=1)",
+            "--reward_weights",
+            "1",
+            "2",
         )
         assert read.task.rewards == ["a", "b(x=1)"]
         assert read.training.reward_weights == [1.0, 2.0]
@@ -58,14 +70,23 @@ class TestPrecedence:
     @pytest.mark.parametrize("form", ["separate", "joined", "default"])
     def test_forms_of_config(self, recipe, tmp_path, form):
         file = recipe("beta: 0.3").file
-        flags = {"separate": ["--config", str(file)], "joined": [f"--config={file}"], "default": []}[form]
-        read = read_recipe(["--lora_r", "4", *flags, "--seed", "1"], default=file if form == "default" else None)
+        flags = {
+            "separate": ["--config", str(file)],
+            "joined": [f"--config={file}"],
+            "default": [],
+        }[form]
+        read = read_recipe(
+            ["--lora_r", "4", *flags, "--seed", "1"], default=file if form == "default" else None
+        )
         assert (read.training.beta, read.model.lora_r, read.training.seed) == (0.3, 4, 1)
         assert (read.file, read.folder) == (file, tmp_path)
 
     def test_config_wins_over_the_default_file(self, recipe, tmp_path):
         file = recipe("beta: 0.3").file
-        assert read_recipe(["--config", str(file)], default=tmp_path / "other.yaml").training.beta == 0.3
+        assert (
+            read_recipe(["--config", str(file)], default=tmp_path / "other.yaml").training.beta
+            == 0.3
+        )
 
 
 class TestYamlValues:
@@ -86,12 +107,22 @@ class TestYamlValues:
             ("save_strategy: no", "training", "save_strategy", "no"),  # false to PyYAML
             ("lr_scheduler_type: cosine", "training", "lr_scheduler_type", "cosine"),
             ("scale_rewards: false", "training", "scale_rewards", "none"),
-            ("generation_kwargs: {num_beams: 2}", "training", "generation_kwargs", {"num_beams": 2}),
+            (
+                "generation_kwargs: {num_beams: 2}",
+                "training",
+                "generation_kwargs",
+                {"num_beams": 2},
+            ),
             ("resume_from_checkpoint: true", "training", "resume_from_checkpoint", True),
             ("dataset_config: 2024", "task", "dataset_config", "2024"),
             ("system_prompt: null", "task", "system_prompt", None),
             ("lora_target_modules: all-linear", "model", "lora_target_modules", "all-linear"),
-            ("lora_target_modules: [q_proj, v_proj]", "model", "lora_target_modules", ["q_proj", "v_proj"]),
+            (
+                "lora_target_modules: [q_proj, v_proj]",
+                "model",
+                "lora_target_modules",
+                ["q_proj", "v_proj"],
+            ),
             ("rewards: gsm8k", "task", "rewards", ["gsm8k"]),
             ("rewards: [gsm8k, {overlong: {max_length: 64}}]", "task", "rewards", None),
             ("rewards:\n- gsm8k\n- overlong: {max_length: 64}", "task", "rewards", None),
@@ -121,15 +152,24 @@ class TestYamlValues:
             ("use_peft: maybe", r"use_peft is 'maybe' \(str\); expected bool"),
             ("use_peft: 2", r"use_peft is 2 \(int\); expected bool"),
             ("dtype: bfloat17", r"dtype is 'bfloat17' \(str\); expected one of auto, bfloat16"),
-            ("lr_scheduler_type: cosin", r"lr_scheduler_type is 'cosin' \(str\); expected one of linear, cosine"),
+            (
+                "lr_scheduler_type: cosin",
+                r"lr_scheduler_type is 'cosin' \(str\); expected one of linear, cosine",
+            ),
             ("reference: first", r"reference is 'first' \(str\); expected one of initial, base"),
             (
                 "reward_weights: [1, heavy]",
                 r"reward_weights is \[1, 'heavy'\] \(list\); expected list\[float\] \| None",
             ),
-            ("columns: {answer: solution}", r"columns is {'answer': 'solution'} \(dict\); expected list\[str\]"),
+            (
+                "columns: {answer: solution}",
+                r"columns is {'answer': 'solution'} \(dict\); expected list\[str\]",
+            ),
             ("rewards: [[gsm8k]]", r"rewards is \[\['gsm8k'\]\] \(list\); expected list\[str\]"),
-            ("system_prompt: [a, b]", r"system_prompt is \['a', 'b'\] \(list\); expected str \| None"),
+            (
+                "system_prompt: [a, b]",
+                r"system_prompt is \['a', 'b'\] \(list\); expected str \| None",
+            ),
         ],
     )
     def test_wrong_types(self, recipe, text, message):
@@ -142,16 +182,25 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("learning_rat: 1", r"setting 'learning_rat' is not known. Did you mean 'learning_rate'\?"),
+            (
+                "learning_rat: 1",
+                r"setting 'learning_rat' is not known. Did you mean 'learning_rate'\?",
+            ),
             ("num_generation: 4", r"Did you mean 'num_generations'\?"),
             ("reward: [gsm8k]", r"Did you mean 'rewards'\?"),
             ("5: x", r"setting '5' is not known\."),
-            ("no_gradient_checkpointing: true", r"setting 'no_gradient_checkpointing' is not known\."),
+            (
+                "no_gradient_checkpointing: true",
+                r"setting 'no_gradient_checkpointing' is not known\.",
+            ),
             ("help: true", r"setting 'help' is not known\."),
             ("env: {A: b}", "set environment variables in the shell"),
             ("a: [1", "not a YAML file"),
             ("num_generations: 1", "a group needs at least 2 completions"),
-            ("loss_type: grpo\nload_in_4bit: true\nload_in_8bit: true", "recipe.yaml: .*8 bit and 4 bit"),
+            (
+                "loss_type: grpo\nload_in_4bit: true\nload_in_8bit: true",
+                "recipe.yaml: .*8 bit and 4 bit",
+            ),
         ],
     )
     def test_in_the_file(self, recipe, text, message):
@@ -161,7 +210,10 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "flags, message",
         [
-            (["--learning-rat", "1"], r"flag --learning-rat is not known. Did you mean 'learning_rate'\? Try --help"),
+            (
+                ["--learning-rat", "1"],
+                r"flag --learning-rat is not known. Did you mean 'learning_rate'\? Try --help",
+            ),
             (["--num_generation=4"], r"Did you mean 'num_generations'\?"),
             (["--learning_rate", "fast"], "learning_rate.*invalid float value: 'fast'"),
             (["--max_steps", "2.5"], "max_steps.*invalid int value: '2.5'"),
@@ -184,15 +236,21 @@ class TestMistakes:
 
     def test_missing_file(self, recipe, tmp_path):
         recipe()
-        with pytest.raises(ConfigError, match=r"recipes.yaml: no such recipe. Did you mean 'recipe.yaml'\?"):
+        with pytest.raises(
+            ConfigError, match=r"recipes.yaml: no such recipe. Did you mean 'recipe.yaml'\?"
+        ):
             read_recipe(["--config", str(tmp_path / "recipes.yaml")])
         with pytest.raises(ConfigError, match="no such recipe"):
             read_recipe(["--config", str(tmp_path / "nowhere" / "recipe.yaml")])
 
-    @pytest.mark.parametrize("content, kind", [("", "NoneType"), ("- beta", "list"), ("beta", "str")])
+    @pytest.mark.parametrize(
+        "content, kind", [("", "NoneType"), ("- beta", "list"), ("beta", "str")]
+    )
     def test_file_that_is_no_mapping(self, tmp_path, content, kind):
         (tmp_path / "recipe.yaml").write_text(content)
-        with pytest.raises(ConfigError, match=f"expected settings as `key: value` lines, got {kind}"):
+        with pytest.raises(
+            ConfigError, match=f"expected settings as `key: value` lines, got {kind}"
+        ):
             read_recipe(["--config", str(tmp_path / "recipe.yaml")])
 
     def test_file_that_cannot_be_read(self, tmp_path):
@@ -202,10 +260,14 @@ class TestMistakes:
                 read_recipe(["--config", str(file)])
 
     def test_columns(self, recipe):
-        assert recipe("columns: [answer=Answer, q=a=b]").column_map == {"answer": "Answer", "q": "a=b"}
+        assert recipe("columns: [answer=Answer, q=a=b]").column_map == {
+            "answer": "Answer",
+            "q": "a=b",
+        }
         for wrong in ("answer", "answer=", "=Answer"):
             with pytest.raises(
-                ConfigError, match=f"--columns {wrong}: expected name_that_rewards_know=name_in_the_data"
+                ConfigError,
+                match=f"--columns {wrong}: expected name_that_rewards_know=name_in_the_data",
             ):
                 _ = recipe("", "--columns", wrong).column_map
 
@@ -217,9 +279,17 @@ class TestSave:
         return read_recipe(["--config", str(folder / "recipe.yaml"), *flags])
 
     def test_given_holds_what_was_given(self, recipe):
-        read = recipe("learning_rate: 5e-4", "--seed", "3", "--no_gradient_checkpointing", "--lr-scheduler-type=cosine")
+        read = recipe(
+            "learning_rate: 5e-4",
+            "--seed",
+            "3",
+            "--no_gradient_checkpointing",
+            "--lr-scheduler-type=cosine",
+        )
         assert {
-            name: read.given[name] for name in read.given if name not in ("output_dir", "use_cpu", "report_to")
+            name: read.given[name]
+            for name in read.given
+            if name not in ("output_dir", "use_cpu", "report_to")
         } == {
             "learning_rate": 5e-4,
             "seed": 3,
@@ -230,10 +300,25 @@ class TestSave:
     def test_round_trip(self, recipe, tmp_path):
         read = recipe(
             "learning_rate: 5e-4\ninstruction: 'End with: ####'\nsystem_prompt: Größe „eins“\n"
-            "lora_target_modules: all-linear\nrewards:\n- gsm8k\n- overlong: {max_length: 64}\nsave_strategy: no\n"
+            "lora_target_modules: all-linear\n"
+            "rewards:\n- gsm8k\n- overlong: {max_length: 64}\nsave_strategy: no\n"
             "generation_kwargs: {top_p: 0.9}\n",
-            *("--reward_weights", "1", "0.5", "--no_gradient_checkpointing", "--optim", "adamw_torch"),
-            *("--lr_scheduler_type", "cosine", "--num_generations", "4", "--columns", "answer=gold"),
+            *(
+                "--reward_weights",
+                "1",
+                "0.5",
+                "--no_gradient_checkpointing",
+                "--optim",
+                "adamw_torch",
+            ),
+            *(
+                "--lr_scheduler_type",
+                "cosine",
+                "--num_generations",
+                "4",
+                "--columns",
+                "answer=gold",
+            ),
         )
         again = self.saved(read, tmp_path / "run", "--output_dir", read.training.output_dir)
         assert settings(again) == settings(read)
@@ -250,7 +335,11 @@ class TestSave:
 
     @pytest.mark.parametrize("by", ["file", "flag"])
     def test_the_token_is_used_and_never_written(self, recipe, tmp_path, by):
-        read = recipe("hub_token: hf_s3cret") if by == "file" else recipe("", "--hub_token", "hf_s3cret")
+        read = (
+            recipe("hub_token: hf_s3cret")
+            if by == "file"
+            else recipe("", "--hub_token", "hf_s3cret")
+        )
         assert read.training.hub_token == "hf_s3cret"
         assert "hub_token" not in read.given
         self.saved(read, tmp_path / "run")
@@ -260,7 +349,9 @@ class TestSave:
     def test_reward_files_are_found_from_both_folders(self, recipe, tmp_path, monkeypatch, form):
         home = tmp_path / "my project (1)"
         home.mkdir()
-        (home / "mine.py").write_text("def score(completions, *, by=1): return [by for _ in completions]\n")
+        (home / "mine.py").write_text(
+            "def score(completions, *, by=1): return [by for _ in completions]\n"
+        )
         absolute = str(home / "mine.py")
         rewards = {
             "plain": ["./mine.py:score"],
@@ -279,7 +370,10 @@ class TestSave:
 
     def test_other_rewards_are_written_as_they_are(self, recipe, tmp_path):
         rewards = ["gsm8k", "package.module:function", "overlong(max_length=64)", "./gone.py:score"]
-        assert self.saved(recipe(yaml.safe_dump({"rewards": rewards})), tmp_path / "run").task.rewards == rewards
+        assert (
+            self.saved(recipe(yaml.safe_dump({"rewards": rewards})), tmp_path / "run").task.rewards
+            == rewards
+        )
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)

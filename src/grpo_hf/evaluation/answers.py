@@ -1,6 +1,7 @@
-"""Did the model get better: greedy answers of base and adapter to the same held-out prompts, with 95% intervals.
+"""A model's answers to prompts, and whether they are right.
 
-Of sampled answers: how often one of k is right, and how often the one that most of k agree on.
+Completions are greedy or sampled, and a reward says which of them are right. `statistics` makes
+accuracies, pass@k and maj@k of that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,20 +23,21 @@ from ..scoring.reward import Reward
 from ..scoring.scored_reward import ScoredReward
 from ..scoring.scorer import isolate
 
+# Rewards of right and wrong pay 1 for a right answer; anything below is partial credit.
+_FULL_MARK = 1.0
+
 
 def greedy_completions(
     model: Any, tokenizer: Any, prompts: Sequence[Any], **settings: Any
 ) -> list[str]:
-    """The model's most likely completion of each prompt, in order; processes share the prompts among them.
+    """Return the greedy completion of each prompt, in order; processes share the work.
 
     Args:
         prompts: lists of messages, or plain texts.
         settings: see `sampled_completions`.
     """
-    return [
-        texts[0]
-        for texts in _completions(model, tokenizer, prompts, copies=1, sampling=GREEDY, **settings)
-    ]
+    groups = _completions(model, tokenizer, prompts, copies=1, sampling=GREEDY, **settings)
+    return [completion for (completion,) in groups]
 
 
 def sampled_completions(
@@ -48,16 +50,18 @@ def sampled_completions(
     seed: int,
     **settings: Any,
 ) -> list[list[str]]:
-    """`num` samples of each prompt, in order; processes share the prompts among them.
+    """Return `num` samples of each prompt, in order; processes share the prompts.
 
-    Random numbers are those of `seed`; torch's generators are afterwards what they were.
+    The random numbers come from `seed`, and torch's generators are afterwards as they were before.
 
     Args:
         prompts: lists of messages, or plain texts.
-        sampling: settings of `generate`, such as the temperature; `sampling_of(args)` has those of a run.
-        settings: `max_new_tokens`, at most per completion; `batch_size`, prompts per process and call;
-            `template_options`, keyword arguments of the chat template.
+        sampling: settings of `generate`, such as the temperature; `sampling_of(args)` returns those
+            of a run.
+        settings: `max_new_tokens`, the limit of a completion; `batch_size`, the number of prompts
+            per process and call; `template_options`, keyword arguments of the chat template.
     """
+    # Processes hold different prompts and need different random numbers.
     with own_random_numbers(seed + PartialState().process_index):
         return _completions(model, tokenizer, prompts, copies=num, sampling=sampling, **settings)
 
@@ -73,29 +77,49 @@ def _completions(
     batch_size: int,
     template_options: dict[str, Any] | None = None,
 ) -> list[list[str]]:
+    """Return `copies` completions of each prompt, in order, on every process."""
     state = PartialState()
-    mine = list(range(len(prompts)))[state.process_index :: state.num_processes]
-    token_ids = prompt_token_ids([prompts[index] for index in mine], tokenizer, template_options)
-    by_length = sorted(range(len(mine)), key=lambda i: len(token_ids[i]))
-    texts: list[tuple[int, list[str]]] = []
+    # Every n-th prompt, so that sorted data gives no process all the long ones.
+    mine = range(state.process_index, len(prompts), state.num_processes)
+    token_ids = prompt_token_ids([prompts[place] for place in mine], tokenizer, template_options)
+    # Prompts of similar length share a batch, which leaves little padding.
+    by_length = sorted(range(len(mine)), key=lambda row: len(token_ids[row]))
+    groups: list[tuple[int, list[str]]] = []
     with continuing(model, tokenizer, sampling) as sample:
-        for rows in parts(by_length, batch_size):
-            written = sample([token_ids[i] for i in rows for _ in range(copies)], max_new_tokens)
-            answers = tokenizer.batch_decode(written, skip_special_tokens=True)
-            texts += [(mine[i], answers[k * copies : (k + 1) * copies]) for k, i in enumerate(rows)]
-    return [of_prompt for _, of_prompt in sorted(gather_object(texts), key=lambda one: one[0])]
+        for batch in parts(by_length, batch_size):
+            repeated = []
+            # The copies of a prompt have to be neighbours: `sample` then reads the prompt once.
+            for row in batch:
+                repeated += [token_ids[row]] * copies
+            written = sample(repeated, max_new_tokens)
+            texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+            for number, row in enumerate(batch):
+                group = texts[number * copies : (number + 1) * copies]
+                groups.append((mine[row], group))
+    return _in_order(gather_object(groups))
+
+
+def _in_order(groups: Sequence[tuple[int, list[str]]]) -> list[list[str]]:
+    """Return the completions of all prompts by the place of the prompt."""
+    by_place = dict(groups)
+    return [by_place[place] for place in sorted(by_place)]
 
 
 @contextmanager
 def judging(rewards: Sequence[Reward], args: GRPOConfig) -> Iterator[list[ScoredReward]]:
-    """Rewards that score as in a trainer with these settings, in a process of their own, while the block lasts."""
-    scored = [ScoredReward(reward) for reward in rewards]
+    """Let rewards score as in a trainer with these settings, in worker processes.
+
+    The workers end with the block.
+    """
+    scored = list(map(ScoredReward, rewards))
+    # `option`, because these settings may come in a configuration of TRL's own class.
     process = isolate(
         scored, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout")
     )
     try:
         yield scored
     finally:
+        # Also after an error, or the worker processes would stay.
         if process is not None:
             process.close()
 
@@ -108,10 +132,12 @@ def judged(
     completion_ids: Sequence[list[int]] | None = None,
     trainer_state: Any = None,
 ) -> list[Outcome]:
-    """Return what a reward says of each completion.
+    """Return what the reward says of each completion.
 
     Args:
-        rows: of the data, with `prompt` and the columns that the reward reads.
+        rows: the `prompt` of each completion, with the columns that the reward reads.
+        completion_ids: the tokens of each completion; without them the reward gets empty lists.
+        trainer_state: the state of the trainer, for rewards that ask for it.
     """
     return score_texts(
         reward,
@@ -128,8 +154,8 @@ def right_answers(
 ) -> list[bool | None]:
     """Return whether each completion gets the reward's full mark, 1.0.
 
-    What the reward cannot judge counts as wrong. None where the reward failed, which says nothing
-    about the completion.
+    A completion that the reward cannot judge counts as wrong. The result is None where the reward
+    failed, because a failure says nothing about the completion.
 
     Args:
         more: see `judged`.
@@ -139,5 +165,5 @@ def right_answers(
         if outcome.failure is not None:
             right.append(None)
         else:
-            right.append(outcome.value is not None and outcome.value >= 1.0)
+            right.append(outcome.value is not None and outcome.value >= _FULL_MARK)
     return right

@@ -1,4 +1,4 @@
-"""Every number that a run logs, in `metrics.jsonl`."""
+"""`metrics.jsonl`: every number that a run logs."""
 
 import json
 import math
@@ -11,26 +11,47 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(TrainerCallback):
-    """Append everything that is logged to `metrics.jsonl` in the output folder, one object per logging step."""
+    """A callback that appends what is logged to `metrics.jsonl` in the output folder.
+
+    The file has one JSON object per call of the logger.
+    """
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        values = {key: finite(value) for key, value in logs.items()}
+        row = {"step": state.global_step}
+        for name, value in logs.items():
+            row[name] = finite(value)
+        # Appending and closing each time leaves a complete file when the run is killed.
         with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **values}) + "\n")
+            file.write(json.dumps(row) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The logged steps of a run, oldest first; of a step that was logged again after a resume, the last."""
+    """Return the logged steps of a run, oldest first.
+
+    A run that was resumed may have logged a step twice; the last row of a step counts.
+    """
     lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    by_step = {row["step"]: row for row in map(json.loads, lines) if "reward" in row}
-    return [by_step[step] for step in sorted(by_step)]
+    row_by_step = {}
+    for line in lines:
+        row = json.loads(line)
+        # Other rows are the summary at the end of training, and evaluations.
+        if "reward" in row:
+            row_by_step[row["step"]] = row
+    return [row_by_step[step] for step in sorted(row_by_step)]
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON has it: no NaN or infinity, and a scalar of numpy or torch as a plain number."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Return a value as JSON can hold it: a plain number, and None for NaN and infinity.
+
+    Values that are no numbers stay as they are.
+    """
+    # Scalars of numpy and torch have `item`, and json can write neither.
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,4 +1,4 @@
-"""A folder belongs to one run."""
+"""The output folder: it belongs to one run, and no other run may write into it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,42 +6,60 @@ from typing import Any
 from ..errors import OutputExistsError
 from .metrics_file import METRICS_FILE
 
+# What a run leaves behind; recipe.yaml and notes of the user are not among it.
 _RUN_TRACES = (METRICS_FILE, "adapter_config.json", "*.safetensors", "*.bin", "checkpoint-*")
 
 
 def claim_output_folder(
     folder: Path, accelerator: Any = None, *, resume: str | bool | None = None
 ) -> None:
-    """Check that a run may write into the folder, on every process before the first of them writes.
+    """Check that a run may write into the folder, and create the folder.
 
-    A run that resumes from a checkpoint in this very folder owns it; `resume` is True, or that checkpoint.
+    All processes check before the first of them writes. A run that resumes from a checkpoint in
+    this folder owns it.
+
+    Args:
+        resume: True, or the checkpoint from which the run resumes.
 
     Raises:
         OutputExistsError: the folder holds another run, or cannot be written to.
     """
-    trace = next((found for pattern in _RUN_TRACES for found in sorted(folder.glob(pattern))), None)
+    trace = _first_trace(folder)
+    # Without this barrier a slow process could take the files of the first one for another run's.
     if accelerator is not None:
         accelerator.wait_for_everyone()
-    owned = resume is True or (
-        bool(resume) and Path(str(resume)).resolve().parent == folder.resolve()
-    )
-    if trace is not None and not owned:
-        resumable = any(folder.glob("checkpoint-*"))
-        way = (
-            "Continue it with --resume_from_checkpoint true"
-            if resumable
-            else "It has no checkpoint: remove it"
-        )
+    if trace is not None and not _resumes_here(folder, resume):
+        advice = "It has no checkpoint: remove it"
+        if any(folder.glob("checkpoint-*")):
+            advice = "Continue it with --resume_from_checkpoint true"
         raise OutputExistsError(
-            f"{folder} holds another run ({trace.name}), which is not overwritten. {way}, or give this run another "
-            "--output_dir."
+            f"{folder} holds another run ({trace.name}), which is not overwritten. {advice}, or "
+            "give this run another --output_dir."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Only a write tells: permissions say nothing about a read-only disk.
         probe = folder / ".writable"
         probe.touch()
+        # Another process may have removed it already.
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise OutputExistsError(
             f"{folder} cannot be written to ({error.strerror}). Give another --output_dir."
         ) from error
+
+
+def _first_trace(folder: Path) -> Path | None:
+    """Return a file or folder that a run left here, or None."""
+    for pattern in _RUN_TRACES:
+        # Sorted, so that all processes and all repetitions name the same one.
+        for trace in sorted(folder.glob(pattern)):
+            return trace
+    return None
+
+
+def _resumes_here(folder: Path, resume: str | bool | None) -> bool:
+    """Whether a run resumes from a checkpoint of this folder."""
+    if resume is True:
+        return True
+    return bool(resume) and Path(str(resume)).resolve().parent == folder.resolve()

@@ -1,4 +1,4 @@
-"""The policy on disk: an ordinary PEFT adapter of a causal language model, and a trainer's checkpoints of it."""
+"""The policy on disk: a PEFT adapter of a causal language model, and a trainer's checkpoints."""
 
 import json
 import shutil
@@ -15,34 +15,40 @@ from ..models.loading import loading
 
 
 def save_policy(model: PeftModel, folder: Path) -> None:
-    """Write the adapter `default` alone, whatever others there are; from the main process."""
+    """Write the adapter `default` and no other; only the main process writes."""
     if PartialState().is_main_process:
+        # PEFT saves every adapter unless told otherwise, and a reward model may be one of them.
         model.save_pretrained(str(folder), selected_adapters=["default"])
     PartialState().wait_for_everyone()
 
 
 def load_policy(model: PeftModel, folder: Path) -> None:
-    """Give the adapter `default` the weights of a saved one.
+    """Give the adapter `default` the weights of a saved adapter.
 
     Raises:
-        ModelError: the folder holds no adapter, or one of other layers.
+        ModelError: the folder holds no adapter, or an adapter of other layers.
     """
     with loading("policy", str(folder)):
         weights = load_peft_weights(str(folder), device="cpu")
-    found = set_peft_model_state_dict(model, weights, adapter_name="default")
-    missing = [name for name in found.missing_keys if ".default." in name]
-    if missing or found.unexpected_keys:
-        different = [*missing, *found.unexpected_keys][0]
+    result = set_peft_model_state_dict(model, weights, adapter_name="default")
+    mismatches = []
+    # PEFT reports every weight that the file lacks, also those of the base and of other adapters.
+    for name in result.missing_keys:
+        if ".default." in name:
+            mismatches.append(name)
+    mismatches.extend(result.unexpected_keys)
+    if mismatches:
         raise ModelError(
-            f"{folder}: the adapter does not fit the policy: {different} is on one side only."
+            f"{folder}: the adapter does not fit the policy: {mismatches[0]} is on one side only."
         )
 
 
 def whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end. Those that a kill left unfinished are removed.
+    """Return the newest complete checkpoint, or None, and remove incomplete checkpoints.
 
-    Without any the folder is removed, so that a run can begin there. `get_last_checkpoint` alone would name a folder
-    that nothing can resume from.
+    A process that was killed while it saved leaves an incomplete checkpoint, which
+    `get_last_checkpoint` would return although nothing can resume from it. Where no checkpoint is
+    left, the folder itself is removed, so that a run can begin there.
     """
     state = PartialState()
     if state.is_main_process:
@@ -51,23 +57,36 @@ def whole_checkpoint(folder: Path) -> str | None:
                 shutil.rmtree(checkpoint)
         if not any(folder.glob("checkpoint-*")):
             shutil.rmtree(folder, ignore_errors=True)
+    # Other processes must not look before the main process has removed what is incomplete.
     state.wait_for_everyone()
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def is_at_its_end(checkpoint: str) -> bool:
-    """Whether a checkpoint is of a run's last step; transformers 5.23 would train one more."""
+    """Whether a checkpoint was written after the last step of its run.
+
+    From such a checkpoint transformers 5.23 would train one more step.
+    """
     state = _trainer_state(Path(checkpoint))
     return state["global_step"] >= state["max_steps"]
 
 
 def _is_whole(checkpoint: Path, processes: int) -> bool:
-    """transformers 5.23 writes the trainer's state last, and each process its random numbers, which end in an index."""
+    """Whether a checkpoint was written to its end by all processes.
+
+    transformers 5.23 writes the trainer's state last in the main process. Each process also writes
+    its random state, a zip file, whose index is at the end.
+    """
     try:
         _trainer_state(checkpoint)
     except (OSError, ValueError):
+        # The state is missing, or it is JSON that ends too early.
         return False
-    return sum(map(is_zipfile, checkpoint.glob("rng_state*.pth"))) == processes
+    random_states = 0
+    for file in checkpoint.glob("rng_state*.pth"):
+        # A zip file that was cut off has no index, and so it does not count.
+        random_states += is_zipfile(file)
+    return random_states == processes
 
 
 def _trainer_state(checkpoint: Path) -> dict[str, Any]:

@@ -1,8 +1,6 @@
-"""Everything that can be wrong with a run and can be known before a model is loaded."""
+"""Checks before a run: what can be wrong and can be known before a model is loaded."""
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +8,33 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import GRPOConfig
 from ..data import prompts
 from ..data.readers import Split, read_split
-from ..errors import ConfigError, DataError, HubUnreachable, OutputExistsError, did_you_mean
+from ..errors import ConfigError, DataError, did_you_mean
 from ..models import adapters, loading
-from ..reporting.output_folder import claim_output_folder
 from ..scoring.process_reward import process_reward
 from ..scoring.registry import load_reward
 from ..scoring.reward import Reward, require_columns
 from ..scoring.scorer import isolate, refuse_namesakes, scored_rewards, weights_at
 from ..scoring.trial import dry_run, first_rows, untried
+from .output_checks import check_hub_login, checkpoint_to_resume
 from .recipe import EMBEDDED_MODEL, Recipe
 
+# What a message about a missing column advises; the column's name goes into the braces.
 _RENAME = "--columns {}=<its name there>"
 
 
 @dataclass(frozen=True)
 class Task:
-    """Rewards and rows that fit each other, and an output folder that is free."""
+    """The rewards and the rows of a run, after they were checked against each other.
+
+    Args:
+        held_out: the rows for the evaluation at the end, or None where there is none.
+        resume: the checkpoint to resume from, or None for a new run.
+        notes: sentences about the data that the user should see.
+    """
 
     rewards: list[Reward]
     eval_reward: Reward
@@ -42,7 +46,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Datasets whose prompts fit the model, and the tokenizer that said so."""
+    """The datasets of a run, and the tokenizer with which their prompts were checked.
+
+    Args:
+        held_out: the prompts for the evaluation at the end, or None where there is none.
+        notes: sentences about rows that were left out.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     train: Dataset
@@ -51,52 +60,40 @@ class Prompts:
 
 
 def check_task(recipe: Recipe) -> Task:
-    """Check rewards, data and output folder: what needs no model at all.
+    """Check rewards, data and output folder, none of which needs a model.
 
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
     """
-    if (recipe.model.model_name_or_path == EMBEDDED_MODEL) != (recipe.task.cold_start_steps > 0):
-        raise ConfigError(
-            f"model_name_or_path is {recipe.model.model_name_or_path!r} and cold_start_steps "
-            f"{recipe.task.cold_start_steps}: the cold start is for {EMBEDDED_MODEL!r}, which needs one. Set "
-            "--cold_start_steps 0 for another model."
-        )
+    # The cheapest checks come first: the data may have to be downloaded.
+    _check_cold_start(recipe)
     rewards, eval_reward = _rewards(recipe)
     train, held_out, notes = _data(recipe, rewards)
-    resume = _output(recipe)
+    resume = checkpoint_to_resume(recipe)
     if recipe.training.push_to_hub:
-        _hub_login(recipe)
+        check_hub_login(recipe)
     return Task(rewards, eval_reward, train, held_out, resume, notes)
 
 
 def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str, Any]], list[str]]:
-    """The rewards of a recipe, the first rows of its training data with the prompt as `prompt`, and notes on the data.
+    """Return the rewards of a recipe, the first rows of its training data, and notes on the data.
 
-    The prompt is a list of messages, unless the model's tokenizer is at hand and has no chat template.
+    Each row has its prompt as `prompt`. The prompt is a list of messages, unless the tokenizer of
+    the model is in a local folder and has no chat template.
 
     Raises:
         GrpoError: as `check_task`.
     """
     rewards, _ = _rewards(recipe)
     train, _, notes = _data(recipe, rewards)
-    notes += [train.describe_bad()] if train.bad else []
-    settings, name = recipe.task, recipe.model.model_name_or_path
-    chat = name != EMBEDDED_MODEL
-    if chat and name is not None and Path(name).is_dir():
-        source = {"revision": recipe.model.model_revision, "gguf_file": settings.gguf_file}
-        trusted = recipe.training.trust_remote_code
-        chat = (
-            loading.load_tokenizer(name, **source, trust_remote_code=trusted).chat_template
-            is not None
-        )
-    build, column = (
-        _prompt_builder(recipe, chat=chat),
-        prompts.prompt_column(train, settings.prompt_column),
-    )
+    if train.bad:
+        notes.append(train.describe_bad())
+    build = _prompt_builder(recipe, chat=_has_chat_template(recipe))
+    column = prompts.prompt_column(train, recipe.task.prompt_column)
     rows: list[dict[str, Any]] = []
     for row in train.rows:
-        with suppress(ValueError):  # not a prompt; a run leaves it out as well
+        # A value that is no prompt raises ValueError; a run leaves such a row out as well.
+        with suppress(ValueError):
             rows.append({**row, "prompt": build(row[column])})
         if len(rows) == count:
             break
@@ -109,43 +106,77 @@ def check_rows(recipe: Recipe, task: Task, *, chat: bool) -> None:
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
     """
-    _try_rewards(recipe, task.rewards, _dataset(recipe, task, task.train, chat=chat)[0])
+    dataset, _ = _dataset(recipe, task, task.train, chat=chat)
+    _try_rewards(recipe, task.rewards, dataset)
 
 
 def check_model(recipe: Recipe, task: Task) -> Prompts:
-    """Check the model's files, the adapter, and that every prompt fits: what needs no weights.
+    """Check the model's files, the adapter, and that every prompt fits; no weights are loaded.
 
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
     """
-    settings, name = recipe.task, recipe.model.model_name_or_path
+    name = recipe.model.model_name_or_path
     if name is None:
         raise ConfigError(
             "no model named: give --model_name_or_path (a local folder, or a model on the Hub)."
         )
-    source = {
-        "revision": recipe.model.model_revision,
-        "gguf_file": settings.gguf_file,
-        "trust_remote_code": recipe.training.trust_remote_code,
-    }
+    source = _model_source(recipe)
     config = loading.read_model_config(name, **source)
     tokenizer = loading.load_tokenizer(name, **source)
-    if settings.adapter is not None:
-        adapters.check_adapter(settings.adapter, config)
+    if recipe.task.adapter is not None:
+        adapters.check_adapter(recipe.task.adapter, config)
     notes: list[str] = []
 
     def prompts_of(split: Split) -> Dataset:
         dataset, checked = _dataset(recipe, task, split, chat=tokenizer.chat_template is not None)
-        notes.extend([checked.describe_bad()] if checked.bad else [])
+        if checked.bad:
+            notes.append(checked.describe_bad())
         _check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
         return dataset
 
     train = prompts_of(task.train)
+    # Trying the rewards may start processes, so cheaper checks of the data come first.
     _try_rewards(recipe, task.rewards, train)
-    return Prompts(tokenizer, train, prompts_of(task.held_out) if task.held_out else None, notes)
+    held_out = prompts_of(task.held_out) if task.held_out else None
+    return Prompts(tokenizer, train, held_out, notes)
 
 
-def _prompt_builder(recipe: Recipe, *, chat: bool) -> Any:
+def _check_cold_start(recipe: Recipe) -> None:
+    """Check that the embedded model has a cold start, and that no other model has one."""
+    embedded = recipe.model.model_name_or_path == EMBEDDED_MODEL
+    if embedded != (recipe.task.cold_start_steps > 0):
+        raise ConfigError(
+            f"model_name_or_path is {recipe.model.model_name_or_path!r} and cold_start_steps "
+            f"{recipe.task.cold_start_steps}: the cold start is for {EMBEDDED_MODEL!r}, which "
+            "needs one. Set --cold_start_steps 0 for another model."
+        )
+
+
+def _model_source(recipe: Recipe) -> dict[str, Any]:
+    """Return the keyword arguments that say which version of a model is read."""
+    return {
+        "revision": recipe.model.model_revision,
+        "gguf_file": recipe.task.gguf_file,
+        "trust_remote_code": recipe.training.trust_remote_code,
+    }
+
+
+def _has_chat_template(recipe: Recipe) -> bool:
+    """Whether prompts become messages, as far as this can be known without a download."""
+    name = recipe.model.model_name_or_path
+    if name == EMBEDDED_MODEL:
+        # Its tokenizer is made by the cold start, which comes later.
+        return False
+    if name is None or not Path(name).is_dir():
+        # Most models on the Hub have a chat template, and reading one may mean a download.
+        return True
+    tokenizer = loading.load_tokenizer(name, **_model_source(recipe))
+    return tokenizer.chat_template is not None
+
+
+def _prompt_builder(recipe: Recipe, *, chat: bool) -> Callable[[Any], Any]:
+    """Return the function that makes a prompt from the value of a row's prompt column."""
     task = recipe.task
     return prompts.prompt_builder(
         chat=chat, system_prompt=task.system_prompt, instruction=task.instruction
@@ -153,43 +184,66 @@ def _prompt_builder(recipe: Recipe, *, chat: bool) -> Any:
 
 
 def _dataset(recipe: Recipe, task: Task, split: Split, *, chat: bool) -> tuple[Dataset, Split]:
-    """The usable rows of a split as the trainer takes them, and the split with the others among its bad ones."""
-    needed = sorted({column for reward in task.rewards for column in reward.columns})
+    """Return the usable rows of a split as the trainer takes them, and the checked split.
+
+    The checked split names the unusable rows among its `bad` ones.
+    """
+    # Sorted, so that the message about an empty column names the same one in every run.
+    needed: set[str] = set()
+    for reward in task.rewards:
+        needed.update(reward.columns)
     column = prompts.prompt_column(split, recipe.task.prompt_column)
-    return prompts.build_dataset(split, column, _prompt_builder(recipe, chat=chat), needed)
+    build = _prompt_builder(recipe, chat=chat)
+    return prompts.build_dataset(split, column, build, sorted(needed))
 
 
 def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
+    """Return the rewards of a recipe, and the one that counts right answers."""
     task = recipe.task
     if not task.rewards:
         raise ConfigError(
             "no reward named: give --rewards, as in --rewards gsm8k. Try `grpo-hf rewards list`."
         )
-    rewards = [load_reward(spec, relative_to=recipe.folder) for spec in task.rewards]
+    rewards = []
+    for spec in task.rewards:
+        rewards.append(load_reward(spec, relative_to=recipe.folder))
+    # Names are the keys of metrics and of eval_reward below.
     refuse_namesakes(rewards)
-    weights = recipe.training.reward_weights
-    spec = recipe.training.process_reward
-    counted = rewards if spec is None else [*rewards, process_reward(spec)]
-    if weights is not None and len(weights) != len(counted):
-        raise ConfigError(
-            f"reward_weights has {len(weights)} entries for {len(counted)} rewards "
-            f"({', '.join(reward.name for reward in counted)}); expected one weight per reward, in their order, as in "
-            f"--reward_weights {' '.join(['1.0'] * len(counted))}."
-        )
-    weights_at(scored_rewards(list(counted)) or [], weights, 0)
+    _check_weights(recipe.training, rewards)
     if task.eval_reward is None:
         return rewards, rewards[0]
-    by_name = {reward.name: reward for reward in rewards}
+    by_name = {}
+    for reward in rewards:
+        by_name[reward.name] = reward
     if task.eval_reward not in by_name:
         raise ConfigError(
-            f"eval_reward is {task.eval_reward!r}, which is not among the rewards {', '.join(by_name)}."
-            f"{did_you_mean(task.eval_reward, by_name)}"
+            f"eval_reward is {task.eval_reward!r}, which is not among the rewards "
+            f"{', '.join(by_name)}.{did_you_mean(task.eval_reward, by_name)}"
         )
     return rewards, by_name[task.eval_reward]
 
 
+def _check_weights(training: GRPOConfig, rewards: Sequence[Reward]) -> None:
+    """Check that there is one weight per reward; the process reward is the last of them."""
+    counted = list(rewards)
+    if training.process_reward is not None:
+        counted.append(process_reward(training.process_reward))
+    weights = training.reward_weights
+    if weights is not None and len(weights) != len(counted):
+        names = ", ".join(reward.name for reward in counted)
+        example = " ".join(["1.0"] * len(counted))
+        raise ConfigError(
+            f"reward_weights has {len(weights)} entries for {len(counted)} rewards ({names}); "
+            "expected one weight per reward, in their order, as in "
+            f"--reward_weights {example}."
+        )
+    # It raises where reward_weights and a weight among a reward's own options are both given.
+    weights_at(scored_rewards(counted) or [], weights, 0)
+
+
 def _try_rewards(recipe: Recipe, rewards: Sequence[Reward], train: Dataset) -> None:
-    """Call each reward on two rows: what cannot work fails before a model is loaded."""
+    """Call each reward on two rows, so that a broken one fails before a model is loaded."""
+    # Some programs check a recipe more than once; a reward is called only the first time.
     entries = scored_rewards(untried(rewards))
     training = recipe.training
     process = isolate(entries, workers=training.reward_workers, timeout=training.reward_timeout)
@@ -201,90 +255,60 @@ def _try_rewards(recipe: Recipe, rewards: Sequence[Reward], train: Dataset) -> N
 
 
 def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | None, list[str]]:
-    task, seed = recipe.task, recipe.training.seed
-    where = {
-        "path": task.dataset_path,
-        "name": task.dataset_name,
-        "config": task.dataset_config,
-        "seed": seed,
-    }
-    train = read_split(**where, split=task.dataset_train_split)
-    assert train is not None  # only an optional split may be missing
-    train = prompts.rename_columns(train, recipe.column_map)
-    require_columns(rewards, prompts.column_names(train.rows), train.source, _RENAME)
+    """Return the training rows, the held-out rows or None, and notes on the data."""
+    task = recipe.task
+    train = _read_split(recipe, rewards, task.dataset_train_split)
+    # Only an optional split may be missing.
+    assert train is not None
     if task.eval_rows < 0:
         raise ConfigError(
             f"eval_rows is {task.eval_rows}; expected a number of prompts, or 0 for no evaluation."
         )
+    # Without an evaluation the test split is not even read: it need not exist.
     if not task.eval_rows:
         return train, None, []
-    test = read_split(**where, split=task.dataset_test_split, optional=True)
+    test = _read_split(recipe, rewards, task.dataset_test_split, optional=True)
     if test is not None:
-        test = prompts.rename_columns(test, recipe.column_map)
-        require_columns(rewards, prompts.column_names(test.rows), test.source, _RENAME)
+        # The first rows, so that all runs are evaluated on the same prompts.
         return train, Split(test.rows[: task.eval_rows], test.bad, test.source), []
+    # At least one row has to remain to train on.
     if len(train.rows) <= task.eval_rows:
         raise DataError(
-            f"{train.source} has no split {task.dataset_test_split!r} and {len(train.rows)} rows, too few to hold out "
-            f"{task.eval_rows} of them. Give --eval_rows a smaller number, or 0 to train without an evaluation."
+            f"{train.source} has no split {task.dataset_test_split!r} and {len(train.rows)} rows, "
+            f"too few to hold out {task.eval_rows} of them. Give --eval_rows a smaller number, or "
+            "0 to train without an evaluation."
         )
-    held_out, rest = prompts.hold_out(train, task.eval_rows, seed)
-    note = f"{train.source} has no split {task.dataset_test_split!r}: {task.eval_rows} of its rows are held out."
+    # The run's seed chooses the rows, so a resumed run holds out the same ones.
+    held_out, rest = prompts.hold_out(train, task.eval_rows, recipe.training.seed)
+    note = (
+        f"{train.source} has no split {task.dataset_test_split!r}: {task.eval_rows} of its rows "
+        "are held out."
+    )
     return rest, held_out, [note]
 
 
-def _output(recipe: Recipe) -> str | None:
-    """The checkpoint to resume from, or None for a new run into a folder that is free."""
-    folder, resume = Path(recipe.training.output_dir), recipe.training.resume_from_checkpoint
-    if not resume or str(resume).lower() == "false":
-        claim_output_folder(folder)
+def _read_split(
+    recipe: Recipe, rewards: Sequence[Reward], name: str, *, optional: bool = False
+) -> Split | None:
+    """Read a split, rename its columns, and check that it has those that the rewards need.
+
+    Returns:
+        The split, or None where it is optional and missing.
+    """
+    task = recipe.task
+    split = read_split(
+        path=task.dataset_path,
+        name=task.dataset_name,
+        config=task.dataset_config,
+        seed=recipe.training.seed,
+        split=name,
+        optional=optional,
+    )
+    if split is None:
         return None
-    if str(resume).lower() != "true":
-        if not Path(resume).is_dir():
-            raise ConfigError(f"--resume_from_checkpoint {resume}: no such checkpoint folder.")
-        claim_output_folder(folder, resume=resume)
-        _check_unfinished(Path(resume), recipe.training.max_steps)
-        return str(resume)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is None:
-        raise OutputExistsError(
-            f"{folder} holds no checkpoint to resume from. Remove the folder or give another --output_dir, leave "
-            "--resume_from_checkpoint out, and set --save_steps below the number of steps to have checkpoints."
-        )
-    _check_unfinished(Path(last), recipe.training.max_steps)
-    return last
-
-
-def _check_unfinished(checkpoint: Path, max_steps: int) -> None:
-    """Refuse to resume a run at its end: transformers 5.23 would train one step more."""
-    state = checkpoint / "trainer_state.json"
-    step = json.loads(state.read_text(encoding="utf-8"))["global_step"] if state.is_file() else 0
-    if 0 < max_steps <= step:
-        raise ConfigError(
-            f"{checkpoint} is at step {step} of {max_steps}: the run has finished. Give a larger --max_steps to go on."
-        )
-
-
-def _hub_login(recipe: Recipe) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    token = recipe.training.hub_token or os.environ.get("HF_TOKEN")
-    try:
-        HfApi().whoami(token=token)
-    except LocalTokenNotFoundError as error:
-        raise ConfigError(
-            "--push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN."
-        ) from error
-    except HfHubHTTPError as error:
-        raise ConfigError(
-            f"--push_to_hub: the Hub refused the token ({error}). Run `hf auth login` again."
-        ) from error
-    except OSError as error:
-        raise HubUnreachable(
-            f"--push_to_hub: the Hub does not answer ({type(error).__name__}). Train without it and push the output "
-            "folder later."
-        ) from error
+    split = prompts.rename_columns(split, recipe.column_map)
+    require_columns(rewards, prompts.column_names(split.rows), split.source, _RENAME)
+    return split
 
 
 def _check_lengths(
@@ -294,21 +318,24 @@ def _check_lengths(
     config: Any,
     training: GRPOConfig,
 ) -> None:
+    """Check that every prompt and a completion of full length fit the model's context."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # Some architectures have no limit, such as state-space models.
     if context is None:
         return
+    # TRL takes None as no limit of its own; then only the prompts themselves can be checked.
     completion = training.max_completion_length or 0
-    lengths = list(
-        map(
-            len,
-            prompts.prompt_token_ids(dataset["prompt"], tokenizer, training.chat_template_kwargs),
-        )
-    )
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] + completion > context:
+    lengths = []
+    for token_ids in prompts.prompt_token_ids(
+        dataset["prompt"], tokenizer, training.chat_template_kwargs
+    ):
+        lengths.append(len(token_ids))
+    longest = max(lengths)
+    if longest + completion > context:
         too_long = sum(length + completion > context for length in lengths)
         raise DataError(
-            f"{source}: {too_long} of {len(lengths)} prompts do not fit the model's context of {context} tokens: the "
-            f"longest (usable row {longest}) has {lengths[longest]}, and max_completion_length adds {completion}. "
-            "Shorten or leave out those rows, lower --max_completion_length, or take a model with a longer context."
+            f"{source}: {too_long} of {len(lengths)} prompts do not fit the model's context of "
+            f"{context} tokens: the longest (usable row {lengths.index(longest)}) has {longest}, "
+            f"and max_completion_length adds {completion}. Shorten or leave out those rows, lower "
+            "--max_completion_length, or take a model with a longer context."
         )

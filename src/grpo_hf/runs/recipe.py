@@ -1,12 +1,13 @@
-"""A recipe: YAML and flags, read into TRL's own dataclasses plus the few settings that name the task.
+"""A recipe: YAML and flags, read into TRL's dataclasses and the few settings that name the task.
 
-Flags win over the YAML file, which wins over the defaults. There is no second configuration system: the parser is TRL's
-`TrlParser`, the fields are `ModelConfig`'s, `GRPOConfig`'s and `TaskArguments`'.
+Flags win over the YAML file, and the YAML file wins over the defaults. There is no second
+configuration system: the parser is TRL's `TrlParser`, and the settings are the fields of
+`ModelConfig`, `GRPOConfig` and `TaskArguments`.
 """
 
 import os
 from argparse import Action, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,24 +26,32 @@ class TaskArguments:
     """What to train on and what to reward.
 
     Args:
-        dataset_path (`str`, *optional*): a local folder with a file per split, or one jsonl, json, csv or parquet
-            file, or `embedded:word_problems`.
-        dataset_name (`str`, *optional*): a dataset on the Hub; used when `dataset_path` is not given.
-        dataset_config (`str`, *optional*): its configuration.
-        dataset_train_split (`str`): split to train on.
-        dataset_test_split (`str`): split to evaluate on; without one, rows are held out from the training split.
-        prompt_column (`str`, *optional*): column with the prompt; by default the first of prompt, messages, question,
-            problem that is there.
+        dataset_path (`str`, *optional*): a local folder with a file per split, or one jsonl, json,
+            csv or parquet file, or `embedded:word_problems`.
+        dataset_name (`str`, *optional*): a dataset on the Hub; it is used when `dataset_path` is
+            not given.
+        dataset_config (`str`, *optional*): the configuration of the Hub dataset.
+        dataset_train_split (`str`): the split to train on.
+        dataset_test_split (`str`): the split to evaluate on; without one, rows are held out from
+            the training split.
+        prompt_column (`str`, *optional*): the column with the prompt; by default the first of
+            prompt, messages, question and problem that the data has.
         columns (`list[str]`): renames, `name_that_rewards_know=name_in_the_data`.
-        system_prompt (`str`, *optional*): system message of every prompt.
-        instruction (`str`, *optional*): text below every prompt.
-        rewards (`list[str]`): names, `./file.py:function` relative to the recipe, or `package.module:function`; with
-            options `name(key=value)`, or in YAML `name: {key: value}`.
-        adapter (`str`, *optional*): a saved adapter to continue; the reference is then its frozen copy.
-        gguf_file (`str`, *optional*): a GGUF file inside the model folder or repository to take the base from.
-        eval_rows (`int`): held-out prompts to compare base and adapter on at the end; 0 for none.
-        eval_reward (`str`, *optional*): the reward whose full mark counts as a right answer; by default the first.
-        cold_start_steps (`int`): supervised steps that teach the embedded model the format first (recipes/gsm8k.py).
+        system_prompt (`str`, *optional*): the system message of every prompt.
+        instruction (`str`, *optional*): a text that is put below every prompt.
+        rewards (`list[str]`): names, `./file.py:function` relative to the recipe, or
+            `package.module:function`. Options are given as `name(key=value)`, or in YAML as
+            `name: {key: value}`.
+        adapter (`str`, *optional*): a saved adapter to continue; the reference is then a frozen
+            copy of it.
+        gguf_file (`str`, *optional*): a GGUF file in the model's folder or repository, which holds
+            the base weights.
+        eval_rows (`int`): the number of held-out prompts on which base and adapter are compared at
+            the end; 0 turns the comparison off.
+        eval_reward (`str`, *optional*): the reward whose full mark counts as a right answer; by
+            default the first.
+        cold_start_steps (`int`): supervised steps that teach the embedded model the format before
+            GRPO (recipes/gsm8k.py).
     """
 
     dataset_path: str | None = field(
@@ -80,49 +89,64 @@ class TaskArguments:
     )
 
 
+# The name of the small model that comes with this library; it is trained from random weights.
 EMBEDDED_MODEL = "embedded:tiny"
+# TRL's parser returns its results in this order.
 _KINDS = (TaskArguments, ModelConfig, GRPOConfig)
-_SECRETS = ("hub_token",)  # given, used, and never written down
-_OF_ONE_RUN = (
-    "output_dir",
-    "resume_from_checkpoint",
-)  # a recipe that runs again needs a folder of its own
+# A run's folder may be pushed to the Hub, so a saved recipe must not hold a token.
+_SECRETS = ("hub_token",)
+# A saved recipe that runs again needs its own output folder and starts from the beginning.
+_OF_ONE_RUN = ("output_dir", "resume_from_checkpoint")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run, fully described."""
+    """The full description of one run.
+
+    Args:
+        file: the YAML file, or None where flags gave everything.
+        given: the settings that the file and the flags set, without secrets.
+    """
 
     task: TaskArguments
     model: ModelConfig
     training: GRPOConfig
     file: Path | None = None
-    given: dict[str, Any] = field(default_factory=dict)  # by file and flags; no secrets
+    given: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
-        """What relative reward files are relative to: the recipe's folder."""
+        """The folder that relative reward files start from: the recipe's, or the current one."""
         return self.file.parent if self.file is not None else Path.cwd()
 
     @property
     def column_map(self) -> dict[str, str]:
-        """`columns` as a mapping from the new name to the name in the data."""
-        pairs = [entry.partition("=") for entry in self.task.columns]
-        wrong = next(("".join(pair) for pair in pairs if not all(pair)), None)
-        if wrong is not None:
-            raise ConfigError(
-                f"--columns {wrong}: expected name_that_rewards_know=name_in_the_data, as answer=Answer."
-            )
-        return {new: old for new, _, old in pairs}
+        """`columns` as a mapping from the new name to the name in the data.
+
+        Raises:
+            ConfigError: an entry lacks the `=` or one of the two names.
+        """
+        renames = {}
+        for entry in self.task.columns:
+            # The name in the data may hold a "=" itself: only the first one separates.
+            new, separator, old = entry.partition("=")
+            if not (new and separator and old):
+                raise ConfigError(
+                    f"--columns {entry}: expected name_that_rewards_know=name_in_the_data, as "
+                    "answer=Answer."
+                )
+            renames[new] = old
+        return renames
 
     def save(self, folder: Path) -> None:
-        """Write what was given as `recipe.yaml`, which runs again with an --output_dir of its own."""
-        given = {name: value for name, value in self.given.items() if name not in _OF_ONE_RUN}
-        if "rewards" in given:
-            given["rewards"] = [
-                _relocated(reward, self.folder, folder) for reward in given["rewards"]
-            ]
-        text = yaml.safe_dump(given, sort_keys=True, allow_unicode=True)
+        """Write the given settings as `recipe.yaml`, which runs again with a new --output_dir."""
+        settings = _without(self.given, _OF_ONE_RUN)
+        if "rewards" in settings:
+            moved = []
+            for reward in settings["rewards"]:
+                moved.append(_relocated(reward, self.folder, folder))
+            settings["rewards"] = moved
+        text = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
@@ -130,39 +154,34 @@ def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Rec
     """Read `--config FILE` (or `default`) and flags.
 
     Raises:
-        ConfigError: the file is missing or not a mapping, a key or flag is unknown (with the closest known one), or a
-            value does not fit.
+        ConfigError: the file is missing or not a mapping, a key or flag is unknown (the message
+            names the closest known one), or a value does not fit.
     """
     arguments = list(arguments)
+    # TRL's own --config is not used: it names no similar key, and it sets what `env` holds.
     file = _config_file(arguments) or default
+    # With abbreviations a misspelt flag could set another setting than the one that was meant.
     parser = TrlParser(_KINDS, allow_abbrev=False)
+    # argparse would print its usage and end the process; callers expect an exception.
     parser.error = _raise_config_error
-    # TRL's parser reads the same list; of the two actions of a boolean the first is not its --no_ form.
-    known = {
-        action.dest: action for action in reversed(parser_actions(parser)) if action.dest != "help"
-    }
+    known = _actions_by_name(parser)
     settings = _read_yaml(file, known) if file is not None else {}
-    parser.set_defaults(**settings)  # for --help
-    flags, rest = parser.parse_known_args(arguments, Namespace(**dict.fromkeys(known)))
-    if rest and not rest[0].startswith("-"):
-        raise ConfigError(f"{rest[0]!r} is not a flag. A recipe is named as --config {rest[0]}.")
-    if rest:
-        flag = rest[0].lstrip("-").partition("=")[0].replace("-", "_")
-        raise ConfigError(f"flag {rest[0]} is not known.{did_you_mean(flag, known)} Try --help.")
-    given = settings | {name: value for name, value in vars(flags).items() if value is not None}
+    # --help then shows the recipe's values as the defaults.
+    parser.set_defaults(**settings)
+    given = settings | _read_flags(parser, arguments, known)
     try:
+        # TRL's own default is full training; this library trains adapters on a frozen base.
         task, model, training = parser.parse_dict({"use_peft": True} | given)
     except ConfigError:
+        # It is a ValueError as well, and its message already says what to do.
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file or 'flags'}: {error}") from error
-    return Recipe(
-        task, model, training, file, {name: given[name] for name in given if name not in _SECRETS}
-    )
+    return Recipe(task, model, training, file, _without(given, _SECRETS))
 
 
 def _config_file(arguments: list[str]) -> Path | None:
-    """Take `--config FILE` out of the arguments."""
+    """Remove `--config FILE` from the arguments and return the file."""
     for index, argument in enumerate(arguments):
         if argument == "--config" or argument.startswith("--config="):
             del arguments[index]
@@ -174,65 +193,143 @@ def _config_file(arguments: list[str]) -> Path | None:
     return None
 
 
+def _actions_by_name(parser: TrlParser) -> dict[str, Action]:
+    """Return the parser's action of each setting.
+
+    argparse has no public list of its actions; TRL 1.16 reads the same private one.
+    """
+    actions = {}
+    # A boolean that is on by default has a second action, --no_NAME. The first action is the one
+    # that takes a value, and in reversed order it is the last to be kept.
+    for action in reversed(parser_actions(parser)):
+        if action.dest != "help":
+            actions[action.dest] = action
+    return actions
+
+
+def _read_flags(
+    parser: TrlParser, arguments: list[str], known: dict[str, Action]
+) -> dict[str, Any]:
+    """Return the settings that flags give, and no defaults."""
+    # A namespace that has every setting already keeps argparse from filling in defaults.
+    nothing_set = Namespace(**dict.fromkeys(known))
+    flags, rest = parser.parse_known_args(arguments, nothing_set)
+    if rest and not rest[0].startswith("-"):
+        raise ConfigError(f"{rest[0]!r} is not a flag. A recipe is named as --config {rest[0]}.")
+    if rest:
+        flag = rest[0].lstrip("-").partition("=")[0].replace("-", "_")
+        raise ConfigError(f"flag {rest[0]} is not known.{did_you_mean(flag, known)} Try --help.")
+    given = {}
+    for name, value in vars(flags).items():
+        if value is not None:
+            given[name] = value
+    return given
+
+
 def _read_yaml(file: Path, known: dict[str, Action]) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        siblings = [p.name for p in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
-        raise ConfigError(f"{file}: no such recipe.{did_you_mean(file.name, siblings)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: not a YAML file ({error}).") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(
-            f"{file}: expected settings as `key: value` lines, got {type(settings).__name__}."
-        )
+    """Return the settings of a YAML file, each with the type of its field."""
+    settings = _load_mapping(file)
     if "env" in settings:
+        # torch is imported by now, so variables such as OMP_NUM_THREADS would come too late.
         raise ConfigError(
-            f"{file}: `env` is not read; set environment variables in the shell that starts the run."
+            f"{file}: `env` is not read; set environment variables in the shell that starts the "
+            "run."
         )
-    unknown = next((str(key) for key in settings if key not in known), None)
-    if unknown is not None:
-        raise ConfigError(
-            f"{file}: setting {unknown!r} is not known.{did_you_mean(unknown, known)}"
-        )
-    hints = {name: hint for kind in _KINDS for name, hint in get_type_hints(kind).items()}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(
+                f"{file}: setting {str(key)!r} is not known.{did_you_mean(str(key), known)}"
+            )
+    hints: dict[str, Any] = {}
+    for kind in _KINDS:
+        hints.update(get_type_hints(kind))
     for name, value in settings.items():
         try:
             settings[name] = _converted(value, known[name], hints[name])
         except (ValueError, TypeError, ArgumentTypeError):
-            choices, hint = known[name].choices, hints[name]
-            wanted = (
-                f"one of {', '.join(choices)}"
-                if choices
-                else hint.__name__
-                if isinstance(hint, type)
-                else hint
-            )
             got = f"{value!r} ({type(value).__name__})"
-            raise ConfigError(f"{file}: {name} is {got}; expected {wanted}.") from None
+            expected = _expected_values(known[name], hints[name])
+            raise ConfigError(f"{file}: {name} is {got}; expected {expected}.") from None
     return settings
 
 
+def _load_mapping(file: Path) -> dict[str, Any]:
+    """Return the mapping at the top of a YAML file."""
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = []
+        if file.parent.is_dir():
+            for sibling in file.parent.glob("*.yaml"):
+                siblings.append(sibling.name)
+        raise ConfigError(f"{file}: no such recipe.{did_you_mean(file.name, siblings)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: not a YAML file ({error}).") from error
+    if not isinstance(settings, dict):
+        kind = type(settings).__name__
+        raise ConfigError(f"{file}: expected settings as `key: value` lines, got {kind}.")
+    return settings
+
+
+def _expected_values(action: Action, hint: Any) -> str:
+    """Describe the values that a setting takes: its choices, or its type."""
+    if action.choices:
+        return f"one of {', '.join(action.choices)}"
+    if isinstance(hint, type):
+        return hint.__name__
+    return str(hint)
+
+
 def _converted(value: Any, action: Action, hint: Any) -> Any:
-    """A value from YAML as its setting's type, by the conversion of the flag (to YAML, 5e-4 is text)."""
-    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    kinds = [get_origin(kind) or kind for kind in alternatives]
+    """Return a value from YAML in the type of its setting.
+
+    The conversion is the flag's, because YAML 1.1 and Python disagree: PyYAML reads 5e-4 as text.
+
+    Raises:
+        ValueError, TypeError, ArgumentTypeError: the value does not fit.
+    """
+    kinds = _types_of(hint)
     if value is None and NoneType in kinds:
         return None
     if value is False and "no" in (action.choices or ()):
-        return "no"  # which YAML reads as false
+        # YAML 1.1 reads a bare `no` as false, as in `save_strategy: no`.
+        return "no"
     if action.nargs == "+":
         entries = value if isinstance(value, list) else [value]
-        return [
-            e if action.dest == "rewards" and isinstance(e, dict) else _as_flag(e, action)
-            for e in entries
-        ]
+        return _converted_entries(entries, action)
     if isinstance(value, bool) and action.type is str:
-        kinds.append(bool)  # TRL means true and false in some of its text settings: scale_rewards
-    return value if type(value) in kinds and not action.choices else _as_flag(value, action)
+        # Some text settings of TRL also take true and false, such as scale_rewards.
+        kinds.append(bool)
+    if type(value) in kinds and not action.choices:
+        return value
+    return _as_flag(value, action)
+
+
+def _types_of(hint: Any) -> list[Any]:
+    """Return the alternatives of a type hint; `list[str]` counts as `list`."""
+    alternatives = (hint,)
+    if get_origin(hint) in (Union, UnionType):
+        alternatives = get_args(hint)
+    kinds = []
+    for alternative in alternatives:
+        kinds.append(get_origin(alternative) or alternative)
+    return kinds
+
+
+def _converted_entries(entries: list[Any], action: Action) -> list[Any]:
+    """Return each entry of a list setting in its type."""
+    converted = []
+    for entry in entries:
+        # A reward with options is a mapping, which no flag can express.
+        if action.dest == "rewards" and isinstance(entry, dict):
+            converted.append(entry)
+        else:
+            converted.append(_as_flag(entry, action))
+    return converted
 
 
 def _as_flag(value: Any, action: Action) -> Any:
+    """Convert a scalar as argparse converts the text of a flag."""
     if not isinstance(value, str | int | float):
         raise TypeError(value)
     converted = action.type(str(value)) if callable(action.type) else value
@@ -242,14 +339,28 @@ def _as_flag(value: Any, action: Action) -> Any:
 
 
 def _relocated(reward: Any, old: Path, new: Path) -> Any:
-    """A reward spec that was read in folder `old`, for a recipe in folder `new`."""
+    """Return a reward spec that was read in folder `old` for a recipe in folder `new`."""
     if isinstance(reward, dict):
-        return {_relocated(name, old, new): options for name, options in reward.items()}
-    stem, is_file, rest = reward.partition(".py:")
+        moved = {}
+        for name, options in reward.items():
+            moved[_relocated(name, old, new)] = options
+        return moved
+    stem, separator, rest = reward.partition(".py:")
     file = Path(f"{stem}.py")
-    if not is_file or file.is_absolute() or not (old / file).is_file():
+    # Names, modules and absolute paths mean the same from every folder.
+    if not separator or file.is_absolute() or not (old / file).is_file():
         return reward
+    # A relative path, because an absolute one of this machine would travel to the Hub.
     return f"{os.path.relpath(old / file, new)}:{rest}"
+
+
+def _without(settings: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return a copy of the settings without some of them."""
+    kept = {}
+    for name, value in settings.items():
+        if name not in names:
+            kept[name] = value
+    return kept
 
 
 def _raise_config_error(message: str) -> None:

@@ -1,0 +1,86 @@
+"""Checks of where a run's results go: a free output folder, a checkpoint to resume, the Hub."""
+
+import json
+import os
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..errors import ConfigError, HubUnreachable, OutputExistsError
+from ..reporting.output_folder import claim_output_folder
+from .recipe import Recipe
+
+
+def checkpoint_to_resume(recipe: Recipe) -> str | None:
+    """Return the checkpoint to resume from, or None for a new run into a free folder.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or its run has finished.
+        OutputExistsError: the output folder holds another run, or no checkpoint.
+    """
+    folder = Path(recipe.training.output_dir)
+    resume = recipe.training.resume_from_checkpoint
+    # From a flag the setting is text, from YAML it may be a boolean.
+    if not resume or str(resume).lower() == "false":
+        claim_output_folder(folder)
+        return None
+    if str(resume).lower() != "true":
+        # A checkpoint is named. Only one inside the output folder makes that folder the run's own.
+        if not Path(resume).is_dir():
+            raise ConfigError(f"--resume_from_checkpoint {resume}: no such checkpoint folder.")
+        claim_output_folder(folder, resume=resume)
+        _check_unfinished(Path(resume), recipe.training.max_steps)
+        return str(resume)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        raise OutputExistsError(
+            f"{folder} holds no checkpoint to resume from. Remove the folder or give another "
+            "--output_dir, leave --resume_from_checkpoint out, and set --save_steps below the "
+            "number of steps to have checkpoints."
+        )
+    _check_unfinished(Path(last), recipe.training.max_steps)
+    return last
+
+
+def _check_unfinished(checkpoint: Path, max_steps: int) -> None:
+    """Refuse to resume a run at its end, where transformers 5.23 would train one more step."""
+    state = checkpoint / "trainer_state.json"
+    step = 0
+    if state.is_file():
+        step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
+    # max_steps is -1 where the run's length is given in epochs.
+    if 0 < max_steps <= step:
+        raise ConfigError(
+            f"{checkpoint} is at step {step} of {max_steps}: the run has finished. Give a larger "
+            "--max_steps to go on."
+        )
+
+
+def check_hub_login(recipe: Recipe) -> None:
+    """Check that the Hub accepts the user's token before hours of training.
+
+    Raises:
+        ConfigError: there is no token, or the Hub refuses it.
+        HubUnreachable: the Hub does not answer.
+    """
+    # Only runs that push to the Hub need its client.
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    token = recipe.training.hub_token or os.environ.get("HF_TOKEN")
+    try:
+        HfApi().whoami(token=token)
+    except LocalTokenNotFoundError as error:
+        raise ConfigError(
+            "--push_to_hub needs a login: run `hf auth login`, or set HF_TOKEN."
+        ) from error
+    except HfHubHTTPError as error:
+        raise ConfigError(
+            f"--push_to_hub: the Hub refused the token ({error}). Run `hf auth login` again."
+        ) from error
+    # Both errors above are OSErrors too, so this clause has to be the last.
+    except OSError as error:
+        raise HubUnreachable(
+            f"--push_to_hub: the Hub does not answer ({type(error).__name__}). Train without it "
+            "and push the output folder later."
+        ) from error
