@@ -17,9 +17,9 @@ SOURCE = Path(grpo_hf.__file__).parent
 # way, and every room can be read after those above it.
 ORDER = [
     "errors",
+    "config",
     "run_context",
     "trl_seam",
-    "config",
     "demo",
     "data",
     "models",

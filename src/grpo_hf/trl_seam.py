@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .config import option
 from .errors import SeamMovedError
 from .run_context import (
     CardFacts,
@@ -193,7 +194,7 @@ def refill_plan(trainer: Any) -> RefillPlan:
     return RefillPlan(
         data=trainer.train_dataset,
         seed=f"{args.seed}/{step}",
-        rounds=args.max_refills,
+        rounds=option(args, "max_refills"),
         pad_token_id=trainer._tokenizer.pad_token_id,
     )
 

@@ -1,0 +1,500 @@
+"""The seam: every private name of another library that we rely on is where it was, and does what
+it did. A failure names what has moved."""
+
+import ast
+import importlib
+from collections import defaultdict, deque
+from collections.abc import Callable
+from inspect import Parameter, getsource, signature
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+import transformers
+import trl
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
+
+import grpo_hf
+from grpo_hf import trl_seam
+from grpo_hf.errors import SeamMovedError
+
+ROWS, GROUP, WIDTH = 4, 2, 5
+CONSTRUCTOR = [
+    "self",
+    "model",
+    "reward_funcs",
+    "args",
+    "train_dataset",
+    "eval_dataset",
+    "processing_class",
+    "reward_processing_classes",
+    "callbacks",
+    "optimizers",
+    "quantization_config",
+    "peft_config",
+    "tools",
+    "rollout_func",
+    "environment_factory",
+]
+
+
+def first(completions, log_metric, **columns):
+    log_metric("first/calls", 1.0)
+    return [float(len(str(completion))) for completion in completions]
+
+
+def second(completions, **columns):
+    return [None, *[1.0] * (len(completions) - 1)]
+
+
+@pytest.fixture(scope="module")
+def trainer(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> trl.GRPOTrainer:
+    """TRL's own trainer after one step, with a new adapter, two rewards and chat prompts."""
+    prompts = [
+        [{"role": "user", "content": "Anna has 3 apples. How many?"}],
+        [{"role": "user", "content": "2?"}],
+    ]
+    trainer = trl.GRPOTrainer(
+        str(tiny_checkpoint),
+        [first, second],
+        trl.GRPOConfig(
+            output_dir=str(tmp_path_factory.mktemp("trl")),
+            num_generations=GROUP,
+            per_device_train_batch_size=ROWS // 2,
+            gradient_accumulation_steps=2,
+            max_completion_length=WIDTH,
+            max_steps=1,
+            logging_strategy="no",
+            save_strategy="no",
+            reward_weights=[1.0, 0.5],
+            beta=0.04,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            model_init_kwargs={"dtype": "float32"},
+        ),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        peft_config=LoraConfig(r=2, target_modules="all-linear"),
+    )
+    trainer.add_callback(AfterTheStep(trainer))
+    trainer.train()
+    return trainer
+
+
+class AfterTheStep(transformers.TrainerCallback):
+    """Looks at a trainer after its step, before TRL clears the metrics that it has logged."""
+
+    def __init__(self, trainer: trl.GRPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.kls_of_step = len(self.trainer._metrics["train"]["kl"])
+        self.trainer.buffered = list(self.trainer._buffered_inputs)
+
+
+def assert_takes(function: Callable[..., Any], expected: tuple[str, ...]) -> None:
+    """The first parameters have these names, in this order, and what follows is optional."""
+    parameters = signature(function).parameters
+    name = f"{function.__module__}.{function.__qualname__}"
+    assert tuple(parameters)[: len(expected)] == expected, (
+        f"{name} has moved: its parameters are {', '.join(parameters)}; grpo-hf calls it with "
+        f"{', '.join(expected)}"
+    )
+    required = []
+    for parameter in list(parameters.values())[len(expected) :]:
+        variadic = parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        if parameter.default is Parameter.empty and not variadic:
+            required.append(parameter.name)
+    assert not required, f"{name} has moved: it also requires {', '.join(required)}"
+
+
+@pytest.mark.parametrize("name", trl_seam.OVERRIDDEN)
+def test_what_we_override_is_there(name: str):
+    method = getattr(trl.GRPOTrainer, name, None)
+    assert method is not None, f"trl.GRPOTrainer.{name} has moved: there is no such method"
+    assert_takes(method, trl_seam.OVERRIDDEN[name])
+    assert name in vars(grpo_hf.GRPOTrainer), f"{name} is not overridden any more"
+
+
+@pytest.mark.parametrize("address", trl_seam.CALLED)
+def test_what_we_call_is_there(address: str):
+    module, _, path = address.partition(":")
+    try:
+        function = attrgetter(path)(importlib.import_module(module))
+    except (ImportError, AttributeError):
+        pytest.fail(f"{address} has moved: there is no such function")
+    assert_takes(function, trl_seam.CALLED[address])
+
+
+@pytest.mark.parametrize("name", trl_seam.TRAINER_ATTRIBUTES)
+def test_what_we_read_of_a_trainer_is_there(trainer: trl.GRPOTrainer, name: str):
+    assert hasattr(trainer, name), f"the attribute {name} of trl.GRPOTrainer has moved"
+
+
+def test_a_moved_signature_is_reported_by_name():
+    def renamed(self, network, input_ids):
+        """Stands for TRL's method after a change."""
+
+    with pytest.raises(
+        AssertionError, match=r"renamed has moved: its parameters are self, network, input_ids"
+    ):
+        assert_takes(renamed, ("self", "model"))
+    with pytest.raises(AssertionError, match=r"renamed has moved: it also requires input_ids"):
+        assert_takes(renamed, ("self", "network"))
+
+
+def test_the_constructor_takes_nothing_that_we_do_not_know():
+    found = list(signature(trl.GRPOTrainer.__init__).parameters)
+    moved = set(found) ^ set(CONSTRUCTOR) or "the order"
+    assert found == CONSTRUCTOR, f"the constructor of trl.GRPOTrainer has moved: {moved}"
+
+
+def test_every_function_of_the_seam_is_tested_here():
+    tree = ast.parse(getsource(trl_seam))
+    tests = Path(__file__).read_text(encoding="utf-8")
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            assert f"trl_seam.{node.name}" in tests, f"no test calls trl_seam.{node.name}"
+
+
+def test_nothing_else_touches_a_private_name_of_trl(trainer: trl.GRPOTrainer):
+    private = {name for name in dir(trainer) if name[0] == "_" and name[:2] != "__"}
+    source = Path(grpo_hf.__file__).parent
+    for file in sorted(source.rglob("*.py")):
+        if file in (source / "trainer.py", source / "trl_seam.py"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Attribute) or node.attr not in private:
+                continue
+            is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            assert is_own, f"{file.name}:{node.lineno} reads {node.attr}: go through trl_seam.py"
+
+
+# What TRL's trainer keeps, and what its methods return
+
+
+def test_metrics_are_a_list_per_name_and_mode(trainer: trl.GRPOTrainer):
+    assert set(trainer._metrics) == {"train", "eval"}
+    assert isinstance(trainer._metrics["train"], defaultdict)
+    trainer.model.train()
+    trl_seam.log_metric(trainer, "one", 1)
+    trl_seam.log_metrics(trainer, {"one": 2, "two": 3})
+    assert trainer._metrics["train"]["one"] == [1.0, 2.0]
+    assert trainer._metrics["train"]["two"] == [3.0]
+    trainer.model.eval()
+    trl_seam.log_metric(trainer, "one", 4)
+    assert trainer._metrics["eval"]["one"] == [4.0]
+    trainer.model.train()
+
+
+def test_a_kl_per_micro_batch_is_logged(trainer: trl.GRPOTrainer):
+    term = trl_seam.KLTerm(trainer)
+    assert trainer.kls_of_step == 2, "TRL logs another number of KLs than one per micro-batch"
+    trainer._metrics["train"]["kl"] = [1.0, 2.0, 4.0]
+    assert term.kl_of_step() == 3.0
+    del trainer._metrics["train"]["kl"]
+    term.beta = 0.5
+    assert term.beta == trainer.beta == 0.5
+    term.log()
+    assert trainer._metrics["train"]["beta"][-1] == 0.5
+    term.beta = 0.04
+
+
+def test_the_rewards_of_a_rollout_are_logged_as_they_were_normalised(trainer: trl.GRPOTrainer):
+    assert isinstance(trainer._logs["rewards"]["first"], deque)
+    assert trainer._logs["rewards"]["first"].maxlen == ROWS
+    batch = rollout(trainer)
+    rewards = trl_seam.rewards_of_rollout(trainer, batch)
+    assert rewards.shape == (ROWS, 2)
+    assert rewards[0, 1].isnan() and rewards[1:, 1].tolist() == [1.0] * (ROWS - 1)
+    expected = [float(len(str(text))) for text in trainer._logs["completion"]]
+    assert rewards[:, 0].tolist() == expected
+
+
+def test_the_table_shows_other_advantages(trainer: trl.GRPOTrainer):
+    batch = rollout(trainer)
+    assert list(trainer._logs["advantages"]) == batch["advantages"].tolist()
+    trl_seam.show_advantages(trainer, torch.arange(ROWS).float())
+    assert list(trainer._logs["advantages"]) == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_what_rollouts_log_can_be_forgotten(trainer: trl.GRPOTrainer):
+    trainer.model.train()
+    trl_seam.log_metrics(trainer, {"reward": 1.0, "cost/time": 2.0})
+    metrics = trainer._metrics["train"]
+    before = {name: list(values) for name, values in metrics.items()}
+    table = [list(trainer._logs["completion"]), list(trainer._logs["advantages"])]
+    with trl_seam.only_planned_rollout_logged(trainer, summed="cost/"):
+        rollout(trainer)
+        trl_seam.log_metrics(trainer, {"reward": 5.0, "cost/time": 3.0, "new": 1.0})
+        tokens = metrics["num_tokens"]
+    assert metrics["num_tokens"] == tokens != before["num_tokens"]
+    assert metrics["cost/time"] == [5.0] and "new" not in metrics
+    unchanged = before.keys() - {"num_tokens", "cost/time"}
+    assert {name: metrics[name] for name in unchanged} == {n: before[n] for n in unchanged}
+    assert table == [list(trainer._logs["completion"]), list(trainer._logs["advantages"])]
+
+
+def test_tokens_of_prompts_and_of_what_follows_them(trainer: trl.GRPOTrainer):
+    assert trl_seam.tokenizer_of(trainer) is trainer.processing_class
+    prompts = trainer.train_dataset["prompt"]
+    template = trainer.processing_class.apply_chat_template
+    rendered = [template(prompt, add_generation_prompt=True)["input_ids"] for prompt in prompts]
+    assert trl_seam.prompt_ids_of(trainer, prompts) == rendered
+    asked = [rendered[0]] * 3
+    found = trl_seam.continue_tokens(trainer, asked, max_new_tokens=2, num_generations=3)
+    assert [len(ids) <= 2 for ids in found] == [True] * 3
+    assert trainer.generation_config.max_new_tokens == WIDTH
+    policy = trl_seam.policy_of(trainer)
+    assert policy.tokenize(prompts) == rendered
+    assert len(policy.sample(asked, 2, 3)) == 3
+    assert policy.context().group_size == GROUP
+
+
+def test_other_rewards_are_called_for_a_block(trainer: trl.GRPOTrainer):
+    own = trainer.reward_funcs
+    with trl_seam.rewards_replaced(trainer, [lambda **_: [7.0] * ROWS, second]):
+        batch = rollout(trainer)
+    assert trl_seam.rewards_of_rollout(trainer, batch)[:, 0].tolist() == [7.0] * ROWS
+    assert trainer.reward_funcs is own
+
+
+def rollout(trainer: trl.GRPOTrainer) -> Any:
+    """A rollout, held against what our overrides take and return."""
+    trainer.model.train()
+    seen: dict[str, Any] = {}
+
+    def watched(name: str) -> Callable[..., Any]:
+        method = getattr(trl.GRPOTrainer, name)
+
+        def call(*positional: Any, **named: Any) -> Any:
+            seen[name] = (positional, method(trainer, *positional, **named))
+            return seen[name][1]
+
+        return call
+
+    watch = ("_generate", "_calculate_rewards", "_generate_single_turn")
+    for name in watch:
+        setattr(trainer, name, watched(name))
+    rows = [dict(trainer.train_dataset[row // GROUP]) for row in range(ROWS)]
+    try:
+        batch = trainer._generate_and_score_completions(rows)
+    finally:
+        for name in watch:
+            delattr(trainer, name)
+    assert set(seen) == set(watch), "TRL's rollout takes another way"
+    asked, generated = seen["_generate"]
+    assert asked[0] == [row["prompt"] for row in rows]
+    assert [len(ids) for ids in generated[1]] == batch["completion_mask"].sum(1).tolist()
+    assert [completion[0]["role"] for completion in generated[3]] == ["assistant"] * ROWS
+    scored, rewards = seen["_calculate_rewards"]
+    assert scored[0] is rows and scored[2] is generated[3] and scored[3] is generated[1]
+    assert rewards.shape == (ROWS, 2)
+    assert seen["_generate_single_turn"][1][0] == generated[1]
+    return batch
+
+
+def test_a_batch_has_the_keys_that_we_name(trainer: trl.GRPOTrainer):
+    batch = rollout(trainer)
+    known = trl_seam.Batch.__annotations__.keys()
+    assert batch.keys() <= known, f"a batch has more: {batch.keys() - known}"
+    assert batch["advantages"].shape == (ROWS,)
+    assert batch["prompt_ids"].shape == batch["prompt_mask"].shape
+    assert batch["completion_ids"].shape == batch["completion_mask"].shape
+    assert batch["completion_mask"].sum() == batch["num_items_in_batch"]
+
+
+def test_micro_batches_are_buffered_and_counted(trainer: trl.GRPOTrainer):
+    assert trainer._step == 2, "TRL counts something else than micro-batches in _step"
+    assert len(trainer.buffered) == 2
+    plan = trl_seam.refill_plan(trainer)
+    assert plan.seed == f"{trainer.args.seed}/(1, 0)" and plan.data is trainer.train_dataset
+    loss = trainer._compute_loss(trainer.model, trainer.buffered[0])
+    assert loss.shape == () and loss.requires_grad
+
+
+def test_log_probs_are_those_of_the_last_tokens(trainer: trl.GRPOTrainer):
+    """log softmax of the logits, divided by the temperature, at the labels: (B, tokens)."""
+    ids = torch.arange(20, 32).view(2, 6)
+    trainer.model.eval()
+    with torch.no_grad():
+        found = trl_seam.policy_state(trainer_like(trainer), None).log_probs(
+            trainer.model, ids, torch.ones_like(ids), 4
+        )
+        logits = trainer.model(ids).logits / trainer.temperature
+    expected = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)[:, -4:]
+    torch.testing.assert_close(found, expected)
+
+
+def trainer_like(trainer: trl.GRPOTrainer) -> trl.GRPOTrainer:
+    """TRL's trainer with the one attribute that ours adds."""
+    trainer.continues_adapter = False
+    return trainer
+
+
+def test_what_a_trainer_is(trainer: trl.GRPOTrainer):
+    traits = trl_seam.traits_of(trainer)
+    assert vars(traits) == dict.fromkeys(vars(traits), False)
+    assert trl_seam.samples_with_generate(trainer)
+    assert trl_seam.head_settings(trainer).temperature == trainer.temperature
+    context = trl_seam.context_of(trainer)
+    assert (context.rank, context.world, context.step) == (0, 1, 1)
+    facts = trl_seam.card_facts(trainer, "some data")
+    assert facts.rewards == [("first", 1.0), ("second", 0.5)]
+    assert facts.has_adapter and facts.adapter.r == 2 and facts.steps == 1
+    assert isinstance(trainer.model, PeftModel) and list(trainer.model.peft_config) == ["default"]
+    assert isinstance(trainer.accelerator, Accelerator)
+
+
+def test_a_checkpoint_is_written_when_asked(trainer: trl.GRPOTrainer):
+    trl_seam.save_checkpoint(trainer)
+    folder = Path(trainer.args.output_dir) / "checkpoint-1"
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert (folder / "trainer_state.json").is_file()
+
+
+def test_no_adapter_is_the_base(trainer: trl.GRPOTrainer):
+    model = trainer.model.eval()
+    ids = torch.arange(20, 32).unsqueeze(0)
+    weight = next(p for name, p in model.named_parameters() if "lora_B" in name)
+    before = weight.detach().clone()
+    with torch.no_grad():
+        with trl_seam.active_adapter(model, None):
+            base = model(ids).logits
+        weight.fill_(0.1)
+        adapted = model(ids).logits
+        with trl_seam.active_adapter(model, None):
+            assert torch.equal(model(ids).logits, base)
+        assert torch.equal(model(ids).logits, adapted)
+        assert not torch.equal(adapted, base)
+        weight.copy_(before)
+
+
+# Models, layers and kernels
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+
+
+def test_the_fused_head_scores_labels_that_are_shifted(model: Any):
+    add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy"))
+    trl_seam.check_fused_head(model.forward)
+    ids = torch.arange(20, 32)[None]
+    with torch.no_grad():
+        found = trl_seam.fused_log_probs(model.forward, ids, input_ids=ids)
+        expected = (model(ids).logits / 0.7).log_softmax(-1)
+    chosen = expected.gather(-1, ids[..., None]).squeeze(-1)
+    torch.testing.assert_close(found.log_probs.view(chosen.shape), chosen)
+    entropy = -(expected.exp() * expected).sum(-1)
+    torch.testing.assert_close(found.entropy.view(entropy.shape), entropy)
+
+
+def test_a_head_that_takes_other_words_is_named(model: Any):
+    with pytest.raises(SeamMovedError, match="takes no 'fused_lm_head'"):
+        trl_seam.check_fused_head(lambda *positional, shift_labels=None: None)
+
+
+def test_names_of_transformers(model: Any, tiny_checkpoint: Path):
+    assert trl_seam.attention_implementation(model.config) == "sdpa"
+    assert trl_seam.name_or_path(model.config) == str(tiny_checkpoint)
+    given = transformers.GenerationConfig(max_new_tokens=3)
+    whole = trl_seam.whole_generation_config(model, given)
+    assert whole.eos_token_id == model.generation_config.eos_token_id
+    ids = torch.arange(20, 24)[None]
+
+    def loop(model: Any, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        return trl_seam.sample_as_transformers(model, input_ids, **inputs)
+
+    config = transformers.GenerationConfig(max_new_tokens=3, do_sample=False)
+    own = model.generate(ids, generation_config=config)
+    assert torch.equal(model.generate(ids, generation_config=config, custom_generate=loop), own)
+
+
+def test_a_forward_hook_is_there_once(model: Any):
+    calls = []
+
+    def hook(module: Any, positional: Any, named: dict[str, Any], output: Any) -> None:
+        calls.append(named["use_cache"])
+
+    trl_seam.add_forward_hook_once(model, hook)
+    trl_seam.add_forward_hook_once(model, hook)
+    model(input_ids=torch.arange(3)[None], use_cache=False)
+    assert calls == [False]
+
+
+def test_actions_of_trl_s_parser():
+    actions = trl_seam.parser_actions(trl.TrlParser([trl.ModelConfig]))
+    by_name = {action.dest: action for action in actions}
+    assert by_name["lora_r"].type is int and by_name["use_peft"].default is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, True), ({"use_dora": True}, False), ({"lora_bias": True}, False)],
+)
+def test_layers_that_are_two_products(model: Any, settings: dict[str, bool], expected: bool):
+    lora = LoraConfig(r=2, target_modules=["q_proj"], **settings)
+    adapted = get_peft_model(model, lora)
+    layer = adapted.base_model.model.model.layers[0].self_attn.q_proj
+    assert trl_seam.lora_is_two_products(layer, "default") is expected
+    with adapted.disable_adapter():
+        assert not trl_seam.lora_is_two_products(layer, "default")
+    if expected:
+        adapted.merge_adapter()
+        assert not trl_seam.lora_is_two_products(layer, "default")
+
+
+def test_the_kernel_of_a_cpu_returns_its_normaliser():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 6, 8, generator=generator, requires_grad=True)
+    key = torch.randn(1, 2, 6, 8, generator=generator, requires_grad=True)
+    value = torch.randn(1, 2, 6, 8, generator=generator, requires_grad=True)
+    states = tuple(tensor.detach() for tensor in (query, key, value))
+    output, normaliser = trl_seam.cpu_attention(*states, 0.3, is_causal=True)
+    scores = query @ key.repeat_interleave(2, 1).mT * 0.3
+    scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
+    expected = scores.softmax(-1) @ value.repeat_interleave(2, 1)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(normaliser, scores.logsumexp(-1))
+    gradient = torch.randn(expected.shape, generator=generator)
+    expected.backward(gradient)
+    found = trl_seam.cpu_attention_backward(
+        gradient, states, (output, normaliser), 0.3, is_causal=True
+    )
+    for got, wanted in zip(found, (query.grad, key.grad, value.grad), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
+)
+def test_an_arranged_product_is_the_product():
+    assert trl_seam.has_arranged_products(), "_linear_pointwise, _reorder_linear_weight moved"
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 8, generator=generator)
+    bias = torch.randn(12, generator=generator)
+    rows = torch.randn(3, 8, generator=generator)
+    arranged = trl_seam.arrange_weight(weight, 16)
+    torch.testing.assert_close(
+        trl_seam.arranged_linear(rows, arranged, bias), rows @ weight.T + bias
+    )
+
+
+def test_four_bit_layers_say_whether_they_pack():
+    layer = bitsandbytes.nn.Linear4bit(64, 64)
+    layer.weight = bitsandbytes.nn.Params4bit(torch.randn(64, 64)).to("cpu")
+    assert trl_seam.layers_that_pack(torch.nn.Sequential(layer)) == [layer]
+    trl_seam.never_pack(layer)
+    layer.eval()
+    with torch.no_grad():
+        layer(torch.randn(2, 64))
+    assert not trl_seam.is_packed(layer)
