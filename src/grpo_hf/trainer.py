@@ -8,7 +8,6 @@ as long as TRL's own rollout does.
 Shapes: B rows of a rollout on this process, W processes, C the width of completions.
 """
 
-from contextvars import ContextVar
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
@@ -27,12 +26,9 @@ from .models import adapters, loading, reference_guards
 from .reporting import credit_file, model_card, output_folder, progress
 from .rollout import dynamic_sampling, generate
 from .scoring import failures, process_reward, step_scores, trial
-from .scoring.scorer import RolloutScorer, scheduled_weights, weights_at
+from .scoring.scorer import RolloutScorer, scheduled_weights, scorer_under_way, weights_at
 from .trl_seam import Batch
 from .update import log_probs, micro_batches
-
-# Set while TRL makes a rollout: what scores it.
-_scoring: ContextVar[RolloutScorer | None] = ContextVar("scoring of the rollout", default=None)
 
 
 class GRPOTrainer(TRLGRPOTrainer):
@@ -186,11 +182,8 @@ class GRPOTrainer(TRLGRPOTrainer):
     def _roll_out(self, rows: list[dict[str, Any]]) -> Batch:
         """Make TRL's rollout, and give tokens their advantages where TRL's are not theirs."""
         scorer = RolloutScorer(self.reward_funcs, rows)
-        token = _scoring.set(scorer)
-        try:
+        with scorer.under_way():
             batch = super()._generate_and_score_completions(rows)
-        finally:
-            _scoring.reset(token)
         if not self.model.training:
             return batch
         run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
@@ -206,7 +199,7 @@ class GRPOTrainer(TRLGRPOTrainer):
     def _generate(self, prompts: list[Any]) -> Any:
         """Begin to score. TRL 1.16 returns (_, completion_ids, _, completions, ...)."""
         output = super()._generate(prompts)
-        scorer = _scoring.get()
+        scorer = scorer_under_way()
         # A rollout function and environments add columns later, when TRL calls the rewards.
         late = self.rollout_func is not None or self.environments is not None
         if scorer is not None and option(self.args, "early_rewards") and not late:
@@ -225,7 +218,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         if weights is not None:
             self.reward_weights = tensor(weights)
             trl_seam.log_metrics(self, scheduled_weights(self.reward_funcs, weights))
-        scorer = _scoring.get() or RolloutScorer(self.reward_funcs, inputs)
+        scorer = scorer_under_way() or RolloutScorer(self.reward_funcs, inputs)
         with trl_seam.rewards_replaced(self, scorer.functions()):
             rewards = super()._calculate_rewards(inputs, *positional, **named)
         settled = failures.settle_failures(scorer.scores, rewards, run, self.args)

@@ -286,15 +286,16 @@ def check_fused_head(forward: Callable[..., Any]) -> None:
 
 
 def fused_log_probs(
-    forward: Callable[..., Any], labels: Tensor, *positional: Any, **named: Any
+    forward: Callable[..., Any], shifted_labels: Tensor, /, *positional: Any, **named: Any
 ) -> Any:
     """Run a model with TRL's fused head, which returns `log_probs` and `entropy`.
 
     Args:
         forward: of a model after TRL's `add_fused_lm_head`.
-        labels (1, S): the next token of each position, shifted already.
+        shifted_labels (1, S): the next token of each position.
+        positional, named: the model's own arguments; PEFT passes `labels=None` among them.
     """
-    return forward(*positional, **named, shift_labels=labels, fused_lm_head=True)
+    return forward(*positional, **named, shift_labels=shifted_labels, fused_lm_head=True)
 
 
 # TRL: what a trainer logs

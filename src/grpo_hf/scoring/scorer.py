@@ -10,7 +10,9 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,14 @@ class Scores:
     completions: Sequence[Any]
 
 
+_under_way: "ContextVar[RolloutScorer | None]" = ContextVar("scorer under way", default=None)
+
+
+def scorer_under_way() -> "RolloutScorer | None":
+    """Return what scores the rollout that is being made, or None outside of one."""
+    return _under_way.get()
+
+
 class RolloutScorer:
     """The scoring of one rollout.
 
@@ -65,6 +75,19 @@ class RolloutScorer:
         self._begun_with: Any = None
         self._outcomes: dict[int, list[Outcome]] = {}
         self._completions: Sequence[Any] = []
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Let `scorer_under_way` return this scorer for a block.
+
+        TRL 1.16 makes a rollout in one method and hands nothing of ours to those that it calls
+        from there, so what scores the rollout is found this way, and by no attribute of a trainer.
+        """
+        token = _under_way.set(self)
+        try:
+            yield
+        finally:
+            _under_way.reset(token)
 
     def begin(self, completions: Sequence[Any], columns: dict[str, Any], device: Any) -> None:
         """Begin to score what TRL will ask for.
