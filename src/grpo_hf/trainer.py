@@ -151,7 +151,9 @@ class GRPOTrainer(TRLGRPOTrainer):
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
-            needs_all = self.beta != 0 or self.traits.entropy_in_loss
+            # A subclass may add terms to the loss that look at every row.
+            adds_terms = type(self)._compute_loss is not GRPOTrainer._compute_loss
+            needs_all = self.beta != 0 or self.traits.entropy_in_loss or adds_terms
             run = trl_seam.context_of(self)
             dealt = micro_batches.deal_rollout(batch, self.args, run, needs_all_rows=needs_all)
             trl_seam.log_metric(self, "signal/kept_fraction", dealt.kept_fraction)

@@ -48,25 +48,37 @@ def logits(model: Any) -> torch.Tensor:
 # Loading
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_the_base_has_the_dtype_that_was_asked_for(tiny_checkpoint: Path, name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_the_base_has_the_dtype_that_was_asked_for(
+    tiny_checkpoint: Path, name: str, dtype: torch.dtype
+) -> None:
     assert {p.dtype for p in load(tiny_checkpoint, dtype=name).parameters()} == {dtype}
 
 
-def test_a_4_bit_base_takes_an_adapter_and_trains(tiny_checkpoint: Path, make_trainer: MakeTrainer) -> None:
+def test_a_4_bit_base_takes_an_adapter_and_trains(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
     base = load(tiny_checkpoint, load_in_4bit=True)
     assert base.is_loaded_in_4bit
     trainer = make_trainer(model=base, peft_config=lora(), max_steps=2)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
-    assert any(not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n in before)
+    assert any(
+        not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n in before
+    )
 
 
-def test_a_4_bit_base_still_learns_after_generation(tiny_checkpoint: Path, make_trainer: MakeTrainer) -> None:
+def test_a_4_bit_base_still_learns_after_generation(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
     """bitsandbytes 0.50 packs 4-bit weights at the first inference on some CPUs, and cannot train packed ones."""
 
     def gradient(*, generated: bool) -> torch.Tensor:
-        model = make_trainer(model=load(tiny_checkpoint, load_in_4bit=True), peft_config=lora()).model
+        model = make_trainer(
+            model=load(tiny_checkpoint, load_in_4bit=True), peft_config=lora()
+        ).model
         if generated:
             logits(model.eval())
         model.train()
@@ -76,7 +88,9 @@ def test_a_4_bit_base_still_learns_after_generation(tiny_checkpoint: Path, make_
     assert torch.equal(gradient(generated=True), gradient(generated=False))
 
 
-def test_a_4_bit_base_that_was_packed_is_refused(tiny_checkpoint: Path, make_trainer: MakeTrainer) -> None:
+def test_a_4_bit_base_that_was_packed_is_refused(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
     base = load(tiny_checkpoint, load_in_4bit=True)
     logits(base.eval())
     if not has_avx512bf16():
@@ -89,16 +103,24 @@ def test_a_gguf_base_has_the_written_weights_and_is_an_ordinary_model(tmp_path: 
     written = tiny_llama()
     write_gguf(written, tmp_path / "tiny.gguf")
     model = load_base(ModelConfig(model_name_or_path=str(tmp_path)), gguf_file="tiny.gguf")
-    for (name, weight), (_, expected) in zip(model.named_parameters(), written.named_parameters(), strict=True):
+    for (name, weight), (_, expected) in zip(
+        model.named_parameters(), written.named_parameters(), strict=True
+    ):
         torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
     model(input_ids=torch.arange(10)[None]).logits.sum().backward()
     model.save_pretrained(tmp_path / "saved")
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(model))
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(model)
+    )
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = load(tiny_checkpoint)
-    weights = {n: w for n, w in model.state_dict().items() if "layers.3.mlp" not in n and n != "lm_head.weight"}
+    weights = {
+        n: w
+        for n, w in model.state_dict().items()
+        if "layers.3.mlp" not in n and n != "lm_head.weight"
+    }
     model.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(ModelError, match=r"3 weights of LlamaForCausalLM .*layers\.3\.mlp"):
         load(tmp_path)
@@ -107,7 +129,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tiny_checkpoint: Path, tmp_p
 # The reference
 
 
-def test_kl_term_needs_no_second_model_in_memory(tiny_checkpoint: Path, make_trainer: MakeTrainer) -> None:
+def test_kl_term_needs_no_second_model_in_memory(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
     def parameters_alive() -> int:
         gc.collect()
         return sum(o.numel() for o in gc.get_objects() if isinstance(o, torch.nn.Parameter))
@@ -121,7 +145,9 @@ def test_kl_term_needs_no_second_model_in_memory(tiny_checkpoint: Path, make_tra
     assert parameters_alive() - others == base + adapter
 
 
-def test_reference_of_a_new_adapter_is_the_base(tiny_checkpoint: Path, make_trainer: MakeTrainer) -> None:
+def test_reference_of_a_new_adapter_is_the_base(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
     trainer = make_trainer(peft_config=lora(), max_steps=3, learning_rate=1e-2)
     trainer.train()
     base = logits(load(tiny_checkpoint))
@@ -138,7 +164,9 @@ def test_reference_of_a_continued_adapter_is_its_frozen_copy(
     adapter = moved_adapter(tiny_checkpoint, tmp_path / "adapter")
     start = logits(PeftModel.from_pretrained(load(tiny_checkpoint), adapter))
     trainer = make_trainer(
-        model=roles.continue_adapter(load(tiny_checkpoint), str(adapter)), max_steps=3, learning_rate=1e-2
+        model=roles.continue_adapter(load(tiny_checkpoint), str(adapter)),
+        max_steps=3,
+        learning_rate=1e-2,
     )
     trainer.train()
     assert not torch.allclose(logits(trainer.model), start)
@@ -192,7 +220,9 @@ def test_an_adapter_loaded_for_inference_is_refused(
         make_trainer(model=PeftModel.from_pretrained(load(tiny_checkpoint), adapter))
 
 
-def test_a_policy_that_does_not_start_at_its_reference_is_refused(make_trainer: MakeTrainer) -> None:
+def test_a_policy_that_does_not_start_at_its_reference_is_refused(
+    make_trainer: MakeTrainer,
+) -> None:
     trainer = make_trainer(peft_config=lora(init_lora_weights=False))  # random B: not a no-op
     with pytest.raises(ReferenceDriftError, match="at step 0"):
         trainer.train()
@@ -207,7 +237,9 @@ def test_kl_is_zero_at_the_first_step(make_trainer: MakeTrainer, dropout: float)
 
 class WriteIntoTheBase(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        next(p for n, p in model.named_parameters() if "base_layer.weight" in n).data.view(-1)[7] += 1e-3
+        next(p for n, p in model.named_parameters() if "base_layer.weight" in n).data.view(-1)[
+            7
+        ] += 1e-3
 
 
 def test_a_base_that_was_written_to_is_noticed(make_trainer: MakeTrainer) -> None:

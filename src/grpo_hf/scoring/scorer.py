@@ -6,6 +6,7 @@ asks for the values later, and `scores` is what came of it.
 Shapes: B completions of this process, F reward functions.
 """
 
+import copy
 import logging
 import os
 import re
@@ -72,7 +73,7 @@ class RolloutScorer:
             if isinstance(reward, ScoredReward):
                 self._entries[column] = reward
         self._begun: dict[int, Begun] = {}
-        self._begun_with: Any = None
+        self._begun_with: dict[str, Any] = {}
         self._outcomes: dict[int, list[Outcome]] = {}
         self._completions: Sequence[Any] = []
 
@@ -103,7 +104,8 @@ class RolloutScorer:
                 self._begun[column], job = entry.begin(completions, columns)
                 if job is not None:
                     jobs.append(job)
-        self._begun_with = completions
+        self._begun_with = {**columns, "completions": copy.deepcopy(completions)}
+        self._begun_with["completion_ids"] = copy.deepcopy(columns["completion_ids"])
         if jobs:
             # A daemon: a reward that hangs must not keep an interrupted program alive.
             thread = threading.Thread(target=_run, args=(jobs, device), name="rewards", daemon=True)
@@ -132,8 +134,10 @@ class RolloutScorer:
             # A process reward judges continuations by the first reward, which TRL called before.
             if getattr(entry.reward.function, "follows_first_reward", False):
                 columns["first_values"] = [outcome.value for outcome in self._outcomes[0]]
-            is_same = self._begun_with is completions
-            begun = self._begun.pop(column, None) if is_same else None
+            begun = self._begun.pop(column, None)
+            # A subclass may have changed completions or columns since scoring began.
+            if begun is not None and columns | {"completions": completions} != self._begun_with:
+                begun = None
             outcomes = entry.score(completions, columns, begun)
             self._outcomes[column] = outcomes
             self._completions = completions
