@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from grpo_hf import GRPOConfig, GRPOTrainer
+from grpo_hf import GRPOConfig, GRPOTrainer, trl_seam
 from grpo_hf.algorithm import kl_control as steering
 from grpo_hf.errors import ConfigError, ModelError, ReferenceDriftError
 from grpo_hf.models import adapters as roles
+from grpo_hf.run_context import RunTraits
 
 MakeTrainer = Callable[..., GRPOTrainer]
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -87,7 +88,7 @@ def test_a_run_steers_beta_by_the_kl_of_each_optimizer_step(
 ) -> None:
     """Far below its KL up, far above it down, and without the clip by every KL: of two micro-batches a step, and with
     metrics that are logged, and so cleared, every second step."""
-    monkeypatch.setattr(steering, "MOST", clip)
+    monkeypatch.setattr(steering, "MAX_ERROR", clip)
     steps = {"gradient_accumulation_steps": 2, "logging_steps": 2, "max_steps": 4}
     trainer = make_trainer(peft_config=LORA, target_kl=target, **FAST | steps)
     seen = StepMetrics(trainer)
@@ -429,13 +430,14 @@ def test_without_an_adapter_there_is_nothing_to_copy(
         make_trainer(model=str(tiny_checkpoint), reference_reset_every=2)
 
 
-@pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharded_weights_are_refused(
-    module_trainer: MakeTrainer, monkeypatch: Any, sharded: str
-) -> None:
+def test_sharded_weights_are_refused(module_trainer: MakeTrainer) -> None:
     trainer = module_trainer(peft_config=LORA, reference_reset_every=2)
-    monkeypatch.setattr(trainer, sharded, True)
     with pytest.raises(
         ConfigError, match=r"FSDP and DeepSpeed shard them. Train on plain processes"
     ):
-        steering.install(trainer)
+        steering.kl_callbacks(
+            trainer.args,
+            trl_seam.KLTerm(trainer),
+            trainer.model,
+            RunTraits(sharded_weights=True),
+        )
