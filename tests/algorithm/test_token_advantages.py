@@ -1,4 +1,4 @@
-"""Advantages per token in the trainer, against the paper's equations applied to what the rewards said."""
+"""Advantages per token in a run, against the paper's equations applied to what rewards said."""
 
 import tempfile
 from collections.abc import Callable
@@ -30,7 +30,10 @@ def length(completions: list[str], **_: Any) -> list[float]:
 
 @reward_settings(in_process=True)
 def pairs(completions: list[str], **_: Any) -> list[StepRewards | None]:
-    """Two characters are a step, and earn the code of the first; a completion that begins with a space has none."""
+    """Two characters are a step, and earn the code of the first one.
+
+    A completion that begins with a space has no steps.
+    """
     return [None if text.startswith(" ") else _pairs(text) for text in completions]
 
 
@@ -51,7 +54,7 @@ def whole(completions: list[str], **_: Any) -> list[StepRewards]:
 def run(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> Callable[..., tuple[GRPOTrainer, dict[str, Any]]]:
-    """A trainer after a step with these rewards, and its rollout."""
+    """Return a function that trains with some rewards, and returns trainer and first rollout."""
 
     def trained(rewards: list[Any], **settings: Any) -> tuple[GRPOTrainer, dict[str, Any]]:
         folder = tempfile.mkdtemp(dir=tmp_path)
@@ -96,7 +99,10 @@ def test_one_step_a_completion_is_outcome_supervision(run: Run) -> None:
 def test_one_step_a_completion_is_outcome_supervision_with_truncated_ones_masked(
     run: Run, tiny_checkpoint: Path
 ) -> None:
-    """TRL leaves truncated completions in the mean and deviation of their group; their steps stay in R as well."""
+    """TRL leaves truncated completions in the mean and deviation of their group.
+
+    Their steps stay in R as well.
+    """
 
     def batch(reward: Any) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
@@ -243,7 +249,10 @@ class TestPlainReward:
     def test_the_gradient_is_that_of_likelihood_of_right_samples(
         self, make_trainer: MakeTrainer, beta: float
     ) -> None:
-        """Equation 5 with GC = I(correct): the gradient of Σ_right 1/|o| log π(o) / B, and at step 0 none of the KL."""
+        """Compare with equation 5 and GC = I(correct): the gradient of Σ_right 1/|o| log π(o) / B.
+
+        At step 0 the KL has no gradient.
+        """
 
         @reward_settings(in_process=True)
         def odd(completions: list[str], **_: Any) -> list[float]:

@@ -182,10 +182,8 @@ def test_a_logged_step_has_credit_where_it_has_rewards(
     tmp_path: Path, per_generation: int, iterations: int, accumulation: int, first: bool
 ):
     """Simulate every micro-step; TRL logs the rewards of the rollouts since the last log."""
+    args = arguments(tmp_path, per_generation, iterations, accumulation, logging_first_step=first)
     for every in (1, 2, 3, 5):
-        args = arguments(
-            tmp_path, per_generation, iterations, accumulation, logging_first_step=first
-        )
         steps = 12
         logged = []
         for step in range(1, steps + 1):

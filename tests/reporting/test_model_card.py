@@ -39,7 +39,7 @@ ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 QUESTION = torch.arange(10, 42).unsqueeze(0)  # (1, 32) token ids
 LOCAL_PATH = re.compile(r"(?<![\w:/.])[/~][\w.]")
-# The untrained model earns nothing from the recipe's other rewards, so it learns from this one only.
+# The untrained model earns nothing from the recipe's other rewards and learns from this one only.
 VOWELS = """
 def vowels(completions, *, letters="aeiou", **columns):
     texts = [completion[0]["content"] for completion in completions]

@@ -300,9 +300,7 @@ def test_a_policy_that_cannot_sample_freely_is_refused(
 ) -> None:
     trainer = make_trainer(process_reward="monte_carlo")
     with pytest.raises(ConfigError, match=problem):
-        attach_policy(
-            trainer.reward_funcs, trl_seam.policy_of(trainer), RunTraits(**{trait: True})
-        )
+        attach_policy(trainer.reward_funcs, trl_seam.policy_of(trainer), RunTraits(**{trait: True}))
 
 
 def test_a_rollout_function_is_refused_before_training(

@@ -43,7 +43,7 @@ def watched_rollouts() -> Iterator[list[Rollout]]:
 
 
 def rollout_of(trainer: GRPOTrainer, count: int = 8) -> Rollout:
-    """Return a rollout for training, of the first prompts of a trainer's data, 4 completions each."""
+    """Return a rollout for training: 4 completions of each of the first prompts."""
     trainer.model.train()
     rows = [trainer.train_dataset[index // 4] for index in range(count)]
     with watched_rollouts() as seen:
