@@ -92,7 +92,7 @@ class StepMetrics(TrainerCallback):
 def test_a_run_steers_beta_by_the_kl_of_each_optimizer_step(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, target: float, clip: float
 ) -> None:
-    """A target far below the KL moves β up, one far above it down; without the clip every KL counts.
+    """A target far below the KL moves β up, one far above down; without the clip every KL counts.
 
     A step has two micro-batches, and metrics are logged, and so cleared, every second step.
     """
