@@ -353,6 +353,31 @@ def test_what_a_trainer_is(trainer: trl.GRPOTrainer):
     assert isinstance(trainer.accelerator, Accelerator)
 
 
+@pytest.mark.parametrize(
+    ("attribute", "value", "trait"),
+    [
+        ("use_vllm", True, "uses_vllm"),
+        ("is_fsdp_enabled", True, "sharded_weights"),
+        ("is_deepspeed_enabled", True, "sharded_weights"),
+        ("tools", [len], "has_tools"),
+        ("environment_factories", {None: dict}, "has_tools"),
+        ("rollout_func", len, "has_rollout_function"),
+        ("_is_vlm", True, "reads_images"),
+        ("_entropy_bonus_enabled", True, "entropy_in_loss"),
+    ],
+)
+def test_traits_are_read_from_what_trl_keeps(
+    trainer: trl.GRPOTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+    attribute: str,
+    value: Any,
+    trait: str,
+):
+    assert getattr(trainer, attribute) in (False, None, [])  # TRL's names for what is left out
+    monkeypatch.setattr(trainer, attribute, value)
+    assert getattr(trl_seam.traits_of(trainer), trait) is True
+
+
 def test_a_checkpoint_is_written_when_asked(trainer: trl.GRPOTrainer):
     trl_seam.save_checkpoint(trainer)
     folder = Path(trainer.args.output_dir) / "checkpoint-1"

@@ -1,4 +1,4 @@
-"""PPO's critic and the plain reward as advantages: against equations in float64, and what they leave alone."""
+"""PPO's critic: against equations in float64, and what it leaves alone."""
 
 import random
 from collections.abc import Callable
@@ -7,25 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import count_ones
 from peft import LoraConfig
 from safetensors.torch import load_file
+from support.rollouts import rollout_of
 
-from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
+from grpo_hf import GRPOConfig, GRPOTrainer
 from grpo_hf.algorithm.advantages import gae
 from grpo_hf.errors import ConfigError, ModelError
 from grpo_hf.models import adapters as roles
-from grpo_hf.scoring.steps import StepRewards
 
 MakeTrainer = Callable[..., GRPOTrainer]
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def batch_of(trainer: GRPOTrainer, count: int = 8) -> dict[str, Any]:
-    """A rollout as the trainer makes it."""
-    trainer.model.train()
-    rows = [trainer.train_dataset[index // 4] for index in range(count)]
-    return trainer._roll_out(rows)
 
 
 def gae_by_definition(
@@ -67,94 +59,6 @@ def test_with_lambda_1_the_advantage_is_the_return_less_the_value() -> None:
     )
 
 
-class TestReward:
-    def test_the_advantage_is_the_weighted_sum_of_rewards(self, make_trainer: MakeTrainer) -> None:
-        @reward_settings(in_process=True)
-        def some(completions: list[str], **_: Any) -> list[float | None]:
-            return [None if "1" in text else 2.0 for text in completions]
-
-        trainer = make_trainer(
-            reward_funcs=[count_ones, some],
-            reward_weights=[1.0, 0.5],
-            advantage_estimator="reward",
-            beta=0.0,
-        )
-        batch = batch_of(trainer)
-        texts = trainer.reward_funcs[0].completions
-        expected = [len(text) + text.count("1") + (0.0 if "1" in text else 1.0) for text in texts]
-        assert batch["advantages"].tolist() == pytest.approx(expected)
-        assert list(trainer._logs["advantages"]) == pytest.approx(expected)
-
-    @pytest.mark.parametrize("beta", [0.0, 0.04])
-    def test_the_gradient_is_that_of_likelihood_of_right_samples(
-        self, make_trainer: MakeTrainer, beta: float
-    ) -> None:
-        """Equation 5 with GC = I(correct): the gradient of Σ_right 1/|o| log π(o) / B, and at step 0 none of the KL."""
-
-        @reward_settings(in_process=True)
-        def odd(completions: list[str], **_: Any) -> list[float]:
-            return [float(len(text) % 2) for text in completions]
-
-        trainer = make_trainer(
-            reward_funcs=odd,
-            advantage_estimator="reward",
-            beta=beta,
-            peft_config=LORA,
-            early_rewards=False,
-        )
-        trainer.current_gradient_accumulation_steps = 1  # which transformers sets in a run
-        batch = batch_of(trainer)
-        right = batch["advantages"]
-        assert set(right.tolist()) == {0.0, 1.0}
-        weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-
-        def gradient(loss: torch.Tensor) -> torch.Tensor:
-            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
-
-        ours = gradient(trainer._compute_loss(trainer.model, batch))
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = trainer.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[
-            :, :-1
-        ]
-        logps = (
-            logits.log_softmax(-1)
-            .gather(2, ids[:, 1:, None])
-            .squeeze(2)[:, -batch["completion_ids"].shape[1] :]
-        )
-        kept = batch["completion_mask"]
-        expected = gradient(-(right * (logps * kept).sum(1) / kept.sum(1)).mean())
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
-
-    def test_rows_without_a_reward_cost_nothing(self, make_trainer: MakeTrainer) -> None:
-        @reward_settings(in_process=True)
-        def rare(completions: list[str], **_: Any) -> list[float]:
-            return [float(index == 3) for index in range(len(completions))]
-
-        rare = reward_settings(in_process=True, batched=True)(rare)
-        trainer = make_trainer(
-            reward_funcs=rare, advantage_estimator="reward", beta=0.0, max_steps=1
-        )
-        trainer.train()
-        assert trainer.state.log_history[0]["signal/kept_fraction"] == pytest.approx(1 / 8)
-
-    def test_groups_that_are_all_right_are_not_silent(self, make_trainer: MakeTrainer) -> None:
-        @reward_settings(in_process=True)
-        def always(completions: list[str], **_: Any) -> list[float]:
-            return [1.0] * len(completions)
-
-        trainer = make_trainer(
-            reward_funcs=always,
-            advantage_estimator="reward",
-            dynamic_sampling=True,
-            beta=0.0,
-            max_steps=1,
-        )
-        trainer.train()
-        assert trainer.state.log_history[0]["signal/refill_rounds"] == 0
-
-
 class TestCritic:
     @pytest.fixture
     def trainer(self, make_trainer: MakeTrainer) -> GRPOTrainer:
@@ -165,8 +69,8 @@ class TestCritic:
     ) -> None:
         torch.nn.init.normal_(trainer.critic.head.weight, std=0.1)
         before = {weight: weight.detach().clone() for weight in trainer.critic._weights}
-        batch = batch_of(trainer)
-        texts = trainer.reward_funcs[0].completions
+        batch, scores = rollout_of(trainer)
+        texts = scores.completions
         with torch.no_grad():
             for weight, value in before.items():
                 weight.copy_(value)  # the values of before the fit
@@ -189,14 +93,14 @@ class TestCritic:
         assert not batch["advantages"][~batch["completion_mask"].bool()].any()
 
     def test_it_learns_what_completions_earn(self, trainer: GRPOTrainer) -> None:
-        batch = batch_of(trainer)
+        batch, _ = rollout_of(trainer)
         rewards = torch.tensor(
             [1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0]
         )  # by prompt, so it can be known at once
-        errors = trainer._metrics["train"]["critic/loss"]
-        errors.clear()
+        errors = []
         for _ in range(30):
-            trainer.critic.advantages(batch, rewards)
+            _, loss = trainer.critic.advantages(batch, rewards, 0)
+            errors.append(loss)
         assert errors[0] > 0.5
         assert errors[-1] < errors[0] / 10
         with torch.no_grad(), roles.seen_through(trainer.model, "critic"):
@@ -204,7 +108,7 @@ class TestCritic:
         assert values[:4].mean() > 0.5 and values[4:].mean() < -0.5
 
     def test_it_disturbs_nothing_of_the_policy(self, trainer: GRPOTrainer) -> None:
-        batch = batch_of(trainer)
+        batch, _ = rollout_of(trainer)
         critic = roles.role_weights(trainer.model, "critic")
         others = {
             name: value for name, value in trainer.model.named_parameters() if name not in critic
@@ -214,7 +118,7 @@ class TestCritic:
         modes = [module.training for module in trainer.model.modules()]
         random.seed(7)
         torch.manual_seed(7)
-        trainer.critic.advantages(batch, torch.arange(8.0))
+        trainer.critic.advantages(batch, torch.arange(8.0), 0)
         drawn = (torch.rand(4).tolist(), random.random())
         random.seed(7)
         torch.manual_seed(7)
@@ -256,10 +160,10 @@ class TestCritic:
         )  # the KL term is in the loss
 
     def test_a_completion_that_nobody_could_judge_has_no_part(self, trainer: GRPOTrainer) -> None:
-        batch = batch_of(trainer)
+        batch, _ = rollout_of(trainer)
         rewards = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, float("nan")])
         state = [weight.detach().clone() for weight in trainer.critic._weights]
-        found = trainer.critic.advantages(batch, rewards)
+        found, _ = trainer.critic.advantages(batch, rewards, 0)
         counted = batch["completion_mask"][:7].bool()
         assert not found[7].any()
         assert found[:7][counted].mean().item() == pytest.approx(0, abs=1e-5)
@@ -325,14 +229,3 @@ def configured(**settings: Any) -> GRPOConfig:
 def test_settings_that_do_not_go_together(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         configured(**settings)
-
-
-@pytest.mark.parametrize("estimator", ["reward", "gae"])
-def test_step_rewards_are_refused(make_trainer: MakeTrainer, estimator: str) -> None:
-    @reward_settings(in_process=True)
-    def halves(completions: list[str], **_: Any) -> list[StepRewards | None]:
-        return [StepRewards([len(text)], [1.0]) if text else None for text in completions]
-
-    trainer = make_trainer(reward_funcs=halves, advantage_estimator=estimator, peft_config=LORA)
-    with pytest.raises(ConfigError, match=r"advantage_estimator is .*a reward speaks of its steps"):
-        batch_of(trainer)

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from grpo_hf import GRPOConfig, GRPOTrainer
+from grpo_hf import GRPOConfig, GRPOTrainer, trl_seam
 from grpo_hf.algorithm import kl_control as steering
 from grpo_hf.errors import ConfigError, ModelError, ReferenceDriftError
 from grpo_hf.models import adapters as roles
+from grpo_hf.run_context import RunTraits
 
 MakeTrainer = Callable[..., GRPOTrainer]
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -57,7 +58,10 @@ def logged(trainer: GRPOTrainer, name: str) -> list[float]:
 
 
 def test_beta_follows_the_equation_over_a_sequence() -> None:
-    """arXiv 1909.08593, section 2.2, over KLs below, near and above the target, clipped on both sides and not."""
+    """Compare with arXiv 1909.08593, section 2.2.
+
+    The KLs are below, near and above the target, clipped on both sides and not.
+    """
     kls = torch.tensor([0.0, 1e-3, 0.07, 0.09, 0.1, 0.11, 0.125, 0.5, 40.0], dtype=torch.float64)
     factors = 1 + 0.1 * ((kls - 0.1) / 0.1).clamp(-0.2, 0.2)
     beta = 0.04
@@ -67,7 +71,10 @@ def test_beta_follows_the_equation_over_a_sequence() -> None:
 
 
 class StepMetrics(TrainerCallback):
-    """TRL's KLs of each optimizer step, seen before they are averaged and cleared, and the β of its losses."""
+    """Collect TRL's KLs of each optimizer step, and the β of its losses.
+
+    The KLs are read before they are averaged and cleared.
+    """
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self.trainer, self.seen, self.kls, self.betas = trainer, 0, [], []
@@ -85,9 +92,11 @@ class StepMetrics(TrainerCallback):
 def test_a_run_steers_beta_by_the_kl_of_each_optimizer_step(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, target: float, clip: float
 ) -> None:
-    """Far below its KL up, far above it down, and without the clip by every KL: of two micro-batches a step, and with
-    metrics that are logged, and so cleared, every second step."""
-    monkeypatch.setattr(steering, "MOST", clip)
+    """A target far below the KL moves β up, one far above down; without the clip every KL counts.
+
+    A step has two micro-batches, and metrics are logged, and so cleared, every second step.
+    """
+    monkeypatch.setattr(steering, "MAX_ERROR", clip)
     steps = {"gradient_accumulation_steps": 2, "logging_steps": 2, "max_steps": 4}
     trainer = make_trainer(peft_config=LORA, target_kl=target, **FAST | steps)
     seen = StepMetrics(trainer)
@@ -102,7 +111,10 @@ def test_a_run_steers_beta_by_the_kl_of_each_optimizer_step(
 
 
 def test_the_losses_have_the_beta_that_is_logged(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    """The first step's is the same with and without a target; of the second only β differs, on the same samples."""
+    """The first losses are equal with and without a target; of the second only β differs.
+
+    Both runs have the same samples.
+    """
     steered, fixed = [], []
     for losses, more in ((steered, {"target_kl": 1e3}), (fixed, {})):
         trainer = make_trainer(
@@ -166,7 +178,7 @@ def start(request: Any, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, Any]
 
 
 class SecondModel(TrainerCallback):
-    """What a reset means, without adapters: a deep copy of the whole policy as TRL's second model."""
+    """A reset without adapters: a deep copy of the whole policy becomes TRL's second model."""
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self.trainer = trainer
@@ -218,7 +230,10 @@ def test_a_reset_reference_is_a_copy_of_the_policy(
 def test_a_resumed_run_has_the_reference_that_it_had(
     make_trainer: MakeTrainer, start: dict[str, Any], tmp_path: Path, killed_after: int
 ) -> None:
-    """Killed at a reset, or one step after it, and resumed: the reference, the KLs and the policy of a whole run."""
+    """A run that was killed at a reset, or one step after it, ends as a whole run does.
+
+    Its reference, its KLs and its policy are the same.
+    """
     again, settings = (
         copy.deepcopy(start),
         FAST | {"reference_reset_every": 2, "save_strategy": "steps"},
@@ -272,7 +287,10 @@ FULL, HALF = torch.float32, torch.bfloat16
 def test_every_weight_of_an_adapter_is_copied(
     tiny_checkpoint: Path, adapter: str, dtype: torch.dtype, base: torch.dtype
 ) -> None:
-    """Twice, as the policy moves on: bit for bit in the policy's dtype, frozen, and with no random number drawn."""
+    """Copy twice, as the policy moves on, and draw no random number.
+
+    The copy is frozen, and equal bit for bit in the policy's dtype.
+    """
     model = get_peft_model(load(tiny_checkpoint).to(base), copy.deepcopy(ADAPTERS[adapter]))
     for weight in (weight for weight in model.parameters() if weight.requires_grad):
         weight.data = weight.data.to(dtype)
@@ -302,7 +320,7 @@ def test_every_weight_of_an_adapter_is_copied(
 
 
 def test_the_optimizer_and_ddp_do_not_see_the_copy(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Gradients through a model that DDP has wrapped before the reset are those of one that it has not."""
+    """A model that DDP wrapped before the reset has the gradients of a model without DDP."""
     plain = get_peft_model(load(tiny_checkpoint), LORA)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
@@ -361,7 +379,10 @@ def test_a_reference_that_is_not_reset_is_still_checked(
 def test_the_saved_policy_is_used_as_ever(
     make_trainer: MakeTrainer, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The folder's adapter is the policy; the last reference lies in `ref/`, which a run that goes on does not read."""
+    """The folder's adapter is the policy; the last reference lies in `ref/`.
+
+    A run that goes on does not read `ref/`.
+    """
     trainer = make_trainer(peft_config=LORA, reference_reset_every=3, **FAST)
     trainer.train()
     trainer.save_model()
@@ -429,13 +450,14 @@ def test_without_an_adapter_there_is_nothing_to_copy(
         make_trainer(model=str(tiny_checkpoint), reference_reset_every=2)
 
 
-@pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharded_weights_are_refused(
-    module_trainer: MakeTrainer, monkeypatch: Any, sharded: str
-) -> None:
+def test_sharded_weights_are_refused(module_trainer: MakeTrainer) -> None:
     trainer = module_trainer(peft_config=LORA, reference_reset_every=2)
-    monkeypatch.setattr(trainer, sharded, True)
     with pytest.raises(
         ConfigError, match=r"FSDP and DeepSpeed shard them. Train on plain processes"
     ):
-        steering.install(trainer)
+        steering.kl_callbacks(
+            trainer.args,
+            trl_seam.KLTerm(trainer),
+            trainer.model,
+            RunTraits(sharded_weights=True),
+        )

@@ -1,13 +1,15 @@
-"""Advantages per token in the trainer, against the paper's equations applied to what the rewards said."""
+"""Advantages per token in a run, against the paper's equations applied to what rewards said."""
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import count_ones
+from support.models import LORA
+from support.rollouts import rollout_of, watched_rollouts
 from transformers import AutoModelForCausalLM
 
 from grpo_hf import GRPOTrainer, reward_settings
@@ -28,7 +30,10 @@ def length(completions: list[str], **_: Any) -> list[float]:
 
 @reward_settings(in_process=True)
 def pairs(completions: list[str], **_: Any) -> list[StepRewards | None]:
-    """Two characters are a step, and earn the code of the first; a completion that begins with a space has none."""
+    """Two characters are a step, and earn the code of the first one.
+
+    A completion that begins with a space has no steps.
+    """
     return [None if text.startswith(" ") else _pairs(text) for text in completions]
 
 
@@ -45,35 +50,21 @@ def whole(completions: list[str], **_: Any) -> list[StepRewards]:
     ]
 
 
-@contextmanager
-def batches_of(trainer: GRPOTrainer) -> Iterator[list[dict[str, Any]]]:
-    """What every rollout of a training run ends with."""
-    seen, roll_out = [], trainer._roll_out
-
-    def watched(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        seen.append(roll_out(rows))
-        seen[-1]["texts"] = list(trainer.reward_funcs[0].completions)
-        return seen[-1]
-
-    trainer._roll_out = watched
-    yield seen
-    del trainer._roll_out
-
-
 @pytest.fixture
 def run(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> Callable[..., tuple[GRPOTrainer, dict[str, Any]]]:
-    """A trainer after a step with these rewards, and its rollout."""
+    """Return a function that trains with some rewards, and returns trainer and first rollout."""
 
     def trained(rewards: list[Any], **settings: Any) -> tuple[GRPOTrainer, dict[str, Any]]:
         folder = tempfile.mkdtemp(dir=tmp_path)
         trainer = make_trainer(
             reward_funcs=rewards, output_dir=folder, **({"max_steps": 1} | settings)
         )
-        with batches_of(trainer) as seen:
+        with watched_rollouts() as seen:
             trainer.train()
-        return trainer, seen[0]
+        batch, scores = seen[0]
+        return trainer, {**batch, "texts": list(scores.completions)}
 
     return trained
 
@@ -108,7 +99,10 @@ def test_one_step_a_completion_is_outcome_supervision(run: Run) -> None:
 def test_one_step_a_completion_is_outcome_supervision_with_truncated_ones_masked(
     run: Run, tiny_checkpoint: Path
 ) -> None:
-    """TRL leaves truncated completions in the mean and deviation of their group; their steps stay in R as well."""
+    """TRL leaves truncated completions in the mean and deviation of their group.
+
+    Their steps stay in R as well.
+    """
 
     def batch(reward: Any) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
@@ -218,3 +212,107 @@ def test_a_step_beyond_the_text_is_a_failure(run: Run) -> None:
 def test_settings_for_one_advantage_a_completion_are_refused(run: Run) -> None:
     with pytest.raises(ConfigError, match="multi_objective_aggregation"):
         run([pairs, length], multi_objective_aggregation="normalize_then_sum")
+
+
+@pytest.mark.parametrize("estimator", ["reward", "gae"])
+def test_step_rewards_are_refused(make_trainer: MakeTrainer, estimator: str) -> None:
+    @reward_settings(in_process=True)
+    def halves(completions: list[str], **_: Any) -> list[StepRewards | None]:
+        return [StepRewards([len(text)], [1.0]) if text else None for text in completions]
+
+    trainer = make_trainer(reward_funcs=halves, advantage_estimator=estimator, peft_config=LORA)
+    with pytest.raises(ConfigError, match=r"advantage_estimator is .*a reward speaks of its steps"):
+        rollout_of(trainer)
+
+
+class TestPlainReward:
+    """`advantage_estimator="reward"`: the advantage is the reward itself."""
+
+    def test_the_advantage_is_the_weighted_sum_of_rewards(self, make_trainer: MakeTrainer) -> None:
+        @reward_settings(in_process=True)
+        def some(completions: list[str], **_: Any) -> list[float | None]:
+            return [None if "1" in text else 2.0 for text in completions]
+
+        trainer = make_trainer(
+            reward_funcs=[count_ones, some],
+            reward_weights=[1.0, 0.5],
+            advantage_estimator="reward",
+            beta=0.0,
+        )
+        batch, scores = rollout_of(trainer)
+        texts = scores.completions
+        expected = [len(text) + text.count("1") + (0.0 if "1" in text else 1.0) for text in texts]
+        assert batch["advantages"].tolist() == pytest.approx(expected)
+        assert list(trainer._logs["advantages"]) == pytest.approx(expected)
+
+    @pytest.mark.parametrize("beta", [0.0, 0.04])
+    def test_the_gradient_is_that_of_likelihood_of_right_samples(
+        self, make_trainer: MakeTrainer, beta: float
+    ) -> None:
+        """Compare with equation 5 and GC = I(correct): the gradient of Σ_right 1/|o| log π(o) / B.
+
+        At step 0 the KL has no gradient.
+        """
+
+        @reward_settings(in_process=True)
+        def odd(completions: list[str], **_: Any) -> list[float]:
+            return [float(len(text) % 2) for text in completions]
+
+        trainer = make_trainer(
+            reward_funcs=odd,
+            advantage_estimator="reward",
+            beta=beta,
+            peft_config=LORA,
+            early_rewards=False,
+        )
+        trainer.current_gradient_accumulation_steps = 1  # which transformers sets in a run
+        batch, _ = rollout_of(trainer)
+        right = batch["advantages"]
+        assert set(right.tolist()) == {0.0, 1.0}
+        weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+
+        def gradient(loss: torch.Tensor) -> torch.Tensor:
+            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
+
+        ours = gradient(trainer._compute_loss(trainer.model, batch))
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = trainer.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[
+            :, :-1
+        ]
+        logps = (
+            logits.log_softmax(-1)
+            .gather(2, ids[:, 1:, None])
+            .squeeze(2)[:, -batch["completion_ids"].shape[1] :]
+        )
+        kept = batch["completion_mask"]
+        expected = gradient(-(right * (logps * kept).sum(1) / kept.sum(1)).mean())
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+    def test_rows_without_a_reward_cost_nothing(self, make_trainer: MakeTrainer) -> None:
+        @reward_settings(in_process=True)
+        def rare(completions: list[str], **_: Any) -> list[float]:
+            return [float(index == 3) for index in range(len(completions))]
+
+        rare = reward_settings(in_process=True, batched=True)(rare)
+        trainer = make_trainer(
+            reward_funcs=rare, advantage_estimator="reward", beta=0.0, max_steps=1
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["signal/kept_fraction"] == pytest.approx(1 / 8)
+
+    def test_groups_that_are_all_right_are_not_silent(self, make_trainer: MakeTrainer) -> None:
+        @reward_settings(in_process=True)
+        def always(completions: list[str], **_: Any) -> list[float]:
+            return [1.0] * len(completions)
+
+        trainer = make_trainer(
+            reward_funcs=always,
+            advantage_estimator="reward",
+            dynamic_sampling=True,
+            beta=0.0,
+            max_steps=1,
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["signal/refill_rounds"] == 0

@@ -1,4 +1,4 @@
-"""What is published: a run pushed to a Hub and read back from it as a user does, and the card in odd cases."""
+"""What is published: a run pushed to a Hub and read back by a user, and the card in odd cases."""
 
 import json
 import re
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +18,13 @@ from safetensors.torch import load_file
 from support.fakehub import TOKEN, FakeHub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grpo_hf import GRPOTrainer
 from grpo_hf.config import GRPOConfig
 from grpo_hf.evaluation.statistics import compare
 from grpo_hf.reporting.model_card import public_name, write_model_card
+from grpo_hf.run_context import CardFacts
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.scoring.registry import load_reward
-from grpo_hf.scoring.scored_reward import ScoredReward
 
 REPO = "tester/demo"
 RECORD = {
@@ -39,7 +39,7 @@ ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 QUESTION = torch.arange(10, 42).unsqueeze(0)  # (1, 32) token ids
 LOCAL_PATH = re.compile(r"(?<![\w:/.])[/~][\w.]")
-# The untrained model earns nothing from the recipe's other rewards; without this one nothing would be learned.
+# The untrained model earns nothing from the recipe's other rewards and learns from this one only.
 VOWELS = """
 def vowels(completions, *, letters="aeiou", **columns):
     texts = [completion[0]["content"] for completion in completions]
@@ -54,8 +54,8 @@ base = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="float32")
 model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
 question = torch.arange(10, 42).unsqueeze(0)
-answer = {"logits": model(question).logits.detach(), "words": tokenizer.convert_ids_to_tokens(question[0])}
-torch.save(answer, sys.argv[3])
+words = tokenizer.convert_ids_to_tokens(question[0])
+torch.save({"logits": model(question).logits.detach(), "words": words}, sys.argv[3])
 """
 
 
@@ -118,7 +118,10 @@ def pushed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def tables(card: str) -> dict[str, dict[str, list[str]]]:
-    """The card's tables by the heading above them: the other cells of a row by its first, without backticks."""
+    """Return the card's tables by the heading above them, without backticks.
+
+    A table has the other cells of a row by its first cell.
+    """
     found: dict[str, dict[str, list[str]]] = {}
     heading = ""
     for line in card.splitlines():
@@ -212,9 +215,8 @@ def test_the_card_s_results_are_those_of_the_answers_on_disk(pushed: Pushed):
     assert len(rows) == 8 and "Accuracy on 8 held-out prompts" in pushed.card.text
     for name, shown in (("base", "base"), ("adapter", "with this adapter")):
         right = sum(row[name]["right"] for row in rows)
-        assert (
-            right == 0
-        )  # the untrained model; the interval is then [0, z² / (n + z²)] = [0, 3.8415 / 11.8415]
+        # The untrained model; the interval is then [0, z² / (n + z²)] = [0, 3.8415 / 11.8415].
+        assert right == 0
         assert results[shown] == ["0.000", "0.000 to 0.324"]
     assert results["difference (paired)"] == ["+0.000", "+0.000 to +0.000"]
 
@@ -248,29 +250,28 @@ def test_the_pushed_recipe_describes_the_run_again(pushed: Pushed):
 
 @pytest.fixture
 def card(tmp_path: Path) -> Callable[..., ModelCard]:
-    """Write the card of a trainer of which only what is given is special."""
+    """Write the card of a run of which only what is given is special."""
 
     def write(
         *rewards: Any,
-        base: str = "org/base",
+        results: dict[str, Any] | None = None,
         named: dict[str, Any] | None = None,
-        **attributes: Any,
+        **special: Any,
     ) -> ModelCard:
-        functions = [ScoredReward(load_reward(reward)) for reward in rewards or ["gsm8k"]]
+        specs = [load_reward(reward).spec for reward in rewards or ["gsm8k"]]
         usual = {
-            "model": SimpleNamespace(
-                config=SimpleNamespace(_name_or_path=base), peft_config={"default": LoraConfig()}
-            ),
-            "args": GRPOConfig(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none"),
-            "reward_funcs": functions,
-            "reward_func_names": [function.__name__ for function in functions],
-            "reward_weights": torch.ones(len(functions)),
-            "dataset_source": "unnamed data",
-            "results": {},
-            "state": SimpleNamespace(global_step=7),
+            "base": "org/base",
+            "dataset": "unnamed data",
+            "rewards": [(spec, 1.0) for spec in specs],
+            "adapter": LoraConfig(),
+            "has_adapter": True,
+            "steps": 7,
         }
-        write_model_card(SimpleNamespace(**usual | attributes), **named or {})
-        return ModelCard.load(tmp_path / "run" / "README.md")
+        folder = tmp_path / "run"
+        args = GRPOConfig(output_dir=str(folder), use_cpu=True, report_to="none")
+        facts = CardFacts(**usual | special)
+        write_model_card(folder, facts, args, results or {}, **named or {})
+        return ModelCard.load(folder / "README.md")
 
     return write
 
@@ -291,7 +292,7 @@ def test_results_are_shown_with_their_intervals(card):
 
 
 def test_a_base_and_a_dataset_on_the_hub_become_metadata(card):
-    data = card(base="org/base-1.5B", dataset_source="openai/gsm8k (train)").data
+    data = card(base="org/base-1.5B", dataset="openai/gsm8k (train)").data
     assert data.base_model == "org/base-1.5B"
     assert data.datasets == ["openai/gsm8k"]
 
@@ -306,7 +307,7 @@ def test_local_names_become_no_metadata(card, kind: str, tmp_path: Path, monkeyp
         "home": "~/llama",
         "embedded": "llama",
     }[kind]
-    written = card(base=name, dataset_source=name)
+    written = card(base=name, dataset=name)
     assert "Trained from `llama` on `llama`" in written.text
     assert written.data.base_model is None and written.data.datasets is None
 
@@ -316,10 +317,22 @@ def test_an_unnamed_model_and_unset_data_are_called_so(card):
 
 
 def test_names_given_by_the_caller_win(card):
-    written = card(named={"model_name": "Mine", "dataset_name": "org/data", "tags": "math"})
+    written = card(named={"model_name": "Mine", "tags": "math"}, dataset="org/data")
     assert "# Mine\n" in written.text and "on `org/data`" in written.text
     assert written.data.datasets == ["org/data"]
     assert written.data.tags == ["grpo", "grpo-hf", "math", "trl"]
+
+
+def test_names_given_to_the_trainer_win(make_trainer: Callable[..., GRPOTrainer], tmp_path: Path):
+    trainer = make_trainer(peft_config=LoraConfig(r=4, target_modules="all-linear"))
+    trainer.create_model_card(model_name="Mine", dataset_name="org/data", tags="math")
+    written = ModelCard.load(tmp_path / "run" / "README.md")
+    assert "# Mine\n" in written.text and "on `org/data`" in written.text
+    assert written.data.datasets == ["org/data"]
+    assert written.data.tags == ["grpo", "grpo-hf", "math", "trl"]
+    trainer.create_model_card()
+    written = ModelCard.load(tmp_path / "run" / "README.md")
+    assert "# run\n" in written.text and "on `unnamed data`" in written.text
 
 
 def test_a_lambda_is_named_by_where_it_stands(card):
@@ -339,8 +352,7 @@ def test_a_file_reward_keeps_its_file_name_and_options(card, tmp_path: Path):
 
 
 def test_a_full_model_says_transformers(card):
-    model = SimpleNamespace(config=SimpleNamespace(_name_or_path="org/base"))
-    written = card(model=model)
+    written = card(adapter=None, has_adapter=False)
     assert written.data.library_name == "transformers"
     assert not any(name.startswith("lora") for name in tables(written.text)["Hyperparameters"])
 

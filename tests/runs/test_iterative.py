@@ -280,21 +280,6 @@ def test_a_run_that_is_cut_off_while_it_writes_a_checkpoint_ends_the_same(
     assert_equal_results(finished, tmp_path / "run", 1)
 
 
-def test_a_checkpoint_is_whole_when_the_state_and_all_random_numbers_are(tmp_path: Path) -> None:
-    """Check two processes, the second of which may still write when the first has ended."""
-    checkpoint = tmp_path / "checkpoint-2"
-    checkpoint.mkdir()
-    for name in ("rng_state_0.pth", "rng_state_1.pth"):
-        torch.save({"cpu": torch.get_rng_state()}, checkpoint / name)
-        assert not policy_files._is_whole(checkpoint, 2)
-    (checkpoint / "trainer_state.json").write_text('{"global_step": 2, "max_steps": 3}')
-    assert policy_files._is_whole(checkpoint, 2)
-    for left, name in ((1, "rng_state_1.pth"), (0, "rng_state_0.pth")):
-        (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:-10])
-        assert not policy_files._is_whole(checkpoint, left + 1)
-    assert policy_files.whole_checkpoint(tmp_path) is None and not tmp_path.exists()
-
-
 def test_more_iterations_go_on(make: Make, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr(IterativeGRPO, "_policy", lambda self, number, place: made.append(number))

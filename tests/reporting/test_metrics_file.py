@@ -1,0 +1,55 @@
+"""Tests of `metrics.jsonl`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from support.callbacks import NAN, arguments, state
+
+from grpo_hf.reporting.metrics_file import MetricsFile, read_metrics
+
+
+def strict_json(line: str) -> Any:
+    """Read JSON as other languages do, which refuse NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in {line}")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def test_metrics_are_strict_json_whatever_is_logged(tmp_path: Path):
+    logs = {
+        "reward": 0.5,
+        "nan": NAN,
+        "inf": math.inf,
+        "-inf": -math.inf,
+        "numpy": np.float32(0.25),
+        "numpy nan": np.float32(NAN),
+        "tensor": torch.tensor(3),
+        "tensor inf": torch.tensor(math.inf),
+        "text": "µ",
+        "count": 7,
+    }
+    MetricsFile().on_log(arguments(tmp_path), state(3), None, logs=logs)
+    (line,) = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    finite = {"reward": 0.5, "numpy": 0.25, "tensor": 3, "text": "µ", "count": 7}
+    nothing = dict.fromkeys(["nan", "inf", "-inf", "numpy nan", "tensor inf"])
+    assert strict_json(line) == {"step": 3, **finite, **nothing}
+
+
+def test_a_repeated_step_counts_as_logged_last(tmp_path: Path):
+    args, file = arguments(tmp_path), MetricsFile()
+    for step, reward in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.8), (3, 0.9), (10, 1.0)]:
+        file.on_log(args, state(step), None, logs={"reward": reward})
+    file.on_log(args, state(10), None, logs={"train_runtime": 12.0})
+    rows = read_metrics(tmp_path)
+    assert [(row["step"], row["reward"]) for row in rows] == [
+        (1, 0.1),
+        (2, 0.8),
+        (3, 0.9),
+        (10, 1.0),
+    ]

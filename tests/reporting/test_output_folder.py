@@ -1,0 +1,70 @@
+"""Tests of the check that an output folder belongs to one run."""
+
+import re
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from grpo_hf.errors import OutputExistsError
+from grpo_hf.reporting.output_folder import claim_output_folder
+
+TRACES = ["metrics.jsonl", "adapter_config.json", "model.safetensors", "checkpoint-500"]
+
+
+@pytest.mark.parametrize("name", ["run", "run[1]", "run*", "a?b", "checkpoint-7"])
+@pytest.mark.parametrize("trace", TRACES)
+def test_a_folder_with_another_run_is_refused_and_left_alone(tmp_path: Path, name: str, trace: str):
+    folder = tmp_path / name
+    (folder / trace).mkdir(parents=True)
+    with pytest.raises(
+        OutputExistsError, match=rf"{re.escape(str(folder))} holds another run \({trace}\)"
+    ) as caught:
+        claim_output_folder(folder)
+    way = (
+        "--resume_from_checkpoint true"
+        if trace.startswith("checkpoint")
+        else "It has no checkpoint: remove it"
+    )
+    assert "--output_dir" in str(caught.value) and way in str(caught.value)
+    assert [path.name for path in folder.iterdir()] == [trace]
+
+
+@pytest.mark.parametrize("name", ["new", "deep/er", "run[1]", "run*"])
+def test_a_free_folder_is_made_and_stays_empty(tmp_path: Path, name: str):
+    claim_output_folder(tmp_path / name)
+    assert (tmp_path / name).is_dir() and list((tmp_path / name).iterdir()) == []
+
+
+def test_files_that_are_no_run_are_kept(tmp_path: Path):
+    for name in ("notes.txt", "recipe.yaml", "my-checkpoint-notes"):
+        (tmp_path / name).touch()
+    claim_output_folder(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_neighbours_that_a_pattern_would_match_do_not_count(tmp_path: Path):
+    """Check that `run[1]` is not read as a pattern, which would match `run1`."""
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1" / "metrics.jsonl").touch()
+    claim_output_folder(tmp_path / "run[1]")
+
+
+def test_a_file_in_the_way_is_an_error(tmp_path: Path):
+    (tmp_path / "run").touch()
+    for folder in (tmp_path / "run", tmp_path / "run" / "below"):
+        with pytest.raises(OutputExistsError, match=r"cannot be written to .*--output_dir"):
+            claim_output_folder(folder)
+
+
+def test_every_process_looks_before_any_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Check that a slow process does not take files of the first process for another run."""
+
+    def first_process_goes_on() -> None:
+        assert not (tmp_path / "run").exists()
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "metrics.jsonl").touch()
+
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(accelerator, "wait_for_everyone", first_process_goes_on)
+    claim_output_folder(tmp_path / "run", accelerator)

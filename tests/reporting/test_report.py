@@ -1,0 +1,57 @@
+"""Tests of what a run shows when it has ended: its comparison, and the curve of its rewards."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from support.callbacks import LOGS, arguments, state
+
+from grpo_hf.errors import DataError
+from grpo_hf.evaluation.statistics import compare
+from grpo_hf.reporting import report
+from grpo_hf.reporting.metrics_file import MetricsFile
+from grpo_hf.reporting.report import plot_rewards
+
+
+def test_the_report_shows_the_comparison_and_where_everything_lies():
+    folder = "runs/[bold]demo"
+    # 9 answers get better, 4 get worse, and 27 stay as they are.
+    comparison = compare(
+        [False] * 9 + [True] * 4 + [True] * 14 + [False] * 13,
+        [True] * 9 + [False] * 4 + [True] * 14 + [False] * 13,
+    )
+    shown = Console(file=io.StringIO(), width=100, highlight=False)
+    report.show(comparison, folder, "gsm8k", shown)
+    text = shown.file.getvalue()
+    assert (
+        "18/40" in text and "23/40" in text and "+0.125" in text and "40 held-out prompts" in text
+    )
+    for name in ("", "/metrics.jsonl", "/evaluation.jsonl"):
+        assert f"runs/[bold]demo{name}\n" in text
+
+    shown = Console(file=io.StringIO(), width=100, highlight=False)
+    report.show(None, folder, "gsm8k", shown)
+    assert (
+        "evaluation.jsonl" not in shown.file.getvalue() and "accuracy" not in shown.file.getvalue()
+    )
+
+
+def test_rewards_are_drawn(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    args, file = arguments(tmp_path), MetricsFile()
+    for step in (1, 2):
+        file.on_log(args, state(step), None, logs=LOGS | {"kl": 0.01 * step})
+    plot_rewards(tmp_path, tmp_path / "rewards.svg")
+    picture = (tmp_path / "rewards.svg").read_text()
+    for label in ("gsm8k", "overlong", "mean reward", "KL", "step"):
+        assert f"<!-- {label} -->" in picture
+
+
+def test_a_run_without_a_logged_step_cannot_be_drawn(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(DataError, match=rf"{re.escape(str(tmp_path))}.*no .*step"):
+        plot_rewards(tmp_path, tmp_path / "rewards.png")
+    assert not (tmp_path / "rewards.png").exists()
