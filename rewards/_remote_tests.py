@@ -73,7 +73,7 @@ _PLAIN: dict[type, Callable[[Any], list[Any]]] = {
     datetime.datetime: lambda value: [*value.timetuple()[:6], value.microsecond],
     datetime.timedelta: lambda value: [value.days, value.seconds, value.microseconds],
 }
-_PLAIN_BY_NAME = dict(zip(map(operator.attrgetter("__name__"), _PLAIN), _PLAIN, strict=True))
+_PLAIN_BY_NAME = {kind.__name__: kind for kind in _PLAIN}
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, args, options: function(*args, **options),
