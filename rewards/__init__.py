@@ -1,1 +1,4 @@
-"""Reward functions, one flat file each; every one is also an entry point of the group `grpo_hf.rewards`."""
+"""Reward functions, one file each.
+
+Each of them is also an entry point of the group `grpo_hf.rewards`.
+"""

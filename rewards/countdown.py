@@ -1,8 +1,10 @@
-"""Pays for solving Countdown: reach the target with each of the numbers once. The task of TinyZero and GRPO-Zero.
+"""Pay for solving Countdown: reach the target with each of the numbers once.
 
-As in GRPO-Zero the reward is a sum: 0.1 for the form `<answer>...</answer>`, and 1 for the expression in it, so 1.1 for
-a solution, 0.1 for a wrong one in the right form, 0.0 for everything else. Nothing that the model wrote is evaluated by
-Python: the expression is parsed, every node is checked against a list of what is allowed, and the arithmetic is exact.
+This is the task of TinyZero and GRPO-Zero. As in GRPO-Zero the reward is a sum: 0.1 for the form
+`<answer>...</answer>`, and 1 for the expression in it. So a solution earns 1.1, a wrong expression
+in the right form 0.1, and everything else 0.0. Python evaluates nothing that the model wrote: the
+expression is parsed, every node is checked against a list of what is allowed, and the arithmetic is
+exact.
 """
 
 import ast
@@ -17,7 +19,8 @@ from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
 from grpo_hf.scoring.reward import reward_settings
 
-# Six numbers of six digits with all their operators and parentheses fit in 100. It bounds the depth and the digits too.
+# Six numbers of six digits with all their operators and parentheses fit in 100 characters. The
+# limit bounds the depth of the expression and the digits of its numbers too.
 _MAX_CHARACTERS = 200
 
 _SPELLINGS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-"})
@@ -29,7 +32,8 @@ _OPERATIONS: dict[type, Callable[..., Fraction]] = {
     ast.Div: truediv,
     ast.USub: neg,
 }
-_NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, *_OPERATIONS)
+# The nodes that an expression may consist of.
+_NODES = (ast.BinOp, ast.UnaryOp, ast.Constant, *_OPERATIONS)
 
 
 @reward_settings(in_process=True)
@@ -41,13 +45,15 @@ def countdown(
     format_reward: float = 0.1,
     **columns: Any,
 ) -> list[float | None]:
-    """`format_reward` for the form, plus 1.0 for an expression that uses each number exactly once and hits the target.
+    """Return `format_reward` for the form, plus 1.0 for a solution.
 
-    The form: each of `<answer>` and `</answer>` occurs once, with something between them and nothing but whitespace
-    after them; any reasoning may stand before. Without the form there is no answer, and the reward is 0.0.
+    The form: each of `<answer>` and `</answer>` occurs once, with something between them and
+    nothing but whitespace after them; any reasoning may stand before. Without the form there is no
+    answer, and the reward is 0.0.
 
-    The expression: whole numbers, `+ - * /` (or `× ÷`), parentheses and a minus sign before a term, at most 200
-    characters; `= n` may follow it if n is the target.
+    A solution is an expression that uses each number exactly once and equals the target. It
+    consists of whole numbers, `+ - * /` (or `× ÷`), parentheses and a minus sign before a term, and
+    has at most 200 characters. `= n` may follow it if n is the target.
 
     Args:
         completions: texts, or lists of messages.
@@ -56,19 +62,20 @@ def countdown(
         format_reward: what the form alone pays.
 
     Returns:
-        One reward per completion; None where the row's numbers or its target are not of this kind.
+        One reward per completion; None where the row's numbers or its target are not as described.
 
     Raises:
         RewardSpecError: `format_reward` is negative or not finite.
 
-    >>> answers = ["so <answer>(9 - 1) * 3</answer>", "<answer>9 + 1 + 3 = 13</answer>", "9 * 3 - 3"]
-    >>> countdown(answers, numbers=[[1, 3, 9]] * 3, target=[24] * 3)
+    >>> right = "so <answer>(9 - 1) * 3</answer>"
+    >>> wrong = "<answer>9 + 1 + 3 = 13</answer>"
+    >>> countdown([right, wrong, "9 * 3 - 3"], numbers=[[1, 3, 9]] * 3, target=[24] * 3)
     [1.1, 0.1, 0.0]
     """
     if not (isinstance(format_reward, Real) and 0 <= format_reward < float("inf")):
         raise RewardSpecError(
-            f"countdown: format_reward={format_reward!r}; expected a finite number that is not negative. Leave it out "
-            "for GRPO-Zero's 0.1, or set it to 0 to pay for solutions only."
+            f"countdown: format_reward={format_reward!r}; expected a finite number that is not "
+            "negative. Leave it out for GRPO-Zero's 0.1, or set it to 0 to pay for solutions only."
         )
     rewards: list[float | None] = []
     for completion, row_numbers, row_target in zip(completions, numbers, target, strict=True):
@@ -76,64 +83,88 @@ def countdown(
         answer = _tagged_answer(completion_text(completion))
         if gold is None:
             rewards.append(None)
+        elif answer is None:
+            rewards.append(0.0)
         else:
-            rewards.append(
-                0.0 if answer is None else float(format_reward) + float(_solves(answer, *gold))
-            )
+            rewards.append(float(format_reward) + float(_solves(answer, *gold)))
     return rewards
 
 
 def _gold(numbers: Any, target: Any) -> tuple[list[int], int] | None:
+    """Return the sorted numbers and the target; None if they are not whole numbers."""
+    whole_numbers = []
     try:
-        whole = [index(number) for number in numbers if not isinstance(number, bool)]
-        goal = index(target)
-    except TypeError:  # no list, or something in it that is no whole number
+        for number in numbers:
+            # A bool is an int to Python.
+            if isinstance(number, bool):
+                return None
+            whole_numbers.append(index(number))
+        whole_target = index(target)
+    # It is no list, or it contains something that is no whole number.
+    except TypeError:
         return None
-    usable = (
-        whole and len(whole) == len(numbers) and min(whole) >= 0 and not isinstance(target, bool)
-    )
-    return (sorted(whole), goal) if usable else None
+    if not whole_numbers or min(whole_numbers) < 0 or isinstance(target, bool):
+        return None
+    return sorted(whole_numbers), whole_target
 
 
 def _tagged_answer(text: str) -> str | None:
-    """What stands between the tags, or None if the completion does not have the form."""
+    """Return what stands between the tags, or None if the completion does not have the form."""
     before, opening, rest = text.strip().partition("<answer>")
     answer, closing, after = rest.partition("</answer>")
-    well_formed = (
-        opening and closing and not after and "<answer>" not in answer and "</answer>" not in before
-    )
-    return answer if well_formed and answer.strip() else None
+    if not opening or not closing or after:
+        return None
+    # Each tag occurs once.
+    if "</answer>" in before or "<answer>" in answer:
+        return None
+    return answer if answer.strip() else None
 
 
 def _solves(answer: str, numbers: list[int], target: int) -> bool:
     answer = answer.translate(_SPELLINGS).strip()
-    match = _EXPRESSION.fullmatch(answer) if len(answer) <= _MAX_CHARACTERS else None
-    if match is None or (match["result"] is not None and int(match["result"]) != target):
+    if len(answer) > _MAX_CHARACTERS:
         return False
-    expression = " ".join(answer.partition("=")[0].split())
-    try:
-        tree = ast.parse(expression, mode="eval")
-    except (
-        SyntaxError,
-        ValueError,
-        MemoryError,
-        RecursionError,
-    ):  # the last two: too many parentheses for the parser
+    match = _EXPRESSION.fullmatch(answer)
+    if match is None:
         return False
-    nodes = list(ast.walk(tree))
-    if not all(isinstance(node, _NODES) for node in nodes):
+    if match["result"] is not None and int(match["result"]) != target:
         return False
-    used = [node.value for node in nodes if isinstance(node, ast.Constant)]
-    # Before any arithmetic: afterwards only small numbers can come of it.
-    if any(type(value) is not int for value in used) or sorted(used) != numbers:
+    body = _parsed(answer.partition("=")[0])
+    # The numbers are compared before any arithmetic: from these numbers only small ones can result.
+    if body is None or _constants(body) != numbers:
         return False
     try:
-        return _value(tree.body) == target
+        return _value(body) == target
     except ZeroDivisionError:
         return False
 
 
+def _parsed(expression: str) -> ast.expr | None:
+    """Return the tree of the expression; None if it is no expression."""
+    try:
+        # One line, because a line break ends an expression for Python.
+        return ast.parse(" ".join(expression.split()), mode="eval").body
+    # The last two: there are too many parentheses for the parser.
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+
+def _constants(body: ast.expr) -> list[int] | None:
+    """Return the numbers of the expression, sorted; None if a node is not allowed."""
+    constants = []
+    for node in ast.walk(body):
+        if not isinstance(node, _NODES):
+            return None
+        if isinstance(node, ast.Constant):
+            # No float: the pattern has no point, but this check does not rely on it.
+            if type(node.value) is not int:
+                return None
+            constants.append(node.value)
+    return sorted(constants)
+
+
 def _value(node: Any) -> Fraction:
+    """Return the exact value of an expression whose nodes are all allowed."""
     if isinstance(node, ast.Constant):
         return Fraction(node.value)
     operation = _OPERATIONS[type(node.op)]

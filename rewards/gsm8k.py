@@ -1,10 +1,11 @@
-r"""Pays for the right final number of a grade-school word problem (GSM8K, arXiv 2110.14168).
+r"""Pay for the right final number of a grade-school word problem (GSM8K, arXiv 2110.14168).
 
-The answer of a completion is the number after the last `####`; without `####`, the number in the last `\boxed{}`;
-without either, the last number of the text. A marker decides: if it is there and no number follows, the answer is
-wrong, whatever the text said before. A line `#### ...` (or a box) that holds a second number is wrong too, even if the
-two are equal, because neither a hedge ("42 or 43") nor an unfinished sum ("3 * 3") is an answer. Units and words beside
-the number are ignored. `_text.py` says what counts as a number, and what makes one unreadable.
+The answer of a completion is the number after the last `####`; without `####`, the number in the
+last `\boxed{}`; without either, the last number of the text. A marker decides: if it is there and
+no number follows, the answer is wrong, whatever the text said before. A line `#### ...` (or a box)
+that holds a second number is wrong too, even if the two are equal, because neither a hedge ("42 or
+43") nor an unfinished sum ("3 * 3") is an answer. Units and words beside the number are ignored.
+`_text.py` says what counts as a number, and what makes a number unreadable.
 """
 
 from fractions import Fraction
@@ -17,16 +18,18 @@ from grpo_hf.scoring.reward import reward_settings
 
 @reward_settings(in_process=True)
 def gsm8k(completions: list[Completion], answer: list[Any], **columns: Any) -> list[float | None]:
-    r"""1.0 where the completion's final number equals the gold answer's exactly, else 0.0.
+    r"""Return 1.0 where the completion's final number is exactly the gold answer's, else 0.0.
 
     Args:
         completions: texts, or lists of messages.
-        answer: gold answers: GSM8K solutions that end in `#### n`, or bare numbers (text, int or float).
+        answer: gold answers: GSM8K solutions that end in `#### n`, or bare numbers (text, int or
+            float).
 
     Returns:
         One reward per completion; None where the gold answer holds no readable number.
 
-    >>> gsm8k(["18 + 24 = 42\n#### $42.00", "#### 41", "#### 42 or 43", r"So \boxed{42}"], answer=["#### 42"] * 4)
+    >>> completions = ["18 + 24 = 42\n#### $42.00", "#### 41", "#### 42 or 43", r"So \boxed{42}"]
+    >>> gsm8k(completions, answer=["#### 42"] * 4)
     [1.0, 0.0, 0.0, 1.0]
     >>> gsm8k(["It is 1,234."], answer=[1234]), gsm8k(["#### 7"], answer=["seven"])
     ([1.0], [None])
@@ -37,7 +40,8 @@ def gsm8k(completions: list[Completion], answer: list[Any], **columns: Any) -> l
         if gold_value is None:
             rewards.append(None)
         else:
-            rewards.append(float(_final_value(completion_text(completion)) == gold_value))
+            value = _final_value(completion_text(completion))
+            rewards.append(float(value == gold_value))
     return rewards
 
 
@@ -47,13 +51,16 @@ def _gold_value(gold: Any) -> Fraction | None:
     try:
         # By way of text: the 0.1 of a dataset means 1/10, not the binary fraction nearest to it.
         return Fraction(str(gold))
-    except ValueError:  # not a finite number, or one with more digits than str() converts
+    # It is not a finite number, or it has more digits than str() converts.
+    except ValueError:
         return None
 
 
 def _final_value(text: str) -> Fraction | None:
+    """Return the number that is the answer; None if it is missing or cannot be read."""
     _, hash_marker, after_hash = text.rpartition("####")
     if hash_marker:
+        # The answer ends with its line; some models explain it below.
         lines = after_hash.strip().splitlines()
         return _only_value(lines[0]) if lines else None
     _, box_marker, after_box = text.rpartition(r"\boxed{")
@@ -64,15 +71,22 @@ def _final_value(text: str) -> Fraction | None:
 
 
 def _only_value(text: str) -> Fraction | None:
+    """Return the number in the text if there is exactly one."""
     numbers = numbers_as_written(text)
     return parse_number(numbers[0]) if len(numbers) == 1 else None
 
 
 def _until_closing_brace(text: str) -> str:
-    """What stands before the brace that closes an opened one; nothing if none does (the completion was cut off)."""
+    """Return what stands before the brace that closes an opened one.
+
+    Return "" if no brace closes it: the completion was cut off.
+    """
     depth = 1
     for position, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
+        if character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
         if depth == 0:
             return text[:position]
     return ""

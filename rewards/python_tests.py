@@ -1,22 +1,27 @@
-r"""Pays for Python code that passes the row's tests, which run in a sandbox (MBPP, arXiv 2108.07732).
+r"""Pay for Python code that passes the row's tests in a sandbox (MBPP, arXiv 2108.07732).
 
-The code is the completion's last closed fence of Python, or the whole completion if it has no fence at all. A test is a
-text of Python statements, such as `assert f(2) == 4`, that ends without an exception.
+The code is the completion's last closed fence of Python, or the whole completion if it has no fence
+at all. A test is a text of Python statements, such as `assert f(2) == 4`. It passes if it ends
+without an exception.
 
-Code learns to pass tests without solving the task, so tests and code run in two processes (`_remote_tests.py`). Calls
-and results travel between them as plain data, and the comparison is made where no line of the model's code runs.
+A model can learn to pass tests without solving the task, so the tests and the code run in two
+processes (`_remote_tests.py`). Calls and results travel between them as plain data, and values are
+compared in the process where no line of the model's code runs.
 
-    Prevented: leaving early (sys.exit, os._exit, atexit), printing results, redefining names of the tests (set, len,
-    math), patching modules, returning an object that equals everything, reading the tests from files, frames, streams
-    or the judge's memory, and ending the judge, which only loses the points.
-    Not prevented: returning the expected values without computing them where the prompt shows them; a test that
-    compares two results of the model's code with each other; a test that any object passes (`assert f(2)`); and,
-    without bubblewrap, an attack on the program that called the sandbox (`sandbox.py` says what is open then).
+    Prevented: leaving early (sys.exit, os._exit, atexit); printing results; redefining names of the
+    tests (set, len, math); patching modules; returning an object that equals everything; reading
+    the tests from files, frames, streams or the judge's memory; and ending the judge, which only
+    loses the points.
+    Not prevented: returning the expected values without computing them where the prompt shows them;
+    a test that compares two results of the model's code with each other; a test that any object
+    passes (`assert f(2)`); and, without bubblewrap, an attack on the program that called the
+    sandbox (`sandbox.py` says what is open then).
 
-Tests see None, numbers, text, bytes, lists, tuples, sets, dictionaries, ranges, deques, fractions, decimals and dates
-by value, and as these types: a Counter arrives as a dict. Changes that a call makes to its lists, dictionaries and sets
-arrive too. Any other object stays with the model's code; the tests can call it, index it, iterate over it and read and
-set its attributes. The code has the standard library and what is installed beside grpo-hf.
+Tests receive None, numbers, text, bytes, lists, tuples, sets, dictionaries, ranges, deques,
+fractions, decimals and dates by value, and as these types: a Counter arrives as a dict. Changes
+that a call makes to lists, dictionaries and sets among its arguments arrive too. Any other object
+stays with the model's code; the tests can call it, index it, iterate over it and read and set its
+attributes. The code has the standard library and the packages that are installed beside grpo-hf.
 """
 
 import inspect
@@ -29,11 +34,16 @@ from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards import _remote_tests
 from grpo_hf.rewards._code import last_block
+from grpo_hf.rewards._tested_names import modules_to_import, names_to_fetch
 from grpo_hf.scoring.reward import reward_settings
 from grpo_hf.scoring.sandbox import Limits, run_sandboxed
 
 _PYTHON = {"python", "py", "python3"}
-_PROCESSES = 8  # the judge, the code, and a few threads or processes of the code
+# The judge, the model's code, and a few threads or processes that the code starts.
+_PROCESSES = 8
+# Below the reward's own limit of 60 seconds, so that the tests that have passed by then count.
+_LONGEST_TIMEOUT = 50
+_MOST_MEMORY_MB = 1 << 20
 
 
 @reward_settings(timeout=60.0)
@@ -47,55 +57,70 @@ def python_tests(
     memory_mb: int = 512,
     **columns: Any,
 ) -> list[float | None]:
-    r"""The share of the row's tests that the completion's code passes, from 0.0 to 1.0.
+    r"""Return the share of the row's tests that the completion's code passes, from 0.0 to 1.0.
 
     Args:
         completions: texts, or lists of messages.
         test_list: per row a list of tests, each a text of Python statements.
-        sandbox: "auto" takes bubblewrap where it works, else resource limits with a warning; "required" refuses to run
-            without bubblewrap; "limits" takes resource limits.
-        timeout: seconds for a completion with all its tests, at most 50; tests that have passed by then count.
-        partial: False pays 1.0 for all tests and 0.0 for fewer.
+        sandbox: "auto" takes bubblewrap where it works, else resource limits with a warning;
+            "required" refuses to run without bubblewrap; "limits" takes resource limits.
+        timeout: seconds for a completion with all its tests, at most 50; tests that have passed by
+            then count.
+        partial: False pays 1.0 if all tests pass, else 0.0.
         memory_mb: MB of address space for each process.
-        columns: `test_setup_code` (statements) and `test_imports` (a list of them) run before the tests, if they come.
+        columns: `test_setup_code` (statements) and `test_imports` (a list of statements) run before
+            the tests; both are optional.
 
     Returns:
-        One reward per completion; None where the row has no tests, a test is no Python, the tests name nothing that
-        code could define (a function called `sum` or `set` is always Python's), or one passes the code an object of a
-        class that the tests define.
+        One reward per completion. It is None where the row has no tests; where a test is not
+        Python; where the tests name nothing that code could define (a function called `sum` or
+        `set` is always Python's); and where a test passes the code an object of a class that the
+        tests define.
 
     Raises:
-        RewardSpecError: an option is impossible, or the sandbox cannot be had.
+        RewardSpecError: an option is impossible, or the sandbox cannot be started.
 
     >>> tests = ["assert double(2) == 4", "assert double(-1) == -2"]
-    >>> right, half = "```python\ndef double(x):\n    return x * 2\n```", "def double(x): return x ** 2"
-    >>> python_tests([right, half, "exit()"], [tests] * 3, sandbox="limits")
+    >>> doubles = "```python\ndef double(x):\n    return x * 2\n```"
+    >>> squares = "def double(x): return x ** 2"
+    >>> python_tests([doubles, squares, "exit()"], [tests] * 3, sandbox="limits")
     [1.0, 0.5, 0.0]
     """
-    for name, value, most in (("timeout", timeout, 50), ("memory_mb", memory_mb, 1 << 20)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-            raise RewardSpecError(
-                f"python_tests: {name} is {value!r}. Give a number above 0, up to {most:,}."
-            )
+    _check_option("timeout", timeout, _LONGEST_TIMEOUT)
+    _check_option("memory_mb", memory_mb, _MOST_MEMORY_MB)
     limits = Limits(seconds=timeout, memory=int(memory_mb * 2**20), processes=_PROCESSES)
     rewards: list[float | None] = []
     for row, (completion, tests) in enumerate(zip(completions, test_list, strict=True)):
-        setup = "\n".join(
-            [*_lines(columns, "test_imports", row), *_lines(columns, "test_setup_code", row)]
-        )
+        imports = _statements(columns, "test_imports", row)
+        setup = "\n".join(imports + _statements(columns, "test_setup_code", row))
         if not _are_tests(tests, setup):
             rewards.append(None)
             continue
-        share = _share_passed(
-            last_block(completion_text(completion), _PYTHON), setup, list(tests), limits, sandbox
-        )
-        rewards.append(share if share is None or partial else float(share == 1.0))
+        code = last_block(completion_text(completion), _PYTHON)
+        share = _share_passed(code, setup, list(tests), limits, sandbox)
+        if share is None or partial:
+            rewards.append(share)
+        else:
+            rewards.append(float(share == 1.0))
     return rewards
 
 
-def _lines(columns: dict[str, Any], name: str, row: int) -> list[str]:
-    value = columns[name][row] if columns.get(name) is not None else None
-    return [value] if isinstance(value, str) else list(value or [])
+def _check_option(name: str, value: Any, most: int) -> None:
+    # A bool is an int to Python, and True would mean one second.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise RewardSpecError(
+            f"python_tests: {name} is {value!r}. Give a number above 0, up to {most:,}."
+        )
+
+
+def _statements(columns: dict[str, Any], name: str, row: int) -> list[str]:
+    """Return the row's value in a column that the dataset may lack, as a list of texts."""
+    if columns.get(name) is None:
+        return []
+    value = columns[name][row]
+    if isinstance(value, str):
+        return [value]
+    return list(value or [])
 
 
 def _are_tests(tests: Any, setup: str) -> bool:
@@ -103,36 +128,63 @@ def _are_tests(tests: Any, setup: str) -> bool:
         return False
     try:
         for source in (setup, *tests):
+            # `dont_inherit`: a `__future__` import of this file must not change the tests.
             compile(source, "test", "exec", dont_inherit=True)
     except (SyntaxError, TypeError, ValueError):
         return False
-    return bool(_remote_tests.names_to_fetch("\n".join([setup, *tests])))
+    return bool(names_to_fetch("\n".join([setup, *tests])))
 
 
 def _share_passed(
     code: str, setup: str, tests: list[str], limits: Limits, sandbox: str
 ) -> float | None:
+    """Run the tests; return None if one passes the code an object that cannot travel."""
     nonce = secrets.token_hex(16)
-    task = {"nonce": nonce, "code": code, "setup": setup, "tests": tests}
     done = run_sandboxed(
         [sys.executable, "-I", "judge.py"],
         files={"judge.py": inspect.getsource(_remote_tests)},
-        stdin=json.dumps(task),
+        stdin=json.dumps(_task(nonce, code, setup, tests)),
         limits=limits,
         level=sandbox,
-        environment={"OMP_NUM_THREADS": "1"},  # numpy would start a thread per core
+        # Else numpy starts a thread per core, and the limit on processes counts threads.
+        environment={"OMP_NUM_THREADS": "1"},
     )
-    # The code can write to the judge's stream (it finds it under /proc), but it does not know the nonce.
-    told = {
-        line.removeprefix(nonce).strip()
-        for line in done.stdout.splitlines()
-        if line.startswith(nonce)
-    }
-    if "ready" not in told:
+    reports = _reports(done.stdout, nonce)
+    if "ready" not in reports:
         raise RuntimeError(
-            f"the sandbox did not start ({done.reason}, exit code {done.returncode}): {done.stderr[-500:]}"
+            f"the sandbox did not start ({done.reason}, exit code {done.returncode}): "
+            f"{done.stderr[-500:]}"
         )
-    if "unsupported" in told:
+    if "unsupported" in reports:
         return None
-    # Number 0 is the setup.
-    return sum(f"passed {number}" in told for number in range(1, len(tests) + 1)) / len(tests)
+    passed = 0
+    # The judge counts the setup as number 0.
+    for number in range(1, len(tests) + 1):
+        passed += f"passed {number}" in reports
+    return passed / len(tests)
+
+
+def _task(nonce: str, code: str, setup: str, tests: list[str]) -> dict[str, Any]:
+    sources = [setup, *tests]
+    names = names_to_fetch("\n".join(sources))
+    return {
+        "nonce": nonce,
+        "code": code,
+        "setup": setup,
+        "tests": tests,
+        "names": sorted(names),
+        "modules": sorted(modules_to_import(sources, names)),
+    }
+
+
+def _reports(stdout: str, nonce: str) -> set[str]:
+    """Return what the judge printed.
+
+    The model's code can write to the judge's stream (it finds the stream under /proc), but it does
+    not know the nonce with which the judge begins each line.
+    """
+    reports = set()
+    for line in stdout.splitlines():
+        if line.startswith(nonce):
+            reports.add(line.removeprefix(nonce).strip())
+    return reports

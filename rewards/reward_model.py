@@ -1,13 +1,14 @@
-"""Pays what a reward model says: one trained number per text (InstructGPT, arXiv 2203.02155).
+"""Pay what a reward model says: one trained number per text (InstructGPT, arXiv 2203.02155).
 
-A reward model is a sequence-classification model with one label. It reads a completion behind its prompt, with its own
-tokenizer and its own chat template. It lives in the trainer's process, because it may need the accelerator, and is
-loaded once.
+A reward model is a sequence-classification model with one label. It reads a completion after its
+prompt, with its own tokenizer and its own chat template. It is loaded once and lives in the
+trainer's process, because it may need the accelerator.
 """
 
 import functools
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,18 @@ from grpo_hf.scoring.reward import reward_settings
 
 @dataclass(frozen=True)
 class _Scorer:
-    """A loaded reward model."""
+    """A loaded reward model.
+
+    Args:
+        pad_id: the padding token by which the model finds the end of a text; None if it has none.
+        longest: tokens that the model can read.
+    """
 
     name: str
     model: Any
     tokenizer: Any
-    pad_id: int | None  # the one that the model looks for
-    longest: int  # tokens
+    pad_id: int | None
+    longest: int
 
 
 @reward_settings(in_process=True, batched=True)
@@ -41,49 +47,51 @@ def reward_model(
     scale: float = 1.0,
     **columns: Any,
 ) -> list[float | None]:
-    """The reward model's score of each prompt with its completion, (score - center) / scale.
+    """Return (score - center) / scale of the reward model's score of each completion.
 
     Args:
         completions: texts, or lists of messages.
-        prompts: texts, or lists of messages. If both are messages, the model's chat template writes the text; else it
-            is the prompt's text followed by the completion's.
-        model: folder or Hub name of a sequence-classification model with one label, or of a PEFT adapter of one.
+        prompts: texts, or lists of messages. If prompts and completions are both messages, the
+            model's chat template writes the text. Otherwise the text is the prompt's text followed
+            by the completion's text.
+        model: folder or Hub name of a sequence-classification model with one label, or of a PEFT
+            adapter of such a model.
         batch_size: texts per forward pass. Like padding, it changes no score beyond rounding.
-        max_length: tokens that the model reads, at most as many as it has positions for. A longer text loses its
-            beginning.
+        max_length: tokens that the model reads, at most as many as it has positions. A longer text
+            loses its beginning.
         device: where the model lives; without it an accelerator if there is one, else the CPU.
-        dtype: of its weights, like "bfloat16"; "auto" takes the checkpoint's.
-        center, scale: for instance mean and standard deviation of its scores, to weigh it against other rewards.
+        dtype: type of the model's weights, like "bfloat16"; "auto" takes the checkpoint's type.
+        center, scale: for instance mean and standard deviation of the model's scores, to make them
+            comparable with other rewards.
 
     Returns:
-        One reward per completion; None where the score is not finite, or where prompt and completion have no token.
+        One reward per completion; None where the score is not finite, or where prompt and
+        completion together have no token.
 
     Raises:
-        RewardSpecError: the model cannot be loaded, is no reward model, has no chat template for messages; or an option
-            is impossible.
+        RewardSpecError: the model cannot be loaded, is not a reward model, or has no chat template
+            for messages; or an option is impossible.
 
     >>> reward_model(["42"], ["6 * 7?"], model="org/name", scale=0)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     grpo_hf.errors.RewardSpecError: reward_model: scale=0; expected a number other than 0...
     """
-    _expect(
-        isinstance(model, str | os.PathLike) and bool(str(model)),
-        f"model={model!r}; expected a folder or Hub name",
-    )
-    for option, value in {"batch_size": batch_size, "max_length": max_length}.items():
-        _expect(
-            isinstance(value, int) and value >= 1,
-            f"{option}={value!r}; expected a whole number, 1 or more",
-        )
+    is_name = isinstance(model, str | os.PathLike) and bool(str(model))
+    _expect(is_name, f"model={model!r}; expected a folder or Hub name")
+    _expect_count("batch_size", batch_size)
+    _expect_count("max_length", max_length)
     _expect(_is_number(center), f"center={center!r}; expected a number")
     _expect(_is_number(scale) and scale != 0, f"scale={scale!r}; expected a number other than 0")
     scorer = _load(str(model), device, dtype)
-    rows = [
-        _token_ids(scorer, *pair, max_length) for pair in zip(prompts, completions, strict=True)
-    ]
-    scores = [(score - center) / scale for score in _scores(scorer, rows, batch_size)]
-    return [score if math.isfinite(score) else None for score in scores]
+    rows = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        rows.append(_token_ids(scorer, prompt, completion, max_length))
+    rewards: list[float | None] = []
+    for score in _scores(scorer, rows, batch_size):
+        reward = (score - center) / scale
+        rewards.append(reward if math.isfinite(reward) else None)
+    return rewards
 
 
 def _expect(holds: bool, problem: str) -> None:
@@ -91,7 +99,13 @@ def _expect(holds: bool, problem: str) -> None:
         raise RewardSpecError(f"reward_model: {problem}. Change it among the reward's options.")
 
 
+def _expect_count(option: str, value: Any) -> None:
+    is_count = isinstance(value, int) and value >= 1
+    _expect(is_count, f"{option}={value!r}; expected a whole number, 1 or more")
+
+
 def _is_number(value: Any) -> bool:
+    # Not isinstance: a bool is an int to Python.
     return type(value) in (int, float) and math.isfinite(value)
 
 
@@ -99,20 +113,21 @@ def _is_number(value: Any) -> bool:
 
 
 def _token_ids(scorer: _Scorer, prompt: Any, completion: Completion, max_length: int) -> list[int]:
-    """What the model reads."""
+    """Return the tokens that the model reads, without padding."""
     as_chat = isinstance(prompt, list) and isinstance(completion, list)
     if as_chat and scorer.tokenizer.chat_template is None:
         raise RewardSpecError(
-            f"reward_model: the tokenizer of {scorer.name!r} has no chat template, and prompts and completions are "
-            "messages. Save one with it (tokenizer.chat_template), or train on prompts that are texts."
+            f"reward_model: the tokenizer of {scorer.name!r} has no chat template, and prompts and "
+            "completions are messages. Save one with it (tokenizer.chat_template), or train on "
+            "prompts that are texts."
         )
     if as_chat:
         text = scorer.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
     else:
         text = _prompt_text(prompt) + completion_text(completion)
-    # A chat template writes the special tokens itself.
     encoded = scorer.tokenizer(
         text,
+        # A chat template writes the special tokens itself.
         add_special_tokens=not as_chat,
         truncation=True,
         max_length=min(max_length, scorer.longest),
@@ -123,51 +138,66 @@ def _token_ids(scorer: _Scorer, prompt: Any, completion: Completion, max_length:
 def _prompt_text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
-    # completion_text reads the assistant's messages; of a prompt everybody's count.
-    return completion_text([message | {"role": "assistant"} for message in prompt])
+    # completion_text reads the assistant's messages only; every message of a prompt counts.
+    messages = []
+    for message in prompt:
+        messages.append(message | {"role": "assistant"})
+    return completion_text(messages)
 
 
 # Scores
 
 
 def _scores(scorer: _Scorer, rows: list[list[int]], batch_size: int) -> list[float]:
-    """The model's number for each row, in the order of `rows`; NaN for an empty one."""
+    """Return the model's number for each row, in the order of `rows`; NaN for an empty row."""
     scores = [math.nan] * len(rows)
-    # Neighbours of one length need no padding; the longest first, so that memory runs out at once or never.
-    order = sorted(
-        (index for index, row in enumerate(rows) if row),
-        key=lambda index: len(rows[index]),
-        reverse=True,
-    )
+    # Rows of one length need no padding, so rows are sorted by length. The longest are first, so
+    # that memory runs out in the first batch or never.
+    order = []
+    for index, row in enumerate(rows):
+        if row:
+            order.append(index)
+    order.sort(key=lambda index: len(rows[index]), reverse=True)
     for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        for index, score in zip(
-            batch, _forward(scorer, [rows[index] for index in batch]), strict=True
-        ):
+        indices = order[start : start + batch_size]
+        batch = list(map(rows.__getitem__, indices))
+        for index, score in zip(indices, _forward(scorer, batch), strict=True):
             scores[index] = score
     return scores
 
 
 def _forward(scorer: _Scorer, rows: list[list[int]]) -> list[float]:
-    """One forward pass; rows are padded on the right, where padding moves no position."""
+    """Return the score of each row, from one forward pass."""
     import torch
 
     pad_id = scorer.pad_id
     if pad_id is None:
-        # A decoder reads its score at the last token that is not the padding token. Trained without one, it means the
-        # last token, so the padding must be a token in which no row ends.
-        pad_id = min(set(range(len(rows) + 1)) - {row[-1] for row in rows})
+        pad_id = _unused_last_token(rows)
     scorer.model.config.get_text_config().pad_token_id = pad_id
-    length = max(map(len, rows))
-    input_ids = torch.tensor(
-        [row + [pad_id] * (length - len(row)) for row in rows], device=scorer.model.device
-    )
-    mask = torch.tensor(
-        [[1] * len(row) + [0] * (length - len(row)) for row in rows], device=scorer.model.device
-    )
+    shape = (len(rows), max(map(len, rows)))
+    input_ids = torch.full(shape, pad_id)  # (B, T)
+    mask = torch.zeros(shape, dtype=torch.long)  # (B, T)
+    for index, row in enumerate(rows):
+        # Padding on the right moves no token to another position.
+        input_ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    device = scorer.model.device
     with torch.inference_mode():
-        logits = scorer.model(input_ids=input_ids, attention_mask=mask).logits  # (rows, 1)
-    return logits.squeeze(-1).float().tolist()
+        output = scorer.model(input_ids=input_ids.to(device), attention_mask=mask.to(device))
+    return output.logits.squeeze(-1).float().tolist()
+
+
+def _unused_last_token(rows: list[list[int]]) -> int:
+    """Return a token in which no row ends, to pad for a model that has no padding token.
+
+    A decoder reads its score at the last token that is not the padding token. A model that was
+    trained without a padding token has to read it at the last token of the row.
+    """
+    last_tokens = {row[-1] for row in rows}
+    token = 0
+    while token in last_tokens:
+        token += 1
+    return token
 
 
 # Model
@@ -175,43 +205,30 @@ def _forward(scorer: _Scorer, rows: list[list[int]]) -> list[float]:
 
 @functools.cache
 def _load(name: str, device: str | None, dtype: str) -> _Scorer:
-    """Load once per process; the trainer's random numbers are what they were."""
+    """Load the model once per process, without a change to the trainer's random state."""
     import torch
-    from transformers.utils import find_adapter_config_file
 
-    where = _device(device)
-    _expect(
-        dtype == "auto" or isinstance(getattr(torch, str(dtype), None), torch.dtype),
-        f"dtype={dtype!r}; expected 'auto' or a type of torch, like 'bfloat16'",
-    )
-    # Everything is made on the CPU first, so no other generator is drawn from.
+    torch_device = _device(device)
+    is_dtype = dtype == "auto" or isinstance(getattr(torch, str(dtype), None), torch.dtype)
+    _expect(is_dtype, f"dtype={dtype!r}; expected 'auto' or a type of torch, like 'bfloat16'")
+    # The weights are made on the CPU and moved, so only the CPU's generator is drawn from.
     with torch.random.fork_rng(devices=[]):
-        try:
-            is_adapter = find_adapter_config_file(name) is not None
-            model, tokenizer = (
-                _load_adapter(name, dtype) if is_adapter else _load_whole(name, dtype)
-            )
-        except RewardSpecError:
-            raise
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise RewardSpecError(
-                f"reward_model: {name!r} cannot be loaded: {reason} Expected a folder or Hub name of a "
-                "sequence-classification model with one label, or of a PEFT adapter of one, with its tokenizer."
-            ) from error
+        model, tokenizer = _load_files(name, dtype)
     if model.config.num_labels != 1:
         raise RewardSpecError(
-            f"reward_model: {name!r} has {model.config.num_labels} labels; expected 1, the reward. A classifier cannot "
-            "be used as it is: write a reward that says what its classes are worth."
+            f"reward_model: {name!r} has {model.config.num_labels} labels; expected 1, the reward. "
+            "A classifier cannot be used as it is: write a reward that says what its classes are "
+            "worth."
         )
+    # The end of a text is the answer; its beginning may be cut off.
     tokenizer.truncation_side = "left"
     config = model.config.get_text_config()
-    # Some checkpoints have a padding token that the embeddings do not, like -1.
+    # Some checkpoints name a padding token for which they have no embedding, like -1.
     has_pad_id = config.pad_token_id is not None and 0 <= config.pad_token_id < config.vocab_size
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     return _Scorer(
         name=name,
-        model=model.to(where).eval().requires_grad_(False),
+        model=model.to(torch_device).eval().requires_grad_(False),
         tokenizer=tokenizer,
         pad_id=config.pad_token_id if has_pad_id else None,
         longest=min(positions, tokenizer.model_max_length),
@@ -222,16 +239,34 @@ def _device(device: str | None) -> Any:
     import torch
 
     if device is None:
-        return (
-            torch.accelerator.current_accelerator()
-            if torch.accelerator.is_available()
-            else torch.device("cpu")
-        )
+        if torch.accelerator.is_available():
+            return torch.accelerator.current_accelerator()
+        return torch.device("cpu")
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise RewardSpecError(
             f"reward_model: device={device!r} is no device; expected one like 'cpu' or 'cuda:1'."
+        ) from error
+
+
+def _load_files(name: str, dtype: str) -> tuple[Any, Any]:
+    """Return the model, on the CPU, and its tokenizer."""
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        if find_adapter_config_file(name) is not None:
+            return _load_adapter(name, dtype)
+        return _load_whole(name, dtype)
+    # A RewardSpecError is a ValueError, and it says already what is wrong.
+    except RewardSpecError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RewardSpecError(
+            f"reward_model: {name!r} cannot be loaded: {reason} Expected a folder or Hub name of a "
+            "sequence-classification model with one label, or of a PEFT adapter of one, with its "
+            "tokenizer."
         ) from error
 
 
@@ -247,29 +282,40 @@ def _load_whole(name: str, dtype: str) -> tuple[Any, Any]:
 
 def _load_adapter(name: str, dtype: str) -> tuple[Any, Any]:
     from peft import PeftConfig, PeftModel, load_peft_weights
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     base_name = PeftConfig.from_pretrained(name).base_model_name_or_path
     base, loading = AutoModelForSequenceClassification.from_pretrained(
         base_name, dtype=dtype, num_labels=1, output_loading_info=True
     )
-    # The base is mostly a language model, and the head that it lacks is part of the adapter.
-    from_adapter = {
-        key.removeprefix("base_model.model.") for key in load_peft_weights(name, device="cpu")
-    }
-    _refuse_random(name, set(loading["missing_keys"]) - from_adapter)
-    try:  # the tokenizer of its training, perhaps with a chat template of its own
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        # By which TRL, and grpo-hf, tell where a score is read; the base's may never have been used.
-        base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    except (OSError, ValueError):
-        tokenizer = AutoTokenizer.from_pretrained(base_name)
+    # The base is mostly a language model, and the adapter holds the head that the base lacks.
+    missing = set(loading["missing_keys"])
+    for key in load_peft_weights(name, device="cpu"):
+        missing.discard(key.removeprefix("base_model.model."))
+    _refuse_random(name, missing)
+    tokenizer = _adapter_tokenizer(name, base_name, base.config.get_text_config())
     return PeftModel.from_pretrained(base, name, torch_device="cpu"), tokenizer
 
 
-def _refuse_random(name: str, missing: Any) -> None:
+def _adapter_tokenizer(name: str, base_name: str, base_config: Any) -> Any:
+    """Return the adapter's own tokenizer if it has one, else the tokenizer of its base."""
+    from transformers import AutoTokenizer
+
+    try:
+        # It was used in training, and may have a chat template of its own.
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        # TRL and grpo-hf train adapters to be read before this padding token. The base model's
+        # padding token may never have been used.
+        base_config.pad_token_id = tokenizer.pad_token_id
+        return tokenizer
+    except (OSError, ValueError):
+        return AutoTokenizer.from_pretrained(base_name)
+
+
+def _refuse_random(name: str, missing: Collection[str]) -> None:
     if missing:
         raise RewardSpecError(
-            f"reward_model: {name!r} lacks weights of a reward model ({', '.join(sorted(missing)[:3])}), so its scores "
-            "would be random. Expected a model that was trained as a reward model, not a language model."
+            f"reward_model: {name!r} lacks weights of a reward model "
+            f"({', '.join(sorted(missing)[:3])}), so its scores would be random. Expected a model "
+            "that was trained as a reward model, not a language model."
         )

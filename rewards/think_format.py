@@ -1,4 +1,7 @@
-"""Pays for thinking before answering, in the tags of DeepSeek-R1 (arXiv 2501.12948, table 1), right or wrong."""
+"""Pay for thinking before answering, in the tags of DeepSeek-R1, right or wrong.
+
+Source: DeepSeek-R1 (arXiv 2501.12948), table 1.
+"""
 
 import re
 from typing import Any
@@ -16,18 +19,22 @@ _THINK_THEN_ANSWER = re.compile(r"<think>(.*)</think>\s*<answer>(.*)</answer>", 
 def think_format(
     completions: list[Completion], *, answer_tags: bool = True, opened: bool = False, **columns: Any
 ) -> list[float | None]:
-    """1.0 for `<think>...</think>` then an answer, each tag once, neither part empty, nothing else around; else 0.0.
+    """Return 1.0 for `<think>...</think>` followed by an answer, else 0.0.
+
+    Each tag must occur once, neither part may be empty, and nothing else may stand around them.
 
     Args:
         completions: texts, or lists of messages.
-        answer_tags: the answer stands in `<answer>...</answer>`, with only whitespace outside; without them it is all
-            that follows `</think>`.
-        opened: the chat template writes the opening `<think>` into the prompt, so that the completion starts after it
-            (and one more `<think>` is one too many).
+        answer_tags: the answer stands in `<answer>...</answer>`, with only whitespace outside. If
+            False, the answer is all that follows `</think>`.
+        opened: the chat template writes the opening `<think>` into the prompt, so the completion
+            starts after it, and a `<think>` in the completion is one too many.
 
-    >>> think_format(["<think>6 * 7</think>\\n<answer>42</answer>", "<think>6 * 7</think> 42", "<answer>42</answer>"])
+    >>> tagged = "<think>6 * 7</think>\\n<answer>42</answer>"
+    >>> think_format([tagged, "<think>6 * 7</think> 42", "<answer>42</answer>"])
     [1.0, 0.0, 0.0]
-    >>> think_format(["6 * 7</think> 42", "<think>6 * 7</think> 42"], answer_tags=False, opened=True)
+    >>> untagged = ["6 * 7</think> 42", "<think>6 * 7</think> 42"]
+    >>> think_format(untagged, answer_tags=False, opened=True)
     [1.0, 0.0]
     """
     form = _THINK_THEN_ANSWER if answer_tags else _THINK_THEN_TEXT
@@ -35,8 +42,17 @@ def think_format(
     rewards: list[float | None] = []
     for completion in completions:
         text = completion_text(completion).strip()
-        text = f"<think>{text}" if opened else text
-        # Counted first: then no tag can hide in a part, and the pattern has nothing to search through.
-        match = form.fullmatch(text) if all(text.count(tag) == 1 for tag in tags) else None
-        rewards.append(float(match is not None and all(part.strip() for part in match.groups())))
+        if opened:
+            text = f"<think>{text}"
+        rewards.append(float(_has_form(text, form, tags)))
     return rewards
+
+
+def _has_form(text: str, form: re.Pattern[str], tags: tuple[str, ...]) -> bool:
+    # Tags are counted before the pattern is matched, so that no part can contain a tag and the
+    # pattern has only one way to match.
+    for tag in tags:
+        if text.count(tag) != 1:
+            return False
+    match = form.fullmatch(text)
+    return match is not None and all(map(str.strip, match.groups()))

@@ -1,3 +1,4 @@
+import itertools
 import time
 
 import pytest
@@ -43,7 +44,7 @@ BAD = [
 
 @pytest.mark.parametrize(
     ("completion", "reward"),
-    [(text, 1.0) for text in GOOD] + [(text, 0.0) for text in BAD],
+    [*itertools.product(GOOD, [1.0]), *itertools.product(BAD, [0.0])],
     ids=lambda value: repr(value)[:60],
 )
 def test_form(completion, reward):

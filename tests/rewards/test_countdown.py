@@ -3,6 +3,7 @@ import random
 import time
 import warnings
 from fractions import Fraction
+from operator import add, mul, sub, truediv
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards.countdown import countdown
 from grpo_hf.scoring.reward import RewardSettings
 
-SOLVED, WRONG, FORMLESS = 1.1, 0.1, 0.0
+SOLVED = 1.1
+WRONG = 0.1
+FORMLESS = 0.0
 
 
 def score(completion, numbers=(1, 3, 9), target=24, **options):
@@ -24,22 +27,22 @@ def tagged(expression):
 
 
 def random_expression(rng, numbers):
-    """An expression of all `numbers` and its exact value, built together; None for the value if it divides by zero."""
+    """Build an expression of all `numbers` together with its exact value.
+
+    The value is None if the expression divides by zero.
+    """
     if len(numbers) == 1:
         return str(numbers[0]), Fraction(numbers[0])
     cut = rng.randrange(1, len(numbers))
-    (left, a), (right, b) = (
-        random_expression(rng, numbers[:cut]),
-        random_expression(rng, numbers[cut:]),
-    )
+    left, a = random_expression(rng, numbers[:cut])
+    right, b = random_expression(rng, numbers[cut:])
     operator = rng.choice("+-*/")
     space = rng.choice(["", " "])
     text = f"({left}{space}{operator}{space}{right})"
     if a is None or b is None or (operator == "/" and b == 0):
         return text, None
-    return text, {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b}[
-        operator
-    ]()
+    operations = {"+": add, "-": sub, "*": mul, "/": truediv}
+    return text, operations[operator](a, b)
 
 
 def test_problems_built_from_their_solution_are_solved():
@@ -67,7 +70,7 @@ def test_problems_built_from_their_solution_are_solved():
 
 
 def test_agrees_with_brute_force():
-    """Every expression of three numbers in both groupings, judged by Python's own arithmetic."""
+    """Compare every expression of three numbers, in both groupings, with Python's arithmetic."""
     rng = random.Random(1)
     for _ in range(4):
         numbers = [rng.randrange(1, 13) for _ in range(3)]
@@ -80,12 +83,13 @@ def test_agrees_with_brute_force():
                     values[text] = eval(text.replace("/", "/ F(1) /"), {"F": Fraction})
                 except ZeroDivisionError:
                     values[text] = None
-        target = rng.choice(
-            [int(value) for value in values.values() if value is not None and value == int(value)]
-        )
-        rewards = countdown(
-            [tagged(t) for t in values], [numbers] * len(values), [target] * len(values)
-        )
+        whole_values = []
+        for value in values.values():
+            if value is not None and value == int(value):
+                whole_values.append(int(value))
+        target = rng.choice(whole_values)
+        completions = list(map(tagged, values))
+        rewards = countdown(completions, [numbers] * len(values), [target] * len(values))
         assert rewards == [SOLVED if value == target else WRONG for value in values.values()]
 
 
@@ -274,9 +278,7 @@ def test_bad_row_is_none(numbers, target):
     assert countdown([tagged("(9 - 1) * 3"), ""], [numbers] * 2, [target] * 2) == [None, None]
 
 
-@pytest.mark.parametrize(
-    "kind", [tuple, np.array, lambda numbers: [np.int32(number) for number in numbers]]
-)
+@pytest.mark.parametrize("kind", [tuple, np.array, lambda numbers: list(map(np.int32, numbers))])
 def test_rows_of_other_integer_types(kind):
     assert countdown([tagged("(9 - 1) * 3")], [kind([1, 3, 9])], [np.int64(24)]) == [SOLVED]
 

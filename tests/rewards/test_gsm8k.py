@@ -28,14 +28,18 @@ def message(content):
 
 
 def near_misses(rng, n):
-    """(kind, text) pairs that do not denote the integer n >= 10; each value is known without reading the text."""
+    """Yield (kind, text) pairs whose text does not denote the integer n >= 10.
+
+    Each value is known without reading the text.
+    """
     digits = str(n)
     at = rng.randrange(len(digits))
     dropped = int(digits[:at] + digits[at + 1 :])
     added = int(digits[: at + 1] + rng.choice("0123456789") + digits[at + 1 :])
-    moved = [
-        digits[:cut] + "," + digits[cut:] for cut in range(1, len(digits)) if len(digits) - cut != 3
-    ]
+    moved = []
+    for cut in range(1, len(digits)):
+        if len(digits) - cut != 3:
+            moved.append(digits[:cut] + "," + digits[cut:])
     unequal = [i for i in range(len(digits) - 1) if digits[i] != digits[i + 1]]
     values = {
         "one more": n + 1,
@@ -49,10 +53,8 @@ def near_misses(rng, n):
         i = rng.choice(unequal)
         values["swapped digits"] = int(digits[:i] + digits[i + 1] + digits[i] + digits[i + 2 :])
     assert n not in values.values()
-    yield from (
-        (kind, rng.choice([str(value), f"{value:,}", f"{value}.0"]))
-        for kind, value in values.items()
-    )
+    for kind, value in values.items():
+        yield kind, rng.choice([str(value), f"{value:,}", f"{value}.0"])
     yield "a tenth", f"{n // 10}.{n % 10}"
     yield "inverse", f"1/{n}"
     yield "and a half", rng.choice([f"{n}.5", f"{n} 1/2", rf"{n}\frac{{1}}{{2}}"])
@@ -62,9 +64,10 @@ def near_misses(rng, n):
 
 
 def spellings(value):
-    """Texts that denote the Fraction `value`, made from its parts."""
-    sign, size = "-" * (value < 0), abs(value)
-    n, d = size.numerator, size.denominator
+    """Yield texts that denote the Fraction `value`, made from its parts."""
+    sign = "-" * (value < 0)
+    size = abs(value)
+    n, d = size.as_integer_ratio()
     yield f"{sign}{n}/{d}"
     yield rf"{sign}\frac{{{n}}}{{{d}}}"
     yield rf"${sign}\dfrac{{{2 * n}}}{{{2 * d}}}$"
@@ -93,7 +96,8 @@ def spellings(value):
 
 def test_near_misses_score_zero():
     rng = random.Random(0)
-    wrong, seen = [], 0
+    wrong = []
+    seen = 0
     while seen < 1000:
         n = rng.randrange(10, 10 ** rng.randrange(2, 8))
         for kind, text in near_misses(rng, n):
@@ -126,11 +130,15 @@ def test_real_solutions_are_right():
         .read_text(encoding="utf-8")
         .splitlines()
     )
-    solutions = [json.loads(line)["answer"] for line in lines]
+    solutions = []
+    golds = []
+    for line in lines:
+        solution = json.loads(line)["answer"]
+        solutions.append(solution)
+        golds.append(int(solution.split("#### ")[1].replace(",", "")))
     assert len(solutions) == 7473
     assert gsm8k(solutions, solutions) == [1.0] * len(solutions)
     # The dataset's own form, read by its own rule, is the independent truth.
-    golds = [int(solution.split("#### ")[1].replace(",", "")) for solution in solutions]
     assert gsm8k(solutions, golds) == [1.0] * len(solutions)
     assert gsm8k(solutions, [gold + 1 for gold in golds]) == [0.0] * len(solutions)
 
@@ -225,7 +233,8 @@ def test_accepts(completion):
     ],
 )
 def test_rejects(completion):
-    # 42 spelled in other digits, or inside a form that is not read, is not accepted either: no reading beats a guess.
+    # 42 in other digits, or inside a form that is not read, is not accepted either: no reading
+    # beats a guess.
     assert score(completion) == 0.0
     assert score(completion, gold="not a number") is None
 
@@ -282,11 +291,9 @@ def test_strings_and_messages_score_alike():
     texts = ["#### 42", "#### 43", "", r"\boxed{42}", "It is 42", "#### 42 or 43"]
     as_text = gsm8k(texts, answer=[42] * 6)
     assert as_text == [1.0, 0.0, 0.0, 1.0, 1.0, 0.0]
-    assert gsm8k([message(text) for text in texts], answer=[42] * 6) == as_text
-    assert (
-        gsm8k([message([{"type": "text", "text": text}]) for text in texts], answer=[42] * 6)
-        == as_text
-    )
+    assert gsm8k(list(map(message, texts)), answer=[42] * 6) == as_text
+    parts = [message([{"type": "text", "text": text}]) for text in texts]
+    assert gsm8k(parts, answer=[42] * 6) == as_text
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ RUBRIC = "Question: {prompt}\nReference: {answer}\nAnswer:\n{completion}\nIs it 
 
 
 def says(text, *, finish_reason="stop", usage=(100, 20)):
-    """A 200 response of a chat-completions server."""
+    """Return a response with status 200 of a chat-completions server."""
     body = {
         "choices": [
             {"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
@@ -31,12 +31,15 @@ def says(text, *, finish_reason="stop", usage=(100, 20)):
 
 
 def fails(status, message="later"):
-    """An error as OpenAI's server words it."""
+    """Return an error as OpenAI's server words it."""
     return status, json.dumps({"error": {"message": message}}), {}
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with `script` in turn, its last entry for ever; keeps what it was asked, and how many asked at once."""
+    """A server that answers with the entries of `script` in turn, and then with the last for ever.
+
+    It keeps the requests, and how many of them were under way at once.
+    """
 
     daemon_threads = True
     request_queue_size = 128
@@ -45,12 +48,14 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script = [says("It holds.\nSCORE: 7")]
         self.delay = 0.0
-        self.requests, self.under_way, self.most_under_way = [], 0, 0
+        self.requests = []
+        self.under_way = 0
+        self.most_under_way = 0
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
     def handle_error(self, request, client_address):
-        """A client that hangs up is part of some tests."""
+        """Print nothing: a client that hangs up is part of some tests."""
 
     @property
     def questions(self):
@@ -71,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(server.delay)
         with server.lock:
             server.under_way -= 1
-        if status is None:  # hang up
+        # Hang up.
+        if status is None:
             self.close_connection = True
             return
         self.send_response(status)
@@ -82,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, *_):
-        """Nothing to stderr."""
+        """Print nothing to stderr."""
 
 
 @pytest.fixture
@@ -267,7 +273,9 @@ def test_one_more_chance_then_a_named_error(server, options, bad):
 def test_reminds_of_the_form(server, options):
     server.script = [says("I like it."), says("SCORE: 9")]
     assert score(options) == 0.9
-    first, second = (request["body"]["messages"] for request in server.requests)
+    first = server.requests[0]["body"]["messages"]
+    second = server.requests[1]["body"]["messages"]
+    assert len(server.requests) == 2
     assert second[:2] == [*first, {"role": "assistant", "content": "I like it."}]
     assert "SCORE: <number>" in second[2]["content"]
 
@@ -341,10 +349,11 @@ def test_is_concurrent_and_in_order(server, options):
     server.delay = 0.4
 
     async def many():
-        calls = (judge(["c"], ["p"], answer=[str(row)], **options) for row in range(12))
-        return await asyncio.gather(
-            *calls, judge(["c", "d"], ["p", "p"], answer=["a", None], **options)
-        )
+        calls = []
+        for row in range(12):
+            calls.append(judge(["c"], ["p"], answer=[str(row)], **options))
+        calls.append(judge(["c", "d"], ["p", "p"], answer=["a", None], **options))
+        return await asyncio.gather(*calls)
 
     start = time.monotonic()
     *single, double = asyncio.run(many())
@@ -354,7 +363,10 @@ def test_is_concurrent_and_in_order(server, options):
 
 
 def test_as_a_run_calls_it(server, options):
-    """One loop after the other, in each many calls with one completion; what is refused costs only its own value."""
+    """A run makes one event loop after the other, each with many calls for one completion.
+
+    A call that is refused loses only its own value.
+    """
     reward = load_reward({"grpo_hf.rewards.judge:judge": options})
     samples = [{"completions": ["c"], "prompts": ["p"], "answer": [str(row)]} for row in range(8)]
     server.delay = 0.05
@@ -362,11 +374,12 @@ def test_as_a_run_calls_it(server, options):
         server.requests.clear()
         server.script = [fails(400, "context too long"), says("SCORE: 7")]
         outcomes = asyncio.run(call_async(reward, samples, timeout=5, concurrency=4))
+        values = [outcome.value for outcome in outcomes if not outcome.failure]
         [failed] = [outcome for outcome in outcomes if outcome.failure]
         assert (
             failed.failure.summary == "openai.BadRequestError: Error code: 400 - context too long"
         )
-        assert [outcome.value for outcome in outcomes if outcome is not failed] == [0.7] * 7
+        assert values == [0.7] * 7
     assert server.most_under_way == 4
 
 
@@ -375,9 +388,11 @@ def test_as_a_run_calls_it(server, options):
 
 def test_cache_needs_no_request(server, options, tmp_path):
     options["cache"] = str(tmp_path / "cache" / "verdicts")
-    assert [score(options) for _ in range(3)] == [0.7] * 3
+    for _ in range(3):
+        assert score(options) == 0.7
     assert len(server.requests) == 1
-    [entry] = (tmp_path / "cache" / "verdicts").iterdir()  # and nothing half written
+    # One file, so nothing was left half written.
+    [entry] = (tmp_path / "cache" / "verdicts").iterdir()
     assert json.loads(entry.read_text()) == {"reply": "It holds.\nSCORE: 7"}
 
 
@@ -468,27 +483,26 @@ def test_the_key_is_sent_and_nowhere_else(server, options, tmp_path, monkeypatch
     options["cache"] = str(tmp_path / "cache")
     server.script = [fails(500, KEY), says(f"You sent {KEY}.\nSCORE: 7")]
     assert score(options) == 0.7
-    assert [request["headers"]["Authorization"] for request in server.requests] == [
-        f"Bearer {KEY}"
-    ] * 2
-    [written] = [path.read_text() for path in (tmp_path / "cache").iterdir()]
+    assert len(server.requests) == 2
+    for request in server.requests:
+        assert request["headers"]["Authorization"] == f"Bearer {KEY}"
+        assert KEY not in json.dumps(request["body"])
+    [entry] = (tmp_path / "cache").iterdir()
+    written = entry.read_text()
     assert "You sent ***." in written
     assert {"openai._base_client", "httpx2", "httpcore2.http11"} <= {
         record.name for record in caplog.records
     }
     printed = "".join(capfd.readouterr())
-    assert all(
-        KEY not in text for text in [caplog.text, printed, written, *map(str, options.values())]
-    )
-    assert all(KEY not in json.dumps(request["body"]) for request in server.requests)
+    for text in (caplog.text, printed, written, *map(str, options.values())):
+        assert KEY not in text
 
 
 def test_the_key_of_another_server_is_not_sent(server, options, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert score(options, api_key_env="NO_SUCH_KEY") == 0.7
-    assert [request["headers"]["Authorization"] for request in server.requests] == [
-        "Bearer no-api-key"
-    ]
+    [request] = server.requests
+    assert request["headers"]["Authorization"] == "Bearer no-api-key"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, None])
@@ -497,7 +511,8 @@ def test_no_error_holds_the_key(server, options, monkeypatch, status):
     server.script = [fails(status, f"Incorrect API key provided: {KEY}.")]
     with pytest.raises((RewardSpecError, openai.APIError)) as raised:
         score(options, api_key_env="JUDGE_KEY", retries=0)
-    text = "".join(traceback.format_exception(raised.value))  # what the run keeps of a failure
+    # This is what a run keeps of a failure.
+    text = "".join(traceback.format_exception(raised.value))
     assert KEY not in text
     assert status is None or "provided: ***." in text
     assert isinstance(raised.value, RewardSpecError) == (status in (401, 404))

@@ -13,7 +13,10 @@ pytest.importorskip("py3langid")
 
 EN = "First we add the apples of both girls, and then we divide the sum by the number of days."
 DE = "Zuerst zählen wir die Äpfel der beiden Mädchen zusammen, und dann teilen wir durch die Tage."
-FR = "On additionne d'abord les pommes des deux filles, puis on divise la somme par le nombre de jours."
+FR = (
+    "On additionne d'abord les pommes des deux filles, "
+    "puis on divise la somme par le nombre de jours."
+)
 RU = "Сначала сложим яблоки обеих девочек, а потом разделим сумму на количество дней."
 ZH = "我们先把两个女孩的苹果加起来，然后除以天数。"
 JA = "まず二人の女の子のりんごを足して、それから日数で割ります。"
@@ -27,7 +30,7 @@ def score(text, wanted="en"):
 
 
 def letters(text):
-    return sum(character.isalpha() for character in text)
+    return sum(map(str.isalpha, text))
 
 
 @pytest.mark.parametrize("wanted", TEXTS)
@@ -41,17 +44,17 @@ def test_whole_texts(wanted, written):
 )
 @pytest.mark.parametrize("joint", [" ", "\n", "\n\n"])
 def test_mixed_text_gets_the_share_of_its_letters(wanted, other, joint):
-    one, two = TEXTS[wanted], TEXTS[other]
+    one = TEXTS[wanted]
+    two = TEXTS[other]
     for pieces in ([one, two], [two, one, one], [one, two, two, two]):
-        expected = sum(letters(piece) for piece in pieces if piece == one) / sum(
-            map(letters, pieces)
-        )
+        expected = pieces.count(one) * letters(one) / sum(map(letters, pieces))
         # A letter that stands alone is not counted, so the share is not exact.
         assert score(joint.join(pieces), wanted) == pytest.approx(expected, abs=0.02)
 
 
 def test_other_scripts_are_seen_within_a_sentence():
-    english, chinese = "and then we divide all of it by the days", "我们计算苹果的总数"
+    english = "and then we divide all of it by the days"
+    chinese = "我们计算苹果的总数"
     share = letters(english) / (letters(english) + len(chinese))
     assert score(f"{chinese} {english}.") == pytest.approx(share)
     assert score(f"{chinese} {english}.", "zh") == pytest.approx(1 - share)

@@ -2,6 +2,7 @@ import json
 import os
 import random
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ FRAMES = [
     "The answer is ${}$.",
 ]
 
-# Answers in the styles of the MATH dataset, right and wrong ways to write each, and what each is worth is plain to see.
+# Answers in the styles of the MATH dataset, with right and wrong ways to write each. What each is
+# worth is plain to see.
 ROWS = [
     (
         r"\frac{1}{2}",
@@ -77,18 +79,18 @@ def message(content):
 
 @pytest.mark.parametrize(("gold", "right", "wrong"), ROWS, ids=[row[0] for row in ROWS])
 def test_what_equals_an_answer(gold, right, wrong):
-    for given in (gold, *right):
-        assert [score(frame.format(given), gold) for frame in FRAMES] == [1.0] * len(FRAMES), given
-    for given in wrong:
-        assert [score(frame.format(given), gold) for frame in FRAMES] == [0.0] * len(FRAMES), given
+    for frame in FRAMES:
+        for given in (gold, *right):
+            assert score(frame.format(given), gold) == 1.0, given
+        for given in wrong:
+            assert score(frame.format(given), gold) == 0.0, given
 
 
 def test_every_own_row_differs_from_the_others():
     for gold, *_ in ROWS:
-        others = [other for other, *_ in ROWS if other != gold]
-        assert math([rf"\boxed{{{other}}}" for other in others], [gold] * len(others)) == [
-            0.0
-        ] * len(others)
+        for other, *_ in ROWS:
+            if other != gold:
+                assert score(rf"\boxed{{{other}}}", gold) == 0.0
 
 
 @pytest.fixture(scope="module")
@@ -96,24 +98,25 @@ def math500():
     folder = Path(os.environ.get("GRPO_HF_DATA", ""), "math500")
     if "GRPO_HF_DATA" not in os.environ or not folder.is_dir():
         pytest.skip("GRPO_HF_DATA does not name a folder with math500/test.jsonl")
-    rows = [
-        json.loads(line)
-        for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    lines = (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = list(map(json.loads, lines))
     assert len(rows) == 500
     return rows
 
 
 def test_real_solutions_are_right(math500):
-    solutions, answers = [row["solution"] for row in math500], [row["answer"] for row in math500]
+    solutions = list(map(itemgetter("solution"), math500))
+    answers = list(map(itemgetter("answer"), math500))
     assert math(solutions, answers) == [1.0] * 500
-    # One solution boxes the same length as a mixed number and as a fraction, and so has two right boxes.
+    # One solution boxes the same length as a mixed number and as a fraction, so it has two right
+    # boxes.
     assert math(solutions, solutions) == [1.0] * 500
     assert math([rf"\boxed{{{answer}}}" for answer in answers], answers) == [1.0] * 500
 
 
-# Every pair of MATH-500's 301 different answers was judged once; these are all that count as equal and are not so at a
-# glance, each looked at. Units, degrees, a currency and a base may be left out.
+# Every pair of MATH-500's 301 different answers was judged once. These are all the pairs that count
+# as equal and do not look equal; each was checked by hand. Units, degrees, a currency and a base
+# may be left out.
 SAME_VALUE = [
     {"90", r"90^\circ"},
     {"120", r"120^\circ"},
@@ -128,8 +131,13 @@ SAME_VALUE = [
 ]
 
 
+def plain(text):
+    return "".join(text.replace(r"\!", "").replace("dfrac", "frac").split())
+
+
 def test_solutions_of_other_problems_are_right_by_coincidence_only(math500):
-    solutions, answers = [row["solution"] for row in math500], [row["answer"] for row in math500]
+    solutions = list(map(itemgetter("solution"), math500))
+    answers = list(map(itemgetter("answer"), math500))
     rng = random.Random(0)
     wrong = []
     for _ in range(3):
@@ -137,11 +145,8 @@ def test_solutions_of_other_problems_are_right_by_coincidence_only(math500):
         for reward, solution, given, gold in zip(
             math(solutions, golds), solutions, answers, golds, strict=True
         ):
-            one, other = (
-                "".join(text.replace(r"\!", "").replace("dfrac", "frac").split())
-                for text in (given, gold)
-            )
-            same = one == other or any({given, gold} <= values for values in SAME_VALUE)
+            same = plain(given) == plain(gold)
+            same = same or any({given, gold} <= values for values in SAME_VALUE)
             if reward != float(same):
                 wrong.append((reward, given, gold, solution))
     assert wrong == []
@@ -338,7 +343,8 @@ N = 100_000
     ids=lambda text: repr(text[:9]),
 )
 def test_long_completions_are_fast(text):
-    score(r"\boxed{41}", "42")  # math-verify's import is not the text's fault
+    # The import of math-verify is not part of the time.
+    score(r"\boxed{41}", "42")
     start = time.process_time()
     assert score(text, "42") == 0.0
     assert time.process_time() - start < 1.0
@@ -375,7 +381,8 @@ def test_long_reasoning_before_the_answer():
 def test_the_gold_answer_is_read_once(monkeypatch):
     import math_verify
 
-    parse, read = math_verify.parse, []
+    parse = math_verify.parse
+    read = []
     monkeypatch.setattr(
         math_verify,
         "parse",
@@ -388,9 +395,8 @@ def test_the_gold_answer_is_read_once(monkeypatch):
 def test_works_in_a_thread():
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(
-        1
-    ) as pool:  # where signals, and with them math-verify's own time limits, do not work
+    # Signals do not work in a thread, nor do math-verify's own time limits, which need them.
+    with ThreadPoolExecutor(1) as pool:
         assert pool.submit(score, r"\boxed{\frac{17}{34}}", "0.5").result() == 1.0
 
 

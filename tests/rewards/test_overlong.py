@@ -10,7 +10,7 @@ def score(length, **options):
 
 
 def dapo_equation_13(length, max_length, cache):
-    """Case by case, as the paper prints it."""
+    """Return the reward case by case, as the paper prints it."""
     if length <= max_length - cache:
         return 0.0
     if length <= max_length:

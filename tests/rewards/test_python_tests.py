@@ -133,8 +133,9 @@ def test_a_function_under_test_may_be_called_like_a_builtin():
 def test_the_neighbours_keep_their_scores():
     good = f"```python\n{DOUBLE}```"
     bad = [
-        "```python\n" + code + "\n```"
-        for code in ("while True: pass", "x = bytearray(10 << 30)", "import os\nos.abort()")
+        "```python\nwhile True: pass\n```",
+        "```python\nx = bytearray(10 << 30)\n```",
+        "```python\nimport os\nos.abort()\n```",
     ]
     completions = [good, bad[0], good, bad[1], good, bad[2], good]
     assert python_tests(completions, [TESTS] * 7, sandbox=BEST, timeout=1.5) == [
@@ -302,7 +303,7 @@ def mbpp(step):
         .splitlines()
     )
     assert len(lines) == 974
-    return [json.loads(line) for line in lines][::step]
+    return list(map(json.loads, lines))[::step]
 
 
 def judged(row, code, **options):
@@ -310,7 +311,7 @@ def judged(row, code, **options):
 
 
 def without_bodies(code):
-    """Every function does nothing, every name still exists."""
+    """Return the code with the same names and functions that do nothing."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -322,12 +323,15 @@ def without_bodies(code):
 
 def check_mbpp(step):
     rows = mbpp(step)
-    assert [row["task_id"] for row in rows if judged(row, row["code"]) != 1.0] == []
-    assert [
-        row["task_id"]
-        for row in rows
-        if judged(row, without_bodies(row["code"]), partial=False) != 0.0
-    ] == []
+    failed = []
+    paid_stubs = []
+    for row in rows:
+        if judged(row, row["code"]) != 1.0:
+            failed.append(row["task_id"])
+        if judged(row, without_bodies(row["code"]), partial=False) != 0.0:
+            paid_stubs.append(row["task_id"])
+    assert failed == []
+    assert paid_stubs == []
 
 
 def test_mbpp_solutions_pass_and_stubs_fail():

@@ -14,10 +14,14 @@ def score(text, **options):
 
 
 def repeated_share(words, n):
-    """By the paper's view: walk through the text and count the n-grams that occurred before."""
-    ngrams = [words[at : at + n] for at in range(len(words) - n + 1)]
-    seen_before = [ngram in ngrams[:at] for at, ngram in enumerate(ngrams)]
-    return sum(seen_before) / len(ngrams) if ngrams else 0.0
+    """Return the share as the paper describes it: the n-grams that occurred before."""
+    ngrams = []
+    repeated = 0
+    for start in range(len(words) - n + 1):
+        ngram = words[start : start + n]
+        repeated += ngram in ngrams
+        ngrams.append(ngram)
+    return repeated / len(ngrams) if ngrams else 0.0
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 40])

@@ -1,5 +1,6 @@
 import math
 import random
+from operator import add
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ COMPLETIONS = [" 42", " She has 7.\n#### 7", "", "It is 9", " " + "and so on " *
 
 
 def save(folder, tokenizer, *, kind=LlamaForSequenceClassification, config=None, **settings):
-    """Save a random reward model whose scores differ; return the folder's name."""
+    """Save a random reward model whose scores differ, and return the folder's name."""
     torch.manual_seed(0)
     make = BertConfig if kind is BertForSequenceClassification else LlamaConfig
     model = kind(
@@ -66,7 +67,10 @@ def llama(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def llama_without_padding(tmp_path_factory, tokenizer):
-    """As many decoders are: no padding token in the configuration, and the tokenizer's is its last."""
+    """Save a model that has no padding token and whose tokenizer pads with the last token.
+
+    Many decoders are like that.
+    """
     other = tiny_tokenizer()
     other.pad_token = other.eos_token
     return save(tmp_path_factory.mktemp("llama_without_padding"), other, pad_token_id=None)
@@ -90,7 +94,7 @@ def messages(texts, role):
 
 
 def one_at_a_time(model, token_ids):
-    """The scores without batches, padding or an attention mask."""
+    """Return the scores without batches, padding or an attention mask."""
     model.eval()
     with torch.no_grad():
         return [model(input_ids=torch.tensor([ids])).logits.item() for ids in token_ids]
@@ -98,10 +102,7 @@ def one_at_a_time(model, token_ids):
 
 def direct(folder, prompts, completions):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    token_ids = [
-        tokenizer(prompt + completion).input_ids
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+    token_ids = tokenizer(list(map(add, prompts, completions))).input_ids
     return one_at_a_time(AutoModelForSequenceClassification.from_pretrained(folder), token_ids)
 
 
@@ -114,25 +115,24 @@ def test_equals_one_row_at_a_time(request, kind, batch_size):
     rewards = reward_model(COMPLETIONS, PROMPTS, model=folder, batch_size=batch_size)
     expected = direct(folder, PROMPTS, COMPLETIONS)
     assert rewards == pytest.approx(expected, abs=1e-5)
-    assert len({round(reward, 3) for reward in rewards}) == 5  # or equality would mean little
+    # If the scores were all alike, equality would mean little.
+    assert len({round(reward, 3) for reward in rewards}) == 5
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama_without_padding", "llama_padded_with_its_end"])
 def test_messages_through_its_own_chat_template(request, kind):
     folder = request.getfixturevalue(kind)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    pairs = list(zip(messages(PROMPTS, "user"), messages(COMPLETIONS, "assistant"), strict=True))
-    texts = [
-        tokenizer.apply_chat_template(prompt + completion, tokenize=False)
-        for prompt, completion in pairs
-    ]
-    assert all(text.endswith("<|end|>") for text in texts)
-    token_ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    prompts = messages(PROMPTS, "user")
+    completions = messages(COMPLETIONS, "assistant")
+    token_ids = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        text = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+        assert text.endswith("<|end|>")
+        token_ids.append(tokenizer(text, add_special_tokens=False).input_ids)
     expected = one_at_a_time(AutoModelForSequenceClassification.from_pretrained(folder), token_ids)
     for batch_size in (1, 8):
-        rewards = reward_model(
-            [c for _, c in pairs], [p for p, _ in pairs], model=folder, batch_size=batch_size
-        )
+        rewards = reward_model(completions, prompts, model=folder, batch_size=batch_size)
         assert rewards == pytest.approx(expected, abs=1e-5)
 
 
@@ -253,9 +253,7 @@ def test_an_adapter_with_a_head_on_a_language_model(
         own.chat_template = "{% for message in messages %}({{ message['content'] }}){% endfor %}"
         own.save_pretrained(tmp_path)
     form = "({})({})" if own_tokenizer else "<|user|>{}<|assistant|>{}<|end|>"
-    token_ids = [
-        tokenizer(form.format(*pair)).input_ids for pair in zip(PROMPTS, COMPLETIONS, strict=True)
-    ]
+    token_ids = tokenizer(list(map(form.format, PROMPTS, COMPLETIONS))).input_ids
     expected = one_at_a_time(trained, token_ids)
     pairs = messages(COMPLETIONS, "assistant"), messages(PROMPTS, "user")
     assert reward_model(*pairs, model=str(tmp_path)) == pytest.approx(expected, abs=1e-5)
@@ -263,7 +261,7 @@ def test_an_adapter_with_a_head_on_a_language_model(
 
 def test_an_adapter_of_a_reward_model(tmp_path, llama, tokenizer):
     trained = adapter_of(AutoModelForSequenceClassification.from_pretrained(llama), tmp_path)
-    token_ids = [tokenizer(p + c).input_ids for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    token_ids = tokenizer(list(map(add, PROMPTS, COMPLETIONS))).input_ids
     rewards = reward_model(COMPLETIONS, PROMPTS, model=str(tmp_path))
     assert rewards == pytest.approx(one_at_a_time(trained, token_ids), abs=1e-5)
     assert rewards != pytest.approx(reward_model(COMPLETIONS, PROMPTS, model=llama), abs=1e-3)
@@ -298,9 +296,9 @@ def test_is_loaded_once_without_gradients(llama):
     reward_model(["43"], ["6 * 7?"], model=llama, batch_size=2, max_length=9, center=1.0)
     assert module._load.cache_info().misses == loads
     model = module._load(llama, None, "auto").model
-    assert not model.training and not any(
-        parameter.requires_grad for parameter in model.parameters()
-    )
+    assert not model.training
+    for parameter in model.parameters():
+        assert not parameter.requires_grad
 
 
 def test_dtype_and_device(llama):

@@ -1,3 +1,4 @@
+import itertools
 import time
 
 import pytest
@@ -48,12 +49,13 @@ WRONG_ANSWER_TAGS = [
     "<answer>b</answer><think>a</think>",
     "<answer>b</answer>",
 ]
-CASES = (
-    [(text, True, 1.0) for text in WITH_TAGS]
-    + [(text, True, 0.0) for text in WRONG_ANSWER_TAGS + NEITHER]
-    + [(text, False, 1.0) for text in WITHOUT_TAGS + WITH_TAGS]
-    + [(text, False, 0.0) for text in NEITHER if "<answer>b</answer>" not in text]
-)
+NEITHER_WITHOUT_TAGS = [text for text in NEITHER if "<answer>b</answer>" not in text]
+CASES = [
+    *itertools.product(WITH_TAGS, [True], [1.0]),
+    *itertools.product(WRONG_ANSWER_TAGS + NEITHER, [True], [0.0]),
+    *itertools.product(WITHOUT_TAGS + WITH_TAGS, [False], [1.0]),
+    *itertools.product(NEITHER_WITHOUT_TAGS, [False], [0.0]),
+]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,10 @@ def test_form(text, answer_tags, reward):
     ("text", "answer_tags", "reward"), CASES, ids=lambda value: repr(value)[:60]
 )
 def test_an_opened_prompt_needs_the_rest_only(text, answer_tags, reward):
-    """What completes the prompt's `<think>` scores as the whole text would; another `<think>` is one too many."""
+    """A completion of the prompt's `<think>` scores like the whole text.
+
+    A second `<think>` is one too many.
+    """
     options = {"answer_tags": answer_tags, "opened": True}
     assert think_format([text], **options) == [0.0] or "<think>" not in text
     head, tag, rest = text.partition("<think>")
