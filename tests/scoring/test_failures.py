@@ -1,27 +1,28 @@
 """Failures of rewards in a run: counted, left out of the baseline, and the end of a run at too many."""
 
 import json
-import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from support.models import LORA
 
-from grpo_hf import GRPOTrainer, load_reward, reward_settings
+from grpo_hf import GRPOConfig, GRPOTrainer, load_reward, reward_settings
 from grpo_hf.algorithm.advantages import outcome_advantages
 from grpo_hf.errors import ConfigError, RewardFailuresError, RewardOutputError
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.reporting.progress import progress_line
-from grpo_hf.scoring.failures import settle
+from grpo_hf.run_context import RunContext
+from grpo_hf.scoring.failures import Settled, settle_failures
 from grpo_hf.scoring.outcomes import Failure, Outcome
 from grpo_hf.scoring.scored_reward import ScoredReward
+from grpo_hf.scoring.scorer import Scores, scorer_under_way
 
 MakeTrainer = Callable[..., GRPOTrainer]
 NAN = float("nan")
@@ -59,81 +60,76 @@ def faulty(completions, **columns):
 """
 
 
-def watched(values: list[list[float | str]], size: int) -> tuple[SimpleNamespace, torch.Tensor]:
-    """A trainer with the outcomes of rewards, one list per reward; text is a failure's reason, NaN is None."""
-    entries = []
+def scored(values: list[list[float | str]]) -> tuple[Scores, torch.Tensor]:
+    """Scores and rewards, a list per reward; text is the reason of a failure, NaN is None."""
+    entries = {}
+    outcomes = {}
     for index, column in enumerate(values):
-        entry = ScoredReward(load_reward(lambda completions: []))
-        entry.__name__ = f"reward{index}"
-        entry.completions = [f"completion {row}" for row in range(len(column))]
-        entry.outcomes = [
-            Outcome(None, Failure(v, "it went wrong"), 2.0)
-            if isinstance(v, str)
-            else Outcome(v, seconds=1.0)
-            for v in column
-        ]
-        entries.append(entry)
-    trainer = SimpleNamespace(
-        reward_funcs=entries,
-        model=SimpleNamespace(training=True),
-        _metrics={"train": {}},
-        accelerator=SimpleNamespace(gather=lambda tensor: tensor),
-        num_generations=size,
-        args=SimpleNamespace(
-            max_reward_failures=0.5, generation_batch_size=4, output_dir=tempfile.mkdtemp()
-        ),
-        state=SimpleNamespace(global_step=3),
+        entries[index] = ScoredReward(load_reward(lambda completions: []))
+        entries[index].__name__ = f"reward{index}"
+        outcomes[index] = []
+        for value in column:
+            if isinstance(value, str):
+                outcomes[index].append(Outcome(None, Failure(value, "it went wrong"), 2.0))
+            else:
+                outcomes[index].append(Outcome(value, seconds=1.0))
+    completions = [f"completion {row}" for row in range(len(values[0]))]
+    numbers = [[NAN if isinstance(value, str) else value for value in row] for row in values]
+    return Scores(entries, outcomes, completions), torch.tensor(numbers).T
+
+
+def settled(folder: Path, values: list[list[float | str]], size: int) -> Settled:
+    """What becomes of the rewards of one process at step 3."""
+    scores, rewards = scored(values)
+    run = RunContext(Accelerator(cpu=True), group_size=size, training=True, step=3)
+    args = GRPOConfig(
+        output_dir=str(folder),
+        num_generations=4,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        max_reward_failures=0.5,
     )
-    trainer._metrics = {"train": defaultdict(list)}
-    rewards = torch.tensor(
-        [[NAN if isinstance(v, str) else v for v in column] for column in values]
-    ).T
-    return trainer, rewards
+    return settle_failures(scores, rewards, run, args)
 
 
-def test_a_row_with_a_failure_is_left_out_and_one_that_cannot_be_judged_is_not() -> None:
-    trainer, rewards = watched([[1.0, "timeout", 0.0, 0.5], [0.2, 0.2, NAN, 0.2]], 4)
-    settled = settle(trainer, rewards)
+def test_a_row_with_a_failure_is_left_out_and_one_that_cannot_be_judged_is_not(
+    tmp_path: Path,
+) -> None:
+    found = settled(tmp_path, [[1.0, "timeout", 0.0, 0.5], [0.2, 0.2, NAN, 0.2]], 4)
     expected = torch.tensor([[1.0, 0.2], [NAN, NAN], [0.0, NAN], [0.5, 0.2]])
-    torch.testing.assert_close(settled, expected, equal_nan=True)
-    metrics = {name: value for name, (value,) in trainer._metrics["train"].items()}
+    torch.testing.assert_close(found.rewards, expected, equal_nan=True)
+    metrics = found.metrics
     assert metrics["rewards/reward0/failed"] == metrics["rewards/reward0/failed/timeout"] == 0.25
     assert (metrics["rewards/reward1/failed"], metrics["rewards/reward1/judged"]) == (0.0, 0.75)
-    (kept,) = map(
-        json.loads, (Path(trainer.args.output_dir) / "failures.jsonl").read_text().splitlines()
-    )
-    assert kept == {
+    (kept,) = (tmp_path / "failures.jsonl").read_text().splitlines()
+    assert json.loads(kept) == {
         "step": 3,
         "reward": "reward0",
         "reason": "timeout",
         "detail": "it went wrong",
-    } | {"completion": "completion 1"}
-    assert (
-        metrics["rewards/reward0/latency_p50"] == 1.0
-        and metrics["rewards/reward0/latency_p99"] > 1.9
-    )
+        "completion": "completion 1",
+    }
+    assert metrics["rewards/reward0/latency_p50"] == 1.0
+    assert metrics["rewards/reward0/latency_p99"] > 1.9
 
 
-def test_a_group_with_one_completion_left_is_left_out() -> None:
-    trainer, rewards = watched([[1.0, "killed", 0.0, 0.5]], 2)
-    assert settle(trainer, rewards).isnan().all(1).tolist() == [True, True, False, False]
+def test_a_group_with_one_completion_left_is_left_out(tmp_path: Path) -> None:
+    found = settled(tmp_path, [[1.0, "killed", 0.0, 0.5]], 2)
+    assert found.rewards.isnan().all(1).tolist() == [True, True, False, False]
 
 
-def test_the_share_that_may_fail() -> None:
-    trainer, rewards = watched([["memory", "memory", 1.0, 0.0]], 4)
-    settle(trainer, rewards)
-    trainer, rewards = watched([["memory", "timeout", "memory", 0.0]], 4)
+def test_the_share_that_may_fail(tmp_path: Path) -> None:
+    settled(tmp_path, [["memory", "memory", 1.0, 0.0]], 4)
     with pytest.raises(
         RewardFailuresError,
         match=r"failed on 3 of 4 completions at step 3, more(?s:.*)it went wrong",
     ):
-        settle(trainer, rewards)
+        settled(tmp_path, [["memory", "timeout", "memory", 0.0]], 4)
 
 
-def test_one_wrong_setting_ends_a_run() -> None:
-    trainer, rewards = watched([["settings", 1.0, 1.0, 0.0]], 4)
+def test_one_wrong_setting_ends_a_run(tmp_path: Path) -> None:
     with pytest.raises(RewardFailuresError, match="cannot be used as it is set up: it went wrong"):
-        settle(trainer, rewards)
+        settled(tmp_path, [["settings", 1.0, 1.0, 0.0]], 4)
 
 
 def test_what_cannot_work_fails_before_the_model_is_loaded(
@@ -271,7 +267,9 @@ def run_with_faults(
 
     def keep(*arguments: Any, **named: Any) -> Any:
         result = original(*arguments, **named)
-        scored.append(tuple(list(entry.outcomes) for entry in trainer.reward_funcs))  # type: ignore[arg-type]
+        scorer = scorer_under_way()
+        assert scorer is not None
+        scored.append((scorer.scores.outcomes[0], scorer.scores.outcomes[1]))
         return result
 
     trainer._calculate_rewards = keep

@@ -43,8 +43,9 @@ def test_one_completion_s_failure_is_its_own():
         return [1 / len(text) for text in completions]
 
     (reward,) = scored_rewards(picky)
-    assert reward(completions=["a", "", "bb"]) == [1.0, None, 0.5]
-    assert [outcome.failure and outcome.failure.summary for outcome in reward.outcomes] == [
+    outcomes = reward.score(["a", "", "bb"], {})
+    assert [outcome.value for outcome in outcomes] == [1.0, None, 0.5]
+    assert [outcome.failure and outcome.failure.summary for outcome in outcomes] == [
         None,
         "ZeroDivisionError: division by zero",
         None,

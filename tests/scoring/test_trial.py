@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, ProcessorMixin
 from grpo_hf import GRPOConfig, reward_settings
 from grpo_hf.cli import main
 from grpo_hf.scoring.registry import load_reward
-from grpo_hf.scoring.trial import Finding, examine, ready
+from grpo_hf.scoring.trial import Finding, examine, prepare_rewards
 
 ROWS = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(1, 7)]
 CHAT = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
@@ -132,7 +132,8 @@ def test_the_trial_s_tokens_are_those_of_its_text(
         "train_dataset": Dataset.from_list(rows),
         "processing_class": given,
     }
-    ready(constructor, GRPOConfig(output_dir=str(tmp_path), use_cpu=True))
+    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    prepare_rewards({**constructor, "args": args})
     assert len(seen) == 2
     for completion, ids in seen:
         assert tokenizer.decode(ids) == (completion if rows is ROWS else completion[0]["content"])

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from grpo_hf import reward_settings
+from grpo_hf.scoring.outcomes import Outcome
 from grpo_hf.scoring.registry import load_reward
 from grpo_hf.scoring.scored_reward import ScoredReward
 from grpo_hf.scoring.scorer import isolate
@@ -59,9 +60,8 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScoredReward]:
     process.close()
 
 
-def reasons(entry: ScoredReward, texts: list[str]) -> list[str | None]:
-    entry(completions=texts)
-    return [outcome.failure.reason if outcome.failure else None for outcome in entry.outcomes]
+def reasons(outcomes: list[Outcome]) -> list[str | None]:
+    return [outcome.failure.reason if outcome.failure else None for outcome in outcomes]
 
 
 @pytest.mark.parametrize(
@@ -84,22 +84,22 @@ def test_a_fault_costs_its_own_completion(
     faulty: ScoredReward, fault: str, reason: str, said: str
 ) -> None:
     texts = ["good x", fault, "good xyz", "good"]
-    assert reasons(faulty, texts) == [None, reason, None, None]
-    assert said in faulty.outcomes[1].failure.detail
-    assert [outcome.value for outcome in faulty.outcomes] == [1.0, None, 3.0, 0.0]
+    outcomes = faulty.score(texts, {})
+    assert reasons(outcomes) == [None, reason, None, None]
+    assert said in outcomes[1].failure.detail
+    assert [outcome.value for outcome in outcomes] == [1.0, None, 3.0, 0.0]
 
 
 def test_the_traceback_names_file_and_line(faulty: ScoredReward) -> None:
-    reasons(faulty, ["raise"])
-    assert (
-        "faults.py" in faulty.outcomes[0].failure.detail
-        and 'raise ValueError("no")' in faulty.outcomes[0].failure.detail
-    )
+    (outcome,) = faulty.score(["raise"], {})
+    assert "faults.py" in outcome.failure.detail
+    assert 'raise ValueError("no")' in outcome.failure.detail
 
 
 def test_time_is_what_the_time_outs_explain(faulty: ScoredReward) -> None:
     start = time.monotonic()
-    assert reasons(faulty, ["hang"] * 4 + ["good"] * 40).count("timeout") == 4
+    outcomes = faulty.score(["hang"] * 4 + ["good"] * 40, {})
+    assert reasons(outcomes).count("timeout") == 4
     assert time.monotonic() - start < 4 * 0.5 / 2 + 3  # on two workers; 3 s for a busy machine
 
 
@@ -110,13 +110,9 @@ def test_the_same_for_any_number_of_workers() -> None:
         entry = ScoredReward(load_reward(_faulty_by_value()))
         process = isolate([entry], workers=workers, timeout=5)
         assert (process is None) == (workers == 0)
-        reasons(entry, texts)
-        entries.append(
-            [
-                (outcome.value, outcome.failure and outcome.failure.reason)
-                for outcome in entry.outcomes
-            ]
-        )
+        outcomes = entry.score(texts, {})
+        values = [outcome.value for outcome in outcomes]
+        entries.append(list(zip(values, reasons(outcomes), strict=True)))
         if process is not None:
             process.close()
     assert entries[0] == entries[1] == entries[2]
@@ -272,8 +268,9 @@ def test_the_process_starts_again_when_it_has_died() -> None:
     entry = ScoredReward(load_reward(kills))
     process = isolate([entry], workers=1, timeout=10)
     assert process is not None
-    assert entry(completions=["a", "kill"]) == [None, None]
-    assert "died with it, twice" in entry.outcomes[0].failure.detail
+    outcomes = entry.score(["a", "kill"], {})
+    assert [outcome.value for outcome in outcomes] == [None, None]
+    assert "died with it, twice" in outcomes[0].failure.detail
     assert entry(completions=["a"]) == [1.0]
     process.close()
 
@@ -283,7 +280,8 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     program = """
 import sys, time, threading
 from grpo_hf.scoring.registry import load_reward
-from grpo_hf.scoring.scorer import ScoredReward, isolate
+from grpo_hf.scoring.scored_reward import ScoredReward
+from grpo_hf.scoring.scorer import isolate
 def hangs(completions, **columns):
     if completions == ["hang"]: time.sleep(600)
     return [1.0]
@@ -353,8 +351,9 @@ def test_signals_without_a_name_are_a_reason_too(faulty: ScoredReward) -> None:
 
     entry = ScoredReward(load_reward(real_time))
     process = isolate([entry], workers=1, timeout=10)
-    assert reasons(entry, ["a", "kill", "b"]) == [None, "killed", None]
-    assert "signal 36" in entry.outcomes[1].failure.detail
+    outcomes = entry.score(["a", "kill", "b"], {})
+    assert reasons(outcomes) == [None, "killed", None]
+    assert "signal 36" in outcomes[1].failure.detail
     assert process is not None
     process.close()
 
@@ -366,7 +365,7 @@ def test_what_a_late_reward_has_started_ends_with_it() -> None:
 
     entry = ScoredReward(load_reward(starts))
     process = isolate([entry], workers=1, timeout=0.5)
-    assert reasons(entry, ["a"]) == ["timeout"]
+    assert reasons(entry.score(["a"], {})) == ["timeout"]
     time.sleep(0.5)
     assert not [
         p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "7777"]

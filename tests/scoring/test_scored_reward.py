@@ -107,11 +107,13 @@ def test_a_reward_that_needs_the_main_thread_moves_there(
 
     trainer = make_trainer(reward_funcs=with_alarm, peft_config=LORA, max_steps=3)
     threads.clear()  # the trainer has tried it
-    with caplog.at_level("WARNING", logger="grpo_hf.scoring.scorer"):
+    with caplog.at_level("WARNING", logger="grpo_hf.scoring.scored_reward"):
         trainer.train()
     assert threads == [False, True, True, True]  # tried once, then where it works
     said = [
-        record.getMessage() for record in caplog.records if record.name == "grpo_hf.scoring.scorer"
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "grpo_hf.scoring.scored_reward"
     ]
     assert len(said) == 1 and "with_alarm" in said[0] and "main thread" in said[0]
 
