@@ -116,9 +116,9 @@ def test_wheel(tree, environment, tmp_path):
     )
     [wheel] = tmp_path.glob("*.whl")
     packaged = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    library = {
-        f"grpo_hf/{file.name}" for file in (tree / "src" / "grpo_hf").iterdir() if file.is_file()
-    }
+    source = tree / "src"
+    files = [file for file in (source / "grpo_hf").rglob("*") if file.is_file()]
+    library = {file.relative_to(source).as_posix() for file in files if file.suffix != ".pyc"}
     rewards = {f"grpo_hf/rewards/{file.name}" for file in (tree / "rewards").glob("*.py")}
     assert packaged == library | rewards
 

@@ -145,10 +145,14 @@ def test_fresh_groups_are_the_ones_that_train(
         scale_rewards="none",
     )
     batches = []
-    replace = refill.replace_silent_groups
-    monkeypatch.setattr(
-        refill, "replace_silent_groups", lambda *a: batches.append(replace(*a)) or batches[-1]
-    )
+    replace = refill.replace_groups
+
+    def watched(*arguments: Any) -> refill.Replaced:
+        replaced = replace(*arguments)
+        batches.append(replaced.batch)
+        return replaced
+
+    monkeypatch.setattr(refill, "replace_groups", watched)
     trainer.train()
     for batch in batches:
         rewards = []

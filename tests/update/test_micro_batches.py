@@ -12,10 +12,9 @@ from grpo_hf import GRPOTrainer
 from grpo_hf.update.micro_batches import (
     Batch,
     deal,
-    kept_rows,
     micro_batches,
+    rows_with_signal,
     select,
-    without_rounding,
 )
 from grpo_hf.update.packing import PackedGroups
 
@@ -77,7 +76,7 @@ def test_an_optimizer_step_has_the_gradient_of_one_large_batch(
     """TRL's loss of all rows of the step at once is the oracle, rows without a signal among them."""
     trainer.loss_type = loss_type
     batch = generation_batch(trainer, silent=silent)
-    kept = kept_rows(trainer, batch)
+    kept = rows_with_signal(batch)
     assert kept.float().mean() == (0.5 if silent else 1.0)
     costs = batch["completion_mask"].sum(1) * kept
     parts = deal(batch["prompt_ids"], batch["prompt_mask"], costs, steps)
@@ -124,27 +123,6 @@ def test_steps_that_span_rollouts_keep_trls_normaliser(
         assert piece["num_items_in_batch"] == batch["num_items_in_batch"]
 
 
-@pytest.mark.parametrize(
-    ("rewards", "zero"),
-    [
-        ([[0.01]] * 6, True),
-        ([[0.01, 3.0]] * 6, True),
-        ([[0.01]] * 5 + [[0.02]], False),
-        ([[float("nan")]] * 6, True),
-        ([[0.01]] * 5 + [[float("nan")]], False),
-    ],
-)
-def test_equal_rewards_are_no_signal_to_the_last_bit(
-    make_trainer: Any, rewards: Any, zero: bool
-) -> None:
-    trainer = make_trainer(num_generations=6, per_device_train_batch_size=6)
-    batch = {
-        "advantages": torch.full((6,), 9.3e-6)
-    }  # what float32 leaves of 0.01 - mean(0.01, six times) over 1e-4
-    exact = without_rounding(trainer, batch, torch.tensor(rewards))
-    assert bool(exact["advantages"].any()) == (not zero)
-
-
 def test_groups_stay_whole_and_tokens_even() -> None:
     torch.manual_seed(0)
     prompts = torch.arange(32).repeat_interleave(8)[:, None] + 5
@@ -181,7 +159,7 @@ def test_a_part_without_a_row_left_is_one_token_without_effect(trainer: GRPOTrai
     batch = generation_batch(trainer)
     batch["advantages"] = torch.zeros(GROUPS * SIZE)
     batch["advantages"][0] = 1.0
-    kept = kept_rows(trainer, batch)
+    kept = rows_with_signal(batch)
     micro = micro_batches(
         batch, kept, steps=4, window=4, loss_type="grpo", total=lambda tensor: tensor
     )
@@ -206,17 +184,24 @@ def test_a_part_without_a_row_left_is_one_token_without_effect(trainer: GRPOTrai
 
 
 @pytest.mark.parametrize(
-    "settings", [{"beta": 0.04}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}]
+    ("settings", "share"),
+    [
+        ({"beta": 0.0}, 0.5),
+        ({"beta": 0.04}, 1.0),
+        ({"beta": 0.0, "entropy_coef": 0.1}, 1.0),
+        ({"beta": 0.0, "top_entropy_quantile": 0.5}, 1.0),
+    ],
 )
 def test_no_row_is_left_out_where_more_than_its_advantage_counts(
-    module_trainer: Callable[..., GRPOTrainer], settings: dict[str, Any]
+    module_trainer: Callable[..., GRPOTrainer], settings: dict[str, Any], share: float
 ) -> None:
-    trainer = module_trainer(
-        model=decoder("Llama"), peft_config=lora(), **({"beta": 0.0} | settings)
-    )
+    trainer = module_trainer(model=decoder("Llama"), peft_config=lora(), **settings)
     batch = generation_batch(trainer, silent=True)
-    assert kept_rows(trainer, batch).all()
-    assert trainer._metrics["train"]["signal/kept_fraction"] == [1.0]
+    trainer._generate_and_score_completions = lambda rows: batch
+    trainer.model.train()
+    inputs = trainer._prepare_inputs([])
+    assert trainer._metrics["train"]["signal/kept_fraction"] == [share]
+    assert inputs["completion_mask"].any(1).float().mean() == share
 
 
 def test_token_advantages_keep_a_row_with_any(trainer: GRPOTrainer) -> None:
@@ -224,4 +209,4 @@ def test_token_advantages_keep_a_row_with_any(trainer: GRPOTrainer) -> None:
     batch = generation_batch(trainer)
     batch["advantages"] = torch.zeros_like(batch["completion_ids"], dtype=torch.float)
     batch["advantages"][3, 0] = 1.0
-    assert kept_rows(trainer, batch).nonzero().flatten().tolist() == [3]
+    assert rows_with_signal(batch).nonzero().flatten().tolist() == [3]

@@ -54,7 +54,7 @@ def deal_rollout(batch: Batch, args: Any, run: RunContext, *, needs_all_rows: bo
             an entropy bonus or an entropy quantile. Elsewhere rows whose advantages are all 0 are
             not computed.
     """
-    kept = batch["advantages"].view(len(batch["prompt_ids"]), -1).any(1)  # (B,)
+    kept = rows_with_signal(batch)
     if needs_all_rows:
         kept = torch.ones_like(kept)
     pieces = micro_batches(
@@ -124,6 +124,11 @@ def _without_tokens_of_dropped_rows(piece: MicroBatch, kept: Tensor) -> MicroBat
         piece["completion_mask"][0, 0] = 1
         piece["advantages"] = torch.zeros_like(piece["advantages"])
     return piece
+
+
+def rows_with_signal(batch: Batch) -> Tensor:
+    """Return which rows have an advantage that is not 0, of the row or of any token, (B,)."""
+    return batch["advantages"].view(len(batch["prompt_ids"]), -1).any(1)
 
 
 def loss_mask(batch: Batch) -> Tensor:
