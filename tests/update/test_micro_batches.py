@@ -23,7 +23,8 @@ GROUPS, SIZE = 4, 4
 
 
 def generation_batch(trainer: GRPOTrainer, *, silent: bool = False) -> Batch:
-    """4 groups of 4 with prompts and completions of many lengths, sampled from a policy a little off the trainer's.
+    """4 groups of 4 with prompts and completions of many lengths, sampled from a policy a little
+    off the trainer's.
 
     With `silent` half of the groups have no signal.
     """
@@ -73,7 +74,9 @@ def trainer(module_trainer: Callable[..., GRPOTrainer]) -> GRPOTrainer:
 def test_an_optimizer_step_has_the_gradient_of_one_large_batch(
     trainer: GRPOTrainer, loss_type: str, silent: bool, steps: int, window: int
 ) -> None:
-    """TRL's loss of all rows of the step at once is the oracle, rows without a signal among them."""
+    """TRL's loss of all rows of the step at once is the oracle, rows without a signal among
+    them.
+    """
     trainer.loss_type = loss_type
     batch = generation_batch(trainer, silent=silent)
     kept = rows_with_signal(batch)
@@ -95,7 +98,9 @@ def test_an_optimizer_step_has_the_gradient_of_one_large_batch(
 
 @pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
 def test_where_trls_own_accumulation_differs(trainer: GRPOTrainer, loss_type: str) -> None:
-    """What docs/design.md says of TRL: token losses of an optimizer step are divided by another step's tokens."""
+    """What docs/design.md says of TRL: token losses of an optimizer step are divided by another
+    step's tokens.
+    """
     trainer.loss_type = loss_type
     batch = generation_batch(trainer)
     pieces = [select(batch, rows) for rows in torch.arange(GROUPS * SIZE).split(SIZE)][
