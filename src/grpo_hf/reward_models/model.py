@@ -223,7 +223,7 @@ class RewardModel:
             scores = self.scores(prompts, completions).tolist()
             return [score if math.isfinite(score) else None for score in scores]
 
-        # Metrics of a run bear this name.
+        # A run's metrics are named after the function.
         scored.__name__ = f"{self.adapter}_model"
         return scored
 
@@ -276,7 +276,7 @@ class RewardModel:
             The loss of each step of the optimizer.
 
         Raises:
-            DataError: there are no pairs, or a pair has an empty text or a row that is too long.
+            DataError: there are no pairs, or a prompt and its completion have no token together.
         """
         columns = columns_of_pairs(pairs)
         chosen, rejected = tokens.pair_rows(self.tokenizer, columns, self.max_length)
@@ -323,7 +323,8 @@ class RewardModel:
             The loss of each step of the optimizer.
 
         Raises:
-            DataError: a label is missing or no probability, or a step ends outside its completion.
+            DataError: a label is missing or no probability, a step ends outside its completion, or
+                a row has more tokens than the base has positions.
 
         Source: Math-Shepherd (arXiv 2312.08935), equation 2.
         """
@@ -370,7 +371,7 @@ class RewardModel:
                 weights = [*adapter_weights, *self.head.parameters()]
                 return fit(weights, lengths, terms, loss_of, settings)
         finally:
-            # A policy that trains next must not find a weight of ours that requires a gradient.
+            # Scores need no gradients, and the head is ready for them even if training failed.
             self.head.requires_grad_(False)
 
     def _check_positions(self, length: int) -> None:
