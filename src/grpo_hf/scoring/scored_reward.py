@@ -116,7 +116,7 @@ class ScoredReward:
             raw = self._run_here(self._call_of(completions, columns))
         outcomes = []
         for outcome, completion in zip(raw, completions, strict=True):
-            # Steps are placed in the text here, for a process sends numbers and no texts back.
+            # Checked here, where the text is at hand: a process sends outcomes back without it.
             outcome = clipped(placed(outcome, completion), self.reward.settings.clip)
             self.speaks_of_steps |= bool(outcome.steps)
             outcomes.append(outcome)
@@ -130,7 +130,7 @@ class ScoredReward:
         Returns:
             The call that is under way, and what a thread has to run for it, if anything.
         """
-        # Columns are read now, on the main thread: the trainer's state moves while a thread scores.
+        # The lists are copied now, on this thread, before the trainer goes on with its own.
         call_ = self._call_of(completions, columns)
         if self._process is not None:
             return self._submit(call_), None
@@ -158,7 +158,8 @@ class ScoredReward:
         except CannotTravelError as error:
             return self._stay(error, begun.call)
         except ServerDiedError:
-            # The process starts anew. What killed it once may not do so again, as a lack of memory.
+            # The process starts anew. What killed it once, such as a lack of memory, may not do so
+            # a second time.
             try:
                 return self._submit(begun.call).future.result()
             except ServerDiedError:
@@ -210,10 +211,10 @@ class ScoredReward:
             samples = []
             for row in range(call_.count):
                 # Lists of one entry: a reward takes lists, however many completions there are.
-                sample = dict(call_.shared)
+                sample: dict[str, Any] = {}
                 for name, values in call_.columns.items():
                     sample[name] = values[row : row + 1]
-                samples.append(sample)
+                samples.append(sample | call_.shared)
             if self.reward.is_async:
                 work = call_async(
                     self.reward, samples, timeout=self.timeout, concurrency=settings.concurrency

@@ -26,7 +26,7 @@ from .worker_client import CannotTravelError, RewardProcess, pack
 
 logger = logging.getLogger(__name__)
 
-# `org/name`: one slash, which a reward's name never has and a file's path only with `.py`.
+# `org/name`, as the Hub calls a model.
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -45,7 +45,7 @@ class Scores:
     completions: Sequence[Any]
 
 
-# A context variable and no global: an evaluation in another thread has a rollout of its own.
+# A context variable and no global, so that rollouts on two threads each find their own scorer.
 _under_way: "ContextVar[RolloutScorer | None]" = ContextVar("scorer under way", default=None)
 
 
@@ -106,8 +106,8 @@ class RolloutScorer:
                 self._begun[column], job = entry.begin(completions, columns)
                 if job is not None:
                     jobs.append(job)
-        # Copies, because a subclass may change the lists themselves before TRL asks. The other columns
-        # come from the dataset, and are compared as they are.
+        # Copies, because a subclass may change the lists themselves before TRL asks. The other
+        # columns come from the dataset, and are compared as they are.
         self._begun_with = {**columns, "completions": copy.deepcopy(completions)}
         self._begun_with["completion_ids"] = copy.deepcopy(columns["completion_ids"])
         if jobs:
