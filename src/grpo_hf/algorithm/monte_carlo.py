@@ -135,23 +135,21 @@ def step_values(
                 text = tuple(completion_ids[row][: end + 1])
                 of_row.append((groups[row], (tuple(prompt_ids[row]), text)))
         beginnings.append(of_row)
-        for beginning in of_row:
-            row_of[beginning] = row
-    begun = []
-    for _, beginning in row_of:
-        begun.append(beginning)
+        for key in of_row:
+            row_of[key] = row
+    begun = [beginning for _, beginning in row_of]
     completions = sampler.completions(begun, n)
     values = _judged_values(completions, row_of, n, judge)
     of_steps = []
     for of_row, value, ends in zip(beginnings, earned, step_ends, strict=True):
         row_values = []
-        for beginning in of_row:
-            row_values.append(values[beginning])
+        for key in of_row:
+            row_values.append(values[key])
         of_steps.append(row_values + [value] * (len(ends) - len(of_row)))
     tokens = sum(map(len, completions))
     # Completions repeat their beginnings, which were not sampled.
-    for _, text in begun:
-        tokens -= n * len(text)
+    for _, written in begun:
+        tokens -= n * len(written)
     return StepValues(of_steps, len(begun), tokens)
 
 
