@@ -1,7 +1,7 @@
 """What the stages of a training step have to know of the run: small values instead of the trainer.
 
-The trainer makes them where TRL's names are known (trl_seam.py), and hands them to a stage beside
-the data.
+Their fields are read from the trainer in trl_seam.py, where TRL's names are known. The trainer
+hands them to a stage beside the data.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import ConfigError
 
 
+# All of them are frozen: a stage returns what it has to say, and changes nothing of the run.
 @dataclass(frozen=True)
 class RunContext:
     """One process's view of a rollout.
@@ -54,10 +55,12 @@ class RunContext:
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the rows of all processes, (B, ...) -> (W·B, ...)."""
+        # Not gather_for_metrics, which drops rows that fill up a last batch; groups need them all.
         return self.accelerator.gather(values)
 
     def gather_list(self, values: list[Any]) -> list[Any]:
         """Return the entries of all processes in one list; they may be anything that pickles."""
+        # accelerate gathers objects by a function; its accelerator has a method for tensors alone.
         return gather_object(values)
 
     def total(self, values: Tensor) -> Tensor:
@@ -146,6 +149,7 @@ class Policy:
         max_completion_length: how many tokens a completion may have.
     """
 
+    # Functions, because step, mode and weights change while a reward holds the policy.
     context: Callable[[], RunContext]
     tokenize: Callable[[Sequence[Any]], list[list[int]]]
     sample: Callable[[list[list[int]], int, int], list[list[int]]]

@@ -51,7 +51,7 @@ class CriticSettings:
     Args:
         learning_rate: of its own AdamW.
         gamma: the discount per token, γ.
-        lam: λ; with 1 a return is what the rest of the completion earned, with 0 it is the reward of
+        lam: λ; with 1 a return is what the rest of the completion earned, with 0 the reward of
             the token plus what the critic expects after it.
         seed: decides the first weights, and the order in which completions are learned from.
     """

@@ -290,7 +290,7 @@ def _disabled_layers(model: PeftModel) -> list[Any]:
 @contextmanager
 def _flags_kept(model: Any) -> Iterator[None]:
     """Restore, after a block, which weights require a gradient and which modules train."""
-    # PEFT sets both flags of all adapters when one is added or becomes active.
+    # PEFT sets `requires_grad` of all adapters when one is added or becomes active.
     gradients = [(weight, weight.requires_grad) for weight in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -61,7 +61,8 @@ def check_dynamic_sampling(args: Any, dataset: Any, traits: RunTraits) -> None:
         raise ConfigError(
             "--dynamic_sampling is for text; this model reads images. Leave dynamic_sampling off."
         )
-    # A fresh group comes with advantages from its own rollout, so they may not depend on other groups.
+    # A fresh group has its advantages from another rollout, so they may not depend on the groups
+    # beside it.
     own_group = args.multi_objective_aggregation == "sum_then_normalize"
     if args.scale_rewards == "batch" or not own_group:
         raise ConfigError(

@@ -43,7 +43,7 @@ def train(recipe: Recipe) -> Comparison | None:
     specs = ", ".join(reward.spec for reward in task.rewards)
     say(f"{len(prompts.train):,} prompts from {task.train.source}; rewards: {specs}", flush=True)
     trainer = _trainer(recipe, task, prompts)
-    # Before training, so that an interrupted run can be resumed from its folder alone.
+    # Before training, so that an interrupted run leaves its recipe behind.
     if trainer.is_world_process_zero():
         recipe.save(Path(recipe.training.output_dir))
     trainer.train(resume_from_checkpoint=task.resume)
@@ -107,7 +107,7 @@ def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison 
         decoding={
             "max_new_tokens": trainer.max_completion_length,
             "template_options": trainer.chat_template_kwargs,
-            # Whichever is larger was meant to fit: no gradients are kept here.
+            # Both fit by the user's word, and answering keeps no gradients.
             "batch_size": max(args.per_device_eval_batch_size, args.per_device_train_batch_size),
         },
         trainer_state=trainer.state,
