@@ -70,7 +70,9 @@ class RunContext:
 
 @dataclass(frozen=True)
 class RunTraits:
-    """What kind of run a trainer was set up for; stages refuse, or leave to TRL, by it.
+    """The kind of run that a trainer was set up for.
+
+    By it a stage refuses a run, or leaves it to TRL.
 
     Args:
         sharded_weights: FSDP or DeepSpeed keeps parts of the weights in other processes.
@@ -108,7 +110,7 @@ class RunTraits:
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What happens to logits before a token is scored.
+    """The settings of the step from logits to the score of a token.
 
     Args:
         temperature: what they are divided by.
@@ -183,7 +185,7 @@ class PolicyState:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card of a run says about it, beside its settings and results.
+    """Facts about a run for its model card, beside its settings and results.
 
     Args:
         base: the name or folder of the base model.

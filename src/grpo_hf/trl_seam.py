@@ -207,7 +207,7 @@ def refill_plan(trainer: Any) -> RefillPlan:
 
 
 def samples_with_generate(trainer: Any) -> bool:
-    """Whether completions come from the model's own `generate`, on whole weights."""
+    """Return whether completions come from the model's own `generate`, on whole weights."""
     engine = trainer.use_vllm or trainer.use_transformers_continuous_batching
     # DeepSpeed's stages 1 and 2 leave whole weights on every process.
     sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
@@ -502,7 +502,7 @@ def add_forward_hook_once(module: nn.Module, hook: Callable[..., Any]) -> None:
 
 
 def lora_is_two_products(layer: Any, adapter: str) -> bool:
-    """Whether a LoRA layer adds nothing but `x A B` for this adapter, beside its base weight.
+    """Return whether a LoRA layer adds nothing but `x A B` for this adapter, beside its base weight.
 
     DoRA and other variants stand in `lora_variant`; `lora_bias` is true where B has a bias.
     """
@@ -560,7 +560,7 @@ def cpu_attention_backward(
 
 
 def has_arranged_products() -> bool:
-    """Whether torch has oneDNN's linear product for weights that were arranged before."""
+    """Return whether torch has oneDNN's linear product for weights that were arranged before."""
     # A build without oneDNN lacks these names, or has them and cannot run them.
     names = ("_linear_pointwise", "_reorder_linear_weight")
     known = all(hasattr(torch.ops.mkldnn, name) for name in names)
@@ -586,7 +586,7 @@ def layers_that_pack(model: nn.Module) -> list[Any]:
 
 
 def is_packed(layer: Any) -> bool:
-    """Whether a 4-bit layer has packed its weight, whose kernel has no backward."""
+    """Return whether a 4-bit layer has packed its weight, whose kernel has no backward."""
     return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))
 
 

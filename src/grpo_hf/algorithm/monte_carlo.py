@@ -26,7 +26,7 @@ Judge = Callable[[list[list[int]], Sequence[int]], list[float]]
 
 @dataclass(frozen=True)
 class Sampler:
-    """What completes beginnings.
+    """A function that continues lists of tokens, and its limits.
 
     Args:
         sample: continues lists of tokens, with at most so many tokens each.
@@ -64,16 +64,16 @@ class Sampler:
         self, beginnings: Sequence[Beginning], indices: list[int], n: int
     ) -> list[list[list[int]]]:
         """Return n completions of some beginnings, sampled in one call."""
-        asked = []
+        beginning_ids = []
         rooms = []
         for index in indices:
             prompt, text = beginnings[index]
             # Equal lists side by side: the sampler reads their shared states once.
             for _ in range(n):
-                asked.append([*prompt, *text])
+                beginning_ids.append([*prompt, *text])
             rooms.append(self.limit - len(text))
         # One call has one limit, so shorter beginnings may get too much, which is cut below.
-        continuations = self.sample(asked, max(rooms))
+        continuations = self.sample(beginning_ids, max(rooms))
         completions = []
         for position, index in enumerate(indices):
             beginning = list(beginnings[index][1])
@@ -86,7 +86,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class StepValues:
-    """What the steps of each completion are worth, and what that cost.
+    """The values of the steps of each completion, and the cost of computing them.
 
     Args:
         of_steps: a list per completion, a value per step.
@@ -137,8 +137,8 @@ def step_values(
         beginnings.append(of_row)
         for key in of_row:
             row_of[key] = row
-    begun = [beginning for _, beginning in row_of]
-    completions = sampler.completions(begun, n)
+    unique_beginnings = [beginning for _, beginning in row_of]
+    completions = sampler.completions(unique_beginnings, n)
     values = _judged_values(completions, row_of, n, judge)
     of_steps = []
     for of_row, value, ends in zip(beginnings, earned, step_ends, strict=True):
@@ -148,9 +148,9 @@ def step_values(
         of_steps.append(row_values + [value] * (len(ends) - len(of_row)))
     tokens = sum(map(len, completions))
     # Completions repeat their beginnings, which were not sampled.
-    for _, written in begun:
+    for _, written in unique_beginnings:
         tokens -= n * len(written)
-    return StepValues(of_steps, len(begun), tokens)
+    return StepValues(of_steps, len(unique_beginnings), tokens)
 
 
 def _judged_values(

@@ -70,11 +70,11 @@ def settings_of(args: Any, weights: Tensor, *, packs: bool) -> AdvantageSettings
 
 @dataclass(frozen=True)
 class Credit:
-    """What the tokens of a rollout are trained on.
+    """The advantages of a rollout, and what is shown and logged about them.
 
     Args:
         advantages: (B,), one per completion, or (B, C), one per token.
-        shown (B,): what the table of completions has to show; `None` where TRL's are right.
+        shown (B,): advantages for the table of completions; `None` where TRL's are right already.
         metrics: to log.
     """
 

@@ -6,7 +6,7 @@ import torch
 
 
 def computes_in_half(model: Any, *, autocast: bool) -> bool:
-    """Whether products of a model are rounded to fewer bits than float32 has.
+    """Return whether products of a model are rounded to fewer bits than float32 has.
 
     Args:
         model: a language model of transformers.

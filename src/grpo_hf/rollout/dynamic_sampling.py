@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Replaced:
-    """A rollout after dynamic sampling, and what that took.
+    """A rollout after dynamic sampling, and its cost.
 
     Args:
         batch: with fresh groups in the place of some that had no signal.
@@ -165,7 +165,7 @@ def _gathered(name: str, value: Any, run: RunContext) -> Any:
 
 
 def _pads_on_the_left(name: str) -> bool:
-    """Whether rows under this name are padded on the left, as prompts are."""
+    """Return whether rows under this name are padded on the left, as prompts are."""
     return name.startswith("prompt_")
 
 

@@ -91,8 +91,13 @@ def settle_failures(scores: Scores, rewards: Tensor, run: RunContext, args: Any)
     report = count_failures(scores, rewards, run)
     # Written before the run may end: the file is where the user looks for the reason.
     write_failures(scores, Path(args.output_dir), run.step)
-    most = option(args, "max_reward_failures")
-    stop_at_too_many(report, scores, run, most=most, planned_rows=args.generation_batch_size)
+    stop_at_too_many(
+        report,
+        scores,
+        run,
+        most=option(args, "max_reward_failures"),
+        planned_rows=args.generation_batch_size,
+    )
     return Settled(leave_out_failures(rewards, report.failed, run), report.metrics)
 
 
@@ -144,10 +149,10 @@ def leave_out_failures(rewards: Tensor, failed: Tensor, run: RunContext) -> Tens
         (W·B, F).
     """
     rewards = rewards.masked_fill(failed[:, None], torch.nan)
-    left = (~rewards.isnan().all(1)).view(-1, run.group_size).sum(1)  # (N,)
+    judged = (~rewards.isnan().all(1)).view(-1, run.group_size).sum(1)  # (N,)
     # One completion that is left has nothing to be compared with. Where None alone leaves so few,
     # TRL decides.
-    torn = failed.view(-1, run.group_size).any(1) & (left < 2)
+    torn = failed.view(-1, run.group_size).any(1) & (judged < 2)
     return rewards.masked_fill(torn.repeat_interleave(run.group_size)[:, None], torch.nan)
 
 
@@ -218,7 +223,7 @@ def stop_at_too_many(
 
 
 def lacks_checkpoint(folder: Path, step: int, accelerator: Accelerator) -> bool:
-    """Whether a run that is past its first step has no checkpoint of this step yet.
+    """Return whether a run that is past its first step has no checkpoint of this step yet.
 
     Args:
         folder: the output folder of the run.

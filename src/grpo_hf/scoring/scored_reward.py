@@ -30,7 +30,7 @@ STAYS = (
 
 @dataclass(frozen=True)
 class Call:
-    """What a reward is called with.
+    """The arguments of one call of a reward.
 
     Args:
         columns: under each name a value per completion.
@@ -80,7 +80,7 @@ class ScoredReward:
 
     @property
     def may_begin_early(self) -> bool:
-        """Whether scoring may begin before it is asked for."""
+        """Return whether scoring may begin before it is asked for."""
         # False is a reward that works on the main thread alone: scoring early would be in vain.
         return self.reward.settings.early and self._fails_everywhere is not False
 

@@ -128,7 +128,7 @@ class RolloutScorer:
 
     @property
     def scores(self) -> Scores:
-        """What came of the calls so far; nothing where a subclass scores in its own way."""
+        """The outcomes of the calls so far; none where a subclass scores without this library."""
         entries = {}
         for column in self._outcomes:
             entries[column] = self._entries[column]
@@ -248,14 +248,14 @@ def weights_at(
     weights: list[float] = []
     weighted = None
     for reward in rewards:
-        own = reward.reward.settings.weight if isinstance(reward, ScoredReward) else None
-        if own is not None:
+        weight = reward.reward.settings.weight if isinstance(reward, ScoredReward) else None
+        if weight is not None:
             weighted = weighted or reward
         # A number is one weight for the whole run; anything else is a schedule.
-        if own is None or isinstance(own, int | float):
-            weights.append(1.0 if own is None else own)
+        if weight is None or isinstance(weight, int | float):
+            weights.append(1.0 if weight is None else weight)
         else:
-            weights.append(own.at(step))
+            weights.append(weight.at(step))
     if weighted is None:
         return None
     # Which of two weights is meant, nobody can know.

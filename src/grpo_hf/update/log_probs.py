@@ -132,7 +132,7 @@ def _scored(
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are a frozen float32 matrix times the hidden state, on a CPU."""
+    """Return whether the logits are a frozen float32 matrix times the hidden state, on a CPU."""
     head = model.get_output_embeddings()
     # Of a model for images and text, the part for text.
     config = model.config.get_text_config()
