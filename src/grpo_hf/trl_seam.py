@@ -502,7 +502,7 @@ def add_forward_hook_once(module: nn.Module, hook: Callable[..., Any]) -> None:
 
 
 def lora_is_two_products(layer: Any, adapter: str) -> bool:
-    """Return whether a LoRA layer adds nothing but `x A B` for this adapter, beside its base weight.
+    """Return whether a LoRA layer adds `x A B` for this adapter to its base, and nothing else.
 
     DoRA and other variants stand in `lora_variant`; `lora_bias` is true where B has a bias.
     """
