@@ -114,7 +114,7 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     @cached_property
     def packs(self) -> bool:
-        """Return whether updates run on packed rows; it is measured once, and logged if they do not."""
+        """Return whether updates run on packed rows; measured once, and logged if they do not."""
         return option(self.args, "packed_update") and log_probs.decide_packing(
             self._scored_models(self.model_wrapped),
             super()._get_per_token_logps_and_entropies,

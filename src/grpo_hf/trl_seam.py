@@ -289,7 +289,7 @@ def check_fused_head(forward: Callable[..., Any]) -> None:
     Raises:
         SeamMovedError: a keyword is not there.
     """
-    # TRL's forward passes for the model's own, whose signature lacks these keywords.
+    # TRL's forward carries the signature of the model's own, which lacks these keywords.
     parameters = inspect.signature(forward, follow_wrapped=False).parameters
     for name in FUSED_HEAD:
         if name not in parameters:
