@@ -1,4 +1,4 @@
-"""Every mistake that a user can make with a run ends before a model is loaded, with exit code 2 and the way out."""
+"""Every mistake in a run ends before a model is loaded, with exit code 2 and the way out."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def no_model(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, tiny_checkpoint, no_model, capsys):
-    """`recipes/gsm8k.py` with settings that are all right but for those given; returns what it says on leaving."""
+    """Run `recipes/gsm8k.py` with settings that are right, except for some; return its error."""
     program = load_recipe("gsm8k")
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     good = {
@@ -119,8 +119,8 @@ class TestSettings:
     def test_batch_that_tears_a_group(self, run):
         text = run("--num_generations", "6")
         assert (
-            "1 process x per_device_train_batch_size 8 x gradient_accumulation_steps 1 = 8 completions"
-            in text
+            "1 process x per_device_train_batch_size 8 x gradient_accumulation_steps 1 = "
+            "8 completions" in text
         )
         assert "--per_device_train_batch_size 12, or --num_generations" in text
 
@@ -208,8 +208,8 @@ class TestData:
         (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         text = run(dataset_path=str(tmp_path / "long.jsonl"), eval_rows=0)
         assert (
-            "1 of 9 prompts do not fit the model's context of 256 tokens: the longest (usable row 8) has 30"
-            in text
+            "1 of 9 prompts do not fit the model's context of 256 tokens: the longest "
+            "(usable row 8) has 30" in text
         )
         assert "max_completion_length adds 16" in text
 
@@ -380,7 +380,8 @@ class TestHubNotReachable:
     )
     DATASET = (
         "error: dataset 'org/data' could not be fetched from the Hub (",
-        "point --dataset_path at a local folder or file, or use --dataset_path embedded:word_problems",
+        "point --dataset_path at a local folder or file, or use --dataset_path "
+        "embedded:word_problems",
     )
     WITHOUT_WAITING = (  # huggingface_hub waits 23 s in all between its attempts
         "import runpy, sys, time; waited = []; time.sleep = waited.append; sys.argv.pop(0);"

@@ -1,4 +1,4 @@
-"""Installed as a wheel and in place, grpo-hf works anywhere, and `rewards/` is `grpo_hf.rewards` and nothing else."""
+"""Installed as a wheel or in place, grpo-hf works anywhere, and `rewards/` is `grpo_hf.rewards`."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ print(json.dumps({
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the project, which a build may litter, and which the project itself cannot be mistaken for."""
+    """A copy of the project, which a build may litter, and from which nothing finds the project."""
     tree = tmp_path / "tree"
     for folder in ("src", "rewards"):
         shutil.copytree(
@@ -54,7 +54,8 @@ def environment(tmp_path):
     """A new virtual environment that borrows the dependencies of this one."""
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    # A folder that a .pth file adds comes last and its own .pth files are not read: an editable grpo-hf stays behind.
+    # A folder that a .pth file adds comes last, and its own .pth files are not read. So a grpo-hf
+    # that is installed there in place is not found.
     (_site_packages(environment) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return environment
 
@@ -136,5 +137,8 @@ def test_editable(tree, environment, tmp_path):
     (tree / "rewards" / "later.py").write_text(
         "def later(completions): return [0.5 for _ in completions]\n"
     )
-    program = "from grpo_hf import load_reward; print(load_reward('grpo_hf.rewards.later:later')(completions=['x']))"
+    program = (
+        "from grpo_hf import load_reward\n"
+        "print(load_reward('grpo_hf.rewards.later:later')(completions=['x']))"
+    )
     assert _run(environment, tmp_path, program).strip() == "[0.5]"

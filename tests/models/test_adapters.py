@@ -74,7 +74,10 @@ def test_a_4_bit_base_takes_an_adapter_and_trains(
 def test_a_4_bit_base_still_learns_after_generation(
     tiny_checkpoint: Path, make_trainer: MakeTrainer
 ) -> None:
-    """bitsandbytes 0.50 packs 4-bit weights at the first inference on some CPUs, and cannot train packed ones."""
+    """On some CPUs bitsandbytes 0.50 packs 4-bit weights at the first inference.
+
+    It cannot train packed weights.
+    """
 
     def gradient(*, generated: bool) -> torch.Tensor:
         model = make_trainer(
