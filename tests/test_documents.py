@@ -12,7 +12,9 @@ SOURCE = re.compile(r"\]\(\.\./(src/grpo_hf/\w+\.py)\)")
 
 
 def quotations() -> list[tuple[str, str]]:
-    """Each piece of code in the document without gaps, and the file that was named last before it."""
+    """Each piece of code in the document without gaps, and the file that was named last before
+    it.
+    """
     found = []
     for block in BLOCK.finditer(PAPER):
         file = SOURCE.findall(PAPER[: block.start()])[-1]

@@ -1,4 +1,6 @@
-"""Installed as a wheel or in place, grpo-hf works anywhere, and `rewards/` is `grpo_hf.rewards`."""
+"""Installed as a wheel and in place, grpo-hf works anywhere, and `rewards/` is `grpo_hf.rewards`
+and nothing else.
+"""
 
 import json
 import shutil
@@ -35,7 +37,9 @@ print(json.dumps({
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the project, which a build may litter, and from which nothing finds the project."""
+    """A copy of the project, which a build may litter, and which the project itself cannot be
+    mistaken for.
+    """
     tree = tmp_path / "tree"
     for folder in ("src", "rewards"):
         shutil.copytree(
@@ -54,8 +58,8 @@ def environment(tmp_path):
     """A new virtual environment that borrows the dependencies of this one."""
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    # A folder that a .pth file adds comes last, and its own .pth files are not read. So a grpo-hf
-    # that is installed there in place is not found.
+    # A folder that a .pth file adds comes last and its own .pth files are not read: an editable
+    # grpo-hf stays behind.
     (_site_packages(environment) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return environment
 
@@ -138,7 +142,7 @@ def test_editable(tree, environment, tmp_path):
         "def later(completions): return [0.5 for _ in completions]\n"
     )
     program = (
-        "from grpo_hf import load_reward\n"
-        "print(load_reward('grpo_hf.rewards.later:later')(completions=['x']))"
+        "from grpo_hf import load_reward; later = load_reward('grpo_hf.rewards.later:later'); "
+        "print(later(completions=['x']))"
     )
     assert _run(environment, tmp_path, program).strip() == "[0.5]"

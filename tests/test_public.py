@@ -1,4 +1,4 @@
-"""What users rely on: the public names, and the constructors of TRL's trainer and configuration."""
+"""What users rely on: the public names, and TRL's own constructor and configuration."""
 
 import importlib
 from inspect import signature
@@ -13,7 +13,7 @@ import grpo_hf
 PUBLIC = {
     "GRPOConfig": "grpo_hf.config",
     "GRPOTrainer": "grpo_hf.trainer",
-    "Reward": "grpo_hf.scoring.registry",
+    "Reward": "grpo_hf.scoring.reward",
     "RewardModel": "grpo_hf.reward_models.model",
     "StepRewards": "grpo_hf.scoring.steps",
     "completion_text": "grpo_hf.data.completions",

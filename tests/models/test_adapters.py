@@ -74,9 +74,8 @@ def test_a_4_bit_base_takes_an_adapter_and_trains(
 def test_a_4_bit_base_still_learns_after_generation(
     tiny_checkpoint: Path, make_trainer: MakeTrainer
 ) -> None:
-    """On some CPUs bitsandbytes 0.50 packs 4-bit weights at the first inference.
-
-    It cannot train packed weights.
+    """bitsandbytes 0.50 packs 4-bit weights at the first inference on some CPUs, and cannot
+    train packed ones.
     """
 
     def gradient(*, generated: bool) -> torch.Tensor:

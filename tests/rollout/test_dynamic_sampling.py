@@ -1,4 +1,6 @@
-"""Dynamic sampling: silent groups give way to fresh prompts, in an order that the seed alone decides."""
+"""Dynamic sampling: silent groups give way to fresh prompts, in an order that the seed alone
+decides.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,9 @@ SCRIPT = SCRIPTS / "dynamic_sampling.py"
 
 
 def record(seen: list[list[str]]) -> Callable[..., list[float]]:
-    """Says 1 to everything for an easy prompt, differs within the other groups, and writes down the prompts."""
+    """Says 1 to everything for an easy prompt, differs within the other groups, and writes down
+    the prompts.
+    """
 
     @reward_settings(in_process=True, batched=True)
     def reward(
@@ -129,7 +133,9 @@ def test_no_more_rounds_than_allowed(make_trainer: MakeTrainer, tmp_path: Path) 
 def test_fresh_groups_are_the_ones_that_train(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the splice each row has its own prompt, completion and advantage: rewards recomputed from the tokens."""
+    """After the splice each row has its own prompt, completion and advantage: rewards recomputed
+    from the tokens.
+    """
     trainer = make_trainer(
         reward_funcs=lambda prompts, completion_ids, easy, **_: [
             1.0 if simple else float(sum(ids) % 17)
@@ -198,7 +204,9 @@ def test_a_stream_is_refused(make_trainer: MakeTrainer) -> None:
 def test_two_processes_refill_together_and_one_may_have_nothing_left(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """One hang would be a timeout here: without refills one process has no signal at all, with them both are served."""
+    """One hang would be a timeout here: without refills one process has no signal at all, with
+    them both are served.
+    """
     for flag in ("false", "true"):
         launch(2, tiny_checkpoint, tmp_path / flag, flag, script=SCRIPT)
     plain, refilled = (read_metrics(tmp_path / flag) for flag in ("false", "true"))
