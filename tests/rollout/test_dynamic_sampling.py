@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from support.models import LORA
 from support.processes import SCRIPTS, launch
+from support.rollouts import watched_rollouts
 
 from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.errors import ConfigError
@@ -101,15 +102,12 @@ def test_step_values_of_fresh_prompts_are_paid_for_as_well(
         dynamic_sampling=True,
         max_steps=1,
     )
-    paid, roll_out = [], trainer._roll_out
-
-    def watched(rows: Any) -> Any:
-        batch = roll_out(rows)
-        paid.append(trainer._metrics["train"]["monte_carlo/tokens"][-1])
-        return batch
-
-    trainer._roll_out = watched
-    trainer.train()
+    with watched_rollouts() as rollouts:
+        trainer.train()
+    # A reward that sees all completions at once logs with the first of them.
+    paid = [
+        dict(rollout.scores.outcomes[1][0].metrics)["monte_carlo/tokens"] for rollout in rollouts
+    ]
     assert len(paid) > 1
     assert read_metrics(tmp_path / "run")[0]["monte_carlo/tokens"] == sum(paid)
 

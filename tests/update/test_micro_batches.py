@@ -1,5 +1,6 @@
 """Micro-batches: groups whole, tokens balanced, and the gradient of one large batch."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,12 @@ import torch
 import trl
 from support.models import block, decoder, lora, moved
 
-from grpo_hf import GRPOTrainer
+from grpo_hf import GRPOTrainer, reward_settings
+from grpo_hf.run_context import RunContext
 from grpo_hf.update.micro_batches import (
     Batch,
     deal,
+    deal_rollout,
     micro_batches,
     rows_with_signal,
     select,
@@ -198,15 +201,32 @@ def test_a_part_without_a_row_left_is_one_token_without_effect(trainer: GRPOTrai
     ],
 )
 def test_no_row_is_left_out_where_more_than_its_advantage_counts(
-    module_trainer: Callable[..., GRPOTrainer], settings: dict[str, Any], share: float
+    make_trainer: Callable[..., GRPOTrainer], settings: dict[str, Any], share: float
 ) -> None:
-    trainer = module_trainer(model=decoder("Llama"), peft_config=lora(), **settings)
+    """The first of two groups has no signal."""
+
+    @reward_settings(in_process=True, batched=True)
+    def by_place(completions: list[str], **_: Any) -> list[float]:
+        return [float(max(place, 4)) for place, _ in enumerate(completions)]
+
+    trainer = make_trainer(reward_funcs=by_place, peft_config=lora(), max_steps=1, **settings)
+    trainer.train()
+    assert trainer.state.log_history[0]["signal/kept_fraction"] == share
+
+
+@pytest.mark.parametrize(("needs_all_rows", "share"), [(False, 0.5), (True, 1.0)])
+def test_rows_that_are_left_out_have_no_token(
+    trainer: GRPOTrainer, needs_all_rows: bool, share: float
+) -> None:
     batch = generation_batch(trainer, silent=True)
-    trainer._generate_and_score_completions = lambda rows: batch
-    trainer.model.train()
-    inputs = trainer._prepare_inputs([])
-    assert trainer._metrics["train"]["signal/kept_fraction"] == [share]
-    assert inputs["completion_mask"].any(1).float().mean() == share
+    run = RunContext(trainer.accelerator, group_size=SIZE, training=True, step=0)
+    # Other tests of this module change how many steps a rollout has.
+    args = copy.copy(trainer.args)
+    args.steps_per_generation = 1
+    dealt = deal_rollout(batch, args, run, needs_all_rows=needs_all_rows)
+    assert dealt.kept_fraction == share
+    (piece,) = dealt.micro_batches
+    assert piece["completion_mask"].any(1).float().mean() == share
 
 
 def test_token_advantages_keep_a_row_with_any(trainer: GRPOTrainer) -> None:
