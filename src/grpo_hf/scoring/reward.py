@@ -2,8 +2,8 @@
 
     fn(prompts, completions, completion_ids, **columns) -> list[float | None]
 
-Its parameters with a default, and the keyword-only ones, are options. Those without a default that the trainer does not
-pass are the dataset columns that it needs.
+Parameters with a default, and keyword-only ones, are options of the reward. Parameters without a
+default that the trainer does not pass are the columns of the data that it needs.
 """
 
 import inspect
@@ -19,6 +19,7 @@ from ..errors import DataError, RewardSpecError, did_you_mean
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _EXPECTED = "fn(prompts, completions, completion_ids, **columns) -> list[float | None]"
+# What a trainer passes: these are neither columns of the data nor options.
 _FROM_TRAINER = {
     "prompts",
     "completions",
@@ -34,21 +35,25 @@ _FROM_TRAINER = {
 class RewardSettings:
     """How a reward is run and what it counts for.
 
-    The first six are the function's own, by `reward_settings`; a recipe can give all of them beside the reward's
-    options, as in `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`.
+    The first six are the function's own, by `reward_settings`; a recipe can give all of them beside
+    the reward's options, as in `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`.
 
     Args:
-        batched: one call gets all completions of a rollout, for rewards that compare them; a failure then costs all of
-            them their value.
-        in_process: called in the trainer's process, for rewards of microseconds and for those that hold a model. It is
-            protected from exceptions, but from nothing else.
-        early: may begin when completions exist, in a thread or a process, while the reference is computed; not for one
-            that uses the device itself, or waits for other processes of the run.
-        timeout: seconds for one completion (with `batched`, for the call), instead of `reward_timeout`.
+        batched: one call gets all completions of a rollout, for rewards that compare them; a
+            failure then costs all of them their value.
+        in_process: the reward is called in the trainer's process, for rewards of microseconds and
+            for those that hold a model. The run is protected from its exceptions, but from nothing
+            else.
+        early: scoring may begin when completions exist, in a thread or a process, while the
+            reference is computed; not for a reward that uses the device itself, or waits for other
+            processes of the run.
+        timeout: seconds for one completion (with `batched`, for the call), instead of
+            `reward_timeout`.
         concurrency: how many completions an `async def` reward may have under way at a time.
-        imports: modules that are slow to import: they are, once, before completions are timed.
-        weight: what it is multiplied by in the sum of rewards: a number, or a schedule.
-        clip: the lowest and the highest value; what is beyond becomes that.
+        imports: modules that are slow to import; they are imported once, before completions are
+            timed.
+        weight: what the reward is multiplied by in the sum of rewards: a number, or a schedule.
+        clip: the lowest and the highest value; a value beyond becomes the nearer of them.
     """
 
     batched: bool = False
@@ -88,7 +93,7 @@ class Schedule:
         return cls(_finite(match[1]), _finite(match[2]), int(match[3]))
 
     def at(self, step: int) -> float:
-        """The weight after as many steps."""
+        """Return the weight after `step` optimizer steps."""
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
 
 
@@ -114,10 +119,11 @@ def reward_settings(
         "early": early,
         "concurrency": concurrency,
     }
-    given |= {} if timeout is None else {"timeout": timeout}
-    settings = RewardSettings(
-        **_checked_settings("@reward_settings", given), imports=tuple(imports)
-    )
+    # None means the run's own time-out, and is no number of seconds to check.
+    if timeout is not None:
+        given["timeout"] = timeout
+    checked = _checked_settings("@reward_settings", given)
+    settings = RewardSettings(**checked, imports=tuple(imports))
 
     def decorate(function: _Function) -> _Function:
         function.reward_settings = settings  # type: ignore[attr-defined]
@@ -133,9 +139,11 @@ class Reward:
     Args:
         name: short name, for metrics and tables.
         spec: what identifies it, options included, for logs and cards.
-        function: the function; it gets the columns that it can take, and `options` instead of columns of that name.
+        function: the function; it gets the columns that it can take, and `options` instead of
+            columns of that name.
         options: keyword arguments of every call.
-        source: who provides it: `grpo-hf 0.1.0`, `registered in my_module`, `path/to/file.py`, or a module.
+        source: who provides it: `grpo-hf 0.1.0`, `registered in my_module`, `path/to/file.py`, or a
+            module.
         settings: how it is run and what it counts for.
     """
 
@@ -152,34 +160,34 @@ class Reward:
         return self.function(**self.taken(columns), **self.options)
 
     @property
-    def __name__(self) -> str:  # TRL names a reward's metrics by it
+    def __name__(self) -> str:
+        # TRL names the metrics of a reward by it.
         return self.name
 
     @property
     def doc(self) -> str:
-        """First line of the function's docstring, or nothing."""
+        """The first line of the function's docstring, or nothing."""
         return (inspect.getdoc(definition_of(self.function)) or "").partition("\n")[0]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Dataset columns without which it cannot be called."""
-        required = (
-            name
-            for name, parameter in self._parameters.items()
-            if parameter.default is parameter.empty
-        )
-        return tuple(
-            name for name in required if name not in _FROM_TRAINER and name not in self.options
-        )
+        """The columns of the data without which the reward cannot be called."""
+        columns = []
+        for name, parameter in self._parameters.items():
+            is_given = name in _FROM_TRAINER or name in self.options
+            if parameter.default is parameter.empty and not is_given:
+                columns.append(name)
+        return tuple(columns)
 
     @cached_property
     def _parameters(self) -> dict[str, inspect.Parameter]:
+        # TRL passes everything by keyword, so what can only be positional counts for nothing.
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return {
-            name: p
-            for name, p in inspect.signature(self.function).parameters.items()
-            if p.kind in kinds
-        }
+        parameters = {}
+        for name, parameter in inspect.signature(self.function).parameters.items():
+            if parameter.kind in kinds:
+                parameters[name] = parameter
+        return parameters
 
     @cached_property
     def _takes_all(self) -> bool:
@@ -188,24 +196,24 @@ class Reward:
 
     @property
     def _known_options(self) -> dict[str, Any]:
-        """Every option that it takes, with its default (`Parameter.empty` for none)."""
-        return {
-            name: parameter.default
-            for name, parameter in self._parameters.items()
-            if (
-                parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not parameter.empty
-            )
-            and name not in _FROM_TRAINER
-        }
+        """Every option that the reward takes, with its default (`Parameter.empty` for none)."""
+        options = {}
+        for name, parameter in self._parameters.items():
+            is_keyword_only = parameter.kind is parameter.KEYWORD_ONLY
+            is_option = is_keyword_only or parameter.default is not parameter.empty
+            if is_option and name not in _FROM_TRAINER:
+                options[name] = parameter.default
+        return options
 
     def taken(self, columns: dict[str, Any]) -> dict[str, Any]:
-        """Those columns that the function is called with."""
-        known = self._parameters if not self._takes_all else columns
-        return {
-            name: value
-            for name, value in columns.items()
-            if name in known and name not in self.options
-        }
+        """Return the columns that the function is called with."""
+        taken = {}
+        for name, value in columns.items():
+            is_known = self._takes_all or name in self._parameters
+            # An option that a recipe gives wins over a column of that name.
+            if is_known and name not in self.options:
+                taken[name] = value
+        return taken
 
 
 class AsyncReward(Reward):
@@ -220,24 +228,36 @@ class AsyncReward(Reward):
 def checked_reward(
     function: Any, name: str, spec: str, options: dict[str, Any], source: str
 ) -> Reward:
-    """The function as a `Reward`, if it can be called as one and takes these options."""
+    """Return the function as a `Reward`.
+
+    Args:
+        name: short name, for metrics and tables.
+        spec: what it was named by, without options.
+        options: of the reward, and settings beside them.
+        source: who provides it.
+
+    Raises:
+        RewardSpecError: it cannot be called as a reward, or does not take these options.
+    """
     if inspect.isclass(function) or inspect.isbuiltin(function) or not callable(function):
         what = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
         raise RewardSpecError(f"reward {spec!r} is {what}; expected a function {_EXPECTED}.")
+    # An object is what its `__call__` is, and a partial what it wraps.
     forms = (function.func if isinstance(function, partial) else function, function.__call__)
     if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms):
         raise RewardSpecError(
             f"reward {spec!r} is a generator; expected a function that returns: {_EXPECTED}."
         )
     kind = AsyncReward if any(map(inspect.iscoroutinefunction, forms)) else Reward
-    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    whole_spec = spec
+    if options:
+        whole_spec += f"({', '.join(f'{key}={value!r}' for key, value in options.items())})"
     settings, options = _settings(function, spec, options)
-    reward = kind(name, f"{spec}({given})" if given else spec, function, options, source, settings)
+    reward = kind(name, whole_spec, function, options, source, settings)
+    takes_completions = reward._takes_all or "completions" in reward._parameters
     # The trainer passes prompts and completions; a column named in the singular never arrives.
-    if not (reward._takes_all or "completions" in reward._parameters) or {
-        "prompt",
-        "completion",
-    } & {*reward.columns}:
+    never_arrives = {"prompt", "completion"} & set(reward.columns)
+    if not takes_completions or never_arrives:
         signature = inspect.signature(function)
         raise RewardSpecError(
             f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}."
@@ -246,8 +266,8 @@ def checked_reward(
     for option in options:
         if option not in known:
             raise RewardSpecError(
-                f"reward {spec!r} has no option {option!r}.{did_you_mean(str(option), known)} Its options: "
-                f"{', '.join(known) or 'none'}."
+                f"reward {spec!r} has no option {option!r}.{did_you_mean(str(option), known)} Its "
+                f"options: {', '.join(known) or 'none'}."
             )
     return reward
 
@@ -255,20 +275,27 @@ def checked_reward(
 def _settings(
     function: Any, spec: str, given: dict[str, Any]
 ) -> tuple[RewardSettings, dict[str, Any]]:
-    """A function's settings with those among its options put in, and the options that are left: its own."""
+    """Split what a recipe gives into settings of the reward and options of its function.
+
+    Returns:
+        The function's own settings with those of the recipe put in, and the options.
+    """
     own = getattr(definition_of(function), "reward_settings", RewardSettings())
-    signature = inspect.signature(function).parameters
-    settings = {
-        name: value for name, value in given.items() if name in _SETTINGS and name not in signature
-    }
-    others = {name: value for name, value in given.items() if name not in settings}
-    return replace(own, **_checked_settings(f"reward {spec!r}", settings)), others
+    parameters = inspect.signature(function).parameters
+    settings = {}
+    options = {}
+    for name, value in given.items():
+        # A parameter of the function wins over a setting of that name.
+        is_setting = name in _SETTINGS and name not in parameters
+        (settings if is_setting else options)[name] = value
+    return replace(own, **_checked_settings(f"reward {spec!r}", settings)), options
 
 
 def _checked_settings(where: str, given: dict[str, Any]) -> dict[str, Any]:
     checked = {}
     for name, value in given.items():
         convert, expected = _SETTINGS[name]
+        # These are what the converters below raise for a value of a wrong kind.
         try:
             checked[name] = convert(value)
         except (ValueError, TypeError, KeyError):
@@ -276,6 +303,7 @@ def _checked_settings(where: str, given: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
+# True and False are numbers to Python, and typos for one here.
 def _positive(value: Any) -> float:
     if isinstance(value, bool) or not 0 < float(value) < math.inf:
         raise ValueError(value)
@@ -318,14 +346,17 @@ _SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def definition_of(function: Any) -> Any:
-    """What carries a callable's name, module and docstring: the function under partials, or an object's class."""
+    """Return what carries a callable's name, module and docstring.
+
+    That is the function under partials, or the class of an object.
+    """
     while isinstance(function, partial):
         function = function.func
     return function if hasattr(function, "__qualname__") else type(function)
 
 
 def address(function: Any) -> str:
-    """Where a callable is defined, as `module:qualname`."""
+    """Return where a callable is defined, as `module:qualname`."""
     definition = definition_of(function)
     return f"{definition.__module__}:{definition.__qualname__}"
 
@@ -345,12 +376,11 @@ def require_columns(
         DataError: names the reward, the column and the columns there are.
     """
     for reward in rewards:
-        missing = next(
-            (column for column in reward.columns if column not in {*columns, "prompt"}), None
-        )
-        if missing is not None:
+        for column in reward.columns:
+            if column in columns or column == "prompt":
+                continue
             raise DataError(
-                f"reward {reward.name!r} needs the column {missing!r}, which {source} does not have."
-                f"{did_you_mean(missing, columns)} Its columns are {', '.join(columns)}. Rename one with "
-                f"{remedy.format(missing)}."
+                f"reward {reward.name!r} needs the column {column!r}, which {source} does not "
+                f"have.{did_you_mean(column, columns)} Its columns are {', '.join(columns)}. "
+                f"Rename one with {remedy.format(column)}."
             )

@@ -1,12 +1,14 @@
 """Runs code that a model wrote, so that the worst it can do is to fail.
 
-With bubblewrap the code has an empty folder in memory as its only writable place, sees the system's programs and Python
-but none of the user's files, has no network, no environment of ours and process numbers of its own, so it cannot signal
-anything outside. Without it what remains is resource limits, an empty environment and a new session; started by root,
-the code also runs as a user that owns nothing, where the program can be run by one. What that leaves open is said by a
-warning, once. The kernel is shared on both levels: its bugs are not fenced off.
+With bubblewrap the code has an empty folder in memory as its only writable place, sees the system's
+programs and Python but none of the user's files, has no network, no environment of ours and process
+numbers of its own, so it cannot signal anything outside. Without it what remains is resource
+limits, an empty environment and a new session; started by root, the code also runs as a user that
+owns nothing, where the program can be run by one. What that leaves open is said by a warning, once.
+The kernel is shared on both levels: its bugs are not fenced off.
 
-Linux only: `setpriv` and `prlimit` (util-linux) set the limits, because Python code between fork and exec can deadlock.
+Linux only: `setpriv` and `prlimit` (util-linux) set the limits, because Python code between fork
+and exec can deadlock.
 """
 
 import math
@@ -49,7 +51,8 @@ _READ_SIZE, _WRITE_SIZE = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use. Memory is counted per process, so `processes` times `memory` bounds the whole.
+    """What one run may use. Memory is counted per process, so `processes` times `memory` bounds the
+    whole.
 
     Args:
         seconds: wall time; also the processor time of each process.
@@ -68,7 +71,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a run ended. `reason` is "exited", "timed out" or "too much output"; a signal is a negative `returncode`."""
+    """How a run ended. `reason` is "exited", "timed out" or "too much output"; a signal is a
+    negative `returncode`.
+    """
 
     returncode: int
     stdout: str
@@ -86,17 +91,21 @@ def run_sandboxed(
     readable: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
-    """Run `command` where it can do no harm, until it ends or breaks a limit; then nothing of it is left.
+    """Run `command` where it can do no harm, until it ends or breaks a limit; then nothing of it is
+    left.
 
     Args:
         command: the program and its arguments.
-        files: texts by their path relative to the working folder (under bubblewrap the command cannot change them).
+        files: texts by their path relative to the working folder (under bubblewrap the command
+            cannot change them).
         stdin: what it reads.
         limits: what it may use.
-        level: "auto" takes bubblewrap where it works, and else resource limits with a warning; "required" raises
+        level: "auto" takes bubblewrap where it works, and else resource limits with a warning;
+            "required" raises
             instead of warning; "limits" takes resource limits and says nothing.
         readable: folders that it may read beside the system's programs and Python's own.
-        environment: variables beside PATH, HOME, TMPDIR and LANG; none of the caller's are passed on.
+        environment: variables beside PATH, HOME, TMPDIR and LANG; none of the caller's are passed
+            on.
 
     Raises:
         RewardSpecError: the level is not known, or cannot be had here.
@@ -191,7 +200,9 @@ def _warn(fault: str) -> None:
 
 
 def _fresh_user() -> int | None:
-    """A user id for one run where we may choose one (root): limits are counted per user, so runs do not share them."""
+    """A user id for one run where we may choose one (root): limits are counted per user, so runs
+    do not share them.
+    """
     mapped = sum(
         int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines()
     )
@@ -218,24 +229,30 @@ def _privileges(user: int | None, bubblewrap: bool) -> list[str]:
 
 @cache
 def _root_can_give_up_rights() -> bool:
-    """Whether we are root and may run a command as root without root's special rights (tracing, overriding modes)."""
+    """Whether we are root and may run a command as root without root's special rights (tracing,
+    overriding modes).
+    """
     command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--", "true"]
     return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
 
 
 @cache
 def _strangers_can_read(paths: tuple[str, ...]) -> bool:
-    """Whether root can run a command as a user that owns nothing: not one that lies in root's home, say."""
+    """Whether root can run a command as a user that owns nothing: not one that lies in root's
+    home, say.
+    """
     user = _fresh_user()
     if user is None:
         return False
-    # setpriv keeps its rights until it starts the next program: only what that one starts is a stranger.
+    # setpriv keeps its rights until it starts the next program: only what that one starts is a
+    # stranger.
     check = ["sh", "-c", 'for path; do test -r "$path" || exit 1; done', "sh", *paths]
     return subprocess.run([*_privileges(user, False), *check], capture_output=True).returncode == 0
 
 
 def _resource_limits(limits: Limits, user: int | None, bubblewrap: bool) -> list[str]:
-    # The kernel counts processes per user and user namespace. Only a user of its own has none running already.
+    # The kernel counts processes per user and user namespace. Only a user of its own has none
+    # running already.
     running = 0 if bubblewrap or user is not None else _own_threads()
     return [
         "prlimit",
@@ -332,7 +349,9 @@ def _talk(
     deadline: float,
     most: int,
 ) -> str:
-    """Feed stdin and collect what is printed, until both streams close, the process ends or a limit is broken."""
+    """Feed stdin and collect what is printed, until both streams close, the process ends or a
+    limit is broken.
+    """
     with selectors.DefaultSelector() as selector:
         for name in output:
             selector.register(getattr(process, name), selectors.EVENT_READ, name)
@@ -365,7 +384,9 @@ def _talk(
 
 
 def _end(process: subprocess.Popen[bytes], user: int | None) -> None:
-    """Kill the process, its children and its session; where the run has a user of its own, all that this user runs."""
+    """Kill the process, its children and its session; where the run has a user of its own, all
+    that this user runs.
+    """
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):

@@ -1,8 +1,9 @@
-"""The trainer's end of the process that scores (scoring/worker_server.py): start it, send it completions, survive its death.
+"""The trainer's end of the process that scores (scoring/worker_server.py): start it, send it
+completions, survive its death.
 
-A reward travels as what pickle can say of it: where its module can be imported, and by value for what is defined in a
-script, a notebook or another function. What a reward changes in a worker stays there: one that keeps state, or holds a
-model, wants `@reward_settings(in_process=True)`.
+A reward travels as what pickle can say of it: where its module can be imported, and by value for
+what is defined in a script, a notebook or another function. What a reward changes in a worker
+stays there: one that keeps state, or holds a model, wants `@reward_settings(in_process=True)`.
 """
 
 import itertools
@@ -89,7 +90,9 @@ class RewardProcess:
         self._start()
 
     def unloadable(self) -> dict[int, str]:
-        """Wait until the process has loaded the rewards; which of them it could not load, and why."""
+        """Wait until the process has loaded the rewards; which of them it could not load, and
+        why.
+        """
         try:
             return self._loaded.result(_LOADING)
         except (ServerDiedError, TimeoutError) as error:
@@ -117,8 +120,8 @@ class RewardProcess:
             timeout: seconds for one of them.
 
         Returns:
-            The outcomes; or, as exceptions, `CannotTravelError` if the columns cannot be read there, and
-            `ServerDiedError` if the process has died.
+            The outcomes; or, as exceptions, `CannotTravelError` if the columns cannot be read
+            there, and `ServerDiedError` if the process has died.
 
         Raises:
             CannotTravelError: the columns cannot be pickled.

@@ -1,11 +1,14 @@
-"""The process that scores: it holds no model and no device, and forks a worker for every completion's safety.
+"""The process that scores: it holds no model and no device, and forks a worker for every
+completion's safety.
 
-    python -c "..." (scoring/worker_client.py)   trainer  --columns-->  server  --one completion-->  worker, worker, ...
+    python -c "..." (scoring/worker_client.py)   trainer  --columns-->  server  --one completion-->
+    worker, worker, ...
                                               <--outcomes--         <--outcome--
 
-The trainer cannot fork workers itself: it holds CUDA and threads. This process is started afresh, imports the rewards,
-and is then cheap to fork, so that a worker that had to be killed is replaced in milliseconds. Workers are pebble's: it
-takes the time of each completion and kills the worker whose time is up.
+The trainer cannot fork workers itself: it holds CUDA and threads. This process is started
+afresh, imports the rewards, and is then cheap to fork, so that a worker that had to be killed is
+replaced in milliseconds. Workers are pebble's: it takes the time of each completion and kills
+the worker whose time is up.
 """
 
 import asyncio
@@ -48,8 +51,8 @@ _rewards: list[Reward | None] = []  # workers inherit them; None for one that ca
 class Job:
     """Score `count` completions by the reward of an index.
 
-    `pickled` holds two dictionaries: columns with a value per completion, and what all of them share. `timeout` is that
-    of one call, in seconds.
+    `pickled` holds two dictionaries: columns with a value per completion, and what all of them
+        share. `timeout` is that of one call, in seconds.
     """
 
     number: int
@@ -231,13 +234,17 @@ def _fate(error: Exception, timeout: float) -> Outcome:
 
 
 def _adopt() -> None:
-    """Become the parent of processes whose worker has gone (PR_SET_CHILD_SUBREAPER), so that they can be found."""
+    """Become the parent of processes whose worker has gone (PR_SET_CHILD_SUBREAPER), so that
+    they can be found.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(36, 1)
 
 
 def _end_orphans() -> None:
-    """Kill what workers have started and left behind. A worker leads a session; what it starts belongs to that."""
+    """Kill what workers have started and left behind. A worker leads a session; what it starts
+    belongs to that.
+    """
     own = os.getsid(0)
     for child in psutil.Process().children():
         with suppress(psutil.Error, OSError):
