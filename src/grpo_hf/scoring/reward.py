@@ -282,8 +282,8 @@ def _settings(
     """
     own = getattr(definition_of(function), "reward_settings", RewardSettings())
     parameters = inspect.signature(function).parameters
-    settings = {}
-    options = {}
+    settings: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, value in given.items():
         # A parameter of the function wins over a setting of that name.
         is_setting = name in _SETTINGS and name not in parameters
