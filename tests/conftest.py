@@ -59,7 +59,9 @@ def gsm8k_data() -> Path:
 
 @pytest.fixture
 def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
-    """An empty Hub on a free loopback port; run clients in a subprocess with `env=fake_hub.environment()`."""
+    """An empty Hub on a free loopback port; run clients in a subprocess with
+    `env=fake_hub.environment()`.
+    """
     with FakeHub(tmp_path / "hf_home") as hub:
         yield hub
 
@@ -78,7 +80,9 @@ def erratic_model(tiny_checkpoint: Path) -> Any:
 
 @pytest.fixture
 def make_trainer(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., GRPOTrainer]:
-    """A function that makes a trainer of 2 prompts x 4 completions on the embedded model; anything can be set."""
+    """A function that makes a trainer of 2 prompts x 4 completions on the embedded model;
+    anything can be set.
+    """
     return trainer_maker(tiny_checkpoint, tmp_path)
 
 

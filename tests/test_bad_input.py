@@ -1,4 +1,6 @@
-"""Every mistake that a user can make with a run ends before a model is loaded, with exit code 2 and the way out."""
+"""Every mistake that a user can make with a run ends before a model is loaded, with exit code 2
+and the way out.
+"""
 
 import json
 import os
@@ -32,7 +34,9 @@ def no_model(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, tiny_checkpoint, no_model, capsys):
-    """`recipes/gsm8k.py` with settings that are all right but for those given; returns what it says on leaving."""
+    """`recipes/gsm8k.py` with settings that are all right but for those given; returns what it
+    says on leaving.
+    """
     program = load_recipe("gsm8k")
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     good = {
@@ -119,8 +123,8 @@ class TestSettings:
     def test_batch_that_tears_a_group(self, run):
         text = run("--num_generations", "6")
         assert (
-            "1 process x per_device_train_batch_size 8 x gradient_accumulation_steps 1 = 8 completions"
-            in text
+            "1 process x per_device_train_batch_size 8 x gradient_accumulation_steps 1 "
+            "= 8 completions" in text
         )
         assert "--per_device_train_batch_size 12, or --num_generations" in text
 
@@ -208,8 +212,8 @@ class TestData:
         (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         text = run(dataset_path=str(tmp_path / "long.jsonl"), eval_rows=0)
         assert (
-            "1 of 9 prompts do not fit the model's context of 256 tokens: the longest (usable row 8) has 30"
-            in text
+            "1 of 9 prompts do not fit the model's context of 256 tokens: the longest "
+            "(usable row 8) has 30" in text
         )
         assert "max_completion_length adds 16" in text
 
@@ -266,8 +270,15 @@ class TestModelFolder:
             run(model_name_or_path=str(folder))
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """What HF_HUB_OFFLINE=1 sets when the libraries are imported."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
 class TestAdapter:
-    def test_a_name_that_is_nowhere(self, run):
+    def test_a_name_that_is_nowhere(self, run, offline):
         assert "adapter 'nope' c" in run(adapter="nope")
 
     @pytest.fixture
@@ -380,19 +391,14 @@ class TestHubNotReachable:
     )
     DATASET = (
         "error: dataset 'org/data' could not be fetched from the Hub (",
-        "point --dataset_path at a local folder or file, or use --dataset_path embedded:word_problems",
+        "point --dataset_path at a local folder or file, "
+        "or use --dataset_path embedded:word_problems",
     )
     WITHOUT_WAITING = (  # huggingface_hub waits 23 s in all between its attempts
         "import runpy, sys, time; waited = []; time.sleep = waited.append; sys.argv.pop(0);"
         "import atexit; atexit.register(lambda: print(sum(waited)));"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-
-    @pytest.fixture
-    def offline(self, monkeypatch):
-        """What HF_HUB_OFFLINE=1 sets when the libraries are imported."""
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
 
     def test_offline_model(self, run, offline):
         text = run(model_name_or_path="org/model")

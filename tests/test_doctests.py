@@ -15,7 +15,7 @@ MODULES = sorted(
     | {
         module.name
         for package in PACKAGES
-        for module in pkgutil.iter_modules(package.__path__, prefix=f"{package.__name__}.")
+        for module in pkgutil.walk_packages(package.__path__, prefix=f"{package.__name__}.")
         if not module.name.endswith(".__main__")
     }
 )

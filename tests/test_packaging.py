@@ -1,4 +1,6 @@
-"""Installed as a wheel and in place, grpo-hf works anywhere, and `rewards/` is `grpo_hf.rewards` and nothing else."""
+"""Installed as a wheel and in place, grpo-hf works anywhere, and `rewards/` is `grpo_hf.rewards`
+and nothing else.
+"""
 
 import json
 import shutil
@@ -35,7 +37,9 @@ print(json.dumps({
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the project, which a build may litter, and which the project itself cannot be mistaken for."""
+    """A copy of the project, which a build may litter, and which the project itself cannot be
+    mistaken for.
+    """
     tree = tmp_path / "tree"
     for folder in ("src", "rewards"):
         shutil.copytree(
@@ -54,7 +58,8 @@ def environment(tmp_path):
     """A new virtual environment that borrows the dependencies of this one."""
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    # A folder that a .pth file adds comes last and its own .pth files are not read: an editable grpo-hf stays behind.
+    # A folder that a .pth file adds comes last and its own .pth files are not read: an editable
+    # grpo-hf stays behind.
     (_site_packages(environment) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return environment
 
@@ -116,9 +121,9 @@ def test_wheel(tree, environment, tmp_path):
     )
     [wheel] = tmp_path.glob("*.whl")
     packaged = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    library = {
-        f"grpo_hf/{file.name}" for file in (tree / "src" / "grpo_hf").iterdir() if file.is_file()
-    }
+    source = tree / "src"
+    files = [file for file in (source / "grpo_hf").rglob("*") if file.is_file()]
+    library = {file.relative_to(source).as_posix() for file in files if file.suffix != ".pyc"}
     rewards = {f"grpo_hf/rewards/{file.name}" for file in (tree / "rewards").glob("*.py")}
     assert packaged == library | rewards
 
@@ -136,5 +141,8 @@ def test_editable(tree, environment, tmp_path):
     (tree / "rewards" / "later.py").write_text(
         "def later(completions): return [0.5 for _ in completions]\n"
     )
-    program = "from grpo_hf import load_reward; print(load_reward('grpo_hf.rewards.later:later')(completions=['x']))"
+    program = (
+        "from grpo_hf import load_reward; later = load_reward('grpo_hf.rewards.later:later'); "
+        "print(later(completions=['x']))"
+    )
     assert _run(environment, tmp_path, program).strip() == "[0.5]"

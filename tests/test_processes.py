@@ -1,4 +1,6 @@
-"""Several processes: two do what one with twice the batch does, and groups are scored across them."""
+"""Several processes: two do what one with twice the batch does, and groups are scored across
+them.
+"""
 
 import json
 from pathlib import Path
@@ -70,9 +72,11 @@ def test_two_processes_credit_steps_as_one_does(one_process: Path, tiny_checkpoi
 
 
 def test_two_processes_fit_one_critic(one_process: Path, tiny_checkpoint: Path) -> None:
-    """The critic's own optimizer is Adam, which makes whole steps of rounding: its predictions are compared instead.
+    """The critic's own optimizer is Adam, which makes whole steps of rounding: its predictions are
+    compared instead.
 
-    They show in its losses before each fit, and, through the advantages, in the policy, which learns by plain descent.
+    They show in its losses before each fit, and, through the advantages, in the policy, which
+    learns by plain descent.
     """
     policies, critics, losses = [], [], []
     for processes, rows in ((1, 8), (2, 4)):
@@ -118,7 +122,9 @@ def test_two_processes_go_through_the_iterations_together(
 
 
 def test_too_many_failures_on_one_process_stop_both(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """One decision on all processes; otherwise the first would wait for the second until this test's time is up."""
+    """One decision on all processes; otherwise the first would wait for the second until this
+    test's time is up.
+    """
     script = SCRIPT.with_name("failing_reward.py")
     said = launch(2, tiny_checkpoint, tmp_path / "run", script=script)
     assert "rank 0 stopped" in said and "rank 1 stopped" in said

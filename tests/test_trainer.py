@@ -40,7 +40,9 @@ def trained_weights(trainer: Any) -> dict[str, torch.Tensor]:
 def test_it_learns_what_trl_learns_from_the_same_script(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """With the flags for TRL's own path; test_log_probs.py and test_rollout.py compare ours with it."""
+    """With the flags for TRL's own path; test_log_probs.py and test_rollout.py compare ours with
+    it.
+    """
 
     def script(library: Any, **ours: Any) -> Any:
         return library.GRPOTrainer(
@@ -82,7 +84,8 @@ def test_it_learns_what_trl_learns_from_the_same_script(
 def test_rewards_are_taken_by_every_name(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "def concise(completions, *, limit=5, **_):\n    return [-len(c) / limit for c in completions]\n"
+        "def concise(completions, *, limit=5, **_):\n"
+        "    return [-len(c) / limit for c in completions]\n"
     )
     trainer = make_trainer(
         reward_funcs=["gsm8k", f"{file}:concise(limit=2)", count_threes],

@@ -351,6 +351,9 @@ def test_what_a_trainer_is(trainer: trl.GRPOTrainer):
     assert facts.has_adapter and facts.adapter.r == 2 and facts.steps == 1
     assert isinstance(trainer.model, PeftModel) and list(trainer.model.peft_config) == ["default"]
     assert isinstance(trainer.accelerator, Accelerator)
+    assert trl_seam.refill_plan(trainer).pad_token_id is not None
+    assert trl_seam.policy_of(trainer).max_completion_length == WIDTH
+    assert trl_seam.KLTerm(trainer).beta == trainer.args.beta == 0.04
 
 
 @pytest.mark.parametrize(

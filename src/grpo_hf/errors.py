@@ -1,22 +1,23 @@
 """Every error that grpo-hf raises on purpose.
 
     GrpoError
-    ├── ConfigError        (ValueError)       a setting is unknown, or settings contradict each other
-    ├── DataError          (ValueError)       a dataset is missing, empty or lacks a column
-    ├── ModelError         (ValueError)       a model, tokenizer or adapter cannot be used as asked
-    │   └── NotPackableError                  a model cannot forward packed rows; training takes TRL's path
-    ├── ReferenceDriftError (RuntimeError)    the reference is not what it has to be
-    ├── SeamMovedError     (RuntimeError)     another library changed a name that grpo-hf relies on
-    ├── RewardError        (Exception)
-    │   ├── RewardNotFound (LookupError)      a reward spec names nothing
-    │   ├── RewardSpecError (ValueError)      a reward was found but cannot be used as asked
-    │   ├── RewardOutputError (ValueError)    a reward returned something that is not a list of rewards
-    │   └── RewardFailuresError (RuntimeError) a reward fails too often to train a model
-    ├── OutputExistsError  (FileExistsError)  the output folder holds another run
-    └── HubUnreachable     (ConnectionError)  the Hub was needed and did not answer
+    ├── ConfigError (ValueError)            a setting is unknown, or settings contradict each other
+    ├── DataError (ValueError)              a dataset is missing, empty or lacks a column
+    ├── ModelError (ValueError)             a model, tokenizer or adapter cannot be used as asked
+    │   └── NotPackableError                a model cannot forward packed rows
+    ├── ReferenceDriftError (RuntimeError)  the reference is not what it has to be
+    ├── SeamMovedError (RuntimeError)       another library changed a name that is relied on
+    ├── RewardError (Exception)
+    │   ├── RewardNotFound (LookupError)    a reward spec names nothing
+    │   ├── RewardSpecError (ValueError)    a reward was found but cannot be used as asked
+    │   ├── RewardOutputError (ValueError)  a reward did not return a list of rewards
+    │   └── RewardFailuresError (RuntimeError)  a reward fails too often to train a model
+    ├── OutputExistsError (FileExistsError) the output folder holds another run
+    └── HubUnreachable (ConnectionError)    the Hub was needed and did not answer
 
-Each is also a standard-library exception, so callers can catch what they already catch. Each message says what came,
-what was expected and what to do. Programs print the message and leave with exit code 2 (`exit_on_error`).
+Each is also a standard-library exception, so callers can catch what they already catch. Each
+message says what came, what was expected and what to do. Programs print the message and leave with
+exit code 2 (`exit_on_error`).
 """
 
 import difflib
@@ -40,7 +41,10 @@ class ModelError(GrpoError, ValueError):
 
 
 class NotPackableError(ModelError):
-    """A model cannot forward packed rows; the trainer catches it, says so once and takes TRL's path."""
+    """A model cannot forward packed rows.
+
+    The trainer catches this error, says so once and takes TRL's path.
+    """
 
 
 class ReferenceDriftError(GrpoError, RuntimeError):
@@ -75,12 +79,15 @@ class OutputExistsError(GrpoError, FileExistsError):
     """The output folder holds another run."""
 
 
+# No subclass of ModelError or DataError: the name may be right, and a second try may succeed.
 class HubUnreachable(GrpoError, ConnectionError):
     """The Hub was needed and did not answer."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the closest known spelling, or nothing.
+    """Return a sentence that names the closest known spelling, or an empty string.
+
+    The sentence starts with a space, so that it can follow another one.
 
     >>> did_you_mean("acuracy", ["accuracy", "overlong"])
     " Did you mean 'accuracy'?"
@@ -88,4 +95,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ''
     """
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    if not close:
+        # A caller puts the result into its message, and needs no case for "nothing is close".
+        return ""
+    return f" Did you mean '{close[0]}'?"

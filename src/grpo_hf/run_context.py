@@ -1,7 +1,7 @@
 """What the stages of a training step have to know of the run: small values instead of the trainer.
 
-The trainer makes them where TRL's names are known (trl_seam.py), and hands them to a stage beside
-the data.
+Their fields are read from the trainer in trl_seam.py, where TRL's names are known. The trainer
+hands them to a stage beside the data.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import ConfigError
 
 
+# All of them are frozen: a stage returns what it has to say, and changes nothing of the run.
 @dataclass(frozen=True)
 class RunContext:
     """One process's view of a rollout.
@@ -54,10 +55,12 @@ class RunContext:
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the rows of all processes, (B, ...) -> (W·B, ...)."""
+        # Not gather_for_metrics, which drops rows that fill up a last batch; groups need them all.
         return self.accelerator.gather(values)
 
     def gather_list(self, values: list[Any]) -> list[Any]:
         """Return the entries of all processes in one list; they may be anything that pickles."""
+        # accelerate gathers objects by a function; its accelerator has a method for tensors alone.
         return gather_object(values)
 
     def total(self, values: Tensor) -> Tensor:
@@ -67,7 +70,9 @@ class RunContext:
 
 @dataclass(frozen=True)
 class RunTraits:
-    """What kind of run a trainer was set up for; stages refuse, or leave to TRL, by it.
+    """The kind of run that a trainer was set up for.
+
+    By it a stage refuses a run, or leaves it to TRL.
 
     Args:
         sharded_weights: FSDP or DeepSpeed keeps parts of the weights in other processes.
@@ -105,7 +110,7 @@ class RunTraits:
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What happens to logits before a token is scored.
+    """The settings of the step from logits to the score of a token.
 
     Args:
         temperature: what they are divided by.
@@ -146,6 +151,7 @@ class Policy:
         max_completion_length: how many tokens a completion may have.
     """
 
+    # Functions, because step, mode and weights change while a reward holds the policy.
     context: Callable[[], RunContext]
     tokenize: Callable[[Sequence[Any]], list[list[int]]]
     sample: Callable[[list[list[int]], int, int], list[list[int]]]
@@ -179,7 +185,7 @@ class PolicyState:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card of a run says about it, beside its settings and results.
+    """Facts about a run for its model card, beside its settings and results.
 
     Args:
         base: the name or folder of the base model.

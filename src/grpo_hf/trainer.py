@@ -52,20 +52,25 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     __signature__ = signature(TRLGRPOTrainer)
 
-    dataset_source = "unnamed data"  # a recipe knows better
+    # For the model card; a run from a recipe sets the name of its data.
+    dataset_source = "unnamed data"
+    # A second `train()` may go on in the folder that the first one claimed.
     _owns_output_folder = False
 
     def __init__(self, *positional: Any, **named: Any) -> None:
-        given = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
-        del given["self"]
-        adapters.guard_adapters(given["model"], given.get("peft_config"))
-        if given.get("args") is None:
-            given["args"] = GRPOConfig(output_dir=f"{loading.model_name(given['model'])}-GRPO")
-        given["reward_funcs"], self._reward_process = trial.prepare_rewards(given)
-        super().__init__(**given)
-        self.continues_adapter = isinstance(given["model"], PeftModel)
+        call = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
+        del call["self"]
+        # Before TRL puts an adapter on the base, which some initialisations change.
+        adapters.guard_adapters(call["model"], call.get("peft_config"))
+        if call.get("args") is None:
+            call["args"] = GRPOConfig(output_dir=f"{loading.model_name(call['model'])}-GRPO")
+        # Before TRL loads the model, which takes longer than to try a reward.
+        call["reward_funcs"], self._reward_process = trial.prepare_rewards(call)
+        super().__init__(**call)
+        self.continues_adapter = isinstance(call["model"], PeftModel)
         self.traits = trl_seam.traits_of(self)
-        self.results: dict[str, Any] = {}  # for the model card, like the source
+        # Base against adapter, for the model card.
+        self.results: dict[str, Any] = {}
         self._prepare_stages()
 
     def _prepare_stages(self) -> None:
@@ -109,7 +114,7 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     @cached_property
     def packs(self) -> bool:
-        """Whether updates run on packed rows; measured when first asked, and said once if not."""
+        """Return whether updates run on packed rows; measured once, and logged if they do not."""
         return option(self.args, "packed_update") and log_probs.decide_packing(
             self._scored_models(self.model_wrapped),
             super()._get_per_token_logps_and_entropies,
@@ -139,6 +144,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         if not self.packs:
             others = (batch_size, compute_entropy, *positional)
             return super()._get_per_token_logps_and_entropies(*block, *others, **named)
+        # A whole group at least: cut further, its prompt would be read several times.
         rows = max(batch_size, self.num_generations) if batch_size else None
         with self.accelerator.autocast():
             scored = log_probs.packed_log_probs(*block, rows=rows, compute_entropy=compute_entropy)

@@ -1,10 +1,10 @@
 """The seam: every private or undocumented name of another library that grpo-hf relies on.
 
-TRL moves weekly, and what is private may move without a word. So nothing else in this library
-touches such a name: the trainer overrides the methods in `OVERRIDDEN`, and everything else goes
-through a function of this file, whose docstring says what was read, and in which version
-(`READ_IN`). `tests/test_trl_seam.py` holds each of them against the installed libraries, and fails
-with the name of what has moved.
+TRL changes every week, and private names may change without notice. So nothing else in this
+library touches such a name: the trainer overrides the methods in `OVERRIDDEN`, and everything else
+goes through a function of this file, whose docstring says what was read; `READ_IN` says in which
+version. `tests/test_trl_seam.py` compares each of them with the installed libraries, and fails with
+the name of what has moved.
 
 Shapes: B rows of a rollout on this process, W processes, G completions per group, P and C the
 widths of prompts and completions, F reward functions.
@@ -33,6 +33,7 @@ from .run_context import (
     RunTraits,
 )
 
+# The versions whose source was read; an error about a name that moved tells them to the user.
 READ_IN = {
     "trl": "1.16.0",
     "transformers": "5.23.0",
@@ -140,10 +141,14 @@ class Batch(TypedDict, total=False):
     completion_mask: Tensor  # (B, C)
     advantages: Tensor  # (B,), or (B, C) where each token has its own
     num_items_in_batch: Tensor  # ()
+    # Where the policy may have moved since the rollout: elsewhere the ratio is 1, and TRL skips it.
     old_per_token_logps: NotRequired[Tensor]  # (B, C)
+    # Where β is not 0.
     ref_per_token_logps: NotRequired[Tensor]  # (B, C)
+    # Where vLLM samples, whose numbers differ from those of the model that trains.
     sampling_per_token_logps: NotRequired[Tensor]  # (B, C)
     importance_sampling_ratio: NotRequired[Tensor]  # (B, C) or (B, 1)
+    # Where tools or environments write tokens between those of the policy.
     tool_mask: NotRequired[Tensor]  # (B, C)
 
 
@@ -163,12 +168,14 @@ def traits_of(trainer: Any) -> RunTraits:
         uses_vllm=trainer.use_vllm,
         has_tools=bool(trainer.tools or trainer.environment_factories),
         has_rollout_function=trainer.rollout_func is not None,
+        # Below 1 the quantile is taken over all tokens, those of rows without advantage among them.
         entropy_in_loss=trainer._entropy_bonus_enabled or trainer.top_entropy_quantile < 1,
     )
 
 
 def context_of(trainer: Any) -> RunContext:
     """Return this process's view of the rollout that a trainer makes now."""
+    # TRL 1.16 tells a training rollout from an evaluation by the mode of the model.
     training = trainer.model.training
     return RunContext(
         accelerator=trainer.accelerator,
@@ -200,8 +207,9 @@ def refill_plan(trainer: Any) -> RefillPlan:
 
 
 def samples_with_generate(trainer: Any) -> bool:
-    """Whether completions come from the model's own `generate`, on whole weights."""
+    """Return whether completions come from the model's own `generate`, on whole weights."""
     engine = trainer.use_vllm or trainer.use_transformers_continuous_batching
+    # DeepSpeed's stages 1 and 2 leave whole weights on every process.
     sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
     return not engine and not sharded
 
@@ -213,6 +221,7 @@ def policy_of(trainer: Any) -> Policy:
         return continue_tokens(trainer, prompt_ids, max_new_tokens=tokens, num_generations=copies)
 
     return Policy(
+        # Functions and no values: step, mode and weights change while a reward holds the policy.
         context=lambda: context_of(trainer),
         tokenize=lambda prompts: prompt_ids_of(trainer, prompts),
         sample=sample,
@@ -226,12 +235,14 @@ def policy_state(trainer: Any, resume: str | bool | None) -> PolicyState:
     args = trainer.args
 
     def log_probs(*block: Any) -> Tensor:
+        # The autocast of the loss, and the trainer's own way to score: packed rows where it packs.
         with trainer.compute_loss_context_manager():
             return trainer._get_per_token_logps_and_entropies(*block)[0]
 
     return PolicyState(
         model=trainer.accelerator.unwrap_model(trainer.model),
         log_probs=log_probs,
+        # `train` may be called twice, and the second time the policy is not untouched.
         fresh=not resume and trainer.state.global_step == 0,
         has_kl_term=trainer.beta != 0,
         continues_adapter=trainer.continues_adapter,
@@ -243,6 +254,7 @@ def policy_state(trainer: Any, resume: str | bool | None) -> PolicyState:
 def card_facts(trainer: Any, dataset_source: str) -> CardFacts:
     """Return what the card of a run says about it."""
     specs = []
+    # A reward model has no spec, and goes by the name that TRL gives it.
     for function, name in zip(trainer.reward_funcs, trainer.reward_func_names, strict=True):
         specs.append(getattr(getattr(function, "reward", None), "spec", name))
     return CardFacts(
@@ -262,6 +274,7 @@ def save_checkpoint(trainer: Any) -> None:
 
 def active_adapter(model: Any, name: str | None) -> AbstractContextManager[None]:
     """See a PEFT model through another adapter for a block; `None` disables all of them."""
+    # Not at the top: TRL takes seconds to import, and most of this file does without.
     from trl.trainer.utils import use_adapter
 
     return use_adapter(model, adapter_name=name)
@@ -276,9 +289,10 @@ def check_fused_head(forward: Callable[..., Any]) -> None:
     Raises:
         SeamMovedError: a keyword is not there.
     """
-    taken = inspect.signature(forward, follow_wrapped=False).parameters
+    # TRL's forward carries the signature of the model's own, which lacks these keywords.
+    parameters = inspect.signature(forward, follow_wrapped=False).parameters
     for name in FUSED_HEAD:
-        if name not in taken:
+        if name not in parameters:
             raise SeamMovedError(
                 f"the head that TRL gives a model takes no {name!r}, as trl {READ_IN['trl']} did; "
                 "install that version, or set packed_update to false"
@@ -307,6 +321,7 @@ def log_metric(trainer: Any, name: str, value: float) -> None:
     TRL keeps a list per name and mode in `_metrics`.
     """
     mode = "train" if trainer.model.training else "eval"
+    # A tensor would stay on its device until the next logging step.
     trainer._metrics[mode][name].append(float(value))
 
 
@@ -326,6 +341,7 @@ def rewards_of_rollout(trainer: Any, batch: Batch) -> Tensor:
     Args:
         batch: of that rollout, B rows.
     """
+    # The lists may still hold rows of an evaluation; the last ones are of this rollout.
     rows = trainer.accelerator.num_processes * len(batch["prompt_ids"])
     columns = []
     for name in trainer.reward_func_names:
@@ -341,6 +357,7 @@ def show_advantages(trainer: Any, advantages: Tensor) -> None:
     """
     table = trainer._logs["advantages"]
     everywhere = trainer.accelerator.gather(advantages).tolist()
+    # The table keeps `generation_batch_size` rows, and a round of fresh groups may have had more.
     for _ in range(min(len(everywhere), len(table))):
         table.pop()
     table.extend(everywhere)
@@ -358,6 +375,7 @@ def only_planned_rollout_logged(trainer: Any, summed: str) -> Iterator[None]:
     """
     metrics = trainer._metrics["train"]
     table = trainer._logs
+    # Copies of the lists, because TRL appends to the lists themselves.
     planned = {name: list(values) for name, values in metrics.items()}
     trainer._logs = copy.deepcopy(table)
     try:
@@ -366,7 +384,9 @@ def only_planned_rollout_logged(trainer: Any, summed: str) -> Iterator[None]:
         for name, values in metrics.items():
             if name in planned and name.startswith(summed):
                 planned[name][-1] += sum(values[len(planned[name]) :])
+        # TRL keeps one entry here, the count so far, and the model has seen the fresh tokens, too.
         tokens = metrics["num_tokens"]
+        # The same dictionary is filled again: it makes a list for every new name.
         metrics.clear()
         metrics.update(planned | {"num_tokens": tokens})
         trainer._logs = table
@@ -401,6 +421,7 @@ def continue_tokens(
 
     `_generate_single_turn` reads `generation_config` of the trainer, and returns token ids first.
     """
+    # Replaced and not changed, so that the trainer's own comes back untouched.
     config = trainer.generation_config
     trainer.generation_config = copy.deepcopy(config)
     trainer.generation_config.max_new_tokens = max_new_tokens
@@ -430,6 +451,7 @@ class KLTerm:
 
         TRL appends a KL per micro-batch, reduced over processes.
         """
+        # Entries before these are of steps since the last logging step.
         logged = self._trainer._metrics["train"]["kl"]
         return mean(logged[-self._trainer.current_gradient_accumulation_steps :])
 
@@ -471,6 +493,7 @@ def parser_actions(parser: Any) -> list[Any]:
 
 def add_forward_hook_once(module: nn.Module, hook: Callable[..., Any]) -> None:
     """Register a forward hook that also gets keyword arguments, unless it is there already."""
+    # A second trainer on one model finds the hook of the first.
     if hook not in module._forward_hooks.values():
         module.register_forward_hook(hook, with_kwargs=True)
 
@@ -479,7 +502,7 @@ def add_forward_hook_once(module: nn.Module, hook: Callable[..., Any]) -> None:
 
 
 def lora_is_two_products(layer: Any, adapter: str) -> bool:
-    """Whether a LoRA layer adds nothing but `x A B` for this adapter, beside its base weight.
+    """Return whether a LoRA layer adds `x A B` for this adapter to its base, and nothing else.
 
     DoRA and other variants stand in `lora_variant`; `lora_bias` is true where B has a bias.
     """
@@ -537,7 +560,8 @@ def cpu_attention_backward(
 
 
 def has_arranged_products() -> bool:
-    """Whether torch has oneDNN's linear product for weights that were arranged before."""
+    """Return whether torch has oneDNN's linear product for weights that were arranged before."""
+    # A build without oneDNN lacks these names, or has them and cannot run them.
     names = ("_linear_pointwise", "_reorder_linear_weight")
     known = all(hasattr(torch.ops.mkldnn, name) for name in names)
     return known and torch.backends.mkldnn.is_available()
@@ -562,7 +586,7 @@ def layers_that_pack(model: nn.Module) -> list[Any]:
 
 
 def is_packed(layer: Any) -> bool:
-    """Whether a 4-bit layer has packed its weight, whose kernel has no backward."""
+    """Return whether a 4-bit layer has packed its weight, whose kernel has no backward."""
     return bool(getattr(layer.weight.quant_state, "packing_format_for_cpu", False))
 
 

@@ -1,5 +1,6 @@
-"""Advantages against the standard library's statistics, TRL's formula, and groups worked out by hand."""
+"""Advantages are compared with Python's statistics, TRL's formula, and groups done by hand."""
 
+import itertools
 import math
 import random
 import statistics
@@ -18,7 +19,7 @@ SCALES = ("group", "batch", "none")
 
 
 def random_rewards(groups: int, size: int, *, seed: int, unjudged: float = 0.2) -> Tensor:
-    """(groups, size) rewards in float64: continuous, or of few values; a share of them NaN."""
+    """Return (groups, size) rewards in float64: continuous ones, some rounded, some NaN."""
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randn(groups, size, generator=generator, dtype=torch.float64)
     rewards[::2] = rewards[::2].round()  # ties, and whole groups of one value
@@ -26,37 +27,43 @@ def random_rewards(groups: int, size: int, *, seed: int, unjudged: float = 0.2) 
 
 
 def oracle(groups: list[list[float]], scale: str, eps: float = 1e-4) -> list[list[float]]:
-    """The definition in plain Python, one completion at a time; NaN is a completion that nobody judged."""
-    batch_std = statistics.stdev(
-        reward for group in groups for reward in group if not math.isnan(reward)
-    )
-    advantages = []
+    """Return the advantages by the definition, in plain Python, one completion at a time.
+
+    NaN stands for a completion that nobody could judge.
+    """
+    judged_groups = []
     for group in groups:
-        judged = [reward for reward in group if not math.isnan(reward)]
+        judged_groups.append([reward for reward in group if not math.isnan(reward)])
+    batch_std = statistics.stdev(itertools.chain.from_iterable(judged_groups))
+    advantages = []
+    for group, judged in zip(groups, judged_groups, strict=True):
         if len(set(judged)) < 2:
             advantages.append([0.0] * len(group))
             continue
-        divisor = {"group": statistics.stdev(judged) + eps, "batch": batch_std + eps, "none": 1.0}[
-            scale
-        ]
+        divisors = {"group": statistics.stdev(judged) + eps, "batch": batch_std + eps, "none": 1.0}
         mean = statistics.fmean(judged)
-        advantages.append(
-            [0.0 if math.isnan(reward) else (reward - mean) / divisor for reward in group]
-        )
+        of_group = []
+        for reward in group:
+            of_group.append(0.0 if math.isnan(reward) else (reward - mean) / divisors[scale])
+        advantages.append(of_group)
     return advantages
 
 
 def trl_advantages(rewards: Tensor, scale: str) -> Tensor:
-    """TRL 1.16's "sum_then_normalize" in `_generate_and_score_completions`, restated, with its own `nanstd`."""
+    """Return TRL 1.16's advantages, with its own `nanstd`.
+
+    This repeats "sum_then_normalize" in `_generate_and_score_completions`.
+    """
     size = rewards.shape[1]
     flat = rewards.flatten()
     mean = torch.nanmean(rewards, dim=1).repeat_interleave(size)
-    std = (
-        nanstd(rewards, dim=1).repeat_interleave(size)
-        if scale == "group"
-        else nanstd(flat).expand_as(flat)
-    )
-    advantages = flat - mean if scale == "none" else (flat - mean) / (std + 1e-4)
+    if scale == "group":
+        std = nanstd(rewards, dim=1).repeat_interleave(size)
+    else:
+        std = nanstd(flat).expand_as(flat)
+    advantages = flat - mean
+    if scale != "none":
+        advantages = advantages / (std + 1e-4)
     return torch.nan_to_num(advantages, nan=0.0).view_as(rewards)
 
 
@@ -102,7 +109,7 @@ def test_a_constant_group_is_exactly_zero(value: float, size: int, dtype: torch.
 
 
 def test_the_formula_alone_leaves_a_constant_group_off_zero():
-    """Why equal rewards need a rule of their own: 0.1 + 0.1 + 0.1 > 0.3 in binary."""
+    """Equal rewards need a rule of their own, because 0.1 + 0.1 + 0.1 > 0.3 in binary."""
     assert trl_advantages(torch.full((1, 3), 0.1, dtype=torch.float64), "none").count_nonzero() == 3
 
 
@@ -174,16 +181,17 @@ def test_an_infinite_reward_is_an_error(infinite: float):
 
 
 def process_oracle(rewards, ends, lengths, size):
-    """Section 4.1.3 as it is printed, in float64: R, its mean and deviation, then a sum over steps for every token."""
+    """Return the advantages as section 4.1.3 prints them, in float64.
+
+    R, its mean and its deviation come first, then a sum over steps for every token.
+    """
     advantages = numpy.zeros((len(lengths), max(lengths)))
     for first in range(0, len(lengths), size):
-        rows = range(first, first + size)
-        steps = [
-            (i, e, r)
-            for i in rows
-            for e, r in zip(ends[i], rewards[i], strict=True)
-            if e < lengths[i]
-        ]
+        steps = []
+        for row in range(first, first + size):
+            for end, reward in zip(ends[row], rewards[row], strict=True):
+                if end < lengths[row]:
+                    steps.append((row, end, reward))
         R = numpy.array([r for _, _, r in steps])
         if len(R) < 2 or (R[0] == R).all():
             continue
@@ -193,17 +201,19 @@ def process_oracle(rewards, ends, lengths, size):
 
 
 def random_steps(chance, size):
-    """Outputs of two groups: some without steps, some cut off, some groups constant."""
+    """Return outputs of two groups: some without steps, some cut off, some groups constant."""
     lengths = [chance.randint(1, 30) for _ in range(2 * size)]
     counts = [chance.randint(0, 6) for _ in lengths]
-    ends = [
-        sorted(chance.choices(range(length + 3), k=k))
-        for length, k in zip(lengths, counts, strict=True)
-    ]
+    ends = []
+    for length, count in zip(lengths, counts, strict=True):
+        ends.append(sorted(chance.choices(range(length + 3), k=count)))
     values = chance.choice([(0.5,), (0.0, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0), None])
-    rewards = [
-        [chance.choice(values) if values else chance.gauss(0, 1) for _ in range(k)] for k in counts
-    ]
+    rewards = []
+    for count in counts:
+        if values:
+            rewards.append([chance.choice(values) for _ in range(count)])
+        else:
+            rewards.append([chance.gauss(0, 1) for _ in range(count)])
     return rewards, ends, lengths
 
 

@@ -1,4 +1,7 @@
-"""The objective against numbers worked out by hand, against the papers' identities, and TRL's own loss against it."""
+"""The objective is compared with numbers worked out by hand and with the papers' identities.
+
+TRL's own loss is then compared with the objective.
+"""
 
 import math
 from collections.abc import Callable
@@ -35,7 +38,10 @@ def doubles(*values: Any) -> Tensor:
 
 
 def random_batch(seed: int, *, per_token: bool = False) -> Batch:
-    """A ragged batch after some updates: π_θ has left π_old and π_ref. Log-probs in float64, `logps` a leaf."""
+    """Return a ragged batch after some updates: π_θ has left π_old and π_ref.
+
+    Log-probabilities are float64, and `logps` is a leaf.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -43,9 +49,8 @@ def random_batch(seed: int, *, per_token: bool = False) -> Batch:
 
     logps = -2 + normal(B, T)
     drift = 0.3 * normal(B, T) + 0.4 * doubles(1, 1, -1, -1, 1, 1, -1, -1).unsqueeze(1)
-    signs = doubles(
-        1, -1, 1, -1, 1, -1, 1, -1
-    )  # every row that drifted up or down, with either sign
+    # Rows that drifted up and rows that drifted down have advantages of either sign.
+    signs = doubles(1, -1, 1, -1, 1, -1, 1, -1)
     return {
         "logps": logps.requires_grad_(),
         "old_logps": (logps - drift).detach(),
@@ -69,7 +74,10 @@ def value_and_gradient(loss: Loss, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> GRPOTrainer:
-    """A TRL trainer on a model that never runs: the tests put log-probs in the place of its forward pass."""
+    """A TRL trainer on a model that never runs.
+
+    The tests put log-probabilities in the place of its forward pass.
+    """
     words = Tokenizer(
         models.WordLevel({"<pad>": 0, "<end>": 1, "one": 2, "two": 3}, unk_token="<pad>")
     )
@@ -105,7 +113,10 @@ def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> GRPOTrainer:
 
 @pytest.fixture
 def trl_loss(trl_trainer: GRPOTrainer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Loss]:
-    """`trl_loss(loss_type=..., ...)` is TRL's own `_compute_loss`, with these settings, as a function of a batch."""
+    """Return a function that makes a loss of settings: `trl_loss(loss_type=..., ...)`.
+
+    That loss is TRL's own `_compute_loss` with these settings, as a function of a batch.
+    """
 
     def with_settings(
         *,
@@ -156,7 +167,8 @@ def our_loss(**settings: Any) -> Loss:
     return lambda batch: grpo_loss(**batch, **clip, max_completion_length=T + 5, **settings)
 
 
-# One token, π_θ = 0.5. The reference has 0.25: π_ref/π_θ = 1/2, so D_KL = 1/2 + ln 2 − 1 and ∂(−D_KL)/∂logπ_θ = −1/2.
+# One token, π_θ = 0.5. The reference has 0.25: π_ref/π_θ = 1/2, so D_KL = 1/2 + ln 2 − 1 and
+# ∂(−D_KL)/∂logπ_θ = −1/2.
 KL = math.log(2) - 0.5
 ONE_TOKEN = [
     # π_old, Â, surrogate, its gradient in log π_θ
@@ -264,14 +276,14 @@ def test_trl_has_the_same_loss_and_gradient(
 
 
 def clipped(batch: Batch, level: str) -> set[str]:
-    """On which sides the clip stops the gradient of some token."""
+    """Return the sides on which the clip stops the gradient of some token."""
     mask = batch["mask"].bool()
     ratio = importance_ratio(
         batch["logps"].detach(), batch["old_logps"], batch["mask"], level=level
     )
-    advantages = (
-        batch["advantages"] if batch["advantages"].dim() == 2 else batch["advantages"].unsqueeze(1)
-    )
+    advantages = batch["advantages"]
+    if advantages.dim() == 1:
+        advantages = advantages.unsqueeze(1)
     low = (ratio < 1 - EPSILON_LOW) & (advantages < 0) & mask
     high = (ratio > 1 + EPSILON_HIGH) & (advantages > 0) & mask
     return {side for side, where in (("low", low), ("high", high)) if where.any()}
@@ -284,13 +296,13 @@ def test_micro_batches_add_up_to_the_window_as_in_trl(
     batch = random_batch(3)
     whole, whole_gradient = value_and_gradient(our_loss(loss_type=loss_type), batch)
     halves = [rows_of(batch, slice(0, B // 2)), rows_of(batch, slice(B // 2, B))]
-    ours = [
-        value_and_gradient(our_loss(loss_type=loss_type, num_items_in_batch=sum(LENGTHS)), h)
-        for h in halves
-    ]
-    trls = [value_and_gradient(trl_loss(loss_type=loss_type, accumulation=2), h) for h in halves]
+    our_half_loss = our_loss(loss_type=loss_type, num_items_in_batch=sum(LENGTHS))
+    trl_half_loss = trl_loss(loss_type=loss_type, accumulation=2)
+    ours = [value_and_gradient(our_half_loss, half) for half in halves]
+    trls = [value_and_gradient(trl_half_loss, half) for half in halves]
 
-    steps = 1 if loss_type == "dapo" else 2  # TRL divides by it itself
+    # TRL itself divides by the number of steps.
+    steps = 1 if loss_type == "dapo" else 2
     torch.testing.assert_close(sum(value for value, _ in ours) / steps, whole)
     torch.testing.assert_close(sum(value for value, _ in trls), whole)
     torch.testing.assert_close(
@@ -359,8 +371,7 @@ def test_asymmetric_clipping_uses_each_bound_on_its_side():
 )
 def test_errors_say_what_came_and_what_was_expected(change: dict[str, Any], message: str):
     zeros = torch.zeros(2, 3)
-    arguments = dict.fromkeys(("logps", "old_logps", "ref_logps", "mask"), zeros) | {
-        "advantages": torch.zeros(2)
-    }
+    arguments = dict.fromkeys(("logps", "old_logps", "ref_logps", "mask"), zeros)
+    arguments["advantages"] = torch.zeros(2)
     with pytest.raises(ConfigError, match=message):
         grpo_loss(**(arguments | change))

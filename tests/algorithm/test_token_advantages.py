@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import count_ones
 from support.models import LORA
 from support.rollouts import rollout_of, watched_rollouts
@@ -15,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.algorithm.advantages import outcome_advantages, process_advantages
 from grpo_hf.algorithm.objective import grpo_loss
+from grpo_hf.algorithm.token_advantages import zero_in_constant_groups
 from grpo_hf.errors import ConfigError
+from grpo_hf.run_context import RunContext
 from grpo_hf.scoring.steps import StepRewards, step_end_tokens
 
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -316,3 +319,21 @@ class TestPlainReward:
         )
         trainer.train()
         assert trainer.state.log_history[0]["signal/refill_rounds"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "zero"),
+    [
+        ([[0.01]] * 6, True),
+        ([[0.01, 3.0]] * 6, True),
+        ([[0.01]] * 5 + [[0.02]], False),
+        ([[float("nan")]] * 6, True),
+        ([[0.01]] * 5 + [[float("nan")]], False),
+    ],
+)
+def test_equal_rewards_are_no_signal_to_the_last_bit(rewards: Any, zero: bool) -> None:
+    # What float32 leaves of 0.01 - mean(0.01, six times) over 1e-4.
+    advantages = torch.full((6,), 9.3e-6)
+    run = RunContext(Accelerator(cpu=True), group_size=6, training=True, step=0)
+    exact = zero_in_constant_groups(advantages, torch.tensor(rewards), run)
+    assert bool(exact.any()) == (not zero)

@@ -1,4 +1,4 @@
-"""Rows out of files and the Hub: what is read, what is left out and named, and what every refusal says."""
+"""Rows are read from files and the Hub; bad rows are named, and every refusal says what to do."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def jsonl(rows):
 
 
 def read(path, **options):
-    """The rows as a user knows them, without what travels along."""
+    """Return the rows as a user knows them, without their places."""
     split = read_split(path=str(path), **options)
     names = data.column_names(split.rows)
     return [{name: row[name] for name in names} for row in split.rows]
@@ -198,12 +198,10 @@ class TestEmbedded:
         assert read(EMBEDDED, seed=3) == read(EMBEDDED, seed=3) != read(EMBEDDED, seed=4)
 
     def test_train_and_test_share_no_question(self):
-        questions = {
-            name: {row["question"] for row in read(EMBEDDED, split=name)}
-            for name in ("train", "test")
-        }
-        assert questions["train"] and questions["test"]
-        assert not questions["train"] & questions["test"]
+        train = {row["question"] for row in read(EMBEDDED, split="train")}
+        test = {row["question"] for row in read(EMBEDDED, split="test")}
+        assert train and test
+        assert not train & test
 
     def test_a_split_that_it_does_not_have(self):
         """Training rows under another name would make the evaluation a lie."""
@@ -215,7 +213,7 @@ class TestEmbedded:
 
 
 class TestHub:
-    """`load_dataset` is replaced: what it returns and raises is that of datasets 5."""
+    """`load_dataset` is replaced by a function that returns and raises as in datasets 5."""
 
     @pytest.fixture
     def hub(self, monkeypatch):
@@ -447,8 +445,8 @@ class TestHoldOut:
         assert held.source == "train.jsonl, held out"
 
     def test_random_and_the_same_for_the_same_seed(self):
-        first, again, other = (
-            self.numbers(hold_out(self.SPLIT, 20, seed)[0]) for seed in (1, 1, 2)
-        )
+        first = self.numbers(hold_out(self.SPLIT, 20, 1)[0])
+        again = self.numbers(hold_out(self.SPLIT, 20, 1)[0])
+        other = self.numbers(hold_out(self.SPLIT, 20, 2)[0])
         assert first == again != other
         assert first != list(range(20))

@@ -1,4 +1,4 @@
-"""The demo's supervised stage: what it trains on, where it runs, and what an interruption leaves."""
+"""The demo's supervised stage: its data, its device, its cache, and an interruption."""
 
 from itertools import islice
 from pathlib import Path
@@ -12,21 +12,21 @@ from grpo_hf.demo.word_problems import word_problems
 
 
 class Stopped(Exception):
-    """Stands for an interruption in the first step."""
+    """An interruption before the first step."""
 
 
 def started(monkeypatch: pytest.MonkeyPatch, cache: Path, **settings: Any) -> dict[str, Any]:
-    """What the supervised trainer is given, in a stage that is interrupted before it trains."""
-    given: dict[str, Any] = {}
+    """Return the arguments of the supervised trainer; the stage stops before it trains."""
+    trainer_arguments: dict[str, Any] = {}
 
     def stop(**arguments: Any) -> None:
-        given.update(arguments)
+        trainer_arguments.update(arguments)
         raise Stopped
 
     monkeypatch.setattr(module, "SFTTrainer", stop)
     with pytest.raises(Stopped):
         cold_start(cache, **settings)
-    return given
+    return trainer_arguments
 
 
 @pytest.mark.parametrize("use_cpu", [True, False])
@@ -41,9 +41,8 @@ def test_it_trains_on_problems_of_its_own_split(
 ) -> None:
     rows = started(monkeypatch, tmp_path, steps=2, seed=3)["train_dataset"]
     questions = [prompt[0]["content"] for prompt in rows["prompt"]]
-    assert questions == [
-        row["question"] for row in islice(word_problems("cold_start", seed=3), 2 * module.BATCH)
-    ]
+    problems = islice(word_problems("cold_start", seed=3), 2 * module.BATCH)
+    assert questions == [row["question"] for row in problems]
 
 
 def test_an_interrupted_stage_leaves_nothing_to_be_found(

@@ -16,6 +16,7 @@ from trl import ModelConfig
 from grpo_hf import GRPOTrainer
 from grpo_hf.errors import ModelError, ReferenceDriftError
 from grpo_hf.models import adapters as roles
+from grpo_hf.models import reference_guards
 from grpo_hf.models.loading import load_base
 
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -73,7 +74,9 @@ def test_a_4_bit_base_takes_an_adapter_and_trains(
 def test_a_4_bit_base_still_learns_after_generation(
     tiny_checkpoint: Path, make_trainer: MakeTrainer
 ) -> None:
-    """bitsandbytes 0.50 packs 4-bit weights at the first inference on some CPUs, and cannot train packed ones."""
+    """bitsandbytes 0.50 packs 4-bit weights at the first inference on some CPUs, and cannot
+    train packed ones.
+    """
 
     def gradient(*, generated: bool) -> torch.Tensor:
         model = make_trainer(
@@ -251,7 +254,7 @@ def test_a_base_that_was_written_to_is_noticed(make_trainer: MakeTrainer) -> Non
 
 def test_one_flipped_bit_changes_the_digest(tiny_checkpoint: Path) -> None:
     model = load(tiny_checkpoint, dtype="bfloat16").requires_grad_(False)
-    before = roles.frozen_digest(model)
-    assert roles.frozen_digest(model) == before
+    before = reference_guards.frozen_digest(model)
+    assert reference_guards.frozen_digest(model) == before
     next(model.parameters()).data.view(torch.int16).view(-1)[11] ^= 1
-    assert roles.frozen_digest(model) != before
+    assert reference_guards.frozen_digest(model) != before

@@ -1,4 +1,4 @@
-"""The reward model on the policy's base: PEFT reads the same scores, and the policy never learns that it was there."""
+"""The reward model on the policy's base: PEFT reads equal scores, the policy does not change."""
 
 import json
 import math
@@ -38,7 +38,7 @@ PAIRS = [Pair(f"{n} + {n} = ", f"{2 * n}", "no idea", 0.0) for n in range(16)]
 
 
 def policy_on(checkpoint: Path, **lora: Any) -> PeftModel:
-    """A policy that differs from its base, with dropout that would show."""
+    """Return a policy that differs from its base, with dropout that would change its outputs."""
     torch.manual_seed(3)
     settings = {
         "r": 4,
@@ -128,7 +128,10 @@ def test_a_template_that_ends_with_the_padding_token(
     of_base: Any,
     of_tokenizer: Any,
 ) -> None:
-    """Scores are read by the tokenizer's padding token, also where the base has another, until a trainer is made."""
+    """Scores are read by the tokenizer's padding token, even if the base has another one.
+
+    Making a trainer changes the base's padding token, and no score.
+    """
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint, padding_side="left")
     ids = {None: None, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
     tokens = {None: None, "eos": tokenizer.eos_token, "pad": tokenizer.pad_token}
@@ -160,8 +163,8 @@ def test_a_template_that_ends_with_the_padding_token(
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_neither_padding_nor_neighbours_change_a_score(model: RewardModel, batch_size: int) -> None:
     together = model.scores(PROMPTS, COMPLETIONS, batch_size=batch_size)
-    one = [model.scores([p], [c]).item() for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
-    assert together.tolist() == pytest.approx(one, abs=1e-5)
+    alone_each = [model.scores([p], [c]).item() for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert together.tolist() == pytest.approx(alone_each, abs=1e-5)
 
 
 def test_a_step_is_read_where_it_ends(model: RewardModel) -> None:
@@ -221,7 +224,7 @@ def state_of(model: PeftModel) -> Any:
 
 
 def tokens_and_gradients(model: PeftModel) -> Any:
-    """What the policy writes, and the gradient of its loss, both with its dropout from one seed."""
+    """Return the policy's tokens and the gradient of its loss, with dropout from a fixed seed."""
     model.eval()
     written = model.generate(
         torch.tensor([IDS[2]]), max_new_tokens=8, do_sample=False, pad_token_id=0
@@ -264,9 +267,8 @@ def disturbances(model: RewardModel, folder: Path) -> Iterator[tuple[str, Callab
 
 def test_the_policy_does_not_notice(policy: PeftModel, tokenizer: Any, tmp_path: Path) -> None:
     layers = policy.get_base_model().model.layers
-    layers[0].self_attn.q_proj.lora_A.default.weight.requires_grad_(
-        False
-    )  # flags need not be PEFT's
+    # Flags need not be PEFT's.
+    layers[0].self_attn.q_proj.lora_A.default.weight.requires_grad_(False)
     layers[2].mlp.up_proj.weight.requires_grad_(True)
     before = tokens_and_gradients(policy)
     flags = {name: weight.requires_grad for name, weight in policy.named_parameters()}
@@ -283,8 +285,8 @@ def test_the_policy_does_not_notice(policy: PeftModel, tokenizer: Any, tmp_path:
         new = {name for name, *_ in state_of(policy)[2]} - {name for name, *_ in state[2]}
         now = state_of(policy)
         assert now[0] == state[0] and now[3:] == state[3:], what
-        assert [one for one in now[2] if one[0] not in new] == state[2], what
-        assert {one for one in state[1]} <= {one for one in now[1]}, what
+        assert [flags_of for flags_of in now[2] if flags_of[0] not in new] == state[2], what
+        assert set(state[1]) <= set(now[1]), what
     tensors, names = tokens_and_gradients(policy)
     assert names == before[1]
     assert all(torch.equal(a, b) for a, b in zip(tensors, before[0], strict=True))
@@ -563,9 +565,8 @@ def test_a_trainer_scores_with_the_base_that_is_in_memory(
         for weight in AutoModelForCausalLM.from_pretrained(tiny_checkpoint).parameters()
     )
     lora = sum(weight.numel() for weight in trained.values())
-    assert (
-        sum(weight.numel() for weight in trainer.model.parameters()) == base + 2 * lora + own
-    )  # policy and `ref`
+    # Twice the LoRA weights: the policy's and those of `ref`.
+    assert sum(weight.numel() for weight in trainer.model.parameters()) == base + 2 * lora + own
     trainer.train()  # which checks the KL at step 0, and that nothing frozen has changed
     assert not any(
         torch.equal(dict(policy.named_parameters())[name], weight)

@@ -1,4 +1,7 @@
-"""Preferences: pairs against brute force, the loss against its equation in float64, calibration against its bins."""
+"""Preferences are compared with brute force, the loss with its equation in float64.
+
+Calibration is compared with bins worked out by hand.
+"""
 
 import math
 
@@ -27,9 +30,8 @@ def sigmoid(value: float) -> float:
 
 def test_every_pair_of_a_group_better_first() -> None:
     expected = {("p", "b", "a", 1.0), ("p", "b", "d", 1.0), ("q", "f", "e", 0.25)}
-    assert {
-        (p.prompt, p.chosen, p.rejected, p.margin) for p in pairs_of(GROUPS, margin=0.5)
-    } == expected
+    pairs = pairs_of(GROUPS, margin=0.5)
+    assert {(p.prompt, p.chosen, p.rejected, p.margin) for p in pairs} == expected
     assert all(pair.margin == 0 for pair in pairs_of(GROUPS))
 
 

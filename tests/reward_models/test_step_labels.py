@@ -1,4 +1,4 @@
-"""Labels of steps: against continuations that `generate` writes, and against what the judge was shown."""
+"""Labels of steps are compared with `generate`'s continuations, and with the judge's inputs."""
 
 import math
 from collections import defaultdict
@@ -22,18 +22,19 @@ SETTINGS = {"steps": "o", "max_new_tokens": 12}  # an untrained model writes no 
 
 @reward_settings(in_process=True)
 def vowels(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-    """From 0 to 1; differs from completion to completion, and needs a column of the data."""
+    """Return rewards from 0 to 1 that differ between completions and need a column of the data."""
     counts = [sum(map(completion_text(completion).count, "aeiou")) for completion in completions]
     return [1 - 1 / (1 + count + len(a)) for count, a in zip(counts, answer, strict=True)]
 
 
 @reward_settings(in_process=True)
 def picky(completions: list[Any], answer: list[str], **_: Any) -> list[float | None]:
-    """Of the row "x" it judges nothing, of "xx" what has an "a"."""
-    found = zip(vowels(completions, answer), completions, answer, strict=True)
-    return [
-        None if a == "x" or (a == "xx" and "a" not in text) else value for value, text, a in found
-    ]
+    """Judge no completion of the row "x", and of the row "xx" only those with an "a"."""
+    rewards: list[float | None] = []
+    for value, text, a in zip(vowels(completions, answer), completions, answer, strict=True):
+        unjudged = a == "x" or (a == "xx" and "a" not in text)
+        rewards.append(None if unjudged else value)
+    return rewards
 
 
 def judge(function: Any = vowels) -> ScoredReward:
@@ -54,7 +55,7 @@ def greedy(model: Any, begun: list[int], tokens: int) -> list[int]:
 
 
 def ends_by_hand(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The tokens that write an "o", and the last."""
+    """Return the tokens that write an "o", and the last token."""
 
     def upto(token: int) -> str:
         return tokenizer.decode(ids[: token + 1], skip_special_tokens=True)
@@ -69,7 +70,10 @@ def ends_by_hand(tokenizer: Any, ids: list[int]) -> list[int]:
 def test_values_are_those_of_greedy_continuations(
     erratic_model: Any, tokenizer: Any, rows: list[dict[str, Any]]
 ) -> None:
-    """With next to no temperature all continuations are the greedy one; one of its tokens is made an end."""
+    """At a temperature near 0 all continuations are the greedy one.
+
+    One token of the first continuation is made an end of the turn.
+    """
     if rows is CHAT:
         asked = [
             tokenizer.apply_chat_template(r["prompt"], add_generation_prompt=True)["input_ids"]
@@ -137,12 +141,10 @@ def test_a_value_is_the_mean_over_what_the_judge_was_shown(
         assert values[-1] == shown[prompt, tuple(ids)][0]
         for end, value in zip(ends[:-1], values[:-1], strict=True):
             begun = ids[: end + 1]
-            after = [
-                v
-                for (p, i), of in shown.items()
-                if p == prompt and list(i[: end + 1]) == begun
-                for v in of
-            ]
+            after = []
+            for (other_prompt, other_ids), rewards in shown.items():
+                if other_prompt == prompt and list(other_ids[: end + 1]) == begun:
+                    after += rewards
             after.remove(values[-1])  # the sample itself
             if len(after) == 6:  # no longer beginning was continued
                 assert value == pytest.approx(sum(after) / 6)
@@ -153,7 +155,7 @@ def test_a_value_is_the_mean_over_what_the_judge_was_shown(
 def test_equal_prompts_with_other_answers_are_labelled_apart(
     erratic_model: Any, tokenizer: Any
 ) -> None:
-    """Greedy, so that all samples are the same."""
+    """Sampling is greedy, so that all samples are the same."""
 
     @reward_settings(in_process=True)
     def gold(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
@@ -207,9 +209,8 @@ def test_what_cannot_be_judged_is_left_out(erratic_model: Any, tokenizer: Any) -
     assert len(some) > 0
     for text, ends, values, ids in some:
         assert len(ends) == len(values) >= 1 and not any(map(math.isnan, values))
-        assert ("a" in text) == (
-            ends[-1] == len(ids) - 1
-        )  # the last step has the reward of the whole
+        # The last step has the reward of the whole completion.
+        assert ("a" in text) == (ends[-1] == len(ids) - 1)
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"n": 0}, {"rows": []}])

@@ -1,4 +1,6 @@
-"""Dynamic sampling: silent groups give way to fresh prompts, in an order that the seed alone decides."""
+"""Dynamic sampling: silent groups give way to fresh prompts, in an order that the seed alone
+decides.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from support.models import LORA
 from support.processes import SCRIPTS, launch
+from support.rollouts import watched_rollouts
 
 from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.errors import ConfigError
@@ -22,7 +25,9 @@ SCRIPT = SCRIPTS / "dynamic_sampling.py"
 
 
 def record(seen: list[list[str]]) -> Callable[..., list[float]]:
-    """Says 1 to everything for an easy prompt, differs within the other groups, and writes down the prompts."""
+    """Says 1 to everything for an easy prompt, differs within the other groups, and writes down
+    the prompts.
+    """
 
     @reward_settings(in_process=True, batched=True)
     def reward(
@@ -97,15 +102,12 @@ def test_step_values_of_fresh_prompts_are_paid_for_as_well(
         dynamic_sampling=True,
         max_steps=1,
     )
-    paid, roll_out = [], trainer._roll_out
-
-    def watched(rows: Any) -> Any:
-        batch = roll_out(rows)
-        paid.append(trainer._metrics["train"]["monte_carlo/tokens"][-1])
-        return batch
-
-    trainer._roll_out = watched
-    trainer.train()
+    with watched_rollouts() as rollouts:
+        trainer.train()
+    # A reward that sees all completions at once logs with the first of them.
+    paid = [
+        dict(rollout.scores.outcomes[1][0].metrics)["monte_carlo/tokens"] for rollout in rollouts
+    ]
     assert len(paid) > 1
     assert read_metrics(tmp_path / "run")[0]["monte_carlo/tokens"] == sum(paid)
 
@@ -131,7 +133,9 @@ def test_no_more_rounds_than_allowed(make_trainer: MakeTrainer, tmp_path: Path) 
 def test_fresh_groups_are_the_ones_that_train(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the splice each row has its own prompt, completion and advantage: rewards recomputed from the tokens."""
+    """After the splice each row has its own prompt, completion and advantage: rewards recomputed
+    from the tokens.
+    """
     trainer = make_trainer(
         reward_funcs=lambda prompts, completion_ids, easy, **_: [
             1.0 if simple else float(sum(ids) % 17)
@@ -145,10 +149,14 @@ def test_fresh_groups_are_the_ones_that_train(
         scale_rewards="none",
     )
     batches = []
-    replace = refill.replace_silent_groups
-    monkeypatch.setattr(
-        refill, "replace_silent_groups", lambda *a: batches.append(replace(*a)) or batches[-1]
-    )
+    replace = refill.replace_groups
+
+    def watched(*arguments: Any) -> refill.Replaced:
+        replaced = replace(*arguments)
+        batches.append(replaced.batch)
+        return replaced
+
+    monkeypatch.setattr(refill, "replace_groups", watched)
     trainer.train()
     for batch in batches:
         rewards = []
@@ -196,7 +204,9 @@ def test_a_stream_is_refused(make_trainer: MakeTrainer) -> None:
 def test_two_processes_refill_together_and_one_may_have_nothing_left(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """One hang would be a timeout here: without refills one process has no signal at all, with them both are served."""
+    """One hang would be a timeout here: without refills one process has no signal at all, with
+    them both are served.
+    """
     for flag in ("false", "true"):
         launch(2, tiny_checkpoint, tmp_path / flag, flag, script=SCRIPT)
     plain, refilled = (read_metrics(tmp_path / flag) for flag in ("false", "true"))

@@ -1,4 +1,6 @@
-"""Rollouts by groups: TRL's tokens when greedy, the model's distribution when sampled, the weights as they were."""
+"""Rollouts by groups: TRL's tokens when greedy, the model's distribution when sampled, the
+weights as they were.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +88,9 @@ def test_prompts_of_one_row_each_and_of_one_token(sampler: Callable[..., GRPOTra
 
 
 def test_samples_have_the_models_distribution(sampler: Callable[..., GRPOTrainer]) -> None:
-    """Pearson's chi-squared over pairs of tokens, each pair's probability from a forward pass; 99.9% quantile."""
+    """Pearson's chi-squared over pairs of tokens, each pair's probability from a forward pass;
+    99.9% quantile.
+    """
     rows, vocabulary = 40_000, 6
     settings: dict[str, Any] = {
         "vocab_size": vocabulary,
@@ -166,7 +170,9 @@ def test_the_layers_come_back_after_an_error() -> None:
 def test_what_cannot_be_merged_runs_beside_the_weights(
     adapter: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is more than a product of two matrices on a linear layer; and with too little memory nothing is merged."""
+    """What is more than a product of two matrices on a linear layer; and with too little memory
+    nothing is merged.
+    """
     model = get_peft_model(
         decoder("Llama"), LoraConfig(**({"r": 4, "target_modules": "all-linear"} | adapter))
     )
@@ -245,7 +251,9 @@ def test_the_models_own_settings_count(
 
 
 def test_soft_prompts_are_part_of_the_policy() -> None:
-    """PEFT puts them in while preparing the inputs of each step, which another loop would leave out."""
+    """PEFT puts them in while preparing the inputs of each step, which another loop would leave
+    out.
+    """
     model = get_peft_model(
         decoder("Llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     )

@@ -1,4 +1,4 @@
-"""Failures of rewards in a run: counted, left out of the baseline, and the end of a run at too many."""
+"""Failures of rewards in a run: they are counted and left out, and too many end the run."""
 
 import json
 import time
@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support.models import LORA
+from support.rollouts import watched_rollouts
 
 from grpo_hf import GRPOConfig, GRPOTrainer, load_reward, reward_settings
 from grpo_hf.algorithm.advantages import outcome_advantages
@@ -22,7 +23,7 @@ from grpo_hf.run_context import RunContext
 from grpo_hf.scoring.failures import Settled, settle_failures
 from grpo_hf.scoring.outcomes import Failure, Outcome
 from grpo_hf.scoring.scored_reward import ScoredReward
-from grpo_hf.scoring.scorer import Scores, scorer_under_way
+from grpo_hf.scoring.scorer import Scores
 
 MakeTrainer = Callable[..., GRPOTrainer]
 NAN = float("nan")
@@ -145,7 +146,7 @@ def test_what_cannot_work_fails_before_the_model_is_loaded(
 
 
 def test_advantages_are_those_of_the_completions_that_were_scored(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+    make_trainer: MakeTrainer,
 ) -> None:
     """Completions 1 and 6 fail: the others' advantages are the oracle's with those two unjudged."""
     calls = []
@@ -153,7 +154,8 @@ def test_advantages_are_those_of_the_completions_that_were_scored(
     @reward_settings(in_process=True)
     def partly(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         calls.append(completion_ids[0])
-        if len(calls) - 3 in (1, 6):  # after the dry run's two
+        # The dry run has made two calls before the rollout.
+        if len(calls) - 3 in (1, 6):
             raise ValueError
         return [float(sum(completion_ids[0]) % 23)]
 
@@ -164,19 +166,13 @@ def test_advantages_are_those_of_the_completions_that_were_scored(
     trainer = make_trainer(
         reward_funcs=[partly, other], peft_config=LORA, max_steps=1, early_rewards=False
     )
-    seen = {}
-    generate = type(trainer)._generate_and_score_completions
-
-    def keep(rows: Any) -> Any:
-        seen.update(generate(trainer, rows))
-        return seen
-
-    monkeypatch.setattr(trainer, "_generate_and_score_completions", keep)
-    trainer.train()
+    with watched_rollouts() as rollouts:
+        trainer.train()
+    (rollout,) = rollouts
     sums = [float(sum(ids) % 23) + 0.25 for ids in calls[2:10]]
     sums[1] = sums[6] = NAN
     expected = outcome_advantages(torch.tensor(sums).view(2, 4)).flatten()
-    torch.testing.assert_close(seen["advantages"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rollout.batch["advantages"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_too_many_failures_stop_the_run_after_a_checkpoint(
@@ -215,8 +211,8 @@ def test_the_progress_line_says_what_failed() -> None:
     logs = {"reward": 1.0, **{f"rewards/judge/{name}": value for name, value in of.items()}}
     line = progress_line(1, 2, logs, ["judge"], 1.0, 1.0)
     assert (
-        "judge 0.500±0.25 (62.5% judged, timeout 12.5%, wrong type 25.0%, scored in 0.01 s, p99 1.50 s)"
-        in line
+        "judge 0.500±0.25 (62.5% judged, timeout 12.5%, wrong type 25.0%, scored in 0.01 s, "
+        "p99 1.50 s)" in line
     )
     quick = {"rewards/judge/mean": 1.0, "rewards/judge/std": 0.0, "rewards/judge/judged": 1.0}
     assert "judge 1.000±0.00  " in progress_line(1, 2, {"reward": 1.0} | quick, ["judge"], 1.0, 1.0)
@@ -262,28 +258,20 @@ def run_with_faults(
         "peft_config": LORA,
     }
     trainer = make_trainer(reward_funcs=rewards, **settings)
-    scored: list[tuple[list[Outcome], list[Outcome]]] = []
-    original = trainer._calculate_rewards
-
-    def keep(*arguments: Any, **named: Any) -> Any:
-        result = original(*arguments, **named)
-        scorer = scorer_under_way()
-        assert scorer is not None
-        scored.append((scorer.scores.outcomes[0], scorer.scores.outcomes[1]))
-        return result
-
-    trainer._calculate_rewards = keep
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     handles = psutil.Process().num_fds()
     start = time.monotonic()
-    trainer.train()
+    with watched_rollouts() as rollouts:
+        trainer.train()
     seconds = time.monotonic() - start
-    faulty = [outcome for rows, _ in scored for outcome in rows]
-    healthy = [outcome for _, rows in scored for outcome in rows]
+    faulty: list[Outcome] = []
+    healthy: list[Outcome] = []
+    for rollout in rollouts:
+        faulty += rollout.scores.outcomes[0]
+        healthy += rollout.scores.outcomes[1]
     assert len(faulty) == 8 * steps and all(outcome.failure is None for outcome in healthy)
-    for outcome, twin in zip(
-        faulty, healthy, strict=True
-    ):  # what does not fail scores exactly as without the faults
+    # What does not fail scores exactly as it does without the faults.
+    for outcome, twin in zip(faulty, healthy, strict=True):
         assert outcome.failure is not None or outcome.value == twin.value
     reasons = Counter(outcome.failure.reason for outcome in faulty if outcome.failure is not None)
     assert reasons.keys() >= {
@@ -296,9 +284,8 @@ def run_with_faults(
     }
     assert 0.05 < sum(outcome.failure is not None for outcome in faulty) / len(faulty) < 0.3
     assert psutil.Process().num_fds() <= handles + 2
-    assert (
-        len({child.pid for child in psutil.Process().children(recursive=True)} - before) <= 2
-    )  # replaced workers
+    # The two workers were replaced, and nothing else was left behind.
+    assert len({child.pid for child in psutil.Process().children(recursive=True)} - before) <= 2
     trainer._reward_process.close()
     return read_metrics(folder / "run"), seconds, reasons["timeout"]
 

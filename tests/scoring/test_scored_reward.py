@@ -11,6 +11,7 @@ from support.models import LORA
 
 from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.reporting.metrics_file import read_metrics
+from grpo_hf.update import log_probs
 
 MakeTrainer = Callable[..., GRPOTrainer]
 
@@ -18,8 +19,10 @@ MakeTrainer = Callable[..., GRPOTrainer]
 def test_rewards_run_during_the_reference_pass(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The reference pass waits here for the rewards to begin, which TRL would start only after it."""
-    begun, awaited, apart = threading.Event(), threading.Event(), str(tmp_path / "begun")
+    """The reference pass waits here for rewards to begin, which TRL would start only after it."""
+    begun = threading.Event()
+    awaited = threading.Event()
+    apart = str(tmp_path / "begun")
 
     @reward_settings(in_process=True)
     def patient(completions: list[str], **_: Any) -> list[float]:
@@ -38,18 +41,19 @@ def test_rewards_run_during_the_reference_pass(
     trainer = make_trainer(
         reward_funcs=[patient, patient_too, in_a_worker], peft_config=LORA, max_steps=1
     )
-    score = type(trainer)._get_per_token_logps_and_entropies
+    score = log_probs.packed_log_probs
     seen = []
 
-    def reference_pass(*arguments: Any, **settings: Any) -> Any:
-        if trainer.state.global_step == 0 and settings.get("batch_size"):
+    def reference_pass(*block: Any, **settings: Any) -> Any:
+        # The policy pass scores all rows at once, and so does the check before the first step.
+        if settings["rows"]:
             for _ in range(200):
                 if not Path(apart).exists():
                     threading.Event().wait(0.1)
             seen.append((begun.wait(20), awaited.wait(20), Path(apart).exists()))
-        return score(trainer, *arguments, **settings)
+        return score(*block, **settings)
 
-    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", reference_pass)
+    monkeypatch.setattr(log_probs, "packed_log_probs", reference_pass)
     trainer.train()
     assert seen == [(True, True, True)]
 

@@ -1,6 +1,7 @@
-"""Rewards as the trainer calls them: loaded, called with what they read, and a failure kept to its completion."""
+"""Rewards as the trainer calls them: loaded, called with what they read, and apart in failure."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from grpo_hf import reward_settings
 from grpo_hf.errors import ConfigError, RewardNotFound, RewardSpecError
 from grpo_hf.scoring.registry import load_reward
 from grpo_hf.scoring.reward import checked_reward
-from grpo_hf.scoring.scorer import scored_rewards, weights_at
+from grpo_hf.scoring.scorer import RolloutScorer, scored_rewards, scorer_under_way, weights_at
 
 
 def vowels(completions, *, scale=1.0, **columns):
@@ -164,3 +165,89 @@ def test_files_and_long_options_are_not_taken_for_models(tmp_path: Path, monkeyp
         assert get_callable_name(reward) == "fixed"
     with pytest.raises(RewardNotFound, match=r"other\.py"):
         scored_rewards("./other.py:fixed")
+
+
+class TestRolloutScorer:
+    """The scoring of one rollout, which may begin before TRL asks for it."""
+
+    ROWS = ({"prompt": "?", "answer": "1"}, {"prompt": "!", "answer": "2"})
+    COMPLETIONS = ("one", "three")
+
+    @pytest.fixture
+    def threads(self):
+        """The names of the threads in which the reward of `scorer` was called, in order."""
+        return []
+
+    @pytest.fixture
+    def scorer(self, threads):
+        @reward_settings(in_process=True, batched=True)
+        def lengths(completions, answer, log_extra, log_metric, **columns):
+            threads.append(threading.current_thread().name)
+            log_extra("right", answer)
+            log_metric("calls", len(threads))
+            return [float(len(text)) for text in completions]
+
+        self.model = torch.nn.Linear(2, 1)
+        return RolloutScorer([self.model, *scored_rewards(lengths)], self.ROWS)
+
+    def columns(self):
+        """What TRL passes beside the completions."""
+        return {
+            "prompts": ["?", "!"],
+            "completion_ids": [[1], [2, 3]],
+            "answer": ["1", "2"],
+            "trainer_state": None,
+        }
+
+    def asked(self, scorer, completions, columns):
+        """What the reward returns when TRL asks for it, and what it has logged."""
+        model, function = scorer.functions()
+        assert model is self.model and get_callable_name(function) == "lengths"
+        extras, metrics = {}, {}
+        values = function(
+            completions=completions,
+            log_extra=extras.__setitem__,
+            log_metric=metrics.__setitem__,
+            **columns,
+        )
+        return values, extras, metrics
+
+    def test_it_scores_when_asked(self, scorer, threads):
+        assert scorer.scores.entries == scorer.scores.outcomes == {}
+        values, extras, metrics = self.asked(scorer, list(self.COMPLETIONS), self.columns())
+        assert (values, extras, metrics) == ([3.0, 5.0], {"right": ["1", "2"]}, {"calls": 1.0})
+        assert threads == [threading.current_thread().name]
+        scores = scorer.scores
+        assert list(scores.entries) == list(scores.outcomes) == [1]
+        assert scores.completions == list(self.COMPLETIONS)
+        assert [outcome.value for outcome in scores.outcomes[1]] == values
+
+    def test_what_has_begun_is_collected(self, scorer, threads):
+        completions = list(self.COMPLETIONS)
+        scorer.begin(completions, self.columns(), torch.device("cpu"))
+        assert scorer.scores.outcomes == {}
+        values, extras, metrics = self.asked(scorer, completions, self.columns())
+        assert (values, extras, metrics) == ([3.0, 5.0], {"right": ["1", "2"]}, {"calls": 1.0})
+        assert threads == ["rewards"]
+        assert [outcome.value for outcome in scorer.scores.outcomes[1]] == values
+
+    @pytest.mark.parametrize("changed", ["completions", "completion_ids", "answer"])
+    def test_what_has_changed_since_is_scored_anew(self, scorer, threads, changed):
+        completions = list(self.COMPLETIONS)
+        columns = self.columns()
+        scorer.begin(completions, columns, torch.device("cpu"))
+        later = self.columns()
+        if changed == "completions":
+            completions[1] = "seven"
+        elif changed == "completion_ids":
+            later["completion_ids"][1] = [2]
+        else:
+            later["answer"] = ["1", "7"]
+        values, extras, _ = self.asked(scorer, completions, later)
+        assert values == [3.0, 5.0] and extras == {"right": later["answer"]}
+        assert threading.current_thread().name in threads
+
+    def test_it_is_found_while_the_rollout_is_made(self, scorer):
+        with scorer.under_way():
+            assert scorer_under_way() is scorer
+        assert scorer_under_way() is None

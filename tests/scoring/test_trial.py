@@ -1,4 +1,4 @@
-"""What `grpo-hf rewards check` finds: rewards that pay for nothing, that are not deterministic, or that compare."""
+"""What `grpo-hf rewards check` finds: rewards that pay for nothing, that vary, or that compare."""
 
 import random
 from pathlib import Path
@@ -97,7 +97,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"dataset_path: {tmp_path}\nmodel_name_or_path: any/model\neval_rows: 0\noutput_dir: {tmp_path}/run\n"
+        f"dataset_path: {tmp_path}\nmodel_name_or_path: any/model\neval_rows: 0\n"
+        f"output_dir: {tmp_path}/run\n"
         "rewards: [gsm8k, './mine.py:polite']\nuse_cpu: true\n"
     )
     main(["rewards", "check", str(recipe), "--rows", "4"])

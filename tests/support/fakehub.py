@@ -1,12 +1,14 @@
-"""A Hugging Face Hub in memory, on loopback, for tests: what `huggingface_hub` needs to push a repository and read it.
+"""A Hugging Face Hub in memory, on loopback, for tests: what `huggingface_hub` needs to push a
+repository and read it.
 
     with FakeHub(tmp_path) as hub:
         subprocess.run([sys.executable, "push.py"], env=hub.environment(), check=True)
         assert hub.files("tester/model")["README.md"].startswith(b"---")
 
-It speaks the part of the Hub's HTTP interface that huggingface_hub 2.4 uses for whoami, creating a repository,
-uploading (inline and LFS), listing and downloading. There is one branch, `main`, and one user, `tester`. A request that
-it does not know is answered with 501, so that no test passes because something was quietly ignored.
+It speaks the part of the Hub's HTTP interface that huggingface_hub 2.4 uses for whoami, creating
+a repository, uploading (inline and LFS), listing and downloading. There is one branch, `main`,
+and one user, `tester`. A request that it does not know is answered with 501, so that no test
+passes because something was quietly ignored.
 """
 
 import base64
@@ -115,7 +117,8 @@ class FakeHub:
     """The Hub: a server while in its `with` block, and what was pushed to it.
 
     Args:
-        home: an empty folder for the clients' cache, so that they neither read nor change the user's own.
+        home: an empty folder for the clients' cache, so that they neither read nor change the
+            user's own.
 
     Attributes:
         repos: by (type, id), such as ("model", "tester/tiny").
@@ -145,7 +148,8 @@ class FakeHub:
     def environment(self) -> dict[str, str]:
         """The environment for a subprocess whose Hub this is.
 
-        huggingface_hub reads these variables when it is imported, so setting them in a running process is too late.
+        huggingface_hub reads these variables when it is imported, so setting them in a running
+        process is too late.
         """
         ours = {
             k: v
@@ -315,7 +319,8 @@ def download(hub: FakeHub, request: Request) -> Response:
     )
 
 
-# The client sends no token with a card to validate, nor with an LFS upload, whose real address is signed.
+# The client sends no token with a card to validate, nor with an LFS upload, whose real address is
+# signed.
 WITHOUT_TOKEN = (validate_card, receive_lfs, repo_info, list_files, download)
 ROUTES: list[tuple[tuple[str, ...], str, Callable[[FakeHub, Request], Response]]] = [
     (("GET",), "/api/whoami-v2", whoami),

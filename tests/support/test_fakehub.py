@@ -27,7 +27,9 @@ def error_of(call, attribute="__class__.__name__"):
 
 
 def client(hub: FakeHub, code: str, **environment: str) -> Any:
-    """Run code in a process whose Hub is `hub`, and return what it puts into `result`, by way of JSON."""
+    """Run code in a process whose Hub is `hub`, and return what it puts into `result`, by way of
+    JSON.
+    """
     command = [sys.executable, "-c", f"{PRELUDE}\n{code}\nprint(json.dumps(result))"]
     done = subprocess.run(
         command, env=hub.environment() | environment, capture_output=True, text=True, timeout=60
@@ -49,7 +51,9 @@ def push(hub: FakeHub, folder: Path) -> str:
     return client(
         hub,
         "api.create_repo('tester/tiny', private=True)\n"
-        f"result = api.upload_folder(repo_id='tester/tiny', folder_path={str(folder)!r}, commit_message='First').oid",
+        f"folder = {str(folder)!r}\n"
+        "first = {'repo_id': 'tester/tiny', 'commit_message': 'First'}\n"
+        "result = api.upload_folder(folder_path=folder, **first).oid",
     )
 
 
@@ -79,7 +83,8 @@ def test_a_second_push_replaces_adds_and_deletes(fake_hub, folder):
         "api.create_repo('tester/tiny', exist_ok=True)\n"
         f"api.upload_folder(repo_id='tester/tiny', folder_path={str(folder)!r})\n"
         "api.delete_file('nested/a b.json', 'tester/tiny')\n"
-        "read = lambda revision: open(hf_hub_download('tester/tiny', 'README.md', revision=revision)).read()\n"
+        "def read(revision):\n"
+        "    return open(hf_hub_download('tester/tiny', 'README.md', revision=revision)).read()\n"
         "sha, paths = api.model_info('tester/tiny').sha, api.list_repo_files('tester/tiny')\n"
         f"result = read('main'), read({first!r}), sha, paths",
     )
@@ -96,7 +101,9 @@ def test_the_client_raises_what_it_raises_for_the_real_hub(fake_hub, folder):
     expected = {
         "api.model_info('tester/none')": "RepositoryNotFoundError",
         "hf_hub_download('tester/none', 'config.json')": "RepositoryNotFoundError",
-        "api.upload_file(path_or_fileobj=b'', path_in_repo='a', repo_id='tester/none')": "RepositoryNotFoundError",
+        "api.upload_file(path_or_fileobj=b'', path_in_repo='a', repo_id='tester/none')": (
+            "RepositoryNotFoundError"
+        ),
         "hf_hub_download('tester/tiny', 'none.json')": "RemoteEntryNotFoundError",
         "hf_hub_download('tester/tiny', 'README.md', revision='none')": "RevisionNotFoundError",
         "api.create_repo('tester/tiny')": "HfHubHTTPError",

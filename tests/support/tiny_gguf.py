@@ -71,6 +71,8 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
 
 
 def _rope_pairs_adjacent(weight: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF keeps the two rows that RoPE rotates together side by side; transformers keeps them half a head apart."""
+    """GGUF keeps the two rows that RoPE rotates together side by side; transformers keeps them
+    half a head apart.
+    """
     halves = weight.reshape(heads, 2, -1, weight.shape[1])  # (heads, half, pair, in)
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))

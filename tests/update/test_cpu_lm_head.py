@@ -58,8 +58,9 @@ def test_a_token_next_to_impossible_keeps_its_log_probability():
 
 
 def test_a_large_vocabulary_is_summed_without_bias():
-    """torch's log_softmax loses 1e-6 of the sum over 50,000 terms, always downwards; over many tokens that adds up, and
-    was ten times TRL's error in the gradient of real completions."""
+    """torch's log_softmax loses 1e-6 of the sum over 50,000 terms, always downwards; over many
+    tokens that adds up, and was ten times TRL's error in the gradient of real completions.
+    """
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(256, 16) * 0.75, torch.randn(49_152, 16), torch.arange(256)
     log_probs, _ = selected_log_probs(hidden, weight, labels)

@@ -1,4 +1,6 @@
-"""LoRA layers with joined products: PEFT's numbers, and PEFT's own way wherever a layer is more than that."""
+"""LoRA layers with joined products: PEFT's numbers, and PEFT's own way wherever a layer is more
+than that.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""Packed updates give TRL's numbers: log-probabilities, entropies and gradients, on every kind of decoder."""
+"""Packed updates give TRL's numbers: log-probabilities, entropies and gradients, on every kind
+of decoder.
+"""
 
 import logging
 from collections.abc import Callable
@@ -31,7 +33,9 @@ BLOCKS = {
 def both_ways(
     trainer: GRPOTrainer, rows: Any, *, row_by_row: bool = False
 ) -> list[tuple[torch.Tensor, ...]]:
-    """(log-probabilities, entropies, gradient) of the packed update and of TRL's, for one random loss."""
+    """(log-probabilities, entropies, gradient) of the packed update and of TRL's, for one random
+    loss.
+    """
     ids, mask, longest = rows
     scored = mask[:, -longest:]
     torch.manual_seed(2)
@@ -41,7 +45,9 @@ def both_ways(
     def one_by_one(
         trainer: Any, model: Any, ids: Any, mask: Any, longest: int, **settings: Any
     ) -> Any:
-        """TRL's function on rows without padding: it has no position ids, so padding on the left shifts positions."""
+        """TRL's function on rows without padding: it has no position ids, so padding on the left
+        shifts positions.
+        """
         values = []
         for row, of in zip(ids, mask, strict=True):
             length = int(of[-longest:].sum())
@@ -138,7 +144,9 @@ def test_logits_that_are_capped_keep_trls_head(module_trainer: MakeTrainer) -> N
 
 
 def test_dropout_of_the_adapter_leaves_the_mean_where_it_was(module_trainer: MakeTrainer) -> None:
-    """Rows of a group share the mask of their prompt, so single draws differ; the expectation is TRL's."""
+    """Rows of a group share the mask of their prompt, so single draws differ; the expectation is
+    TRL's.
+    """
     trainer = moved(module_trainer(model=decoder("Llama"), peft_config=lora(lora_dropout=0.1)))
     rows = block(*BLOCKS["two ragged groups"])
     trainer.model.eval()
@@ -232,7 +240,9 @@ def test_models_that_cannot_say_why_once_and_take_trls_path(
 def test_a_model_whose_numbers_differ_is_found(
     module_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Positions in the row instead of in the sequence: wrong by much less than a crash, and seen."""
+    """Positions in the row instead of in the sequence: wrong by much less than a crash, and
+    seen.
+    """
     trainer = module_trainer(model=decoder("Llama"), peft_config=lora())
     rotary = trainer.model.get_base_model().model.rotary_emb
     in_row = type(rotary).forward
@@ -246,7 +256,9 @@ def test_a_model_whose_numbers_differ_is_found(
 
 
 def test_two_trainers_share_a_model(module_trainer: MakeTrainer) -> None:
-    """As a notebook cell that runs twice: the second trainer's temperature counts, and nothing is sliced twice."""
+    """As a notebook cell that runs twice: the second trainer's temperature counts, and nothing
+    is sliced twice.
+    """
     model = decoder("Llama")
     rows = block(*BLOCKS["two ragged groups"])
     for temperature in (1.0, 0.5):

@@ -1,5 +1,6 @@
 """Micro-batches: groups whole, tokens balanced, and the gradient of one large batch."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,14 +9,15 @@ import torch
 import trl
 from support.models import block, decoder, lora, moved
 
-from grpo_hf import GRPOTrainer
+from grpo_hf import GRPOTrainer, reward_settings
+from grpo_hf.run_context import RunContext
 from grpo_hf.update.micro_batches import (
     Batch,
     deal,
-    kept_rows,
+    deal_rollout,
     micro_batches,
+    rows_with_signal,
     select,
-    without_rounding,
 )
 from grpo_hf.update.packing import PackedGroups
 
@@ -24,7 +26,8 @@ GROUPS, SIZE = 4, 4
 
 
 def generation_batch(trainer: GRPOTrainer, *, silent: bool = False) -> Batch:
-    """4 groups of 4 with prompts and completions of many lengths, sampled from a policy a little off the trainer's.
+    """4 groups of 4 with prompts and completions of many lengths, sampled from a policy a little
+    off the trainer's.
 
     With `silent` half of the groups have no signal.
     """
@@ -74,10 +77,12 @@ def trainer(module_trainer: Callable[..., GRPOTrainer]) -> GRPOTrainer:
 def test_an_optimizer_step_has_the_gradient_of_one_large_batch(
     trainer: GRPOTrainer, loss_type: str, silent: bool, steps: int, window: int
 ) -> None:
-    """TRL's loss of all rows of the step at once is the oracle, rows without a signal among them."""
+    """TRL's loss of all rows of the step at once is the oracle, rows without a signal among
+    them.
+    """
     trainer.loss_type = loss_type
     batch = generation_batch(trainer, silent=silent)
-    kept = kept_rows(trainer, batch)
+    kept = rows_with_signal(batch)
     assert kept.float().mean() == (0.5 if silent else 1.0)
     costs = batch["completion_mask"].sum(1) * kept
     parts = deal(batch["prompt_ids"], batch["prompt_mask"], costs, steps)
@@ -96,7 +101,9 @@ def test_an_optimizer_step_has_the_gradient_of_one_large_batch(
 
 @pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
 def test_where_trls_own_accumulation_differs(trainer: GRPOTrainer, loss_type: str) -> None:
-    """What docs/design.md says of TRL: token losses of an optimizer step are divided by another step's tokens."""
+    """What docs/design.md says of TRL: token losses of an optimizer step are divided by another
+    step's tokens.
+    """
     trainer.loss_type = loss_type
     batch = generation_batch(trainer)
     pieces = [select(batch, rows) for rows in torch.arange(GROUPS * SIZE).split(SIZE)][
@@ -122,27 +129,6 @@ def test_steps_that_span_rollouts_keep_trls_normaliser(
     for piece in micro:
         assert "loss_scale" not in piece
         assert piece["num_items_in_batch"] == batch["num_items_in_batch"]
-
-
-@pytest.mark.parametrize(
-    ("rewards", "zero"),
-    [
-        ([[0.01]] * 6, True),
-        ([[0.01, 3.0]] * 6, True),
-        ([[0.01]] * 5 + [[0.02]], False),
-        ([[float("nan")]] * 6, True),
-        ([[0.01]] * 5 + [[float("nan")]], False),
-    ],
-)
-def test_equal_rewards_are_no_signal_to_the_last_bit(
-    make_trainer: Any, rewards: Any, zero: bool
-) -> None:
-    trainer = make_trainer(num_generations=6, per_device_train_batch_size=6)
-    batch = {
-        "advantages": torch.full((6,), 9.3e-6)
-    }  # what float32 leaves of 0.01 - mean(0.01, six times) over 1e-4
-    exact = without_rounding(trainer, batch, torch.tensor(rewards))
-    assert bool(exact["advantages"].any()) == (not zero)
 
 
 def test_groups_stay_whole_and_tokens_even() -> None:
@@ -181,7 +167,7 @@ def test_a_part_without_a_row_left_is_one_token_without_effect(trainer: GRPOTrai
     batch = generation_batch(trainer)
     batch["advantages"] = torch.zeros(GROUPS * SIZE)
     batch["advantages"][0] = 1.0
-    kept = kept_rows(trainer, batch)
+    kept = rows_with_signal(batch)
     micro = micro_batches(
         batch, kept, steps=4, window=4, loss_type="grpo", total=lambda tensor: tensor
     )
@@ -206,17 +192,41 @@ def test_a_part_without_a_row_left_is_one_token_without_effect(trainer: GRPOTrai
 
 
 @pytest.mark.parametrize(
-    "settings", [{"beta": 0.04}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}]
+    ("settings", "share"),
+    [
+        ({"beta": 0.0}, 0.5),
+        ({"beta": 0.04}, 1.0),
+        ({"beta": 0.0, "entropy_coef": 0.1}, 1.0),
+        ({"beta": 0.0, "top_entropy_quantile": 0.5}, 1.0),
+    ],
 )
 def test_no_row_is_left_out_where_more_than_its_advantage_counts(
-    module_trainer: Callable[..., GRPOTrainer], settings: dict[str, Any]
+    make_trainer: Callable[..., GRPOTrainer], settings: dict[str, Any], share: float
 ) -> None:
-    trainer = module_trainer(
-        model=decoder("Llama"), peft_config=lora(), **({"beta": 0.0} | settings)
-    )
+    """The first of two groups has no signal."""
+
+    @reward_settings(in_process=True, batched=True)
+    def by_place(completions: list[str], **_: Any) -> list[float]:
+        return [float(max(place, 4)) for place, _ in enumerate(completions)]
+
+    trainer = make_trainer(reward_funcs=by_place, peft_config=lora(), max_steps=1, **settings)
+    trainer.train()
+    assert trainer.state.log_history[0]["signal/kept_fraction"] == share
+
+
+@pytest.mark.parametrize(("needs_all_rows", "share"), [(False, 0.5), (True, 1.0)])
+def test_rows_that_are_left_out_have_no_token(
+    trainer: GRPOTrainer, needs_all_rows: bool, share: float
+) -> None:
     batch = generation_batch(trainer, silent=True)
-    assert kept_rows(trainer, batch).all()
-    assert trainer._metrics["train"]["signal/kept_fraction"] == [1.0]
+    run = RunContext(trainer.accelerator, group_size=SIZE, training=True, step=0)
+    # Other tests of this module change how many steps a rollout has.
+    args = copy.copy(trainer.args)
+    args.steps_per_generation = 1
+    dealt = deal_rollout(batch, args, run, needs_all_rows=needs_all_rows)
+    assert dealt.kept_fraction == share
+    (piece,) = dealt.micro_batches
+    assert piece["completion_mask"].any(1).float().mean() == share
 
 
 def test_token_advantages_keep_a_row_with_any(trainer: GRPOTrainer) -> None:
@@ -224,4 +234,4 @@ def test_token_advantages_keep_a_row_with_any(trainer: GRPOTrainer) -> None:
     batch = generation_batch(trainer)
     batch["advantages"] = torch.zeros_like(batch["completion_ids"], dtype=torch.float)
     batch["advantages"][3, 0] = 1.0
-    assert kept_rows(trainer, batch).nonzero().flatten().tolist() == [3]
+    assert rows_with_signal(batch).nonzero().flatten().tolist() == [3]

@@ -20,7 +20,9 @@ def test_the_row_of_a_small_block():
 
 
 def test_rows_share_by_tokens_wherever_they_lie():
-    """The same prompt in two groups is one prompt; two prompts that differ in their first token are two."""
+    """The same prompt in two groups is one prompt; two prompts that differ in their first token
+    are two.
+    """
     layout = PackedGroups.pack(*block([[5, 6], [7, 6], [5, 6], [7, 6]], [[1], [2], [3], [4]]))
     assert layout.input_ids.tolist() == [[5, 7, 6, 6, 6, 6]]
     assert layout.labels.tolist() == [[1, 3, 2, 4]]

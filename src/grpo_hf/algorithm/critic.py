@@ -1,14 +1,19 @@
-"""PPO's critic V_ψ, for comparison with GRPO: an adapter and a scalar head on the policy's frozen base.
+"""PPO's critic V_ψ, for comparison with GRPO: an adapter and a scalar head on the frozen base.
 
-    V_ψ(q, o_<t) = w · h_ψ(q, o_<t)       h_ψ: the base's last hidden state (H,) through the adapter; w: the head (H,)
-    L = Σ (V_ψ(q, o_<t) − R_t)² / tokens   R_t = Â_t + V_t, the λ-return, with V of before the fit
+    V_ψ(q, o_<t) = w · h_ψ(q, o_<t)
+    L = Σ (V_ψ(q, o_<t) − R_t)² / tokens,    R_t = Â_t + V_t
 
-GRPO is what one trains with; this is here so that "without a critic" can be held against "with one" on the same base,
-prompts and rewards (DeepSeekMath, arXiv 2402.03300, section 5.2). The reward of a completion is earned by its last
-token. The KL term stays in the loss, as in GRPO's equation 3, and is not taken from the reward as PPO would. A resumed
-run begins with a head and an optimizer of its own: checkpoints keep the adapter alone.
+h_ψ is the base's last hidden state, (H,), read through the critic's adapter; w is the head, (H,).
+R_t is the λ-return, with V_t as it was before the fit.
 
-B completions of this process, P and C: widths of prompts and completions, H hidden size.
+GRPO needs no critic. This one is here so that training without a critic can be compared with
+training with one, on the same base, prompts and rewards (DeepSeekMath, arXiv 2402.03300, section
+5.2). The reward of a completion is earned by its last token. The KL term stays in the loss, as in
+GRPO's equation 3; PPO would subtract it from the reward. A resumed run begins with a new head and a
+new optimizer, because a checkpoint keeps the critic's adapter alone.
+
+Shapes: B completions of this process, P and C the widths of prompts and completions, H the hidden
+size.
 """
 
 from dataclasses import dataclass
@@ -29,9 +34,14 @@ from ..run_context import RunTraits
 from ..trl_seam import Batch
 from .advantages import gae
 
+# PEFT saves the critic's adapter in a folder of this name, inside the policy's.
 ADAPTER = "critic"
-BATCH = 32  # completions per step of the critic's optimizer
+# Completions per step of the critic's optimizer, and per forward that only reads values.
+BATCH = 32
+# The default that transformers 5.23 has for the policy.
 MAX_GRAD_NORM = 1.0
+# Keeps tokens of equal advantages from being divided by 0.
+_WHITENING_EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,9 @@ class CriticSettings:
     Args:
         learning_rate: of its own AdamW.
         gamma: the discount per token, γ.
-        lam: λ; 1 takes what followed as it was, 0 the critic's word for it.
-        seed: of its first weights, and of the order in which it learns.
+        lam: λ; with 1 a return is what the rest of the completion earned, with 0 the reward of
+            the token plus what the critic expects after it.
+        seed: decides the first weights, and the order in which completions are learned from.
     """
 
     learning_rate: float
@@ -108,6 +119,7 @@ class Critic:
         self._model = model
         self._accelerator = accelerator
         self._settings = settings
+        # A run with a critic begins with the same policy as one without it.
         with own_random_numbers(settings.seed):
             adapters.add_role(model, ADAPTER, value_head.role_config(model))
             self.head = value_head.new_head(model).to(accelerator.device)
@@ -137,12 +149,15 @@ class Critic:
         """
         judged = ~rewards.isnan()[:, None]
         mask = batch["completion_mask"] * batch.get("tool_mask", 1) * judged  # (B, C)
+        # Read before the fit: a return that moves with the values would have no fixed target.
         values = self._read_values(batch)
         # The reward of a completion is earned by its last token, one in each row.
         last = mask.cumsum(1).eq(mask.sum(1, keepdim=True)) & mask.bool()  # (B, C)
         earned = last * rewards.nan_to_num(0.0)[:, None]
         raw = gae(values, earned, mask, self._settings.gamma, self._settings.lam)
+        # The target is raw + values, so the error of the values is raw itself.
         count, error = self._total(torch.stack([mask.sum(), (raw.square() * mask).sum()]))
+        # No token counts where no completion could be judged.
         loss = (error / count.clamp(min=1)).item()
         self._fit(batch, raw + values, mask, self._settings.seed + step)
         return self._whitened(raw, mask), loss
@@ -160,12 +175,16 @@ class Critic:
         """Return V before each token of some completions, (rows, C)."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)[rows]  # (rows, P+C)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)[rows]
+        # The model without its language-model head, whose logits nobody needs here.
         base = adapters.causal_model(self._model).base_model
+        # Prompts are padded on the left, so positions count the tokens that are there.
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with self._accelerator.autocast():
             read = base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         width = batch["completion_ids"].shape[1]
+        # Shifted by one: the state before a token is the last one that has not read it.
         states = read.last_hidden_state[:, -width - 1 : -1]
+        # The head is float32; half precision would round the errors that it learns from.
         return self.head(states.float()).squeeze(-1)
 
     def _fit(self, batch: Batch, returns: Tensor, mask: Tensor, seed: int) -> None:
@@ -173,6 +192,7 @@ class Critic:
         with own_random_numbers(seed):
             order = torch.randperm(len(mask)).tolist()
             with torch.enable_grad(), adapters.seen_through(self._model, ADAPTER, train=True):
+                # Every process has B rows, so all of them reduce equally often.
                 for rows in parts(order, BATCH):
                     count = self._total(mask[rows].sum()).clamp(min=1)
                     error = (self._values(batch, rows) - returns[rows]).square() * mask[rows]
@@ -182,19 +202,25 @@ class Critic:
     def _descend(self) -> None:
         """Make one step of the optimizer with the gradients of all processes together."""
         for weight in self._weights:
-            # The critic is not under DDP, so its gradients are summed here.
+            # DDP does not know the critic, so its gradients are added up here. They are already
+            # divided by the tokens of all processes. A weight that the base's states do not go
+            # through has none, on any process.
             if weight.grad is not None:
                 weight.grad.copy_(self._total(weight.grad))
+        # After the sum, so that all processes clip by the same norm and stay equal.
         clip_grad_norm_(self._weights, MAX_GRAD_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()
 
     def _whitened(self, advantages: Tensor, mask: Tensor) -> Tensor:
-        """Mean 0 and sample deviation 1 over the tokens that count, as PPO implementations do; (B, C)."""
+        """Return advantages with mean 0 and sample deviation 1 over the tokens that count, (B, C).
+
+        Implementations of PPO do the same.
+        """
         count, total = self._total(torch.stack([mask.sum().float(), (advantages * mask).sum()]))
         centred = (advantages - total / count.clamp(min=1)) * mask
         variance = self._total(centred.square().sum()) / (count - 1).clamp(min=1)
-        return centred / (variance + 1e-8).sqrt()
+        return centred / (variance + _WHITENING_EPS).sqrt()
 
     def _total(self, tensor: Tensor) -> Tensor:
         return self._accelerator.reduce(tensor, "sum")

@@ -1,9 +1,11 @@
 """A KL term that steers itself: its weight follows a target, and its reference follows the policy.
 
-    e = clip((KL − target) / target, −0.2, 0.2),    β ← β (1 + 0.1 e)      after every optimizer step (`target_kl`)
-    π_ref ← π_θ                                           after every N of them (`reference_reset_every`)
+    e = clip((KL − target) / target, −0.2, 0.2),    β ← β (1 + 0.1 e)
+    π_ref ← π_θ
 
-KL is a number per optimizer step, in nats per token; all processes see the same one.
+The first line happens after every optimizer step (`target_kl`), the second after every N optimizer
+steps (`reference_reset_every`). KL is one number per optimizer step, in nats per token, and the
+same on all processes.
 """
 
 from typing import Any
@@ -17,23 +19,25 @@ from ..models.adapters import reset_reference
 from ..run_context import RunTraits
 from ..trl_seam import KLTerm
 
-GAIN = 0.1  # K_β of the paper
+# K_β of arXiv 1909.08593, section 2.2.
+GAIN = 0.1
 # The error is clipped to ±0.2, so β moves by at most 2% a step.
 MAX_ERROR = 0.2
 
+# The key under which a checkpoint keeps β, beside the callbacks that have a class name there.
 _SAVED_AS = "adaptive_beta"
 
 
 def adapted_beta(beta: float, kl: float, target: float) -> float:
-    """β after a step whose policy was `kl` away from its reference.
+    """Return β after an optimizer step whose policy was `kl` away from its reference.
 
         e = clip((KL − target) / target, −0.2, 0.2),    β ← β (1 + K_β e),    K_β = 0.1
 
     Source: arXiv 1909.08593, section 2.2.
 
-    >>> adapted_beta(0.5, kl=0.09, target=0.1)  # a tenth too near: down by a hundredth
+    >>> adapted_beta(0.5, kl=0.09, target=0.1)
     0.495
-    >>> adapted_beta(0.5, kl=7.0, target=0.1)  # clipped
+    >>> adapted_beta(0.5, kl=7.0, target=0.1)  # the error is clipped
     0.51
     """
     error = min(max((kl - target) / target, -MAX_ERROR), MAX_ERROR)
@@ -75,6 +79,7 @@ def kl_callbacks(args: Any, term: KLTerm, model: Any, traits: RunTraits) -> list
     if target_kl is not None:
         callbacks.append(AdaptiveBeta(term, target_kl))
     if every is not None:
+        # Before training, so that a run does not fail at its first reset.
         check_reference_resets(model, traits)
         callbacks.append(ReferenceReset(model, every))
     return callbacks
@@ -94,17 +99,20 @@ class AdaptiveBeta(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take up β where a checkpoint left it."""
+        # A fresh run has no entry, and leaves its first β there.
         saved = state.stateful_callbacks.setdefault(_SAVED_AS, self._state())
         self._term.beta = saved["attributes"]["beta"]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Steer β by the KL of this step."""
+        # Logged before it moves: this is the weight that the step was computed with.
         self._term.log()
         kl = self._term.kl_of_step()
         self._term.beta = adapted_beta(self._term.beta, kl, self._target_kl)
         state.stateful_callbacks[_SAVED_AS] = self._state()
 
     def _state(self) -> dict[str, Any]:
+        # The form in which transformers 5.23 keeps the state of a callback.
         return {"args": {}, "attributes": {"beta": self._term.beta}}
 
 

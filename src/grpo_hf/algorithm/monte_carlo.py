@@ -2,14 +2,14 @@
 
     r_ij = 1/n Σ reward(continuation of the steps 1..j of output i)
 
-The n continuations are sampled from the policy. For a reward of 0 and 1 that is the share of
-continuations that end correctly (soft estimation, equation 3 there). The last step of an output is
-worth what the output itself earned. No second model is needed; the price is the continuations. All
-continuations of one beginning share its states, because a rollout reads equal prompts once, and
-outputs of a group that begin alike share values, as far as they are on one process.
+The n continuations are sampled from the policy. With a reward of 0 or 1 this is the share of
+continuations that end correctly (soft estimation, equation 3 of the paper). The value of the last
+step of an output is what the output itself earned. No second model is needed; the cost is the
+continuations. All continuations of one beginning share its states, because a rollout reads equal
+prompts once. Outputs of a group that begin alike share values if they are on one process.
 
-This is the equation, for whoever can sample and judge: a trainer (scoring/process_reward.py) or a
-model alone (reward_models/step_labels.py).
+This file has the equation alone. A trainer (scoring/process_reward.py) or a model without one
+(reward_models/step_labels.py) hands over how to sample and how to judge.
 """
 
 import math
@@ -26,7 +26,7 @@ Judge = Callable[[list[list[int]], Sequence[int]], list[float]]
 
 @dataclass(frozen=True)
 class Sampler:
-    """What completes beginnings.
+    """A function that continues lists of tokens, and its limits.
 
     Args:
         sample: continues lists of tokens, with at most so many tokens each.
@@ -48,38 +48,45 @@ class Sampler:
         # Neighbours of one length need little padding; the longest come first, so that memory runs
         # out at once or never.
         order = sorted(range(len(beginnings)), key=length, reverse=True)
-        completions: list[list[int]] = [[] for _ in range(n * len(beginnings))]
+        completions_by_index: dict[int, list[list[int]]] = {}
+        # At least one beginning a call, even where its n copies are more than `at_once`.
         together = max(1, self.at_once // n)
         for start in range(0, len(order), together):
             indices = order[start : start + together]
-            for index, ids_of_copies in zip(
-                indices, self._continued(beginnings, indices, n), strict=True
-            ):
-                completions[index * n : (index + 1) * n] = ids_of_copies
+            continued = self._continued(beginnings, indices, n)
+            completions_by_index.update(zip(indices, continued, strict=True))
+        completions = []
+        for index in range(len(beginnings)):
+            completions += completions_by_index[index]
         return completions
 
     def _continued(
         self, beginnings: Sequence[Beginning], indices: list[int], n: int
     ) -> list[list[list[int]]]:
         """Return n completions of some beginnings, sampled in one call."""
-        asked = []
+        beginning_ids = []
         rooms = []
         for index in indices:
             prompt, text = beginnings[index]
-            asked += [[*prompt, *text] for _ in range(n)]
+            # Equal lists side by side: the sampler reads their shared states once.
+            for _ in range(n):
+                beginning_ids.append([*prompt, *text])
             rooms.append(self.limit - len(text))
-        more = self.sample(asked, max(rooms))
+        # One call has one limit, so shorter beginnings may get too much, which is cut below.
+        continuations = self.sample(beginning_ids, max(rooms))
         completions = []
         for position, index in enumerate(indices):
             beginning = list(beginnings[index][1])
-            copies = more[position * n : (position + 1) * n]
-            completions.append([(beginning + ids)[: self.limit] for ids in copies])
+            copies = []
+            for ids in continuations[position * n : (position + 1) * n]:
+                copies.append((beginning + ids)[: self.limit])
+            completions.append(copies)
         return completions
 
 
 @dataclass(frozen=True)
 class StepValues:
-    """What the steps of each completion are worth, and what that cost.
+    """The values of the steps of each completion, and the cost of computing them.
 
     Args:
         of_steps: a list per completion, a value per step.
@@ -116,32 +123,41 @@ def step_values(
     Source: arXiv 2312.08935, equation 3.
     """
     beginnings: list[list[tuple[int, Beginning]]] = []
+    # A beginning that several rows share is continued once, and judged as the last of them. The
+    # group is part of the key, because groups with equal prompts may be judged differently.
     row_of: dict[tuple[int, Beginning], int] = {}
     for row, ends in enumerate(step_ends):
         of_row = []
+        # The last step has the value of the whole completion, which is known.
         for end in ends[:-1]:
             # A step that ends with the completion leaves nothing to continue.
             if end + 1 < len(completion_ids[row]):
                 text = tuple(completion_ids[row][: end + 1])
                 of_row.append((groups[row], (tuple(prompt_ids[row]), text)))
         beginnings.append(of_row)
-        for beginning in of_row:
-            row_of[beginning] = row
-    begun = [beginning for _, beginning in row_of]
-    completions = sampler.completions(begun, n)
+        for key in of_row:
+            row_of[key] = row
+    unique_beginnings = [beginning for _, beginning in row_of]
+    completions = sampler.completions(unique_beginnings, n)
     values = _judged_values(completions, row_of, n, judge)
     of_steps = []
     for of_row, value, ends in zip(beginnings, earned, step_ends, strict=True):
-        known = [values[beginning] for beginning in of_row]
-        of_steps.append(known + [value] * (len(ends) - len(of_row)))
-    lengths_before = n * sum(len(text) for _, text in begun)
-    return StepValues(of_steps, len(begun), sum(map(len, completions)) - lengths_before)
+        row_values = []
+        for key in of_row:
+            row_values.append(values[key])
+        of_steps.append(row_values + [value] * (len(ends) - len(of_row)))
+    tokens = sum(map(len, completions))
+    # Completions repeat their beginnings, which were not sampled.
+    for _, written in unique_beginnings:
+        tokens -= n * len(written)
+    return StepValues(of_steps, len(unique_beginnings), tokens)
 
 
 def _judged_values(
     completions: list[list[int]], row_of: dict[tuple[int, Beginning], int], n: int, judge: Judge
 ) -> dict[tuple[int, Beginning], float]:
     """Return the mean reward of the n completions of each beginning."""
+    # Rewards are not made to be called without completions.
     if not row_of:
         return {}
     rows = []

@@ -1,13 +1,14 @@
-"""The advantage of every token, where TRL's own is not it.
+"""The advantage of every token, where it is another than TRL's.
 
-TRL 1.16 gives a completion one advantage, (B,), and its loss takes one per token, (B, C), as well.
-Outcome and process supervision add up: the advantage of a token is that of its completion, from
-the rewards that are numbers, plus that of its place, from each step reward, times that reward's
-weight. Numbers are weighed against each other inside the sum that is normalised, as in TRL. So the
-weights of step rewards say how much steps count beside the outcome.
+TRL 1.16 gives a completion one advantage, (B,); its loss takes one per token, (B, C), as well.
+Outcome and process supervision are added: the advantage of a token is the advantage of its
+completion, from the rewards that are numbers, plus for each step reward the advantage of the
+token's place, times the weight of that reward. The weights of the rewards that are numbers act
+inside the sum that is normalised, as in TRL. So the weight of a step reward says how much its steps
+count beside the outcome.
 
-Two other estimators know neither groups nor steps: `advantage_estimator="reward"` takes the
-weighted sum of rewards itself, and "gae" what a critic makes of it.
+Two other estimators use neither groups nor steps: with `advantage_estimator="reward"` the advantage
+is the weighted sum of rewards itself, and with "gae" a critic's values are subtracted.
 
 Shapes: B completions of at most C tokens on each of W processes, groups of G, F rewards.
 """
@@ -69,11 +70,11 @@ def settings_of(args: Any, weights: Tensor, *, packs: bool) -> AdvantageSettings
 
 @dataclass(frozen=True)
 class Credit:
-    """What the tokens of a rollout are trained on.
+    """The advantages of a rollout, and what is shown and logged about them.
 
     Args:
         advantages: (B,), one per completion, or (B, C), one per token.
-        shown (B,): what the table of completions has to show; `None` where TRL's are right.
+        shown (B,): advantages for the table of completions; `None` where TRL's are right already.
         metrics: to log.
     """
 
@@ -102,6 +103,7 @@ def credit_tokens(
         ConfigError: step rewards with a setting that allows one advantage per completion only.
     """
     mask = batch["completion_mask"]
+    # Steps first: which other settings go with them is checked there.
     if steps:
         check_step_rewards(settings)
         advantages = step_advantages(batch, rewards, steps, settings, run)
@@ -114,6 +116,7 @@ def credit_tokens(
         return Credit(advantages, None, {})
     totals = weighted_sum(rewards, settings.weights)[run.mine(len(mask))]  # (B,)
     if critic is None:
+        # NaN is a completion that nobody could judge; it must not move the policy.
         advantages = totals.nan_to_num(0.0)
         return Credit(advantages, advantages, {})
     advantages, loss = critic.advantages(batch, totals, run.step)  # (B, C)
@@ -126,6 +129,7 @@ def check_step_rewards(settings: AdvantageSettings) -> None:
     Raises:
         ConfigError: one of them takes a single reward per completion.
     """
+    # Both alternatives reduce all rewards of a completion to one number before they are normalised.
     needed_values = {
         "multi_objective_aggregation": (settings.aggregation, "sum_then_normalize"),
         "advantage_estimator": (settings.estimator, "group"),
@@ -150,7 +154,8 @@ def zero_in_constant_groups(advantages: Tensor, rewards: Tensor, run: RunContext
     groups = rewards.view(-1, run.group_size, rewards.shape[1])  # (N, G, F)
     low = groups.nan_to_num(nan=torch.inf).amin(1)  # (N, F)
     high = groups.nan_to_num(nan=-torch.inf).amax(1)
-    # A reward that judges only some completions of a group makes a difference between them.
+    # A reward that judged no completion of a group has low > high, and makes no difference. But
+    # a reward that judges only some completions of a group makes a difference between them.
     whole = ~groups.isnan().any(1) | groups.isnan().all(1)
     equal = ((low >= high) & whole).all(1)  # (N,)
     equal_rows = equal.repeat_interleave(run.group_size)  # (W·B,)
@@ -177,7 +182,9 @@ def step_advantages(
     weights = settings.weights
     mask = batch["completion_mask"]
     mine = run.mine(len(mask))
+    # A group may span processes, and is normalised as one.
     lengths = run.gather_list(completion_lengths(mask))
+    # Step rewards are left out of the outcome, which would count them a second time.
     numbers = [column for column in range(rewards.shape[1]) if column not in steps]
     total = weighted_sum(rewards[:, numbers], weights[numbers])
     outcome = outcome_advantages(total.view(-1, run.group_size), scale=settings.scale).flatten()
@@ -187,6 +194,7 @@ def step_advantages(
         process = process_advantages(
             step_rewards, step_ends, lengths, run.group_size, scale=settings.scale
         )
+        # The longest completion of another process may be longer or shorter than this block.
         width = min(mask.shape[1], process.shape[1])
         advantages[:, :width] += weights[column].item() * process[mine, :width].to(advantages)
     return advantages * mask

@@ -1,7 +1,11 @@
-"""Raw rows of local files, the Hub, or the embedded problems; what cannot be read is named by file and line."""
+"""Read raw rows from local files, the Hub, or the embedded problems.
+
+A row that cannot be read is named by its file and line.
+"""
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,18 +20,22 @@ from ..demo.word_problems import word_problems
 from ..errors import DataError, HubUnreachable, did_you_mean
 
 EMBEDDED = "embedded:word_problems"
+# A folder may hold a split in several formats; the first of these suffixes wins.
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _EMBEDDED_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
-_EMBEDDED_ROWS = 4096  # more than the demo draws, so that every prompt of a run is fresh
+# The problems are endless, a dataset is not. The demo draws fewer, so no prompt of a run repeats.
+_EMBEDDED_ROWS = 4096
+# The first bad rows show what is wrong; a message that names thousands would hide it.
 _NAMED_BAD_ROWS = 5
-PLACE = "__place__"  # travels with a raw row until its prompt is built, to name it by file and line
+# This key travels with a raw row until its prompt is built, to name the row by file and line.
+PLACE = "__place__"
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used: where it stands and why."""
+    """A row that cannot be used: its place in the data and the reason."""
 
     place: str
     reason: str
@@ -38,21 +46,19 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Split:
-    """The usable rows of one split, and those that are not."""
+    """One split of a dataset: its usable rows, its bad rows, and the name of its source."""
 
     rows: list[Row]
     bad: list[BadRow]
     source: str
 
     def describe_bad(self) -> str:
-        """One sentence that counts the rows left out and names the first of them."""
+        """Return one sentence that counts the bad rows and names the first of them."""
+        total = len(self.bad) + len(self.rows)
         named = "; ".join(map(str, self.bad[:_NAMED_BAD_ROWS]))
-        more = (
-            f"; and {len(self.bad) - _NAMED_BAD_ROWS} more"
-            if len(self.bad) > _NAMED_BAD_ROWS
-            else ""
-        )
-        return f"{len(self.bad)} of {len(self.bad) + len(self.rows)} rows of {self.source} left out: {named}{more}"
+        unnamed = len(self.bad) - _NAMED_BAD_ROWS
+        more = f"; and {unnamed} more" if unnamed > 0 else ""
+        return f"{len(self.bad)} of {total} rows of {self.source} left out: {named}{more}"
 
 
 def read_split(
@@ -66,72 +72,110 @@ def read_split(
 ) -> Split | None:
     """Read one split of raw rows from a local file or folder (`path`) or from the Hub (`name`).
 
-    A folder holds a file per split (`train.jsonl`, `test.csv`, ...); a single file is the split `train`.
+    A folder holds a file per split (`train.jsonl`, `test.csv`, ...); a single file is the split
+    `train`.
+
+    Args:
+        path: a local file or folder, or `embedded:word_problems`.
+        name: a dataset on the Hub; not read where there is a path.
+        config: the dataset's configuration on the Hub.
+        split: the split's name.
+        seed: of the embedded problems.
+        optional: return None for a split that does not exist, instead of raising.
 
     Returns:
-        The split, or None when it does not exist and `optional` is set.
+        The split, or None if it does not exist and `optional` is set.
 
     Raises:
-        DataError: no such file or split, a format that is not known, or no dataset named at all.
+        DataError: no such file or split, an unknown format, no usable row, or no dataset named.
         HubUnreachable: the dataset is on the Hub, and the Hub does not answer.
     """
+    loaded: Split | None = None
     if path == EMBEDDED:
-        found = _read_embedded(split, seed, optional)
+        loaded = _read_embedded(split, seed, optional)
     elif path is not None:
         file = _split_file(Path(path), split, optional)
-        found = None if file is None else _read_file(file)
+        if file is not None:
+            loaded = _read_file(file)
     elif name is not None:
-        found = _read_hub(name, config, split, optional)
+        loaded = _read_hub(name, config, split, optional)
     else:
         raise DataError(
-            f"no dataset named: give --dataset_path (a folder or a {', '.join(SUFFIXES)} file), or --dataset_name "
-            "(a dataset on the Hub)."
+            f"no dataset named: give --dataset_path (a folder or a {', '.join(SUFFIXES)} file), or "
+            "--dataset_name (a dataset on the Hub)."
         )
-    if found is not None:
-        check_filled(found)
-    return found
+    if loaded is not None:
+        check_filled(loaded)
+    return loaded
 
 
 def _read_embedded(split: str, seed: int, optional: bool) -> Split | None:
-    known = next((known for known in _EMBEDDED_SPLITS if known == split), None)
-    if known is not None:
-        return Split(list(islice(word_problems(known, seed=seed), _EMBEDDED_ROWS)), [], EMBEDDED)
+    # The problems have a third split, for the cold start. It is no dataset of a run: a model would
+    # be trained twice on the same problems.
+    for embedded_split in _EMBEDDED_SPLITS:
+        if embedded_split == split:
+            problems = word_problems(embedded_split, seed=seed)
+            return Split(list(islice(problems, _EMBEDDED_ROWS)), [], EMBEDDED)
     if optional:
         return None
     raise DataError(
-        f"{EMBEDDED} has no split {split!r}; it has train and test.{did_you_mean(split, _EMBEDDED_SPLITS)}"
+        f"{EMBEDDED} has no split {split!r}; it has train and test."
+        f"{did_you_mean(split, _EMBEDDED_SPLITS)}"
     )
 
 
 def _split_file(path: Path, split: str, optional: bool) -> Path | None:
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise DataError(
-                f"{path}: a dataset file ends in one of {', '.join(SUFFIXES)}; not {path.suffix!r}."
-            )
-        if split == "train" or optional:
-            return path if split == "train" else None
+        return _single_file(path, split, optional)
+    if path.is_dir():
+        return _file_in_folder(path, split, optional)
+    hint = did_you_mean(path.name, _names_beside(path))
+    raise DataError(
+        f"{path}: no such dataset file or folder.{hint} Expected a "
+        f"folder with train.jsonl (or {', '.join(SUFFIXES[1:])}), or one such file."
+    )
+
+
+def _single_file(path: Path, split: str, optional: bool) -> Path | None:
+    if path.suffix not in SUFFIXES:
         raise DataError(
-            f"{path}: one file is the split 'train', and the split {split!r} was asked for. Point --dataset_path at a "
-            f"folder with {split}{path.suffix}, or leave --dataset_train_split out."
+            f"{path}: a dataset file ends in one of {', '.join(SUFFIXES)}; not {path.suffix!r}."
         )
-    if not path.is_dir():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise DataError(
-            f"{path}: no such dataset file or folder.{did_you_mean(path.name, siblings)} Expected a folder with "
-            f"train.jsonl (or {', '.join(SUFFIXES[1:])}), or one such file."
-        )
-    for suffix in SUFFIXES:
-        if (path / f"{split}{suffix}").is_file():
-            return path / f"{split}{suffix}"
+    if split == "train":
+        return path
+    # A single file holds training rows; under another name they would make an evaluation wrong.
     if optional:
         return None
-    held = sorted(p.name for p in path.iterdir())
     raise DataError(
-        f"{path}: no file for the split {split!r}. Expected {split}.jsonl (or {', '.join(SUFFIXES[1:])}); the folder "
-        f"holds {', '.join(held) or 'nothing'}. Point --dataset_path at a file, or name the split with "
-        "--dataset_train_split."
+        f"{path}: one file is the split 'train', and the split {split!r} was asked for. Point "
+        f"--dataset_path at a folder with {split}{path.suffix}, or leave --dataset_train_split out."
     )
+
+
+def _file_in_folder(folder: Path, split: str, optional: bool) -> Path | None:
+    for suffix in SUFFIXES:
+        file = folder / f"{split}{suffix}"
+        if file.is_file():
+            return file
+    if optional:
+        return None
+    names = ", ".join(sorted(os.listdir(folder)))
+    raise DataError(
+        f"{folder}: no file for the split {split!r}. Expected {split}.jsonl (or "
+        f"{', '.join(SUFFIXES[1:])}); the folder holds {names or 'nothing'}. Point --dataset_path "
+        "at a file, or name the split with --dataset_train_split."
+    )
+
+
+def _names_beside(path: Path) -> list[str]:
+    """Return the names in the folder of a path; none if there is no such folder."""
+    names = []
+    if path.parent.is_dir():
+        # glob skips a folder that may not be read, where os.listdir raises. The names are only for
+        # a hint, so the message about the missing file goes first.
+        for entry in path.parent.glob("*"):
+            names.append(entry.name)
+    return names
 
 
 def _read_file(file: Path) -> Split:
@@ -144,23 +188,28 @@ def _read_file(file: Path) -> Split:
     rows: list[Row] = []
     bad: list[BadRow] = []
     try:
-        for place, row in readers[file.suffix](file):
+        for position, row in readers[file.suffix](file):
+            place = f"{file.name}{position}"
             if isinstance(row, str):
-                bad.append(BadRow(f"{file.name}{place}", row))
+                bad.append(BadRow(place, row))
             else:
-                rows.append({**row, PLACE: f"{file.name}{place}"})
+                rows.append({**row, PLACE: place})
     except UnicodeDecodeError as error:
+        # Readers are generators, so the error comes while they are read.
         raise DataError(f"{file}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
     return Split(rows, bad, str(file))
 
 
-# Readers yield where in the file a row stands, and the row, or the reason why it cannot be used. utf-8-sig reads UTF-8
-# with and without the byte order mark that spreadsheets and Windows editors put in front.
+# A reader yields a row's position in the file, and the row, or the reason why it cannot be used.
+# utf-8-sig reads UTF-8 with and without the byte order mark that spreadsheets and Windows editors
+# put in front.
 _Rows = Iterator[tuple[str, Row | str]]
 
 
 def _json_lines(file: Path) -> _Rows:
     with file.open(encoding="utf-8-sig") as lines:
+        # A file's lines end at newlines only; str.splitlines would also cut at separators like
+        # U+2028, which may stand inside a JSON text.
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -190,20 +239,29 @@ def _object(row: Any) -> Row | str:
 
 
 def _csv_lines(file: Path) -> _Rows:
+    # newline="" leaves newlines inside quotes to the csv module.
     with file.open(encoding="utf-8-sig", newline="") as lines:
+        # Without `strict`, a quote that is never closed swallows the rest of the file silently.
         reader = csv.DictReader(lines, strict=True)
         try:
             for row in reader:
-                torn = None in row or None in row.values()
-                filled = {key: value or None for key, value in row.items()}  # CSV has no other null
-                yield (
-                    f":{reader.line_num}",
-                    f"expected {len(reader.fieldnames or ())} fields" if torn else filled,
-                )
+                yield f":{reader.line_num}", _csv_row(row, len(reader.fieldnames or ()))
         except csv.Error as error:
+            # After such a line no row can be trusted to start where it seems to start.
             raise DataError(
                 f"{file}:{reader.line_num + 1}: not CSV ({error}). Mend the line; nothing was read."
             ) from None
+
+
+def _csv_row(row: dict[Any, Any], fields: int) -> Row | str:
+    # DictReader puts surplus fields under the key None, and fills missing ones with None.
+    if None in row or None in row.values():
+        return f"expected {fields} fields"
+    filled = {}
+    for name, value in row.items():
+        # CSV has no null; an empty cell is the nearest thing.
+        filled[name] = value or None
+    return filled
 
 
 def _parquet_rows(file: Path) -> _Rows:
@@ -216,25 +274,34 @@ def _parquet_rows(file: Path) -> _Rows:
 
 
 def _read_hub(name: str, config: str | None, split: str, optional: bool) -> Split | None:
-    try:
-        loaded = load_dataset(name, config)
-    except (DatasetsError, ValueError, RuntimeError) as error:
-        raise DataError(f"dataset {name!r} cannot be loaded: {error}") from error
-    except OSError as error:
-        raise HubUnreachable(
-            f"dataset {name!r} could not be fetched from the Hub ({type(error).__name__}: {error}). Without a network, "
-            f"point --dataset_path at a local folder or file, or use --dataset_path {EMBEDDED}."
-        ) from error
-    splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    splits = _load_from_hub(name, config)
     if split not in splits:
         if optional:
             return None
         raise DataError(
-            f"dataset {name!r} has no split {split!r}; it has {', '.join(splits)}.{did_you_mean(split, splits)} "
-            "Name one with --dataset_train_split."
+            f"dataset {name!r} has no split {split!r}; it has {', '.join(splits)}."
+            f"{did_you_mean(split, splits)} Name one with --dataset_train_split."
         )
-    rows = [{**row, PLACE: f"{split} row {i}"} for i, row in enumerate(splits[split])]
+    rows = []
+    for index, row in enumerate(splits[split]):
+        rows.append({**row, PLACE: f"{split} row {index}"})
     return Split(rows, [], f"{name} ({split})")
+
+
+def _load_from_hub(name: str, config: str | None) -> dict[str, Any]:
+    """Return the rows of each split of a dataset on the Hub."""
+    try:
+        loaded = load_dataset(name, config)
+    # Before OSError: datasets' errors about a missing dataset are FileNotFoundErrors as well.
+    except (DatasetsError, ValueError, RuntimeError) as error:
+        raise DataError(f"dataset {name!r} cannot be loaded: {error}") from error
+    except OSError as error:
+        raise HubUnreachable(
+            f"dataset {name!r} could not be fetched from the Hub ({type(error).__name__}: {error})."
+            " Without a network, point --dataset_path at a local folder or file, or use "
+            f"--dataset_path {EMBEDDED}."
+        ) from error
+    return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
 
 
 def check_filled(split: Split) -> None:

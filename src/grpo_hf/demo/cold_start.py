@@ -1,6 +1,7 @@
-"""A short supervised stage that teaches the embedded model the answer format, so that GRPO has something to improve.
+"""A short supervised stage that teaches the embedded model the answer format.
 
-It stops after a fixed number of steps, well before the model is good, and its checkpoint is kept for the next run.
+It stops after a fixed number of steps, well before the model is good, so that GRPO has something to
+improve. Its checkpoint is kept for the next run.
 """
 
 import hashlib
@@ -18,9 +19,12 @@ from trl import SFTConfig, SFTTrainer
 from .tiny_model import tiny_model, tiny_tokenizer
 from .word_problems import word_problems
 
+# Worked problems per optimizer step, all processes together.
 BATCH = 64
 LEARNING_RATE = 3e-3
-_REVISION = 1  # raise it when the model, the problems or the settings above change, so that old caches are not used
+# Raise it when the model, the problems or the settings of training change, so that no run uses a
+# checkpoint of the old ones.
+_REVISION = 1
 
 
 def cold_start(
@@ -31,90 +35,116 @@ def cold_start(
     use_cpu: bool = False,
     worked: list[dict[str, Any]] | None = None,
 ) -> Path:
-    """Train the embedded model for `steps` supervised steps, or find the checkpoint of an earlier run.
+    """Train the embedded model for `steps` supervised steps, or find an earlier run's checkpoint.
 
     Args:
-        cache: folder that keeps the checkpoint, one subfolder per setting.
+        cache: folder that keeps the checkpoints, one subfolder per setting.
         steps: optimizer steps of 64 worked problems each.
-        seed: of weights and problems.
-        use_cpu: as in the run that follows; accelerate keeps one device for the process, the last that was asked for.
-        worked: rows with `question` and `answer` to learn instead of word problems, repeated as often as it takes.
+        seed: of the weights and the problems.
+        use_cpu: the same as in the run that follows. accelerate keeps one device for the whole
+            process: the one that was asked for last.
+        worked: rows with `question` and `answer` to learn instead of word problems; they are
+            repeated until the steps are done.
 
     Returns:
         The folder of an ordinary checkpoint with its tokenizer.
     """
     state = PartialState()
-    settings = (
-        _REVISION,
-        steps,
-        seed,
-        state.num_processes,
-        *([worked] if worked is not None else []),
-    )
-    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-    folder = cache / f"cold_start-{digest}"
+    folder = _checkpoint_folder(cache, steps, seed, worked)
     cached = (folder / "config.json").is_file()
+    # Every process has looked before the first of them can write.
     state.wait_for_everyone()
     if cached:
         state.print(f"cold start: using the checkpoint in {folder}", flush=True)
         return folder
     state.print(f"cold start: {steps} supervised steps on worked problems", flush=True)
-    tokenizer = tiny_tokenizer()
-    trainer = SFTTrainer(
-        model=tiny_model(tokenizer, seed=seed),
-        args=SFTConfig(
-            output_dir=str(folder.with_suffix(".partial")),
-            max_steps=steps,
-            per_device_train_batch_size=BATCH // state.num_processes,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=20,
-            adam_beta2=0.98,
-            weight_decay=0.01,
-            use_cpu=use_cpu,
-            bf16=False,
-            gradient_checkpointing=False,
-            logging_steps=25,
-            save_strategy="no",
-            report_to="none",
-            seed=seed,
-            disable_tqdm=True,
-        ),
-        train_dataset=_conversations(
-            worked or islice(word_problems("cold_start", seed=seed), steps * BATCH)
-        ),
-        processing_class=tokenizer,
-        callbacks=[_LossLine()],
-    )
-    trainer.remove_callback(PrinterCallback)
+    # Training writes here; an interrupted stage leaves no folder that looks complete.
+    partial = folder.with_suffix(".partial")
+    trainer = _supervised_trainer(partial, steps, seed, use_cpu, worked)
     trainer.train()
     if state.is_main_process:
-        partial = folder.with_suffix(".partial")
+        # The checkpoint is in float32, whatever the trainer has made of the model.
         trainer.model.float().save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        partial.rename(folder)  # an interrupted stage leaves no folder that looks complete
+        trainer.processing_class.save_pretrained(partial)
+        partial.rename(folder)
+    # No process reads the folder before it is there.
     state.wait_for_everyone()
     return folder
 
 
-def _conversations(rows: Iterable[dict[str, Any]]) -> Dataset:
-    return Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": "user", "content": row["question"]}],
-                "completion": [{"role": "assistant", "content": row["answer"]}],
-            }
-            for row in rows
-        ]
+def _checkpoint_folder(
+    cache: Path, steps: int, seed: int, worked: list[dict[str, Any]] | None
+) -> Path:
+    # The number of processes changes the batches, and so the weights.
+    settings: tuple[Any, ...] = (_REVISION, steps, seed, PartialState().num_processes)
+    if worked is not None:
+        settings = (*settings, worked)
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    return cache / f"cold_start-{digest}"
+
+
+def _supervised_trainer(
+    output_dir: Path, steps: int, seed: int, use_cpu: bool, worked: list[dict[str, Any]] | None
+) -> SFTTrainer:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer, seed=seed)
+    rows = worked or islice(word_problems("cold_start", seed=seed), steps * BATCH)
+    trainer = SFTTrainer(
+        model=model,
+        args=_training_arguments(output_dir, steps, seed, use_cpu),
+        train_dataset=_conversations(rows),
+        processing_class=tokenizer,
+        callbacks=[_LossLine()],
+    )
+    # It would print every log as a dictionary, beside our own line.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _training_arguments(output_dir: Path, steps: int, seed: int, use_cpu: bool) -> SFTConfig:
+    return SFTConfig(
+        output_dir=str(output_dir),
+        max_steps=steps,
+        per_device_train_batch_size=BATCH // PartialState().num_processes,
+        learning_rate=LEARNING_RATE,
+        # No decay: the same step then has the same rate, however many steps follow.
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=20,
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        use_cpu=use_cpu,
+        # TRL turns bf16 on by default; on a CPU it only costs time.
+        bf16=False,
+        # The model is so small that its activations always fit.
+        gradient_checkpointing=False,
+        logging_steps=25,
+        # The stage saves its result itself, once and complete.
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+        disable_tqdm=True,
     )
 
 
+def _conversations(rows: Iterable[dict[str, Any]]) -> Dataset:
+    """Return the rows in TRL's format for supervised training on prompts and completions."""
+    conversations = []
+    for row in rows:
+        prompt = [{"role": "user", "content": row["question"]}]
+        completion = [{"role": "assistant", "content": row["answer"]}]
+        conversations.append({"prompt": prompt, "completion": completion})
+    return Dataset.from_list(conversations)
+
+
 class _LossLine(TrainerCallback):
+    """Print the loss in one line each time the trainer logs it."""
+
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        if state.is_world_process_zero and logs and "loss" in logs:
-            step = f"{state.global_step:>{len(str(state.max_steps))}}"
-            print(
-                f"cold start {step}/{state.max_steps}  loss {float(logs['loss']):.3f}", flush=True
-            )
+        # The last log of a run is a summary without a loss.
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        width = len(str(state.max_steps))
+        step = f"{state.global_step:>{width}}/{state.max_steps}"
+        print(f"cold start {step}  loss {float(logs['loss']):.3f}", flush=True)

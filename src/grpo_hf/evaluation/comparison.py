@@ -27,6 +27,7 @@ def not_comparable(model: Any, *, sharded_weights: bool) -> str | None:
     """
     if not hasattr(model, "peft_config"):
         return "the whole model was trained, and the base is gone."
+    # Each process answers prompts of its own, for which it needs whole weights.
     if sharded_weights:
         return "the weights are sharded; load base and adapter on one device for it."
     return None
@@ -61,6 +62,7 @@ def compare_with_base(
         answers["base"] = greedy_completions(model, tokenizer, prompts, **decoding)
     right = {}
     for name, texts in answers.items():
+        # Rewards may read token ids. Those of the text are near enough for a comparison.
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         right[name] = right_answers(
             reward, rows, texts, completion_ids=ids, trainer_state=trainer_state
@@ -74,6 +76,7 @@ def compare_with_base(
         if base_is_right is not None and adapter_is_right is not None:
             base.append(base_is_right)
             adapter.append(adapter_is_right)
+    # A prompt counts for both or for neither, since the comparison is paired.
     failed = len(prompts) - len(base)
     if failed:
         logger.warning(
@@ -88,6 +91,7 @@ def _write_answers(
     answers: Mapping[str, Sequence[str]],
     right: Mapping[str, Sequence[bool | None]],
 ) -> None:
+    # Written anew: a resumed run compares once more, at its own end.
     with file.open("w", encoding="utf-8") as lines:
         for index, prompt in enumerate(prompts):
             record: dict[str, Any] = {"prompt": prompt}

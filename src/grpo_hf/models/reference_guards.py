@@ -1,6 +1,6 @@
-"""Two checks of the reference: the untouched policy is where it is, and frozen weights stay.
+"""Two checks of the reference: an untouched policy equals it, and frozen weights do not change.
 
-Nothing here knows how a trainer computes log-probabilities: the trainer hands that over.
+How log-probabilities are computed is up to the trainer, which hands over a function.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from ..run_context import PolicyState
 from .adapters import as_reference, role_weights
 from .precision import computes_in_half
 
+# In nats per token; float32 gives exactly 0 or rounding far below.
 KL_AT_START = 1e-6
 # In bf16 the renormalisation of DoRA's weights alone can cost this much.
 KL_AT_START_HALF = 1e-3
@@ -73,10 +74,12 @@ def check_kl_at_start(model: Any, log_probs: Callable[..., Tensor], *, half: boo
     # Any text shows a difference: these are the first tokens of the vocabulary.
     ids = torch.arange(tokens, device=model.device)[None]  # (1, T)
     arguments = (model, ids, torch.ones_like(ids), ids.size(1) - 1)
+    # Dropout would make the policy differ from itself.
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
+            # In float64, so that exp(d) - d - 1 of a tiny d is not lost in rounding.
             policy = log_probs(*arguments).double()
             with as_reference(model):
                 difference = log_probs(*arguments).double() - policy
@@ -137,5 +140,6 @@ def frozen_digest(model: Any, moving: Iterable[str] = ()) -> str:
 
 
 def _tensor_digest(tensor: Tensor) -> bytes:
+    # As bytes, because numpy has no bfloat16; flat, because a scalar has no last dimension to view.
     raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
     return hashlib.blake2b(raw, digest_size=16).digest()

@@ -1,9 +1,10 @@
-"""The credit of tokens on disk: a group per logging step, in `credit.jsonl`.
+"""The credit of tokens on disk: one group per logging step, in `credit.jsonl`.
 
 Shapes: B rows of a rollout on this process, C the width of its completions, W processes, F rewards.
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,17 @@ def record_credit(
         state: of the trainer.
     """
     step = logged_step(args, state)
+    # One process writes, and the first group of its own rows is enough to look at.
     if step is None or not run.accelerator.is_main_process or not option(args, "log_credit"):
         return
     totals = weighted_sum(rewards, weights).tolist()
     # NaN is no JSON: a completion that nobody could judge has no reward.
-    scores = [None if total != total else total for total in totals]
+    scores = []
+    for total in totals:
+        scores.append(None if math.isnan(total) else total)
     group = credited_group(dict(batch), scores, step=step, size=run.group_size, tokenizer=tokenizer)
     line = json.dumps(asdict(group), ensure_ascii=False, separators=(",", ":"))
+    # Appended: a resumed run goes on in the file of the run before it.
     with (Path(args.output_dir) / CREDIT_FILE).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 

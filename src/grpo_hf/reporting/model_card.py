@@ -1,4 +1,4 @@
-"""The model card: what a run was, written from the run itself, beside its adapter and on the Hub."""
+"""The model card of a run: written from the run itself, beside its adapter and for the Hub."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..run_context import CardFacts
 
+# What a reader needs to repeat the run, of more than a hundred settings.
 _HYPERPARAMETERS = (
     "num_generations",
     "num_iterations",
@@ -29,7 +30,8 @@ _HYPERPARAMETERS = (
 _LORA_SETTINGS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 _CITATION = """@article{shao2024deepseekmath,
   title  = {DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models},
-  author = {Shao, Zhihong and Wang, Peiyi and Zhu, Qihao and Xu, Runxin and Song, Junxiao and others},
+  author = {Shao, Zhihong and Wang, Peiyi and Zhu, Qihao and Xu, Runxin and \
+Song, Junxiao and others},
   year   = 2024,
   eprint = {arXiv:2402.03300}
 }"""
@@ -56,6 +58,7 @@ def write_model_card(
     base = public_name(facts.base) or "unnamed model"
     data = public_name(facts.dataset)
     extra = [tags] if isinstance(tags, str) else list(tags or ())
+    # The Hub links base and data where they are repositories, and refuses other names.
     card_data = ModelCardData(
         base_model=next(iter(_hub_names(base)), None),
         datasets=_hub_names(data) or None,
@@ -79,11 +82,12 @@ def write_model_card(
 
 
 def public_name(name: str) -> str:
-    """A name fit for a public card: a local path keeps only its last part.
+    """Return a name that a public card may show; of a local path that is the last part alone.
 
     >>> public_name("/home/me/models/llama"), public_name("org/llama")
     ('llama', 'org/llama')
     """
+    # `org/name` may be a folder as well; then it is this folder that was read.
     is_path = (
         name.startswith((".", "/", "~"))
         or name.count("/") > 1
@@ -132,7 +136,10 @@ def _objective(args: Any) -> str:
 
 
 def _hyperparameters(facts: CardFacts, args: Any) -> list[tuple[str, str]]:
-    values = {name: getattr(args, name, None) for name in _HYPERPARAMETERS}
+    values = {}
+    for name in _HYPERPARAMETERS:
+        # A subclass of the configuration may lack one.
+        values[name] = getattr(args, name, None)
     if facts.adapter is not None:
         for shown, name in _LORA_SETTINGS.items():
             values[shown] = getattr(facts.adapter, name, None)
@@ -148,6 +155,7 @@ def _results(results: dict[str, Any]) -> list[str]:
     if not results:
         return []
     rows = []
+    # Interval and paired difference: with few prompts two accuracies alone say little.
     for name, share in (("base", results["base"]), ("with this adapter", results["adapter"])):
         accuracy = f"{share['right'] / share['total']:.3f}"
         rows.append((name, accuracy, f"{share['low']:.3f} to {share['high']:.3f}"))
@@ -159,14 +167,16 @@ def _results(results: dict[str, Any]) -> list[str]:
 
 
 def _table(header: tuple[str, ...], rows: list[Any]) -> str:
-    escaped = [
-        [cell.replace("|", "\\|") for cell in cells]
-        for cells in [header, ("---",) * len(header), *rows]
-    ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
+    lines = []
+    for cells in [header, ("---",) * len(header), *rows]:
+        # A bar in a cell would begin the next cell.
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(escaped) + " |")
+    return "\n".join(lines)
 
 
 def _value(value: Any) -> str:
+    # Settings such as the schedule are enumerations, whose value is the word that a user types.
     return f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))
 
 

@@ -1,4 +1,4 @@
-"""What a run says while it runs: one readable line a step, every number in metrics.jsonl, and a folder of its own."""
+"""What a run prints while it trains: one readable line per logging step."""
 
 import time
 from typing import Any
@@ -8,44 +8,59 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .metrics_file import MetricsFile, finite
 
-# transformers' bar, and the dictionaries that it prints.
+# transformers' progress bar, and the dictionaries that it prints: the line takes their place.
 REPLACED_CALLBACKS = (ProgressCallback, PrinterCallback)
+
+# Seconds for a completion, from which on a slow reward is worth a note.
+_SLOW = 0.1
+# Two log events may be measured at the same instant.
+_SHORTEST = 1e-9
 
 
 def progress_callbacks(reward_names: list[str]) -> list[TrainerCallback]:
-    """Return what says how a run goes: `metrics.jsonl`, and a line per logging step."""
+    """Return the callbacks that report a run: `metrics.jsonl`, and a line per logging step."""
     return [MetricsFile(), ProgressLine(reward_names)]
 
 
 class ProgressLine(TrainerCallback):
-    """Print a line per logging step: rewards, KL, completion length, tokens per second and time left."""
+    """Print a line per logging step.
+
+    It shows rewards, KL, the length of completions, tokens per second and the time that is left.
+    """
 
     def __init__(self, reward_names: list[str]) -> None:
         self.reward_names = reward_names
-        self._started = self._tokens = self._last_log = 0.0
+        self._started = 0.0
+        self._last_log = 0.0
+        self._tokens = 0.0
         self._first_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._started = self._last_log = time.monotonic()
-        self._first_step, self._tokens = state.global_step, float(state.num_input_tokens_seen)
+        self._started = time.monotonic()
+        self._last_log = self._started
+        # A resumed run begins with the steps and tokens of the run before, which took no time here.
+        self._first_step = state.global_step
+        self._tokens = float(state.num_input_tokens_seen)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
+        # Other events are evaluations, and the summary at the end of training.
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        now, tokens = (
-            time.monotonic(),
-            float(logs.get("num_tokens", self._tokens)),
-        )  # absent where no rollout was made
-        rate = (tokens - self._tokens) / max(now - self._last_log, 1e-9)
+        now = time.monotonic()
+        # Absent where no rollout was made since the last line.
+        tokens = float(logs.get("num_tokens", self._tokens))
+        rate = (tokens - self._tokens) / max(now - self._last_log, _SHORTEST)
         done = state.global_step - self._first_step
         left = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
-        self._last_log, self._tokens = now, tokens
-        print(
-            progress_line(state.global_step, state.max_steps, logs, self.reward_names, rate, left),
-            flush=True,
+        self._last_log = now
+        self._tokens = tokens
+        line = progress_line(
+            state.global_step, state.max_steps, logs, self.reward_names, rate, left
         )
+        # Flushed, so that a file or a pipe shows a line when its step is done.
+        print(line, flush=True)
 
 
 def progress_line(
@@ -56,19 +71,20 @@ def progress_line(
     tokens_per_second: float,
     seconds_left: float,
 ) -> str:
-    """One line about one logging step.
+    """Return the line of one logging step.
 
-    >>> logs = {"reward": 0.5, "rewards/gsm8k/mean": 0.25, "kl": 0.0012, "completions/mean_length": 41.6}
+    >>> logs = {"reward": 0.5, "rewards/gsm8k/mean": 0.25, "kl": 0.0012}
+    >>> logs["completions/mean_length"] = 41.6
     >>> progress_line(20, 100, logs, ["gsm8k"], 1234.5, 75)
     'step  20/100  reward 0.500  gsm8k 0.250  kl 0.0012  length 42  1,234 tokens/s  1:15 left'
     """
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
     if "reward" in logs:
-        parts += [
-            f"reward {_shown(logs['reward'])}",
-            *(_reward_part(name, logs) for name in reward_names),
-        ]
+        parts.append(f"reward {_shown(logs['reward'])}")
+        for name in reward_names:
+            parts.append(_reward_part(name, logs))
     else:
+        # With several updates per rollout, only the first of them logs rewards.
         parts.append("on the same rollout")
     if "kl" in logs:
         parts.append(f"kl {logs['kl']:.4f}")
@@ -78,29 +94,37 @@ def progress_line(
         parts.append(f"{tokens_per_second:,.0f} tokens/s")
     minutes, seconds = divmod(int(seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
-    parts.append(
-        f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
-    )
+    if hours:
+        parts.append(f"{hours}:{minutes:02}:{seconds:02} left")
+    else:
+        parts.append(f"{minutes}:{seconds:02} left")
     return "  ".join(parts)
 
 
 def _reward_part(name: str, logs: dict[str, Any]) -> str:
-    """A reward's mean and standard deviation; and what is not as it should be: completions without a value, failures by
-    reason, 0.1 s or more for a completion (median, 99th percentile)."""
+    """Return a reward's mean and standard deviation, with notes on what is wrong with it.
+
+    The notes are the share of completions with a value if that is below 1, failures by reason, and
+    the median and 99th percentile of the time for a completion if the reward is slow.
+    """
     prefix = f"rewards/{name}/"
-    of = {key.removeprefix(prefix): value for key, value in logs.items() if key.startswith(prefix)}
-    shown = f"{name} {_shown(of.get('mean'))}"
-    if finite(of.get("std")) is not None:
-        shown += f"±{of['std']:.2f}"
-    notes = [f"{of['judged']:.1%} judged"] if of.get("judged", 1) < 1 else []
-    failed = (
-        (key.removeprefix("failed/").replace("_", " "), of[key])
-        for key in of
-        if key.startswith("failed/")
-    )
-    notes += [f"{reason} {share:.1%}" for reason, share in failed if share]
-    if of.get("latency_p99", 0) >= 0.1:
-        notes.append(f"scored in {of['latency_p50']:.2f} s, p99 {of['latency_p99']:.2f} s")
+    values = {}
+    for key, value in logs.items():
+        if key.startswith(prefix):
+            values[key.removeprefix(prefix)] = value
+    shown = f"{name} {_shown(values.get('mean'))}"
+    if finite(values.get("std")) is not None:
+        shown += f"±{values['std']:.2f}"
+    notes = []
+    # Reward models have neither this number nor the others below: TRL scores them.
+    if values.get("judged", 1) < 1:
+        notes.append(f"{values['judged']:.1%} judged")
+    for key, share in values.items():
+        if key.startswith("failed/") and share:
+            reason = key.removeprefix("failed/").replace("_", " ")
+            notes.append(f"{reason} {share:.1%}")
+    if values.get("latency_p99", 0) >= _SLOW:
+        notes.append(f"scored in {values['latency_p50']:.2f} s, p99 {values['latency_p99']:.2f} s")
     return f"{shown} ({', '.join(notes)})" if notes else shown
 
 

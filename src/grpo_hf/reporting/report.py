@@ -1,4 +1,4 @@
-"""The end of a run: base against adapter in one table, the answers behind it on disk, and the curve of its rewards."""
+"""The end of a run: base against adapter in a table, where the files lie, and a plot of rewards."""
 
 from pathlib import Path
 
@@ -17,21 +17,24 @@ def show(
     reward_name: str,
     console: Console | None = None,
 ) -> None:
-    """Print the comparison, if there is one, and where everything lies.
+    """Print the comparison, if there is one, and where the files of the run lie.
 
     Args:
         folder: the output folder of the run.
         reward_name: the reward whose full mark counts as right.
     """
+    # Without highlighting, which colours every number of a sentence.
     console = console or Console(highlight=False)
     if comparison is not None:
         console.print(_comparison_table(comparison, reward_name))
         right = {comparison.base.right, comparison.adapter.right}
+        # All right or all wrong on both sides: the reward was not made to tell answers apart.
         if right in ({0}, {comparison.base.total}):
             console.print(
                 f"note: {reward_name} gives its full mark, 1.0, to all answers or to none, so this "
                 "says nothing. Name another reward: --eval_reward NAME."
             )
+    # Paths may hold brackets, which rich reads as markup, and must not be broken into lines.
     console.print(f"model:   {folder}", soft_wrap=True, markup=False)
     console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True, markup=False)
     if comparison is not None:
@@ -63,8 +66,10 @@ def plot_rewards(run: Path, picture: Path) -> None:
         ImportError: matplotlib is missing (`pip install 'grpo-hf[plot]'`).
         DataError: the run has not logged a step yet.
     """
+    # Not at the top: matplotlib is an optional dependency.
     import matplotlib
 
+    # Draws into a file, also where there is no screen; has to be set before pyplot is imported.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -77,8 +82,11 @@ def plot_rewards(run: Path, picture: Path) -> None:
     figure, (above, below) = pyplot.subplots(
         2, 1, sharex=True, figsize=(8, 5), height_ratios=(3, 1)
     )
-    for key in [key for key in rows[0] if key.startswith("rewards/") and key.endswith("/mean")]:
-        above.plot(steps, [row.get(key) for row in rows], marker=".", label=key.split("/")[1])
+    for key in rows[0]:
+        if key.startswith("rewards/") and key.endswith("/mean"):
+            # A reward that could judge nothing has None at a step, which leaves a gap.
+            means = [row.get(key) for row in rows]
+            above.plot(steps, means, marker=".", label=key.split("/")[1])
     above.set_ylabel("mean reward")
     above.legend()
     below.plot(steps, [row.get("kl") for row in rows], color="grey")
@@ -87,4 +95,5 @@ def plot_rewards(run: Path, picture: Path) -> None:
     below.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
     figure.savefig(picture, dpi=120)
+    # pyplot keeps every figure until it is told.
     pyplot.close(figure)

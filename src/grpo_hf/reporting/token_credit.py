@@ -1,7 +1,8 @@
 """Token credit: the tokens of a step's completions with the advantages they were trained on.
 
-`record` appends one group per logging step to `credit.jsonl`; `credit_display` shows it. Neither
-imports anything heavy, so that the command line can read the file of a run at once.
+`credit_file.record_credit` appends one group per logging step to `credit.jsonl`; `credit_display`
+shows it. This file and the display import nothing heavy, so that the command line can read the file
+of a run at once.
 
 Shapes: B rows of a generation batch on this process, G of them a group, C the width of their
 completions, F rewards, W processes.

@@ -1,4 +1,7 @@
-"""A small training loop: AdamW on a few weights, over examples of known lengths, the same for the same seed."""
+"""A small training loop: AdamW on a few weights, over examples of known lengths.
+
+The same seed gives the same result.
+"""
 
 import random
 from collections.abc import Callable, Sequence
@@ -14,17 +17,19 @@ from ..models.random_state import own_random_numbers
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How weights learn.
+    """Settings of a training loop.
 
     Args:
-        learning_rate: of AdamW; 2e-5 is that of DeepSeekMath's reward model (arXiv 2402.03300, section 4.2), which
-            trained all its weights. An adapter usually takes more.
-        epochs: times that each example is seen.
+        learning_rate: of AdamW. The default, 2e-5, is DeepSeekMath's for its reward model (arXiv
+            2402.03300, section 4.2), which trained all its weights. An adapter usually takes more.
+        epochs: how often each example is seen.
         batch_size: examples per step.
-        tokens_at_once: of a forward pass, at most; a larger batch goes through in parts, and its step is the same.
-        max_grad_norm: gradients are clipped to it.
-        seed: of the order, and of dropout.
-        progress: called after each step with its number, the number of steps, and its loss.
+        tokens_at_once: tokens of a forward pass at most. A larger batch goes through in parts, and
+            its step is the same.
+        max_grad_norm: gradients are clipped to this norm.
+        seed: of the order of examples, and of dropout.
+        progress: called after each step with the step's number, the number of steps, and the
+            step's loss.
     """
 
     learning_rate: float = 2e-5
@@ -43,34 +48,53 @@ def fit(
     loss_of: Callable[[Sequence[int]], Tensor],
     settings: FitSettings,
 ) -> list[float]:
-    """Descend the mean of a loss; the optimizer, its state and the gradients are gone afterwards.
+    """Descend the mean of a loss.
+
+    The optimizer, its state and the gradients are gone afterwards.
 
     Args:
-        weights: what learns.
-        lengths: tokens of each example; similar ones share a batch.
-        terms: of the loss in each example.
-        loss_of: the sum of the loss over all terms of some examples, given their numbers.
+        weights: the weights that learn.
+        lengths: tokens of each example; examples of similar length share a batch.
+        terms: how many terms the loss of each example has.
+        loss_of: returns the sum of the loss over all terms of some examples, from their indices.
+        settings: of the loop.
 
     Returns:
-        The mean over the terms of each step.
+        The loss of each step: its mean over the terms of the step's batch.
     """
-    order, losses = random.Random(settings.seed), []
-    batches = [
-        batch
-        for _ in range(settings.epochs)
-        for batch in shuffled_batches(lengths, settings.batch_size, order)
-    ]
+    order = random.Random(settings.seed)
+    batches: list[list[int]] = []
+    for _ in range(settings.epochs):
+        batches += shuffled_batches(lengths, settings.batch_size, order)
+    # Weight decay would pull the adapter towards a no-op.
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
+    losses = []
+    # A caller may have switched gradients off, for instance inside a reward.
     with own_random_numbers(settings.seed), torch.enable_grad():
         for step, batch in enumerate(batches, 1):
-            losses.append(0.0)
-            for part in affordable(batch, lengths, settings.tokens_at_once):
-                loss = loss_of(part) / sum(terms[i] for i in batch)
-                loss.backward()
-                losses[-1] += loss.item()
+            losses.append(_backward(batch, lengths, terms, loss_of, settings.tokens_at_once))
             clip_grad_norm_(weights, settings.max_grad_norm)
             optimizer.step()
+            # This sets the gradients to None, which frees their memory.
             optimizer.zero_grad()
             if settings.progress is not None:
                 settings.progress(step, len(batches), losses[-1])
     return losses
+
+
+def _backward(
+    batch: Sequence[int],
+    lengths: Sequence[int],
+    terms: Sequence[int],
+    loss_of: Callable[[Sequence[int]], Tensor],
+    tokens_at_once: int,
+) -> float:
+    """Add up the gradients of a batch, part by part, and return its mean loss."""
+    terms_of_batch = sum(terms[index] for index in batch)
+    batch_loss = 0.0
+    for part in affordable(batch, lengths, tokens_at_once):
+        # Divided by the terms of the whole batch, so that the parts add up to its mean.
+        loss = loss_of(part) / terms_of_batch
+        loss.backward()
+        batch_loss += loss.item()
+    return batch_loss

@@ -1,11 +1,15 @@
-"""The reward model r_φ: an adapter and a scalar head on the policy's frozen base, so no second model is in memory.
+"""The reward model r_φ: an adapter and a scalar head on the policy's frozen base.
 
-    r_φ(x, y) = w · h_φ(x, y)      h_φ: the base's last hidden state (H,) through the adapter, w: the head (H,)
+No second model is in memory.
 
-Read at the last token it judges a completion; read at the end of each step, the steps: a process reward model, where
-σ(r_φ) is the probability that the step is right. Between calls the policy is what it was, to the last bit.
+    r_φ(x, y) = w · h_φ(x, y)    h_φ: the base's last hidden state (H,) through the adapter
+                                 w: the head (H,)
 
-B rows of a batch, T tokens of a padded row, H hidden size.
+Read at the last token, it judges a completion. Read at the end of each step, it judges the steps:
+this is a process reward model, and σ(r_φ) is the probability that the step is right. Between calls
+the policy is what it was, to the last bit.
+
+B rows of a batch, T tokens of a padded row, H hidden size, P pairs.
 """
 
 import copy
@@ -29,28 +33,34 @@ from ..errors import DataError
 from ..models import adapters
 from ..models.random_state import own_random_numbers
 from ..scoring.reward import reward_settings
-from ..scoring.steps import StepRewards, found_steps, step_places, without_end
-from . import files
+from ..scoring.steps import StepRewards, step_places
+from . import files, tokens
 from .fit import FitSettings, fit
-from .preferences import Pair, PairReport, checked, pair_loss, pair_report
+from .preferences import Pair, PairReport, columns_of_pairs, pair_loss, pair_report
 
 
 class RewardModel:
-    """A reward model on a base that is in memory already; make one with `on`, or `load` a saved one."""
+    """A reward model on a base that is in memory; make one with `on`, or `load` a saved one."""
 
     def __init__(
         self, model: PeftModel, tokenizer: Any, head: nn.Linear, adapter: str, max_length: int
     ) -> None:
-        config = adapters.causal_model(model).config.get_text_config()
-        self.model, self.head, self.adapter = model, head.requires_grad_(False), adapter
-        self.tokenizer = copy.deepcopy(tokenizer)  # the trainer's may cut on the other side
+        self.model = model
+        # The head learns only inside `fit_pairs` and `fit_steps`.
+        self.head = head.requires_grad_(False)
+        self.adapter = adapter
+        # A copy, because the trainer's tokenizer may truncate on the other side.
+        self.tokenizer = copy.deepcopy(tokenizer)
         self.tokenizer.truncation_side = "left"
         if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token  # as TRL does
-        positions = (
-            getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
-        )
-        self.longest = min(positions, self.tokenizer.model_max_length)
+            # As in TRL.
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        config = adapters.causal_model(model).config.get_text_config()
+        self.longest = self.tokenizer.model_max_length
+        # Some architectures, such as recurrent ones, declare no number of positions.
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions:
+            self.longest = min(positions, self.longest)
         self.max_length = min(max_length, self.longest)
 
     @classmethod
@@ -66,18 +76,18 @@ class RewardModel:
     ) -> Self:
         """Put an untrained reward model on the base under a policy.
 
-        The adapter starts as a no-op.
+        Its adapter starts as a no-op.
 
         Args:
-            model: base and policy.
-            tokenizer: the policy's.
-            lora: by default as the policy's, on the same layers.
-            adapter: its name; a second reward model needs another.
+            model: the base with the policy.
+            tokenizer: the policy's tokenizer.
+            lora: the adapter's configuration; by default the policy's, on the same layers.
+            adapter: the adapter's name; a second reward model needs another name.
             max_length: tokens that `scores` reads at most; a longer text loses its beginning.
-            seed: of the weights.
+            seed: of the adapter's and the head's weights.
 
         Raises:
-            ModelError: the policy is no LoRA adapter, or there is an adapter of this name.
+            ModelError: the policy is no LoRA adapter, or an adapter has this name already.
         """
         with own_random_numbers(seed):
             head = files.new_head(model)
@@ -97,14 +107,17 @@ class RewardModel:
         """Put a saved reward model, from a folder or the Hub, on the base under a policy.
 
         Raises:
-            ModelError: what is there is no reward model, or none of this base.
+            ModelError: the folder holds no reward model, or one of another base.
         """
+        # The loaded weights replace random ones, whose draws must not show in the run.
         with own_random_numbers(0):
             head = files.load(str(folder), model, adapter)
         return cls(model, tokenizer, head, adapter, max_length)
 
     def save(self, folder: str | Path) -> None:
-        """Write a PEFT adapter of a sequence classifier with one label, which `rewards/reward_model.py` takes as well.
+        """Write a PEFT adapter of a sequence classifier with one label.
+
+        The reward in `rewards/reward_model.py` reads this format as well.
 
         Raises:
             OutputExistsError: the folder holds something other than a reward model.
@@ -112,7 +125,7 @@ class RewardModel:
         files.save(Path(folder), self.model, self.adapter, self.head, self.tokenizer)
 
     def push(self, repo_id: str, *, private: bool | None = None) -> None:
-        """Save it to a repository on the Hub, which is made if it is not there."""
+        """Save the reward model to a repository on the Hub; create the repository if necessary."""
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder)
             api = HfApi()
@@ -126,44 +139,47 @@ class RewardModel:
     def scores(
         self, prompts: Sequence[Any], completions: Sequence[Any], *, batch_size: int = 8
     ) -> Tensor:
-        """r_φ of each completion behind its prompt, (B,); NaN where both are empty.
+        """Return r_φ of each completion after its prompt, (B,); NaN where both are empty.
 
-        Read at the last token that is not the tokenizer's padding token, as transformers' sequence classifiers do once
-        TRL has given them that token: the base's own is another after a trainer was made.
+        The score is read at the last token that is not the tokenizer's padding token. transformers'
+        sequence classifiers do the same once TRL has given them that token. The padding token in
+        the base's configuration does not count: making a trainer changes it.
 
         Args:
-            prompts, completions: texts, or lists of messages, which the tokenizer's chat template renders.
-            batch_size: rows per forward pass; like padding, it changes no score beyond rounding.
+            prompts, completions: texts, or lists of messages, which the tokenizer's chat template
+                renders.
+            batch_size: rows per forward pass; like padding, it changes scores by rounding only.
 
         Raises:
-            DataError: a prompt is messages and its completion is not, or the other way round.
+            DataError: a prompt is a list of messages and its completion is not, or vice versa.
         """
-        rows = [self._token_ids(*pair) for pair in zip(prompts, completions, strict=True)]
-        found = self.token_scores(rows, batch_size=batch_size)
-        ends = map(self._end, rows)
-        return torch.tensor(
-            [at[end].item() if len(at) else math.nan for at, end in zip(found, ends, strict=True)]
-        )
+        rows = tokens.rows_of_tokens(self.tokenizer, prompts, completions, self.max_length)
+        scores = []
+        for row, values in zip(rows, self.token_scores(rows, batch_size=batch_size), strict=True):
+            scores.append(values[self._end(row)].item() if row else math.nan)
+        return torch.tensor(scores)
 
     @torch.no_grad()
     def token_scores(self, rows: Sequence[Sequence[int]], *, batch_size: int = 8) -> list[Tensor]:
-        """The head's value at every token of each row, (T,) each, in the order of `rows`.
+        """Return the head's value at every token of each row, (T,) each, in the order of `rows`.
 
         Raises:
-            DataError: a row is longer than the base has positions for.
+            DataError: a row has more tokens than the base has positions.
         """
-        self._check_lengths(list(map(len, rows)))
-        found = [torch.empty(0)] * len(rows)
-        # Neighbours of one length need no padding; the longest first, so that memory runs out at once or never.
-        order = sorted(
-            (i for i, row in enumerate(rows) if row), key=lambda i: len(rows[i]), reverse=True
-        )
+        self._check_positions(max(map(len, rows), default=0))
+        # Empty rows keep their empty tensor.
+        scores = [torch.empty(0)] * len(rows)
+        order = [index for index, row in enumerate(rows) if row]
+        # Neighbours of equal length need no padding. The longest rows come first, so that memory
+        # runs out at once or never.
+        order.sort(key=lambda index: len(rows[index]), reverse=True)
         with adapters.seen_through(self.model, self.adapter):
             for batch in parts(order, batch_size):
-                values = self._forward([rows[i] for i in batch]).cpu()
-                for index, value in zip(batch, values, strict=True):
-                    found[index] = value[: len(rows[index])].clone()
-        return found
+                batch_values = self._forward(tokens.rows_at(rows, batch)).cpu()  # (B, T)
+                for index, values in zip(batch, batch_values, strict=True):
+                    # A copy, so that no row keeps the whole padded batch in memory.
+                    scores[index] = values[: len(rows[index])].clone()
+        return scores
 
     def step_scores(
         self,
@@ -173,42 +189,53 @@ class RewardModel:
         *,
         batch_size: int = 8,
     ) -> list[Tensor]:
-        """r_φ at the last token of each step; its sigmoid is the probability that the step is right.
+        """Return r_φ at the last token of each step, a tensor per row.
+
+        The sigmoid of a score is the probability that the step is right.
 
         Args:
             prompt_ids, completion_ids: token ids, a list per row.
-            step_ends: positions in the completion at which its steps end, counted from 0.
+            step_ends: the tokens of the completion at which its steps end, counted from 0.
+            batch_size: rows per forward pass.
 
         Raises:
             DataError: a step ends outside its completion.
         """
         rows, places = step_places(prompt_ids, completion_ids, step_ends)
-        found = self.token_scores(rows, batch_size=batch_size)
-        return [values[where] for values, where in zip(found, places, strict=True)]
+        scores = []
+        for values, ends in zip(
+            self.token_scores(rows, batch_size=batch_size), places, strict=True
+        ):
+            scores.append(values[ends])
+        return scores
 
     def as_reward(self) -> Callable[..., list[float | None]]:
-        """A reward function for a trainer of the policy on the same base; None where a score is not finite."""
+        """Return a reward function for a trainer of the policy on the same base.
+
+        It gives None where a score is not finite.
+        """
 
         @reward_settings(in_process=True, batched=True, early=False)
         def scored(
             prompts: list[Any], completions: list[Any], **columns: Any
         ) -> list[float | None]:
             """Pays what the reward model on the policy's own base says."""
-            return [
-                score if math.isfinite(score) else None
-                for score in self.scores(prompts, completions).tolist()
-            ]
+            scores = self.scores(prompts, completions).tolist()
+            return [score if math.isfinite(score) else None for score in scores]
 
+        # A run's metrics are named after the function.
         scored.__name__ = f"{self.adapter}_model"
         return scored
 
     def as_step_reward(
         self, by: str = "lines", template_options: dict[str, Any] | None = None
     ) -> Callable[..., list[StepRewards | None]]:
-        """A step reward function for a trainer of the policy on the same base: σ(r_φ) where each step ends.
+        """Return a step reward function for a trainer of the policy on the same base.
 
-        A step that ends with the text is read before the end of the turn. None for a completion without steps, for one
-        that its tokens do not write, and for one that the base has no positions for.
+        A step earns σ(r_φ) at the token that ends it. A step that ends with the text is read before
+        the token that ends the turn. The function gives None for a completion without steps, for
+        one whose tokens do not write its text, and for one that is longer than the base's
+        positions.
 
         Args:
             by: how a completion is cut; see `split_steps`.
@@ -222,25 +249,16 @@ class RewardModel:
             completion_ids: list[list[int]],
             **columns: Any,
         ) -> list[StepRewards | None]:
-            """Pays for each step the probability that it is right, says the reward model on the policy's own base."""
-            asked = prompt_token_ids(prompts, self.tokenizer, template_options)
-            written = [without_end(self.tokenizer, ids) for ids in completion_ids]
-            cuts = [
-                found_steps(self.tokenizer, *row, by)
-                for row in zip(completions, written, strict=True)
-            ]
-            kept = [
-                i
-                for i, (ends, _) in enumerate(cuts)
-                if ends and len(asked[i]) + len(written[i]) <= self.longest
-            ]
-            scores = self.step_scores(
-                [asked[i] for i in kept], [written[i] for i in kept], [cuts[i][1] for i in kept]
+            """Pays each step the probability that it is right, by the reward model on the base."""
+            prompt_ids = prompt_token_ids(prompts, self.tokenizer, template_options)
+            steps = tokens.readable_steps(
+                self.tokenizer, prompt_ids, completions, completion_ids, by, self.longest
             )
-            found: list[StepRewards | None] = [None] * len(completions)
-            for i, values in zip(kept, scores, strict=True):
-                found[i] = StepRewards(cuts[i][0], values.sigmoid().tolist())
-            return found
+            scores = self.step_scores(steps.prompt_ids, steps.completion_ids, steps.token_ends)
+            rewards: list[StepRewards | None] = [None] * len(completions)
+            for place, ends, values in zip(steps.places, steps.text_ends, scores, strict=True):
+                rewards[place] = StepRewards(ends, values.sigmoid().tolist())
+            return rewards
 
         scored.__name__ = f"process_{self.adapter}_model"
         return scored
@@ -251,31 +269,34 @@ class RewardModel:
         """Learn preferences: descend `preferences.pair_loss`.
 
         Args:
+            pairs: the preferences.
             settings: fields of `FitSettings`.
 
         Returns:
-            The loss of each step.
-        """
-        chosen = [self._token_ids(pair.prompt, pair.chosen) for pair in checked(pairs)]
-        rejected = [self._token_ids(pair.prompt, pair.rejected) for pair in pairs]
-        if empty := sum(not row for row in chosen + rejected):
-            raise DataError(
-                f"{empty} texts of the pairs have no token, so nothing can be read there. Leave them out."
-            )
+            The loss of each step of the optimizer.
 
-        def loss(batch: Sequence[int]) -> Tensor:
-            rows = [chosen[i] for i in batch] + [rejected[i] for i in batch]
-            scores = self._forward(rows)[
-                range(len(rows)), [self._end(row) for row in rows]
-            ]  # (2P,)
-            better, worse = scores.chunk(2)
-            margin = torch.tensor([pairs[i].margin for i in batch]).to(scores)
+        Raises:
+            DataError: there are no pairs, or a prompt and its completion have no token together.
+        """
+        columns = columns_of_pairs(pairs)
+        chosen, rejected = tokens.pair_rows(self.tokenizer, columns, self.max_length)
+        lengths = []
+        for better_row, worse_row in zip(chosen, rejected, strict=True):
+            lengths.append(max(len(better_row), len(worse_row)))
+
+        def loss_of(batch: Sequence[int]) -> Tensor:
+            rows = tokens.rows_at(chosen, batch) + tokens.rows_at(rejected, batch)
+            ends = [self._end(row) for row in rows]
+            scores = self._forward(rows)[range(len(rows)), ends]  # (2P,)
+            better, worse = scores.chunk(2)  # (P,) each
+            margin = torch.tensor(tokens.rows_at(columns.margins, batch)).to(scores)  # (P,)
+            # `pair_loss` is a mean, and `fit` wants a sum.
             return pair_loss(better, worse, margin) * len(batch)
 
-        lengths = [max(map(len, both)) for both in zip(chosen, rejected, strict=True)]
-        given = FitSettings(**settings)
-        both = replace(given, tokens_at_once=given.tokens_at_once // 2)
-        return self._fit(lengths, [1] * len(pairs), loss, both)
+        whole = FitSettings(**settings)
+        # An example is two rows, so a forward pass has room for half the number of examples.
+        halved = replace(whole, tokens_at_once=whole.tokens_at_once // 2)
+        return self._fit(lengths, [1] * len(pairs), loss_of, halved)
 
     def fit_steps(
         self,
@@ -285,44 +306,55 @@ class RewardModel:
         labels: Sequence[Sequence[float]],
         **settings: Any,
     ) -> list[float]:
-        """Learn whether steps are right: descend the binary cross-entropy at step ends, its mean over a batch's steps.
+        """Learn whether steps are right: descend the binary cross-entropy at the ends of steps.
 
-        L = −[y log σ(r) + (1 − y) log(1 − σ(r))]; Math-Shepherd (arXiv 2312.08935, equation 2).
+            L = −[y log σ(r) + (1 − y) log(1 − σ(r))]
+
+        The loss of a batch is the mean over its steps.
 
         Args:
-            labels: y in [0, 1] per end: right or not, or the share of continuations that ended well.
+            prompt_ids, completion_ids: token ids, a list per row.
+            step_ends: the tokens of the completion at which its steps end, counted from 0.
+            labels: y in [0, 1] of each step: right or not, or the share of continuations that
+                ended well.
             settings: fields of `FitSettings`.
 
         Returns:
             The loss of each step of the optimizer.
 
         Raises:
-            DataError: a label is missing or no probability, or a step ends outside its completion.
+            DataError: a label is missing or no probability, a step ends outside its completion, or
+                a row has more tokens than the base has positions.
+
+        Source: Math-Shepherd (arXiv 2312.08935), equation 2.
         """
         rows, places = step_places(prompt_ids, completion_ids, step_ends)
-        for ends, marks in zip(step_ends, labels, strict=True):
-            if len(ends) != len(marks) or not ends or not all(0 <= mark <= 1 for mark in marks):
-                raise DataError(
-                    f"{len(ends)} step ends have labels {list(marks)}; expected one from 0 to 1 for each."
-                )
+        tokens.check_labels(step_ends, labels)
 
-        def loss(batch: Sequence[int]) -> Tensor:
-            values = self._forward([rows[i] for i in batch])  # (B, T)
-            read = torch.cat([value[places[i]] for i, value in zip(batch, values, strict=True)])
-            wanted = [mark for i in batch for mark in labels[i]]
+        def loss_of(batch: Sequence[int]) -> Tensor:
+            batch_values = self._forward(tokens.rows_at(rows, batch))  # (B, T)
+            at_ends = []
+            targets: list[float] = []
+            for index, values in zip(batch, batch_values, strict=True):
+                at_ends.append(values[places[index]])
+                targets.extend(labels[index])
+            logits = torch.cat(at_ends)
+            # A sum: `fit` divides by the number of steps of the whole batch.
             return binary_cross_entropy_with_logits(
-                read, torch.tensor(wanted).to(read), reduction="sum"
+                logits, torch.tensor(targets).to(logits), reduction="sum"
             )
 
-        return self._fit(
-            list(map(len, rows)), list(map(len, labels)), loss, FitSettings(**settings)
-        )
+        lengths = list(map(len, rows))
+        return self._fit(lengths, list(map(len, labels)), loss_of, FitSettings(**settings))
 
     def evaluate(self, pairs: Sequence[Pair], *, batch_size: int = 8) -> PairReport:
-        """How well it tells held-out pairs apart."""
-        prompts = [pair.prompt for pair in checked(pairs)] * 2
-        completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-        return pair_report(*self.scores(prompts, completions, batch_size=batch_size).chunk(2))
+        """Return how well the scores tell held-out pairs apart."""
+        columns = columns_of_pairs(pairs)
+        # One call for both sides, so that rows of similar length share a batch.
+        prompts = columns.prompts * 2
+        completions = columns.chosen + columns.rejected
+        chosen, rejected = self.scores(prompts, completions, batch_size=batch_size).chunk(2)
+        return pair_report(chosen, rejected)
 
     def _fit(
         self,
@@ -331,48 +363,34 @@ class RewardModel:
         loss_of: Callable[[Sequence[int]], Tensor],
         settings: FitSettings,
     ) -> list[float]:
-        self._check_lengths(lengths)
+        self._check_positions(max(lengths, default=0))
         self.head.to(adapters.causal_model(self.model).device).requires_grad_(True)
         try:
             with adapters.seen_through(self.model, self.adapter, train=True):
-                weights = [
-                    *adapters.role_weights(self.model, self.adapter).values(),
-                    *self.head.parameters(),
-                ]
+                adapter_weights = adapters.role_weights(self.model, self.adapter).values()
+                weights = [*adapter_weights, *self.head.parameters()]
                 return fit(weights, lengths, terms, loss_of, settings)
         finally:
+            # Scores need no gradients, and the head is ready for them even if training failed.
             self.head.requires_grad_(False)
 
-    def _check_lengths(self, lengths: Sequence[int]) -> None:
-        if (most := max(lengths, default=0)) > self.longest:
+    def _check_positions(self, length: int) -> None:
+        if length > self.longest:
             raise DataError(
-                f"a row has {most} tokens; the base has positions for {self.longest}. Cut it."
+                f"a row has {length} tokens; the base has positions for {self.longest}. Cut it."
             )
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """The head at every token, (B, T); rows are padded on the right, where padding moves no position."""
+        """Return the head's value at every token, (B, T)."""
         base = adapters.causal_model(self.model)
-        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(base.device)
-        read = base.base_model(input_ids=ids, use_cache=False)  # no mask: nobody looks to the right
-        return self.head.to(base.device)(read.last_hidden_state.float()).squeeze(-1)
-
-    def _token_ids(self, prompt: Any, completion: Any) -> list[int]:
-        if isinstance(prompt, str) != isinstance(completion, str):
-            kinds = f"{type(prompt).__name__} and its completion {type(completion).__name__}"
-            raise DataError(f"a prompt is {kinds}; expected two texts, or two lists of messages.")
-        chat = not isinstance(prompt, str)
-        whole = [*prompt, *completion] if chat else prompt + completion
-        text = self.tokenizer.apply_chat_template(whole, tokenize=False) if chat else whole
-        # A chat template writes the special tokens itself.
-        options = {
-            "add_special_tokens": not chat,
-            "truncation": True,
-            "max_length": self.max_length,
-        }
-        return self.tokenizer(text, **options)["input_ids"]
+        # Padding stands on the right, where it moves no position. The base is causal, so no token
+        # sees the padding after it, and no attention mask is needed.
+        tensors = [torch.tensor(row) for row in rows]
+        ids = pad_sequence(tensors, batch_first=True).to(base.device)  # (B, T)
+        output = base.base_model(input_ids=ids, use_cache=False)
+        # The head is float32, the base may not be.
+        hidden_states = output.last_hidden_state.float()  # (B, T, H)
+        return self.head.to(base.device)(hidden_states).squeeze(-1)
 
     def _end(self, row: Sequence[int]) -> int:
-        """The last token that is not padding; for a classifier, padding is a matter of the token alone."""
-        return next(
-            (i for i in reversed(range(len(row))) if row[i] != self.tokenizer.pad_token_id), 0
-        )
+        return tokens.last_token(row, self.tokenizer.pad_token_id)

@@ -1,12 +1,13 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups without a signal make room.
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): fresh groups for those without a signal.
 
-A group whose completions all earn the same has advantage 0 and teaches nothing.
-`replace_groups` rolls out fresh prompts in their place, for a few rounds at most.
-The planned order of the data stays as it is, so every prompt is still seen when it was meant to be;
-the fresh ones come on top, drawn from seed, step and round alone, so that a run and a resumed run
-draw the same. All processes see all advantages and take every decision together.
+A group whose completions all earn the same has advantage 0 and teaches nothing. `replace_groups`
+rolls out fresh prompts in the place of such groups, for a few rounds at most. The planned order of
+the data stays as it is, so every prompt is still seen when it was meant to be, and fresh prompts
+come on top. They are drawn from seed, step and round alone, so that a run and a resumed run draw
+the same. All processes see all advantages, and take every decision together.
 
-Shapes: B rows per process, W processes, G completions per group; groups may span processes.
+Shapes: B rows per process, W processes, G completions per group, N groups on all processes; groups
+may span processes.
 """
 
 import random
@@ -31,7 +32,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Replaced:
-    """A rollout after dynamic sampling, and what that took.
+    """A rollout after dynamic sampling, and its cost.
 
     Args:
         batch: with fresh groups in the place of some that had no signal.
@@ -60,6 +61,8 @@ def check_dynamic_sampling(args: Any, dataset: Any, traits: RunTraits) -> None:
         raise ConfigError(
             "--dynamic_sampling is for text; this model reads images. Leave dynamic_sampling off."
         )
+    # A fresh group has its advantages from another rollout, so they may not depend on the groups
+    # beside it.
     own_group = args.multi_objective_aggregation == "sum_then_normalize"
     if args.scale_rewards == "batch" or not own_group:
         raise ConfigError(
@@ -92,12 +95,15 @@ def replace_groups(
         holes = (~_groups_with_signal(batch, run)).nonzero()[:, 0]
         if not len(holes):
             break
+        # A round draws as many groups as are missing; the number of rounds bounds the cost.
         rows = draw_rows(plan.data, len(holes), run, seed=f"{plan.seed}/{done}")
+        # A hole and the group that fills it may lie on different processes.
         fresh = _from_all_processes(roll_out(rows), run)
         has_signal = _by_group(fresh["advantages"], run.group_size)
-        found = has_signal.nonzero()[: len(holes), 0]
-        batch = _splice(batch, fresh, holes[: len(found)], found, run, plan.pad_token_id)
-        refilled += len(found)
+        # More groups than holes may have been drawn, and some of them have no signal either.
+        useful = has_signal.nonzero()[: len(holes), 0]
+        batch = _splice(batch, fresh, holes[: len(useful)], useful, run, plan.pad_token_id)
+        refilled += len(useful)
         drawn += len(has_signal)
         done += 1
     metrics = {
@@ -116,12 +122,17 @@ def draw_rows(data: Any, groups: int, run: RunContext, *, seed: str) -> list[Row
         data: the training data.
         seed: what decides the draw; the same on all processes. It is no secret.
     """
+    # Rounded up to whole rows per process: every process has to generate as often as the others.
     while groups * run.group_size % run.world:
         groups += 1
-    chance = random.Random(seed)
-    chosen = [chance.randrange(len(data)) for _ in range(groups)]
-    rows = run.mine(groups * run.group_size // run.world)
-    return [data[chosen[row // run.group_size]] for row in range(rows.start, rows.stop)]
+    # A generator of its own: the draw must not use up the random numbers of the run.
+    generator = random.Random(seed)
+    chosen = [generator.randrange(len(data)) for _ in range(groups)]
+    own_rows = run.mine(groups * run.group_size // run.world)
+    rows = []
+    for row in range(own_rows.start, own_rows.stop):
+        rows.append(data[chosen[row // run.group_size]])
+    return rows
 
 
 def _groups_with_signal(batch: Batch, run: RunContext) -> Tensor:
@@ -145,6 +156,7 @@ def _gathered(name: str, value: Any, run: RunContext) -> Any:
     """Return a tensor of rows from all processes, padded to one width; anything else as it is."""
     if not isinstance(value, Tensor) or not value.ndim:
         return value
+    # TRL pads a rollout to the longest row of its own process, and `gather` needs one shape.
     if value.ndim > 1:
         value = run.accelerator.pad_across_processes(
             value, dim=1, pad_first=_pads_on_the_left(name)
@@ -153,18 +165,26 @@ def _gathered(name: str, value: Any, run: RunContext) -> Any:
 
 
 def _pads_on_the_left(name: str) -> bool:
-    """Whether rows under this name are padded on the left, as prompts are."""
+    """Return whether rows under this name are padded on the left, as prompts are."""
     return name.startswith("prompt_")
 
 
 def _splice(
-    batch: Batch, fresh: Batch, holes: Tensor, found: Tensor, run: RunContext, pad_token_id: int
+    batch: Batch, fresh: Batch, holes: Tensor, useful: Tensor, run: RunContext, pad_token_id: int
 ) -> Batch:
-    """Put fresh groups, by their index in `found`, where groups `holes` of all processes were."""
+    """Put some groups of a fresh rollout in the place of groups of a batch.
+
+    Args:
+        batch: this process's rows.
+        fresh: the rows of all processes.
+        holes: the groups that are replaced, by their number among those of all processes.
+        useful: the groups of `fresh` that replace them, in the same order.
+    """
     rows = len(batch["prompt_ids"])
     offsets = torch.arange(run.group_size, device=holes.device)
+    # Counted from this process's first row; those outside its rows belong to other processes.
     targets = (holes[:, None] * run.group_size + offsets).flatten() - run.mine(rows).start
-    sources = (found[:, None] * run.group_size + offsets).flatten()
+    sources = (useful[:, None] * run.group_size + offsets).flatten()
     mine = (targets >= 0) & (targets < rows)
     spliced: Any = dict(batch)
     fresh_values: Any = fresh
@@ -172,12 +192,14 @@ def _splice(
         if not isinstance(value, Tensor) or not value.ndim:
             continue
         other = fresh_values[name]
+        # Masks and log-probabilities are 0 where there is no token.
         if value.ndim > 1:
             fill = pad_token_id if name.endswith("_ids") else 0
             width = max(value.shape[1], other.shape[1])
             value = _widen(value, width, fill, left=_pads_on_the_left(name))
             other = _widen(other, width, fill, left=_pads_on_the_left(name))
         spliced[name] = value.index_copy(0, targets[mine], other[sources[mine]].to(value.dtype))
+    # TRL divides losses over tokens by it, and fresh completions have other lengths.
     spliced["num_items_in_batch"] = run.gather(loss_mask(spliced).sum()).sum()
     return spliced
 

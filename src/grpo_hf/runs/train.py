@@ -25,13 +25,14 @@ def train(recipe: Recipe) -> Comparison | None:
     """Run a recipe.
 
     Returns:
-        Base against adapter on the held-out prompts, or None where `eval_rows` is 0 or there is
-        nothing to compare.
+        The comparison of base and adapter on the held-out prompts; None where `eval_rows` is 0 or
+        there is nothing to compare.
 
     Raises:
         GrpoError: something is wrong with the recipe; before the model is loaded where that can be
             known.
     """
+    # In a file, a bar would be a line per refresh.
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     say = PartialState().print
@@ -39,17 +40,20 @@ def train(recipe: Recipe) -> Comparison | None:
     prompts = prompts_of(recipe, task)
     for note in task.notes + prompts.notes:
         say(f"note: {note}", flush=True)
-    named = ", ".join(reward.spec for reward in task.rewards)
-    say(f"{len(prompts.train):,} prompts from {task.train.source}; rewards: {named}", flush=True)
+    specs = ", ".join(reward.spec for reward in task.rewards)
+    say(f"{len(prompts.train):,} prompts from {task.train.source}; rewards: {specs}", flush=True)
     trainer = _trainer(recipe, task, prompts)
+    # Before training, so that an interrupted run leaves its recipe behind.
     if trainer.is_world_process_zero():
         recipe.save(Path(recipe.training.output_dir))
     trainer.train(resume_from_checkpoint=task.resume)
+    # Before the comparison, which may fail on a reward; the adapter is what the run was for.
     trainer.save_model()
     comparison = None
     if prompts.held_out is not None:
         comparison = _compare(trainer, prompts.held_out, task.eval_reward)
         trainer.results = comparison.as_dict() if comparison is not None else {}
+    # Both write the card, which now has the results.
     if recipe.training.push_to_hub:
         trainer.push_to_hub()
     else:
@@ -70,6 +74,7 @@ def _trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts) -
     lora = loading.lora_config(recipe.model)
     if recipe.task.adapter is not None:
         model = adapters.continue_adapter(model, recipe.task.adapter)
+        # The adapter is there; TRL would put a second one on the base.
         lora = None
     trainer = GRPOTrainer(
         model,
@@ -79,6 +84,7 @@ def _trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts) -
         processing_class=prompts.tokenizer,
         peft_config=lora,
     )
+    # The trainer sees rows only, and the card names where they come from.
     trainer.dataset_source = task.train.source
     return trainer
 
@@ -101,6 +107,7 @@ def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison 
         decoding={
             "max_new_tokens": trainer.max_completion_length,
             "template_options": trainer.chat_template_kwargs,
+            # Both fit by the user's word, and answering keeps no gradients.
             "batch_size": max(args.per_device_eval_batch_size, args.per_device_train_batch_size),
         },
         trainer_state=trainer.state,
@@ -150,8 +157,9 @@ def policy_of(recipe: Recipe) -> PeftModel:
         gguf_file=recipe.task.gguf_file,
         trust_remote_code=recipe.training.trust_remote_code,
     ).to(recipe.training.device)
-    # Whoever wants no trainer samples first, which is what packs 4-bit weights.
+    # Without a trainer the first thing is to sample, and inference packs 4-bit weights.
     adapters.keep_trainable(model)
+    # After loading, so that a fresh adapter does not depend on what loading drew.
     set_seed(recipe.training.seed)
     if recipe.task.adapter is not None:
         return adapters.continue_adapter(model, recipe.task.adapter)

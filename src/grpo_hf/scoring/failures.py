@@ -1,7 +1,7 @@
-"""What failures of rewards mean for a run: numbers to log, rows to leave out, or its end.
+"""What failures of rewards mean for a run: numbers to log, rows to leave out, or the run's end.
 
-Shapes: B completions on each of W processes, G per group, F reward functions, S of them scored by
-this library.
+Shapes: B completions on each of W processes, G per group, N groups on all processes, F reward
+functions, S of them scored by this library.
 """
 
 import json
@@ -53,7 +53,7 @@ class FailureCounts:
 
 @dataclass(frozen=True)
 class FailureReport:
-    """What `count_failures` found.
+    """The failures of all rewards, as `count_failures` returns them.
 
     Args:
         counts: per reward.
@@ -85,12 +85,19 @@ def settle_failures(scores: Scores, rewards: Tensor, run: RunContext, args: Any)
     Raises:
         RewardFailuresError: on all processes; see `stop_at_too_many`.
     """
+    # Reward models alone do not fail, and a subclass may have scored without this library.
     if not scores.entries:
         return Settled(rewards, {})
     report = count_failures(scores, rewards, run)
+    # Written before the run may end: the file is where the user looks for the reason.
     write_failures(scores, Path(args.output_dir), run.step)
-    most = option(args, "max_reward_failures")
-    stop_at_too_many(report, scores, run, most=most, planned_rows=args.generation_batch_size)
+    stop_at_too_many(
+        report,
+        scores,
+        run,
+        most=option(args, "max_reward_failures"),
+        planned_rows=args.generation_batch_size,
+    )
     return Settled(leave_out_failures(rewards, report.failed, run), report.metrics)
 
 
@@ -113,12 +120,14 @@ def count_failures(scores: Scores, rewards: Tensor, run: RunContext) -> FailureR
         counts.append(FailureCounts(entry, column, by_reason, len(codes)))
         prefix = f"rewards/{entry.__name__}"
         judged = ~rewards[:, column].isnan()
+        # `quantile` takes no half precision.
         times = seconds[:, index].float()
         metrics[f"{prefix}/judged"] = judged.float().mean().item()
         metrics[f"{prefix}/failed"] = (codes[:, index] > 0).float().mean().item()
-        for reason, number in by_reason.items():
-            if number:
-                metrics[f"{prefix}/failed/{reason.replace(' ', '_')}"] = number / len(codes)
+        for reason, count in by_reason.items():
+            # A log of eight zeros for each reward would say nothing.
+            if count:
+                metrics[f"{prefix}/failed/{reason.replace(' ', '_')}"] = count / len(codes)
         metrics[f"{prefix}/latency_p50"] = times.quantile(0.5).item()
         metrics[f"{prefix}/latency_p99"] = times.quantile(0.99).item()
     return FailureReport(counts, (codes > 0).any(1), metrics)
@@ -140,8 +149,10 @@ def leave_out_failures(rewards: Tensor, failed: Tensor, run: RunContext) -> Tens
         (W·B, F).
     """
     rewards = rewards.masked_fill(failed[:, None], torch.nan)
-    left = (~rewards.isnan().all(1)).view(-1, run.group_size).sum(1)  # (N,)
-    torn = failed.view(-1, run.group_size).any(1) & (left < 2)
+    judged = (~rewards.isnan().all(1)).view(-1, run.group_size).sum(1)  # (N,)
+    # One completion that is left has nothing to be compared with. Where None alone leaves so few,
+    # TRL decides.
+    torn = failed.view(-1, run.group_size).any(1) & (judged < 2)
     return rewards.masked_fill(torn.repeat_interleave(run.group_size)[:, None], torch.nan)
 
 
@@ -163,6 +174,7 @@ def write_failures(scores: Scores, folder: Path, step: int) -> None:
                     "detail": failure.detail,
                     "completion": completion,
                 }
+                # Messages may hold what is no JSON, such as images.
                 file.write(json.dumps(row, default=str) + "\n")
         for failure, _ in failures:
             entry.warn_once(
@@ -188,9 +200,11 @@ def stop_at_too_many(
     Raises:
         RewardFailuresError: more than that share failed, or a setting of a reward is wrong.
     """
+    # The report is the same on all processes, so they all raise, and none waits for the others.
     for counts in report.counts:
         is_planned = not run.training or counts.rows >= planned_rows
         too_many = counts.total > most * counts.rows and is_planned
+        # One is enough: the same setting would fail at every step.
         wrong_settings = counts.by_reason["settings"] > 0
         if not too_many and not wrong_settings:
             continue
@@ -198,6 +212,7 @@ def stop_at_too_many(
         spec = counts.entry.reward.spec
         if wrong_settings:
             raise RewardFailuresError(f"the reward {spec} cannot be used as it is set up: {detail}")
+        # There is a checkpoint only where a step was made; see `lacks_checkpoint`.
         resume = " and continue with --resume_from_checkpoint true" if run.step else ""
         raise RewardFailuresError(
             f"the reward {spec} failed on {counts.total} of {counts.rows} completions at step "
@@ -208,7 +223,7 @@ def stop_at_too_many(
 
 
 def lacks_checkpoint(folder: Path, step: int, accelerator: Accelerator) -> bool:
-    """Whether a run that is past its first step has no checkpoint of this step yet.
+    """Return whether a run that is past its first step has no checkpoint of this step yet.
 
     Args:
         folder: the output folder of the run.
@@ -228,12 +243,14 @@ def _gathered(scores: Scores, device: torch.device, run: RunContext) -> tuple[Te
         outcomes = scores.outcomes[column]
         codes.append([_code(outcome) for outcome in outcomes])
         seconds.append([outcome.seconds for outcome in outcomes])
+    # `gather` takes contiguous tensors only, and joins along the first dimension, the rows.
     all_codes = run.gather(torch.tensor(codes, device=device).T.contiguous())
     all_seconds = run.gather(torch.tensor(seconds, device=device).T.contiguous())
     return all_codes, all_seconds
 
 
 def _code(outcome: Outcome) -> int:
+    # A number, because processes exchange tensors and not texts; 0 is left for no failure.
     return 0 if outcome.failure is None else 1 + REASONS.index(outcome.failure.reason)
 
 

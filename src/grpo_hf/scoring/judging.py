@@ -1,4 +1,4 @@
-"""Completions that no trainer asked about, scored as a rollout's would be."""
+"""Scores completions that are not of a trainer's rollout, in the way a rollout is scored."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +18,24 @@ def score_texts(
     completion_ids: Sequence[Sequence[int]] | None = None,
     trainer_state: Any = None,
 ) -> list[Outcome]:
-    """Return what a reward says of a text for each prompt.
+    """Return the outcome of a reward for one text per prompt.
 
     Args:
         prompts: texts, or lists of messages; the completions take the same form.
         columns: of the data, an entry per prompt under each name.
         completion_ids: the tokens of the texts, where they are known.
     """
-    taken = {
+    if not completion_ids:
+        # A reward that reads the ids finds a list per completion, as in a rollout.
+        completion_ids = [[] for _ in texts]
+    arguments = {
         "prompts": list(prompts),
-        "completion_ids": completion_ids or [[] for _ in texts],
+        "completion_ids": completion_ids,
         "trainer_state": trainer_state,
+        # Last, so that a column of the data wins, as the caller has named it.
         **columns,
     }
-    return reward.score(as_completions(texts, prompts), taken)
+    return reward.score(as_completions(texts, prompts), arguments)
 
 
 def judge_by(
@@ -51,20 +55,29 @@ def judge_by(
     """
 
     def judge(completion_ids: list[list[int]], rows: Sequence[int]) -> list[float]:
-        of_rows = {}
+        # Several completions may answer one row, which then counts several times.
+        columns_of_rows = {}
         for name, values in columns.items():
-            of_rows[name] = [values[row] for row in rows]
+            columns_of_rows[name] = _entries(values, rows)
         outcomes = score_texts(
             reward,
-            [prompts[row] for row in rows],
+            _entries(prompts, rows),
             tokenizer.batch_decode(completion_ids, skip_special_tokens=True),
-            columns=of_rows,
+            columns=columns_of_rows,
             completion_ids=completion_ids,
             trainer_state=state,
         )
-        return [number(outcome.value) for outcome in outcomes]
+        rewards = []
+        for outcome in outcomes:
+            rewards.append(number(outcome.value))
+        return rewards
 
     return judge
+
+
+def _entries(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    """Return the entries of some rows, in the order of the rows."""
+    return [values[row] for row in rows]
 
 
 def number(value: float | None) -> float:

@@ -23,8 +23,9 @@ _CREDITS = ("value", "gain")
 class MonteCarlo:
     """A reward function that values the steps of completions by continuations from the policy."""
 
+    # It needs the whole batch, the model of this process, and the first reward's values.
     reward_settings = RewardSettings(batched=True, in_process=True, early=False)
-    # It is called with `first_values`, what the first reward said of the same completions.
+    # Asks for `first_values`: the values of the first reward for the same completions.
     follows_first_reward = True
 
     def __init__(self) -> None:
@@ -59,25 +60,36 @@ class MonteCarlo:
             credit: `"value"`, or `"gain"`: what a step adds to the value before it, at first to the
                 mean reward of the completions of its group.
         """
+        # A reward is tried before there is a model. An evaluation needs no credit for steps, and
+        # continuations are expensive.
         policy = self._policy
         if policy is None or self._judge is None or not policy.context().training:
             return [None] * len(completions)
         start = time.perf_counter()
-        earned = [number(value) for value in columns.pop("first_values")]
+        earned = list(map(number, columns.pop("first_values")))
         groups, means = _groups(policy.context(), earned)
-        cuts = []
+        # By completion: the characters at which its steps end, and the tokens.
+        step_characters = []
+        step_tokens = []
         for completion, ids in zip(completions, completion_ids, strict=True):
-            cuts.append(found_steps(policy.tokenizer, completion, ids, steps))
+            characters, tokens = found_steps(policy.tokenizer, completion, ids, steps)
+            step_characters.append(characters)
+            step_tokens.append(tokens)
         state = columns.pop("trainer_state", None)
-        lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+        # Columns of the data are lists; what TRL passes beside them, such as `log_extra`, is not.
+        lists = {}
+        for name, values in columns.items():
+            if isinstance(values, list):
+                lists[name] = values
 
-        def sample(asked: list[list[int]], tokens: int) -> list[list[int]]:
-            return policy.sample(asked, tokens, n)
+        def sample(prompt_ids: list[list[int]], tokens: int) -> list[list[int]]:
+            return policy.sample(prompt_ids, tokens, n)
 
+        # One call samples as many continuations as the rollout has rows, which is known to fit.
         values = step_values(
             policy.tokenize(prompts),
             completion_ids,
-            [tokens for _, tokens in cuts],
+            step_tokens,
             earned,
             groups=groups,
             n=n,
@@ -92,10 +104,10 @@ class MonteCarlo:
         log_metric("monte_carlo/beginnings", values.beginnings)
         log_metric("monte_carlo/tokens", values.tokens)
         log_metric("monte_carlo/time", time.perf_counter() - start)
-        found = []
-        for (ends, _), rewards in zip(cuts, of_steps, strict=True):
-            found.append(StepRewards(ends, rewards) if ends else None)
-        return found
+        results = []
+        for ends, rewards in zip(step_characters, of_steps, strict=True):
+            results.append(StepRewards(ends, rewards) if ends else None)
+        return results
 
 
 def process_reward(spec: str) -> Reward:
@@ -115,6 +127,7 @@ def process_reward(spec: str) -> Reward:
     n = reward.options.get("n", 4)
     steps = reward.options.get("steps", "lines")
     credit = reward.options.get("credit", "value")
+    # Not isinstance: True is an int, and no number of continuations.
     if type(n) is not int or n < 1 or not isinstance(steps, str) or not steps:
         raise _wrong_option(spec, "")
     if credit not in _CREDITS:
@@ -162,6 +175,7 @@ def attach_policy(rewards: Sequence[Any], policy: Policy, traits: RunTraits) -> 
 
 
 def _check_traits(traits: RunTraits) -> None:
+    # Both need every process in every forward, and one that has less to sample would not come.
     if traits.uses_vllm or traits.sharded_weights:
         raise ConfigError(
             "process_reward 'monte_carlo' samples another number of continuations on every "
@@ -180,6 +194,7 @@ def _groups(run: RunContext, earned: list[float]) -> tuple[list[int], list[float
 
     A group may lie on several processes.
     """
+    # Every process makes this call, also one whose completions have no steps.
     everywhere = run.gather_list(earned)
     groups = []
     means = []

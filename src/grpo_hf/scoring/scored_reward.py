@@ -1,6 +1,6 @@
-"""One reward as a run calls it: here or in its process, early or when asked, never raising.
+"""One reward as a run calls it: in this process or its own, early or when asked, never raising.
 
-B completions of a rollout on this process.
+Shapes: B completions of a rollout on this process.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ STAYS = (
 
 @dataclass(frozen=True)
 class Call:
-    """What a reward is called with.
+    """The arguments of one call of a reward.
 
     Args:
         columns: under each name a value per completion.
@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Begun:
-    """A call that is under way, and its outcomes to be."""
+    """A call that is under way, and the future that will hold its outcomes."""
 
     call: Call
     future: "Future[list[Outcome]]"
@@ -62,7 +62,8 @@ class ScoredReward:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
-        self.__name__ = reward.name  # TRL names the reward's metrics by it
+        # TRL names the reward's metrics by it.
+        self.__name__ = reward.name
         self.timeout = reward.settings.timeout or DEFAULT_TIMEOUT
         # Whether it has ever returned steps; it is then credited by steps for the whole run.
         self.speaks_of_steps = False
@@ -79,7 +80,8 @@ class ScoredReward:
 
     @property
     def may_begin_early(self) -> bool:
-        """Whether scoring may begin before it is asked for."""
+        """Return whether scoring may begin before it is asked for."""
+        # False is a reward that works on the main thread alone: scoring early would be in vain.
         return self.reward.settings.early and self._fails_everywhere is not False
 
     def __call__(
@@ -94,7 +96,7 @@ class ScoredReward:
         outcomes = self.score(completions, columns)
         if log_extra is not None:
             replay(outcomes, log_extra, log_metric)
-        return [outcome.value for outcome in outcomes]
+        return values_of(outcomes)
 
     def score(
         self, completions: Sequence[Any], columns: dict[str, Any], begun: Begun | None = None
@@ -114,8 +116,10 @@ class ScoredReward:
             raw = self._run_here(self._call_of(completions, columns))
         outcomes = []
         for outcome, completion in zip(raw, completions, strict=True):
-            outcomes.append(clipped(placed(outcome, completion), self.reward.settings.clip))
-        self.speaks_of_steps |= any(outcome.steps for outcome in outcomes)
+            # Checked here, where the text is at hand: a process sends outcomes back without it.
+            outcome = clipped(placed(outcome, completion), self.reward.settings.clip)
+            self.speaks_of_steps |= bool(outcome.steps)
+            outcomes.append(outcome)
         return outcomes
 
     def begin(
@@ -126,6 +130,7 @@ class ScoredReward:
         Returns:
             The call that is under way, and what a thread has to run for it, if anything.
         """
+        # The lists are copied now, on this thread, before the trainer goes on with its own.
         call_ = self._call_of(completions, columns)
         if self._process is not None:
             return self._submit(call_), None
@@ -153,11 +158,14 @@ class ScoredReward:
         except CannotTravelError as error:
             return self._stay(error, begun.call)
         except ServerDiedError:
+            # The process starts anew. What killed it once, such as a lack of memory, may not do so
+            # a second time.
             try:
                 return self._submit(begun.call).future.result()
             except ServerDiedError:
                 return lost(begun.call.count)
-        failures = [o.failure for o in outcomes if o.failure and o.failure.reason == "exception"]
+        failures = _exceptions(outcomes)
+        # A process calls rewards on its own main thread, so its failures are real.
         if self._process is not None or not failures or self._fails_everywhere:
             return outcomes
         return self._try_on_main_thread(begun.call, failures)
@@ -165,10 +173,8 @@ class ScoredReward:
     def _try_on_main_thread(self, call_: Call, in_thread: list[Failure]) -> list[Outcome]:
         """Score again on this thread what raised in another; `signal` works on this one only."""
         outcomes = self._run_here(call_)
-        raised = 0
-        for outcome in outcomes:
-            raised += outcome.failure is not None and outcome.failure.reason == "exception"
-        self._fails_everywhere = raised >= len(in_thread)
+        # Fewer failures here than in the thread say that the thread was the reason for some.
+        self._fails_everywhere = len(_exceptions(outcomes)) >= len(in_thread)
         if not self._fails_everywhere:
             logger.warning(
                 f"The reward {self.__name__!r} fails off the main thread ({in_thread[0].summary}) "
@@ -184,6 +190,7 @@ class ScoredReward:
                 self._index, call_.columns, call_.shared, call_.count, self.timeout
             )
         except CannotTravelError as error:
+            # Whoever waits for the call need not know that it never left.
             future = Future()
             future.set_result(self._stay(error, call_))
         return Begun(call_, future)
@@ -203,8 +210,11 @@ class ScoredReward:
                 return call(self.reward, call_.columns | call_.shared, call_.count)
             samples = []
             for row in range(call_.count):
-                one = {name: values[row : row + 1] for name, values in call_.columns.items()}
-                samples.append(one | call_.shared)
+                # Lists of one entry: a reward takes lists, however many completions there are.
+                sample: dict[str, Any] = {}
+                for name, values in call_.columns.items():
+                    sample[name] = values[row : row + 1]
+                samples.append(sample | call_.shared)
             if self.reward.is_async:
                 work = call_async(
                     self.reward, samples, timeout=self.timeout, concurrency=settings.concurrency
@@ -214,6 +224,7 @@ class ScoredReward:
             for sample in samples:
                 outcomes += call(self.reward, sample, 1)
             return outcomes
+        # A reward that asks for too much memory is one that failed; the trainer goes on.
         except MemoryError as error:
             failure = Failure("memory", f"MemoryError: {error}")
             return [Outcome(None, failure)] * call_.count
@@ -232,8 +243,23 @@ class ScoredReward:
         return Call(self.reward.taken(lists), self.reward.taken(shared), len(completions))
 
 
+def values_of(outcomes: Sequence[Outcome]) -> list[float | None]:
+    """Return the values alone, None where a reward could not judge or failed."""
+    return [outcome.value for outcome in outcomes]
+
+
+def _exceptions(outcomes: Sequence[Outcome]) -> list[Failure]:
+    """Return the failures that are exceptions of the reward's own."""
+    failures = []
+    for outcome in outcomes:
+        if outcome.failure is not None and outcome.failure.reason == "exception":
+            failures.append(outcome.failure)
+    return failures
+
+
 def _snapshot(state: Any) -> SimpleNamespace:
     """Return the numbers and texts of a trainer's state, without its history and callbacks."""
+    # A history grows with the run, and would be pickled at every step.
     plain = {}
     for name, value in vars(state).items():
         if isinstance(value, int | float | str | bool | None):

@@ -1,7 +1,7 @@
-"""The rewards of a run: loaded, put into their process, weighed, and called for each rollout.
+"""The rewards of a run: loaded, put into their process, weighted, and called for each rollout.
 
-`RolloutScorer` is the scoring of one rollout: it may begin as soon as the completions exist, TRL
-asks for the values later, and `scores` is what came of it.
+`RolloutScorer` scores one rollout. It may begin as soon as the completions exist; TRL asks for the
+values later; `scores` holds the results.
 
 Shapes: B completions of this process, F reward functions.
 """
@@ -21,17 +21,18 @@ from ..errors import ConfigError, RewardSpecError
 from .outcomes import Outcome, replay
 from .registry import load_reward
 from .reward import Reward, Schedule, require_columns
-from .scored_reward import STAYS, Begun, ScoredReward
+from .scored_reward import STAYS, Begun, ScoredReward, values_of
 from .worker_client import CannotTravelError, RewardProcess, pack
 
 logger = logging.getLogger(__name__)
 
+# `org/name`, as the Hub calls a model.
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the reward functions said of this process's completions.
+    """The results of the reward functions for this process's completions.
 
     Args:
         entries: the rewards by their column among all F; reward models are TRL's and not here.
@@ -44,6 +45,7 @@ class Scores:
     completions: Sequence[Any]
 
 
+# A context variable and no global, so that rollouts on two threads each find their own scorer.
 _under_way: "ContextVar[RolloutScorer | None]" = ContextVar("scorer under way", default=None)
 
 
@@ -104,6 +106,8 @@ class RolloutScorer:
                 self._begun[column], job = entry.begin(completions, columns)
                 if job is not None:
                     jobs.append(job)
+        # Copies, because a subclass may change the lists themselves before TRL asks. The other
+        # columns come from the dataset, and are compared as they are.
         self._begun_with = {**columns, "completions": copy.deepcopy(completions)}
         self._begun_with["completion_ids"] = copy.deepcopy(columns["completion_ids"])
         if jobs:
@@ -114,6 +118,7 @@ class RolloutScorer:
     def functions(self) -> list[Callable[..., Any]]:
         """Return what TRL calls instead of `reward_funcs`, in the same order."""
         functions: list[Callable[..., Any]] = []
+        # TRL calls reward models itself, by their class, so they are handed on as they are.
         for column, reward in enumerate(self._rewards):
             if column in self._entries:
                 functions.append(self._function(column, self._entries[column]))
@@ -123,8 +128,10 @@ class RolloutScorer:
 
     @property
     def scores(self) -> Scores:
-        """What came of the calls so far; nothing where a subclass scores in its own way."""
-        entries = {column: self._entries[column] for column in self._outcomes}
+        """The outcomes of the calls so far; none where a subclass scores without this library."""
+        entries = {}
+        for column in self._outcomes:
+            entries[column] = self._entries[column]
         return Scores(entries, self._outcomes, self._completions)
 
     def _function(self, column: int, entry: ScoredReward) -> Callable[..., list[float | None]]:
@@ -133,7 +140,7 @@ class RolloutScorer:
         ) -> list[float | None]:
             # A process reward judges continuations by the first reward, which TRL called before.
             if getattr(entry.reward.function, "follows_first_reward", False):
-                columns["first_values"] = [outcome.value for outcome in self._outcomes[0]]
+                columns["first_values"] = values_of(self._outcomes[0])
             begun = self._begun.pop(column, None)
             # A subclass may have changed completions or columns since scoring began.
             if begun is not None and columns | {"completions": completions} != self._begun_with:
@@ -141,9 +148,11 @@ class RolloutScorer:
             outcomes = entry.score(completions, columns, begun)
             self._outcomes[column] = outcomes
             self._completions = completions
+            # TRL collects what is logged here, so it waits until TRL asks for the values.
             replay(outcomes, log_extra, log_metric)
-            return [outcome.value for outcome in outcomes]
+            return values_of(outcomes)
 
+        # TRL names its profiling context by it.
         score.__name__ = entry.__name__
         return score
 
@@ -153,6 +162,7 @@ def _run(jobs: list[Callable[[], None]], device: Any) -> None:
         # Not at the top: `grpo-hf rewards test` needs no torch, and answers at once without it.
         import torch
 
+        # A new thread begins on device 0, whatever the trainer uses.
         torch.cuda.set_device(device)
     for job in jobs:
         job()
@@ -178,8 +188,8 @@ def isolate(
     """Start a process for the rewards that may leave this one; say which of the others stay.
 
     Args:
-        workers: how many completions are scored at a time; 0: all rewards stay in this process;
-            `None`: as many as this process has cores.
+        workers: how many completions are scored at a time. With 0 all rewards stay in this process;
+            with `None` there are as many workers as this process has cores.
         timeout: seconds for a completion, where a reward has no setting of its own.
     """
     packed = []
@@ -189,6 +199,7 @@ def isolate(
         reward.timeout = reward.reward.settings.timeout or timeout
         if workers == 0 or reward.reward.settings.in_process:
             continue
+        # Pickled here already: whether a reward can travel is known before the process exists.
         try:
             packed.append((reward, pack(reward.reward)))
         except CannotTravelError as error:
@@ -196,7 +207,11 @@ def isolate(
             logger.warning(STAYS.format(reward.__name__, reason))
     if not packed:
         return None
-    process = RewardProcess([pickled for _, pickled in packed], workers or _cores_of_process())
+    pickled_rewards = []
+    for _, pickled in packed:
+        pickled_rewards.append(pickled)
+    process = RewardProcess(pickled_rewards, workers or _cores_of_process())
+    # A class or module may be known in this process only, as what a notebook defines.
     unloadable = process.unloadable()
     for index, (reward, _) in enumerate(packed):
         if index in unloadable:
@@ -209,20 +224,23 @@ def isolate(
 
 def _cores_of_process() -> int:
     """Return this process's share of the cores that it may run on."""
+    # A container or a batch system may give a process fewer cores than the machine has. Only Linux
+    # can tell.
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
+    # Launchers set LOCAL_WORLD_SIZE to the number of training processes on this machine.
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def weights_at(
-    rewards: Sequence[Any], given: Sequence[float] | None, step: int
+    rewards: Sequence[Any], configured: Sequence[float] | None, step: int
 ) -> list[float] | None:
     """Return the weight of each reward at a step, or `None` if no reward has one of its own.
 
     Args:
-        given: the trainer's `reward_weights`.
+        configured: the trainer's `reward_weights`.
 
     Raises:
         ConfigError: weights both there and at a reward.
@@ -230,16 +248,18 @@ def weights_at(
     weights: list[float] = []
     weighted = None
     for reward in rewards:
-        own = reward.reward.settings.weight if isinstance(reward, ScoredReward) else None
-        if own is not None:
+        weight = reward.reward.settings.weight if isinstance(reward, ScoredReward) else None
+        if weight is not None:
             weighted = weighted or reward
-        if own is None or isinstance(own, int | float):
-            weights.append(1.0 if own is None else own)
+        # A number is one weight for the whole run; anything else is a schedule.
+        if weight is None or isinstance(weight, int | float):
+            weights.append(1.0 if weight is None else weight)
         else:
-            weights.append(own.at(step))
+            weights.append(weight.at(step))
     if weighted is None:
         return None
-    if given is not None:
+    # Which of two weights is meant, nobody can know.
+    if configured is not None:
         raise ConfigError(
             f"reward_weights is given and {weighted.reward.spec} has a weight as well. Leave one "
             "of them out."
@@ -266,8 +286,11 @@ def check_columns(rewards: Any, dataset: Any) -> None:
     """
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, list):
-        ours = [entry.reward for entry in rewards or () if isinstance(entry, ScoredReward)]
-        require_columns(ours, columns, "the dataset", "dataset.rename_column(..., '{}')")
+        functions = []
+        for entry in rewards or ():
+            if isinstance(entry, ScoredReward):
+                functions.append(entry.reward)
+        require_columns(functions, columns, "the dataset", "dataset.rename_column(..., '{}')")
 
 
 def refuse_namesakes(rewards: Sequence[Reward]) -> None:
@@ -289,6 +312,7 @@ def refuse_namesakes(rewards: Sequence[Reward]) -> None:
 
 def _is_reward_model(entry: Any) -> bool:
     if isinstance(entry, str):
+        # `rewards/mine.py` looks like `org/name`, too.
         is_file = entry.startswith(".") or entry.endswith(".py")
         is_folder = os.path.isfile(os.path.join(entry, "config.json"))
         return is_folder or (not is_file and bool(_HUB_NAME.match(entry)))

@@ -38,13 +38,16 @@ def steps_of_rollout(
         For each such column W·B entries, in the order of all processes; empty where no reward
         speaks of steps.
     """
+    # The completions that TRL masks because they were cut off have their steps all the same.
     lengths = completion_lengths(batch["completion_mask"])
+    # Failures leave a row without any number; see `leave_out_failures`.
     kept = ~rewards[run.mine(len(lengths))].isnan().all(1)
     token_ids = batch["completion_ids"].tolist()
     steps = {}
     for column in _step_columns(scores.entries, run):
         of_rows: list[Steps] = []
         for row, outcome in enumerate(scores.outcomes[column]):
+            # A failed completion has no part in the statistics of its group either.
             if kept[row]:
                 ids = token_ids[row][: lengths[row]]
                 completion = scores.completions[row]
@@ -61,8 +64,10 @@ def metrics(scores: Scores, steps: dict[int, list[Steps]]) -> dict[str, float]:
     """Return what to log: `rewards/R/steps`, how many steps a completion has under reward R."""
     values = {}
     for column, of_rows in steps.items():
-        count = sum(len(ends) for ends, _ in of_rows) / len(of_rows)
-        values[f"rewards/{scores.entries[column].__name__}/steps"] = count
+        count = 0
+        for ends, _ in of_rows:
+            count += len(ends)
+        values[f"rewards/{scores.entries[column].__name__}/steps"] = count / len(of_rows)
     return values
 
 
@@ -71,10 +76,16 @@ def _step_columns(entries: dict[int, ScoredReward], run: RunContext) -> list[int
 
     A reward that did once is a step reward, also where it has only numbers for this rollout.
     """
+    # All processes have the same rewards, so all of them skip the exchange or none does.
     if not entries:
         return []
-    spoken = [column for column, entry in entries.items() if entry.speaks_of_steps]
+    spoken = []
+    for column, entry in entries.items():
+        if entry.speaks_of_steps:
+            spoken.append(column)
+    # Sorted, because every process has to go through the columns in one order.
     columns = sorted(set(run.gather_list(spoken)))
+    # A process whose own completions had no steps has to treat the reward alike.
     for column in columns:
         entries[column].speaks_of_steps = True
     return columns
@@ -89,6 +100,7 @@ def _steps_of(
         return [len(ids) - 1], [outcome.value]
     try:
         ends = step_end_tokens(tokenizer, completion, ids, outcome.steps.ends)
+    # A chat template that rewrites messages leaves a text that is not what the tokens say.
     except DataError as error:
         entry.warn_once(
             logger,

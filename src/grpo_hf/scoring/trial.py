@@ -1,8 +1,8 @@
-"""Rewards before they meet a model: do they run at all, and what would they pay for?
+"""Rewards before they meet a model: do they run at all, and for which answers would they pay?
 
-`dry_run` is the cheap part, which every run does before it loads a model. `examine` is
-`grpo-hf rewards check`: it tries a reward on real rows with answers that no model should be paid
-for.
+`dry_run` is cheap, and every run does it before it loads a model. `examine` is what
+`grpo-hf rewards check` does: it tries a reward on real rows, with answers for which no model should
+be rewarded.
 """
 
 import logging
@@ -18,46 +18,51 @@ from transformers import ProcessorMixin, TrainerState
 from ..config import option
 from ..errors import RewardOutputError
 from .judging import score_texts
-from .outcomes import Outcome
+from .outcomes import Failure, Outcome
 from .process_reward import with_process_reward
 from .reward import Reward
-from .scored_reward import ScoredReward
+from .scored_reward import ScoredReward, values_of
 from .scorer import check_columns, isolate, scored_rewards, weights_at
 from .worker_client import RewardProcess
 
 logger = logging.getLogger(__name__)
 
+# An answer of words, which no reward should stumble over, and which is right nowhere.
 _PLACEHOLDER = "I do not know."
 # Where datasets keep what is right; the fullest form of it first.
 _GOLD_COLUMNS = ("solution", "answer", "code", "target")
+# What a model does that has found a reward for length.
 _REPEATED_WORD = "the "
 _REPETITIONS = 10_000
 # What rounding may leave of a reward of 0, or put between two equal ones.
 _ROUNDING = 1e-9
+# For rewards that read the state of a trainer, which does not exist yet.
 _STATE = TrainerState(max_steps=1, num_train_epochs=1, epoch=0.0, train_batch_size=1)
 
 # Rewards that this process has tried: those of a recipe have been when they reach the trainer.
 _tried: "WeakSet[Reward]" = WeakSet()
 
-Row = dict[str, Any]  # `prompt`, and the columns of the dataset
+# `prompt`, and the columns of the dataset.
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What `examine` saw of one reward.
+    """The results of `examine` for one reward.
 
     Args:
-        pays: mean reward by kind of answer, `None` where it could not be judged: of the gold
-            answer, of an empty text, of a word 10,000 times, of the prompt copied, and of another
-            row's gold answer.
-        lowest, highest: of all rewards given.
-        milliseconds: for a completion, the median.
+        reward: the reward.
+        pays: the mean reward by kind of answer, `None` where it could not be judged. The kinds are
+            the gold answer, an empty text, one word 10,000 times, a copy of the prompt, and the
+            gold answer of another row.
+        lowest, highest: the lowest and the highest of all rewards.
+        milliseconds: the median time for a completion.
         deterministic: whether the same answers had the same rewards twice.
         alone: whether a completion has the same reward alone as among others.
-        exploited: the kinds for which it pays although nobody should: more than 0, or more than for
-            the gold answer. Of another row's answer, more than half of the gold one's: some answers
-            happen to be right.
-        failures: the kinds on which it failed, with the reason.
+        exploited: the kinds that are rewarded and should not be: by more than 0, or by more than
+            the gold answer. The answer of another row counts only above half the reward of the gold
+            answer, because some of them happen to be right.
+        failures: the kinds on which the reward failed, with the reason.
     """
 
     reward: Reward
@@ -113,17 +118,20 @@ def prepare_rewards(
     dataset = constructor.get("train_dataset")
     rewards = scored_rewards(constructor.get("reward_funcs"))
     rewards = with_process_reward(rewards, option(args, "process_reward"))
+    # Raises where weights contradict each other; which they are, each rollout asks anew.
     weights_at(rewards or [], args.reward_weights, 0)
     process = isolate(
         rewards, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout")
     )
-    adds_columns = ("rollout_func", "environment_factory")
-    if all(constructor.get(name) is None for name in adds_columns):
-        check_columns(rewards, dataset)
-        tokenizer = constructor.get("processing_class")
-        if isinstance(tokenizer, ProcessorMixin):
-            tokenizer = tokenizer.tokenizer
-        dry_run(rewards or [], first_rows(dataset), strict=False, tokenizer=tokenizer)
+    if constructor.get("rollout_func") is not None:
+        return rewards, process
+    if constructor.get("environment_factory") is not None:
+        return rewards, process
+    check_columns(rewards, dataset)
+    tokenizer = constructor.get("processing_class")
+    if isinstance(tokenizer, ProcessorMixin):
+        tokenizer = tokenizer.tokenizer
+    dry_run(rewards or [], first_rows(dataset), strict=False, tokenizer=tokenizer)
     return rewards, process
 
 
@@ -144,41 +152,59 @@ def dry_run(
     """
     for entry in rewards:
         if isinstance(entry, ScoredReward) and rows and untried([entry.reward]):
+            # Noted before it is called, so that nothing warns of the same failure twice.
             _tried.add(entry.reward)
             outcomes = _score(entry, rows, [_PLACEHOLDER] * len(rows), tokenizer)
-            failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
+            failures = _failures_among(outcomes)
             if not failures:
                 continue
             message = (
                 f"reward {entry.reward.spec} was tried on a few rows of the dataset, and failed "
                 f"({failures[0].reason}): {failures[0].detail}"
             )
-            if strict or any(failure.reason == "settings" for failure in failures):
+            # A wrong setting is wrong whatever comes later in a program.
+            if strict or "settings" in [failure.reason for failure in failures]:
                 raise RewardOutputError(message)
             logger.warning(message)
 
 
+def _failures_among(outcomes: Sequence[Outcome]) -> list[Failure]:
+    failures = []
+    for outcome in outcomes:
+        if outcome.failure is not None:
+            failures.append(outcome.failure)
+    return failures
+
+
 def untried(rewards: Sequence[Reward]) -> list[Reward]:
     """Return the rewards that this process has not tried yet; none on any process but the first."""
+    # Launchers set RANK. One process is enough, and the others would print the same warnings.
     if os.environ.get("RANK", "0") != "0":
         return []
     return [reward for reward in rewards if reward not in _tried]
 
 
 def first_rows(dataset: Any) -> list[Row]:
-    """Return the first two rows of a dataset that can be read anywhere; a stream is left alone."""
+    """Return the first two rows of a dataset, or none where that would consume a stream."""
     columns = getattr(dataset, "column_names", None)
     if not isinstance(columns, list) or not hasattr(dataset, "__len__"):
         return []
-    rows = [dataset[index] for index in range(min(2, len(dataset)))]
-    return [row for row in rows if "prompt" in row]
+    rows = []
+    for index in range(min(2, len(dataset))):
+        row = dataset[index]
+        # Data without prompts is refused later, by TRL.
+        if "prompt" in row:
+            rows.append(row)
+    return rows
 
 
 def examine(rewards: Sequence[Reward], rows: Sequence[Row], *, timeout: float) -> list[Finding]:
     """Try rewards on real rows, in processes of their own."""
-    alone = [ScoredReward(reward) for reward in rewards]
+    alone = []
     together = []
     for reward in rewards:
+        alone.append(ScoredReward(reward))
+        # The same function once more, called with all completions at once.
         batched = replace(reward.settings, batched=True)
         together.append(ScoredReward(replace(reward, settings=batched)))
     process = isolate([*alone, *together], workers=None, timeout=timeout)
@@ -188,31 +214,43 @@ def examine(rewards: Sequence[Reward], rows: Sequence[Row], *, timeout: float) -
             findings.append(_examine(entry, batched_entry, rows))
         return findings
     finally:
+        # Its workers would outlive a program that goes on.
         if process is not None:
             process.close()
 
 
 def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -> Finding:
-    gold = [_gold(row) for row in rows]
+    gold = []
+    copied = []
+    for row in rows:
+        gold.append(_gold(row))
+        copied.append(_text(row["prompt"]))
     kinds = {
         "gold answer": gold,
         "empty": [""] * len(rows),
         "repeated": [_REPEATED_WORD * _REPETITIONS] * len(rows),
-        "prompt copied": [_text(row["prompt"]) for row in rows],
+        "prompt copied": copied,
         "another's answer": gold[1:] + gold[:1],
     }
     outcomes = {}
     for kind, texts in kinds.items():
         outcomes[kind] = _score(entry, rows, texts)
+    # All kinds once more: a reward that samples, or asks a model, may answer otherwise.
     deterministic = True
     for kind, texts in kinds.items():
-        deterministic &= _values(_score(entry, rows, texts)) == _values(outcomes[kind])
-    alone = _values(_score(together, rows, gold)) == _values(outcomes["gold answer"])
-    pays = {kind: _mean(of_kind) for kind, of_kind in outcomes.items()}
+        deterministic &= values_of(_score(entry, rows, texts)) == values_of(outcomes[kind])
+    alone = values_of(_score(together, rows, gold)) == values_of(outcomes["gold answer"])
+    pays = {}
+    for kind, of_kind in outcomes.items():
+        pays[kind] = _mean(of_kind)
     pays["another's answer"] = _mean(_of_other_answers(outcomes, gold))
-    every = [outcome for of_kind in outcomes.values() for outcome in of_kind]
-    values = [outcome.value for outcome in every if outcome.value is not None]
-    seconds = sorted(outcome.seconds for outcome in every)
+    values = []
+    seconds = []
+    for of_kind in outcomes.values():
+        values += _numbers(of_kind)
+        for outcome in of_kind:
+            seconds.append(outcome.seconds)
+    seconds.sort()
     return Finding(
         entry.reward,
         pays,
@@ -256,10 +294,9 @@ def _failures(outcomes: dict[str, list[Outcome]]) -> tuple[str, ...]:
     """Return the kinds of answers on which a reward failed, each with its first failure."""
     failures = []
     for kind, of_kind in outcomes.items():
-        for outcome in of_kind:
-            if outcome.failure is not None:
-                failures.append(f"{kind} ({outcome.failure.reason}): {outcome.failure.detail}")
-                break
+        # One of each kind is enough to look into.
+        for failure in _failures_among(of_kind)[:1]:
+            failures.append(f"{kind} ({failure.reason}): {failure.detail}")
     return tuple(failures)
 
 
@@ -267,6 +304,7 @@ def _score(
     entry: ScoredReward, rows: Sequence[Row], texts: Sequence[str], tokenizer: Any = None
 ) -> list[Outcome]:
     columns = {}
+    # TRL passes these two itself, under the names of their plurals.
     for name in rows[0]:
         if name not in ("prompt", "completion"):
             columns[name] = [row.get(name) for row in rows]
@@ -281,6 +319,7 @@ def _score(
 
 
 def _token_ids(text: str, tokenizer: Any) -> list[int]:
+    # A reward for length counts them, and words are about as many.
     if tokenizer is None:
         return list(range(len(text.split())))
     return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -297,13 +336,18 @@ def _gold(row: Row) -> str:
 def _text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(str(message.get("content") or "") for message in prompt)
-
-
-def _values(outcomes: Sequence[Outcome]) -> list[float | None]:
-    return [outcome.value for outcome in outcomes]
+    contents = []
+    for message in prompt:
+        # A message that calls a tool has no content.
+        contents.append(str(message.get("content") or ""))
+    return "\n".join(contents)
 
 
 def _mean(outcomes: Sequence[Outcome]) -> float | None:
-    values = [outcome.value for outcome in outcomes if outcome.value is not None]
+    values = _numbers(outcomes)
     return fmean(values) if values else None
+
+
+def _numbers(outcomes: Sequence[Outcome]) -> list[float]:
+    """Return the values of the outcomes that have one."""
+    return [value for value in values_of(outcomes) if value is not None]

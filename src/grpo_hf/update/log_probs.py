@@ -1,9 +1,9 @@
-"""Log-probabilities of completions from a packed row: whether a model can do that, and doing it.
+"""Log-probabilities of completions from a packed row, and whether a model can compute them.
 
-Whether it can is measured: `check_packing` sends a few tokens through both ways and compares. So a
-model whose layers carry state along the row, or read positions in a way of their own, is found
-whatever its name is. Only what a few tokens cannot show, such as a window that is kept in the
-masks, is looked up in the configuration.
+`check_packing` measures whether it can: a few tokens go through the packed row and through TRL's
+rows, and the numbers are compared. So a model whose layers carry state along the row, or read
+positions in a way of their own, is found whatever its name is. Only what a few tokens cannot show,
+such as a window that is kept in the masks, is looked up in the configuration.
 
 Shapes: as in packing.py.
 """
@@ -70,6 +70,7 @@ def prepare_models(models: Sequence[Any], settings: HeadSettings) -> None:
             settings.temperature,
             entropy_gradient=settings.entropy_gradient,
         )
+    # The policy alone: a reference model has no LoRA layers that train.
     join_products(models[0])
 
 
@@ -79,7 +80,7 @@ def take_layouts(
     """Let a model that has TRL's fused head take packed rows: `model(..., layout=layout)`.
 
     Calls without a layout stay as they are. The shared parts of the prompts, which predict nothing,
-    leave the row before the head. In float32 on a CPU, cpu_lm_head.py takes the place of TRL's head.
+    leave the row before the head. In float32 on a CPU, cpu_lm_head.py replaces TRL's head.
 
     Args:
         model: a causal language model after TRL's `add_fused_lm_head`, without its PEFT wrapper.
@@ -100,8 +101,10 @@ def take_layouts(
     ) -> Any:
         if layout is None:
             return trl_forward(*positional, **named)
+        # The head for CPUs computes entropies without a gradient, and knows no other weights.
         if entropy_gradient or not _has_plain_head(self):
             return fused_log_probs(trl_forward, layout.labels, *positional, layout=layout, **named)
+        # A row is forwarded as a whole, so a cache would be filled and thrown away.
         states = self.base_model(*positional, **named, use_cache=False, layout=layout)
         return _scored(self, states.last_hidden_state[0], layout.labels[0], temperature, entropy)
 
@@ -117,6 +120,7 @@ def _scored(
     log_probs, entropies = selected_log_probs(
         hidden,
         model.get_output_embeddings().weight,
+        # The label of a position that predicts nothing is -100, and no index.
         labels.clamp(min=0),
         temperature=temperature,
         entropy=entropy,
@@ -128,10 +132,12 @@ def _scored(
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are a frozen float32 matrix times the hidden state, on a CPU."""
+    """Return whether the logits are a frozen float32 matrix times the hidden state, on a CPU."""
     head = model.get_output_embeddings()
+    # Of a model for images and text, the part for text.
     config = model.config.get_text_config()
     return (
+        # Not isinstance: a 4-bit layer is a Linear as well, and multiplies in another way.
         type(head) is nn.Linear
         and head.bias is None
         and not head.weight.requires_grad
@@ -227,10 +233,12 @@ def check_packing(
             expected = trl_scorer(model, *block)[0]
         # What layers raise that meet an argument or a shape they were not written for.
         except (TypeError, AttributeError, ValueError, RuntimeError, IndexError) as error:
+            # These say already what is wrong.
             if isinstance(error, NotPackableError | SeamMovedError):
                 raise
             reason = f"it does not take a packed row ({type(error).__name__}: {error})"
             raise NotPackableError(reason) from error
+    # A layer without attention, or with attention of its own, never asked for the layout.
     layers = len({module for module, _ in layout.readers})
     if layers != config.num_hidden_layers:
         raise NotPackableError(
@@ -249,6 +257,7 @@ def check_packing(
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
     """Evaluate for a block; afterwards each module is in the mode that it was in."""
+    # By module: a frozen part may be in evaluation mode while the rest trains.
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -260,6 +269,7 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
 
 def _refuse_hidden_windows(config: Any, windows: list[int | None]) -> None:
     """Refuse a model that keeps a window or chunks in its masks, where a few tokens hide them."""
+    # transformers 5.23: `layer_types` says which layers are windowed; without it all of them are.
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     windowed = getattr(config, "sliding_window", None) and getattr(
         config, "use_sliding_window", True
@@ -295,6 +305,7 @@ def decide_packing(
             raise NotPackableError(
                 "its auxiliary loss counts how often each row's tokens chose an expert"
             )
+        # As training will compute, so that the tolerance is that of the run.
         with accelerator.autocast():
             for model in models:
                 base = causal_model(accelerator.unwrap_model(model))

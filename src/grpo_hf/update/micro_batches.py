@@ -54,7 +54,7 @@ def deal_rollout(batch: Batch, args: Any, run: RunContext, *, needs_all_rows: bo
             an entropy bonus or an entropy quantile. Elsewhere rows whose advantages are all 0 are
             not computed.
     """
-    kept = batch["advantages"].view(len(batch["prompt_ids"]), -1).any(1)  # (B,)
+    kept = rows_with_signal(batch)
     if needs_all_rows:
         kept = torch.ones_like(kept)
     pieces = micro_batches(
@@ -92,15 +92,22 @@ def micro_batches(
     tokens = loss_mask(batch).sum(1)  # (B,)
     costs = batch["completion_mask"].sum(1) * kept
     parts = deal(batch["prompt_ids"], batch["prompt_mask"], costs, steps)
-    of_parts = torch.stack([tokens[part].sum() for part in parts])
-    of_step = torch.stack([chunk.sum() for chunk in of_parts.split(window)])
+    tokens_of_parts = []
+    for part in parts:
+        tokens_of_parts.append(tokens[part].sum())
+    tokens_of_steps = []
+    for chunk in torch.stack(tokens_of_parts).split(window):
+        tokens_of_steps.append(chunk.sum())
+    of_step = torch.stack(tokens_of_steps)
     of_step = of_step.repeat_interleave(window)[:steps]  # (steps,), by micro-batch
+    # Every process takes part in this sum, whatever the loss is.
     everywhere = total(of_step)
     micro = []
     for index, part in enumerate(parts):
         piece = _without_tokens_of_dropped_rows(select(batch, part), kept[part])
         if steps % window == 0:
             if loss_type == "bnpo":
+                # TRL divides by the tokens of the micro-batch and by `window`; take both back.
                 own = loss_mask(piece).sum()
                 piece["loss_scale"] = own * window / of_step[index].clamp(min=1)
             if loss_type in OVER_TOKENS:
@@ -119,11 +126,17 @@ def _without_tokens_of_dropped_rows(piece: MicroBatch, kept: Tensor) -> MicroBat
     """
     piece["completion_mask"] = piece["completion_mask"] * kept[:, None]
     if not kept.any():
+        # One token of the prompt has to be there, for the completion's token to be predicted from.
         piece["prompt_mask"] = torch.zeros_like(piece["prompt_mask"])
         piece["prompt_mask"][:, -1] = 1
         piece["completion_mask"][0, 0] = 1
         piece["advantages"] = torch.zeros_like(piece["advantages"])
     return piece
+
+
+def rows_with_signal(batch: Batch) -> Tensor:
+    """Return which rows have an advantage that is not 0, of the row or of any token, (B,)."""
+    return batch["advantages"].view(len(batch["prompt_ids"]), -1).any(1)
 
 
 def loss_mask(batch: Batch) -> Tensor:
@@ -153,6 +166,8 @@ def deal(prompt_ids: Tensor, prompt_mask: Tensor, costs: Tensor, parts: int) -> 
             dealt[part] += taken.tolist()
             load[part] += int(costs[taken].sum()) + prompt_cost
             rows = rows[~torch.isin(rows, taken)]
+    # Ascending, so that the rows of a group lie side by side, and share a forward where TRL cuts a
+    # micro-batch into smaller ones.
     return [torch.tensor(sorted(part), device=prompt_ids.device) for part in dealt]
 
 
@@ -176,8 +191,12 @@ def _next_part(
     rows: Tensor, dealt: list[list[int]], load: list[float], size: int
 ) -> tuple[int, Tensor]:
     """Return the part that gets the next rows of a group, and which of them."""
-    rooms = [size - len(part) for part in dealt]
-    roomy = [part for part, room in enumerate(rooms) if room >= len(rows)]
+    rooms = []
+    roomy = []
+    for part, rows_of_part in enumerate(dealt):
+        rooms.append(size - len(rows_of_part))
+        if rooms[part] >= len(rows):
+            roomy.append(part)
     if roomy:
         return min(roomy, key=lambda part: load[part]), rows
     # No part holds what is left of the group: fill the one with most room, with an even choice of
