@@ -248,9 +248,8 @@ def test_memory_that_others_leaked_is_not_a_completion_s_fault(
         vars(builtins).setdefault("hoard", []).append(bytearray(300 * 2**20))
         return [1.0]
 
-    monkeypatch.setattr(
-        "grpo_hf.scoring.worker_client._MEMORY", 0.0
-    )  # the least that a worker has: 2 GiB
+    # The least that a worker has: 2 GiB.
+    monkeypatch.setattr("grpo_hf.scoring.worker_client._MEMORY_SHARE", 0.0)
     entry = ScoredReward(load_reward(leaks))
     process = isolate([entry], workers=1, timeout=30)
     assert entry(completions=["x"] * 12) == [1.0] * 12  # 3.5 GiB in all

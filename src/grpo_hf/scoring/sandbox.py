@@ -43,10 +43,8 @@ _UNSHARE = (
     "--unshare-cgroup-try",
 )
 _INSIDE = "/tmp"  # the writable folder, as bubblewrapped code sees it
-_READ_SIZE, _WRITE_SIZE = (
-    65_536,
-    4_096,
-)  # a pipe that is ready takes the latter without blocking (PIPE_BUF)
+_READ_SIZE = 65_536
+_WRITE_SIZE = 4_096  # a pipe that is ready takes this much without blocking (PIPE_BUF)
 
 
 @dataclass(frozen=True)
@@ -149,20 +147,23 @@ def run_sandboxed(
 def _uses_bubblewrap(level: str) -> bool:
     if level not in LEVELS:
         raise RewardSpecError(
-            f"sandbox {level!r} is not known.{did_you_mean(str(level), LEVELS)} Choose one of: {', '.join(LEVELS)}."
+            f"sandbox {level!r} is not known.{did_you_mean(str(level), LEVELS)} Choose one of: "
+            f"{', '.join(LEVELS)}."
         )
     for tool in ("setpriv", "prlimit"):
         if not shutil.which(tool):
             raise RewardSpecError(
-                f"the sandbox needs {tool!r}, which is not installed: install util-linux (Linux only)."
+                f"the sandbox needs {tool!r}, which is not installed: install util-linux "
+                "(Linux only)."
             )
     if level == "limits":
         return False
     fault = _bubblewrap_fault()
     if fault and level == "required":
         raise RewardSpecError(
-            f"sandbox='required' needs bubblewrap, but {fault}. Install it (apt-get install bubblewrap) and allow "
-            "unprivileged user namespaces, or choose sandbox='auto', which then runs with resource limits only."
+            f"sandbox='required' needs bubblewrap, but {fault}. Install it (apt-get install "
+            "bubblewrap) and allow unprivileged user namespaces, or choose sandbox='auto', which "
+            "then runs with resource limits only."
         )
     if fault:
         _warn(fault)
@@ -192,9 +193,10 @@ def _bubblewrap_fault() -> str:
 @cache
 def _warn(fault: str) -> None:
     warnings.warn(
-        f"code that the model writes runs with resource limits only, because {fault}. It CAN read files that it has "
-        "the rights for, use the network, and (unless this program is root and can hand it to another user) signal "
-        "your processes. Install bubblewrap (apt-get install bubblewrap), or refuse with sandbox='required'.",
+        f"code that the model writes runs with resource limits only, because {fault}. It CAN read "
+        "files that it has the rights for, use the network, and (unless this program is root and "
+        "can hand it to another user) signal your processes. Install bubblewrap (apt-get install "
+        "bubblewrap), or refuse with sandbox='required'.",
         stacklevel=4,
     )
 

@@ -1,9 +1,9 @@
-"""The trainer's end of the process that scores (scoring/worker_server.py): start it, send it
-completions, survive its death.
+"""The trainer's end of the process that scores: starts it, sends completions, outlives it.
 
-A reward travels as what pickle can say of it: where its module can be imported, and by value for
-what is defined in a script, a notebook or another function. What a reward changes in a worker
-stays there: one that keeps state, or holds a model, wants `@reward_settings(in_process=True)`.
+The other end is worker_server.py. A reward travels as pickle writes it down: by the name of its
+module where that can be imported, and by value where it is defined in a script, a notebook or
+another function. What a reward changes in a worker stays there. So a reward that keeps state, or
+holds a model, wants `@reward_settings(in_process=True)`.
 """
 
 import itertools
@@ -28,11 +28,17 @@ from .outcomes import Failure, Outcome
 from .registry import file_modules
 from .reward import Reward
 
-_HEAVY = (
-    32 * 2**20
-)  # bytes of a reward that travels by value; beyond it, it has caught a dataset or a model
-_LOADING = 300.0  # seconds that importing the rewards' modules may take
-_MEMORY = 0.5  # all workers together may use this share of the machine's memory
+# Bytes of a reward that travels by value; a larger one has caught a dataset or a model.
+_HEAVY = 32 * 2**20
+# Seconds that importing the modules of the rewards may take; some load a model.
+_LOADING = 300.0
+# All workers together may use this share of the machine's memory, and each of them this much at
+# least, because importing torch alone takes a good part of it.
+_MEMORY_SHARE = 0.5
+_LEAST_MEMORY = 2 * 2**30
+# Seconds that the process has to end by itself when its connection closes.
+_ENDING = 5
+# Not multiprocessing's `spawn`, which would run a script without a `__main__` guard again.
 _PROGRAM = (
     "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments.pop('path'); "
     "from grpo_hf.scoring.worker_server import main; main(**arguments)"
@@ -48,7 +54,7 @@ class ServerDiedError(Exception):
 
 
 def pack(reward: Reward) -> tuple[list[str], bytes]:
-    """A reward as another process can load it: files to import first, and the pickled reward.
+    """Return a reward as another process can load it: files to import first, and the pickle.
 
     Raises:
         CannotTravelError: it cannot be pickled, or is too large for that.
@@ -62,7 +68,8 @@ def pack(reward: Reward) -> tuple[list[str], bytes]:
             raise CannotTravelError(f"it refers to {name!r}, which has no value yet") from None
     try:
         pickled = cloudpickle.dumps(reward)
-    except Exception as error:  # pickling runs code of the user's objects, which may raise anything
+    # Pickling runs code of the user's objects, which may raise anything.
+    except Exception as error:
         raise CannotTravelError(f"{type(error).__name__}: {error}") from error
     if len(pickled) > _HEAVY:
         raise CannotTravelError(f"it carries {len(pickled) / 2**20:,.0f} MiB with it")
@@ -70,7 +77,7 @@ def pack(reward: Reward) -> tuple[list[str], bytes]:
 
 
 def _closure(function: Any) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-    """Names and cells of the variables that a function has from another one around it."""
+    """Return names and cells of the variables that a function has from another one around it."""
     code = getattr(function, "__code__", None)
     return (code.co_freevars, function.__closure__ or ()) if code is not None else ((), ())
 
@@ -84,24 +91,26 @@ class RewardProcess:
     """
 
     def __init__(self, rewards: Sequence[tuple[list[str], bytes]], workers: int) -> None:
-        self._rewards, self._workers = list(rewards), workers
+        self._rewards = list(rewards)
+        self._workers = workers
         self._numbers = itertools.count()
+        # A thread may begin to score while the main thread asks for another reward.
         self._lock = threading.Lock()
         self._start()
 
     def unloadable(self) -> dict[int, str]:
-        """Wait until the process has loaded the rewards; which of them it could not load, and
-        why.
+        """Wait until the process has loaded the rewards.
+
+        Returns:
+            Why it could not load some of them, by their index.
         """
         try:
             return self._loaded.result(_LOADING)
-        except (ServerDiedError, TimeoutError) as error:
-            reason = (
-                "the process that scores ended"
-                if isinstance(error, ServerDiedError)
-                else "loading took too long"
-            )
-            return dict.fromkeys(range(len(self._rewards)), reason)
+        except ServerDiedError:
+            reason = "the process that scores ended"
+        except TimeoutError:
+            reason = "loading took too long"
+        return dict.fromkeys(range(len(self._rewards)), reason)
 
     def submit(
         self,
@@ -128,10 +137,12 @@ class RewardProcess:
         """
         try:
             pickled = cloudpickle.dumps((columns, shared))
-        except Exception as error:  # as in `pack`
+        # Here, too, code of the user's objects runs.
+        except Exception as error:
             raise CannotTravelError(f"{type(error).__name__}: {error}") from error
         future: Future[list[Outcome]] = Future()
         with self._lock:
+            # The process may have been killed since, by a reward or by the kernel.
             if self._process.poll() is not None or not self._reader.is_alive():
                 self._stop()
                 self._start()
@@ -150,7 +161,7 @@ class RewardProcess:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        memory = max(2 * 2**30, int(_MEMORY * _machine_memory() / self._workers))
+        memory = max(_LEAST_MEMORY, int(_MEMORY_SHARE * _machine_memory() / self._workers))
         arguments = {
             "path": sys.path,
             "descriptor": theirs.fileno(),
@@ -160,8 +171,10 @@ class RewardProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, json.dumps(arguments)],
             pass_fds=[theirs.fileno()],
-            start_new_session=True,  # Ctrl-C is for the trainer
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # workers share the cores
+            # Ctrl-C is for the trainer, which then closes the connection.
+            start_new_session=True,
+            # Workers share the cores.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         theirs.close()
         self._connection = Connection(ours.detach())
@@ -189,7 +202,8 @@ def _read(
                 future.set_exception(CannotTravelError(outcomes))
             else:
                 future.set_result(outcomes)
-    except Exception:  # whatever it was, nothing more comes
+    # Whatever it was, nothing more comes.
+    except Exception:
         if not loaded.done():
             loaded.set_exception(ServerDiedError())
         for waiting in list(pending.values()):
@@ -198,26 +212,27 @@ def _read(
 
 
 def _machine_memory() -> int:
-    """Bytes of this machine, or of the container that this is."""
+    """Return the bytes of this machine, or of the container that this is."""
     total = int(psutil.virtual_memory().total)
-    with suppress(OSError, ValueError):  # no control groups, or no limit
+    # There may be no control groups, or no limit in them ("max").
+    with suppress(OSError, ValueError):
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return total
 
 
 def _stop(process: "subprocess.Popen[bytes]", connection: Connection, owner: int) -> None:
-    if os.getpid() != owner:  # a fork of the trainer ends; the process is not its own
+    # A fork of the trainer ends, and the process is not its own.
+    if os.getpid() != owner:
         return
     try:
         sock = socket.socket(fileno=os.dup(connection.fileno()))
-        sock.shutdown(
-            socket.SHUT_RDWR
-        )  # the reader's `recv` returns, which closing alone would not make it do
+        # This makes the reader's `recv` return, which closing alone would not do.
+        sock.shutdown(socket.SHUT_RDWR)
         sock.close()
     except OSError:
         pass
     try:
-        process.wait(timeout=5)
+        process.wait(timeout=_ENDING)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -225,5 +240,6 @@ def _stop(process: "subprocess.Popen[bytes]", connection: Connection, owner: int
 
 
 def lost(count: int) -> list[Outcome]:
-    """The outcomes of completions with which the process died twice."""
-    return [Outcome(None, Failure("killed", "the process that scores died with it, twice"))] * count
+    """Return the outcomes of completions with which the process died twice."""
+    failure = Failure("killed", "the process that scores died with it, twice")
+    return [Outcome(None, failure)] * count
