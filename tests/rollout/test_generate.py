@@ -15,7 +15,7 @@ from grpo_hf import GRPOTrainer
 from grpo_hf.errors import GrpoError
 from grpo_hf.rollout import generate as rollout
 from grpo_hf.rollout import merged_weights as merging
-from grpo_hf.rollout import shared_prefix_cache as fork
+from grpo_hf.rollout import shared_prefix_cache
 
 MakeTrainer = Callable[..., GRPOTrainer]
 PROMPTS = [[5, 6, 7, 8]] * 4 + [[9, 10]] * 4
@@ -71,9 +71,11 @@ def test_prompts_are_kept_once_where_attention_sees_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken = []
-    take = fork.Fork.take
+    take = shared_prefix_cache.SharedPrefixCache.take
     monkeypatch.setattr(
-        fork.Fork, "take", lambda *arguments: taken.append(take(*arguments)) or taken[-1]
+        shared_prefix_cache.SharedPrefixCache,
+        "take",
+        lambda *arguments: taken.append(take(*arguments)) or taken[-1],
     )
     completions(sampler(architecture), PROMPTS, grouped=True)
     assert taken == [served]

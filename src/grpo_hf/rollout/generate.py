@@ -1,8 +1,11 @@
-"""Sampling whole groups: each prompt read once, the adapter folded into the weights, finished rows left behind.
+"""Sample whole groups, so that each prompt is read once.
 
-TRL samples with `model.generate`, one row per completion, so a prompt is read G times. `faster_generate` puts another
-decoding loop into that call for as long as it lasts; settings, logits processors and stopping criteria stay those of
-transformers, and TRL cuts the completions as before.
+The adapter is folded into the weights meanwhile, and finished rows are left behind.
+
+TRL samples with `model.generate`, one row per completion, so a prompt is read G times.
+`faster_generate` puts another decoding loop into that call for as long as it lasts; settings,
+logits processors and stopping criteria stay those of transformers, and TRL cuts the completions as
+before.
 
 Shapes: B rows, N distinct prompts, V vocabulary.
 """
@@ -29,18 +32,23 @@ from ..models.adapters import causal_model
 from ..trl_seam import sample_as_transformers, whole_generation_config
 from ..update.packing import distinct_prompts
 from .merged_weights import merged
-from .shared_prefix_cache import Fork
+from .shared_prefix_cache import SharedPrefixCache
 
-KEEP = 0.75  # rows are dropped when less than this share is unfinished: dropping copies what is left of the cache
+# rows are dropped when less than this share is unfinished: dropping copies what is left of the
+# cache
+KEEP = 0.75
 
 
 @contextmanager
 def faster_generate(model: Any) -> Iterator[None]:
     """For the length of a `with` block, `model.generate` samples by groups and from merged weights.
 
-    Calls that this module does not serve (beams, assisted decoding, guidance, soft prompts) run as they would without.
+    Calls that this module does not serve (beams, assisted decoding, guidance, soft prompts) run
+    as they would without.
     """
-    generate, of_its_own = model.generate, vars(model).get("generate")
+    generate = model.generate
+    # Usually the class's; a method that was put on the object has to come back afterwards.
+    of_its_own = vars(model).get("generate")
 
     def generate_groups(*positional: Any, **named: Any) -> Any:
         if positional or not _is_served(model, named):
@@ -83,20 +91,26 @@ def sample_groups(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    **inputs: Any,  # by name they would be taken out of the call of `generate`, which reads this signature
+    # by name they would be taken out of the call of `generate`, which reads this signature
+    **inputs: Any,
 ) -> Tensor:
-    """A decoding loop for `generate(custom_generate=...)` (transformers 5.23) that reads each distinct prompt once.
+    """Decode in `generate(custom_generate=...)`, reading each distinct prompt once.
+
+    The signature is that of transformers 5.23.
 
     Args:
-        input_ids (`Tensor` of shape (B, P)): prompts, padded on the left.
+        input_ids (B, P): prompts, padded on the left.
         logits_processor, stopping_criteria, generation_config: as `generate` made them.
-        inputs: `past_key_values`, an empty cache, and `attention_mask`, (B, P) or `None`, are what is read of them.
+        inputs: `past_key_values`, an empty cache, and `attention_mask`, (B, P) or `None`, are what
+            is read of them.
 
     Returns:
-        `Tensor` of shape (B, P + longest completion): prompts and completions, the rest padding.
+        (B, P + longest completion): prompts and completions, the rest padding.
     """
-    cache, attention_mask = inputs.get("past_key_values"), inputs.get("attention_mask")
-    if not isinstance(cache, DynamicCache):  # a state-space model's, for one
+    cache = inputs.get("past_key_values")
+    attention_mask = inputs.get("attention_mask")
+    # A state-space model's, for one: its states cannot be picked by row.
+    if not isinstance(cache, DynamicCache):
         return sample_as_transformers(
             model,
             input_ids,
@@ -105,16 +119,20 @@ def sample_groups(
             generation_config=generation_config,
             **inputs,
         )
-    length, limit = input_ids.shape[1], generation_config.max_length
-    padding = generation_config.pad_token_id if generation_config.pad_token_id is not None else 0
-    sequences = torch.cat(
-        [input_ids, input_ids.new_full((len(input_ids), limit - length), padding)], dim=1
-    )
+    length = input_ids.shape[1]
+    limit = generation_config.max_length
+    padding = generation_config.pad_token_id
+    if padding is None:
+        padding = 0
+    room = input_ids.new_full((len(input_ids), limit - length), padding)
+    sequences = torch.cat([input_ids, room], dim=1)
     rows = _Rows.prefilled(model, cache, input_ids, attention_mask, limit)
     while True:
         scores = logits_processor(sequences[rows.of, :length], rows.logits.float())
         token = _draw(scores) if generation_config.do_sample else scores.argmax(-1)
-        sequences[rows.of, length] = token = token.where(rows.unfinished, padding)
+        # Rows that are finished go on in the cache until it is worth its copy to drop them.
+        token = token.where(rows.unfinished, padding)
+        sequences[rows.of, length] = token
         length += 1
         rows.unfinished &= ~stopping_criteria(sequences[rows.of, :length], None)
         if not rows.unfinished.any() or length == limit:
@@ -123,14 +141,33 @@ def sample_groups(
 
 
 class _Rows:
-    """The rows that are being written, in the order of the cache; those of one prompt lie side by side.
+    """The rows that are being written, in the order of the cache.
 
-    `of` holds the row of the rollout that each of them is, (R,); `logits` what comes next, (R, V).
+    Those of one prompt lie side by side.
+
+    `of` holds the row of the rollout that each of them is, (R,), and `unfinished` whether it goes
+    on; `logits` holds what comes next, (R, V).
     """
 
-    def __init__(self, call: Any, cache: Cache, fork: Fork | None, mask: Tensor | None) -> None:
-        self._call, self._cache, self._fork, self._mask = call, cache, fork, mask
-        self.of = self.unfinished = self._position = self.logits = torch.empty(0)
+    def __init__(
+        self,
+        call: Any,
+        cache: Cache,
+        prefix_cache: SharedPrefixCache | None,
+        mask: Tensor | None,
+        *,
+        of: Tensor,
+        position: Tensor,
+        logits: Tensor,
+    ) -> None:
+        self._call = call
+        self._cache = cache
+        self._prefix_cache = prefix_cache
+        self._mask = mask
+        self._position = position
+        self.of = of
+        self.logits = logits
+        self.unfinished = torch.ones_like(of, dtype=torch.bool)
 
     @classmethod
     def prefilled(
@@ -143,61 +180,73 @@ class _Rows:
         room = limit - input_ids.shape[1]
         seen = (prompts >= 0).long()
         call = partial(model, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        fork = Fork.for_model(model)
+        prefix_cache = SharedPrefixCache.for_model(model)
+        # During the prefill it only watches which attention the model asks for.
+        watched = {} if prefix_cache is None else {"prefix_cache": prefix_cache}
         output = call(
             input_ids=prompts.clamp(min=0),
             attention_mask=None if attention_mask is None else seen,
             position_ids=(seen.cumsum(1) - 1).clamp(min=0),
-            **({} if fork is None else {"fork": fork}),
+            **watched,
         )
-        if fork is not None and fork.take(cache, prompt_of, (1 - seen).sum(1), room):
-            call = partial(
-                call, fork=fork, attention_mask=seen.new_ones(1, 1, 1, 1)
-            )  # 4D: no mask is built
-            rows = cls(call, cache, fork, None)
+        mask = None
+        padding = (1 - seen).sum(1)  # (N,)
+        if prefix_cache is not None and prefix_cache.take(cache, prompt_of, padding, room):
+            # A 4D mask counts as prepared already, so that transformers builds none.
+            no_mask = seen.new_ones(1, 1, 1, 1)
+            call = partial(call, prefix_cache=prefix_cache, attention_mask=no_mask)
         else:
+            prefix_cache = None
             cache.batch_select_indices(prompt_of)
-            mask = (
-                None
-                if attention_mask is None
-                else torch.cat([known, known.new_ones(len(known), room)], dim=1)
-            )
-            rows = cls(call, cache, None, mask)
-        rows.of, rows.logits, rows._position = (
-            of,
-            output.logits[prompt_of, -1],
-            seen.sum(1)[prompt_of],
+            if attention_mask is not None:
+                mask = torch.cat([known, known.new_ones(len(known), room)], dim=1)
+        return cls(
+            call,
+            cache,
+            prefix_cache,
+            mask,
+            of=of,
+            position=seen.sum(1)[prompt_of],
+            logits=output.logits[prompt_of, -1],
         )
-        rows.unfinished = torch.ones_like(of, dtype=torch.bool)
-        return rows
 
     def read(self, token: Tensor, length: int) -> None:
         """Forward the tokens just written, after dropping finished rows if they are many."""
         if self.unfinished.sum() <= KEEP * len(self.of):
             kept = self.unfinished.nonzero()[:, 0]
             self._cache.batch_select_indices(kept)
-            if self._fork is not None:
-                self._fork.keep(kept)
-            token, self._position = token[kept], self._position[kept]
-            self.of, self.unfinished = self.of[kept], self.unfinished[kept]
+            if self._prefix_cache is not None:
+                self._prefix_cache.keep(kept)
+            token = token[kept]
+            self._position = self._position[kept]
+            self.of = self.of[kept]
+            self.unfinished = self.unfinished[kept]
         visible = {} if self._mask is None else {"attention_mask": self._mask[self.of, :length]}
         output = self._call(
             input_ids=token[:, None], position_ids=self._position[:, None], **visible
         )
-        self.logits, self._position = output.logits[:, -1], self._position + 1
+        self.logits = output.logits[:, -1]
+        self._position = self._position + 1
 
 
 def _draw(scores: Tensor) -> Tensor:
-    """Sample from softmax(scores), (B, V) -> (B,): one uniform number per row, looked up in the cumulated shares."""
-    precision = torch.float32 if scores.device.type == "mps" else torch.float64  # it has no other
+    """Sample from softmax(scores), (B, V) -> (B,).
+
+    One uniform number per row is looked up in the cumulated probabilities.
+
+    Raises:
+        GrpoError: the logits are not finite.
+    """
+    # Sums of 50,000 shares in float32 would be off by more than the rarest tokens' shares; MPS has
+    # no float64.
+    precision = torch.float32 if scores.device.type == "mps" else torch.float64
     distribution = scores.to(precision).softmax(-1).cumsum(-1)
     if not distribution[:, -1].isfinite().all():
         raise GrpoError(
-            "the policy's logits are not finite, so nothing can be sampled: lower the learning rate."
+            "the policy's logits are not finite, so nothing can be sampled: lower the learning "
+            "rate."
         )
-    threshold = (
-        torch.rand(len(scores), 1, dtype=precision, device=scores.device) * distribution[:, -1:]
-    )
-    return torch.searchsorted(distribution, threshold, right=True)[:, 0].clamp(
-        max=scores.shape[1] - 1
-    )
+    uniform = torch.rand(len(scores), 1, dtype=precision, device=scores.device)
+    threshold = uniform * distribution[:, -1:]
+    token = torch.searchsorted(distribution, threshold, right=True)[:, 0]
+    return token.clamp(max=scores.shape[1] - 1)

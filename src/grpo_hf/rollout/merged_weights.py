@@ -27,14 +27,17 @@ ROWS = 16  # about as many are decoded at a time; oneDNN arranges weights for th
 
 @contextmanager
 def merged(model: Any) -> Iterator[None]:
-    """For the length of a `with` block, linear layers compute with weights in which the active LoRA adapter is folded.
+    """Fold the active LoRA adapter into the weights for the length of a `with` block.
 
-    These are weights of their own; those of the model are not touched, so that not one bit of them moves (merging and
-    unmerging in place drifts, by 1e-2 per cycle in bfloat16). On a CPU they are arranged as oneDNN wants them for a few
-    rows, once instead of at every product: decoding is mostly such products. Without gradients only.
+    These are weights of their own; those of the model are not touched, so that not one bit of them
+    moves (merging and unmerging in place drifts, by 1e-2 per cycle in bfloat16). On a CPU they are
+    arranged as oneDNN wants them for a few
+    rows, once instead of at every product: decoding is mostly such products. Without gradients
+        only.
 
-    Where the adapter cannot be folded in, the block runs on it as it is: quantised weights, DoRA and other variants,
-    adapters that are not LoRA, and less free memory than twice what the merged weights take.
+    Where the adapter cannot be folded in, the block runs on it as it is: quantised weights, DoRA
+        and other variants, adapters that are not LoRA, and less free memory than twice what the
+        merged weights take.
     """
     layers = _layers(model)
     if not isinstance(model, PeftModel) or not _can_merge(layers):
@@ -53,31 +56,38 @@ def merged(model: Any) -> Iterator[None]:
 
 
 def _layers(model: Any) -> list[Any]:
-    """Layers with an adapter, and others that gain by an arrangement."""
-    adapted = [
-        module
-        for module in model.modules()
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
-    ]
-    inside = {part for layer in adapted for part in layer.modules()}
-    others = (part for part in model.modules() if type(part) is nn.Linear and part not in inside)
-    return adapted + [
-        part for part in others if _arrangeable(part.weight) and "forward" not in vars(part)
-    ]
+    """List layers with an adapter, and others that gain by an arrangement."""
+    adapted = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            adapted.append(module)
+            inside.update(module.modules())
+    arranged = []
+    for module in model.modules():
+        # A forward of its own, such as accelerate's hooks put on a layer, stays.
+        own_forward = type(module) is not nn.Linear or "forward" in vars(module)
+        if module not in inside and not own_forward and _arrangeable(module.weight):
+            arranged.append(module)
+    return adapted + arranged
 
 
 @torch.no_grad()
 def _product(layer: Any) -> Callable[[Tensor], Tensor]:
-    """What a linear layer computes with its active adapter in the weight, as a function."""
-    weight, bias = _base(layer).weight.detach(), _base(layer).bias
+    """Return what a linear layer computes with its active adapter in the weight, as a function."""
+    weight = _base(layer).weight.detach()
+    bias = _base(layer).bias
     if isinstance(layer, LoraLinear):
-        deltas = [
-            layer.get_delta_weight(name).float()
-            for name in layer.active_adapters
-            if name in layer.lora_A
-        ]
-        weight = sum(deltas, weight.float()).to(weight.dtype)
-        weight = weight.T if layer.fan_in_fan_out else weight  # GPT-2's layers
+        dtype = weight.dtype
+        # Added in float32: in bfloat16 an early adapter's change would round away.
+        weight = weight.float()
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                weight = weight + layer.get_delta_weight(name).float()
+        weight = weight.to(dtype)
+        # GPT-2's layers keep their weight transposed.
+        if layer.fan_in_fan_out:
+            weight = weight.T
     if not _arrangeable(weight):
         return lambda x: F.linear(x, weight, bias)
     arranged = arrange_weight(weight, ROWS)
@@ -89,13 +99,19 @@ def _base(layer: Any) -> Any:
 
 
 def _arrangeable(weight: Tensor) -> bool:
-    """Whether torch has oneDNN's product for a weight (2.13 has, under names of its own for compiled models)."""
+    """Return whether torch has oneDNN's product for a weight.
+
+    The functions that it uses are those of compiled models.
+    """
     is_float32_on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
     return is_float32_on_cpu and has_arranged_products()
 
 
 def _can_merge(layers: list[Any]) -> bool:
-    """Whether the active adapter is two matrices on plain linear layers, and memory has room for merged weights."""
+    """Return whether the active adapter can be folded in, and memory has room for it.
+
+    It has to be two matrices on plain linear layers.
+    """
     adapted = [layer for layer in layers if type(layer) is not nn.Linear]
     if not adapted:
         return False
@@ -106,18 +122,20 @@ def _can_merge(layers: list[Any]) -> bool:
             return False
         if not all(lora_is_two_products(layer, name) for name in layer.lora_bias):
             return False
-    weights = [_base(layer).weight for layer in layers]
     if any(type(_base(layer)) not in (nn.Linear, Conv1D) for layer in adapted):
         return False
-    if any(
-        type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.is_meta
-        for weight in weights
-    ):
-        return False
-    device = weights[0].device
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
-    return sum(weight.numel() * weight.element_size() for weight in weights) <= MEMORY * free
+    needed = 0
+    for layer in layers:
+        weight = _base(layer).weight
+        # Quantised weights are parameters of another class or of integers; offloaded ones are meta.
+        if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.is_meta:
+            return False
+        needed += weight.numel() * weight.element_size()
+    return needed <= MEMORY * _free_memory(_base(layers[0]).weight.device)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Return the bytes that are free where weights on a device lie."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

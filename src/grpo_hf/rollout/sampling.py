@@ -3,7 +3,8 @@
     with continuing(model, tokenizer, sampling_of(args)) as sample:
         completion_ids = sample(prompt_ids, 256)
 
-TRL 1.16 writes these settings down where a trainer is made, so what is sampled without one has to repeat them.
+TRL 1.16 writes these settings down where a trainer is made, so what is sampled without one has
+to repeat them.
 """
 
 import copy
@@ -29,13 +30,14 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def sampling_of(args: GRPOConfig) -> dict[str, Any]:
-    """The settings of `generate` that make a run's completions samples of π_θ as it is trained (TRL 1.16)."""
+    """Return the settings of `generate` that draw from π_θ as it is trained (TRL 1.16)."""
     return {name: getattr(args, name) for name in _SAMPLING} | (args.generation_kwargs or {})
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """What ends a completion: every end that the model declares, and the tokenizer's, as in TRL 1.16."""
+    """Return the tokens that end a completion: the model's and the tokenizer's, as in TRL 1.16."""
     declared = model.generation_config.eos_token_id
+    # One number, a list of them, or None.
     own = declared if isinstance(declared, list) else [declared]
     return sorted({*own, tokenizer.eos_token_id} - {None})
 
@@ -44,19 +46,19 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
 def continuing(
     model: Any, tokenizer: Any, sampling: Mapping[str, Any]
 ) -> Iterator[Callable[[list[list[int]], int], list[list[int]]]]:
-    """A function that continues lists of tokens with at most so many, up to and including the end of the turn.
+    """Yield a function that continues lists of tokens.
+
+    It takes the lists and how many tokens it may add at most, and stops after the end of the turn.
 
     Equal lists next to each other are read once. Dropout is off meanwhile.
 
     Args:
         sampling: settings of `generate`; those left out are the model's distribution as it is.
     """
-    config, ends = copy.deepcopy(model.generation_config), end_token_ids(model, tokenizer)
-    config.update(
-        **_UNCHANGED
-        | {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends or None}
-        | {**sampling}
-    )
+    config = copy.deepcopy(model.generation_config)
+    ends = end_token_ids(model, tokenizer)
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends or None}
+    config.update(**{**_UNCHANGED, **special, **sampling})
 
     def sample(asked: list[list[int]], tokens: int) -> list[list[int]]:
         batch = tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
@@ -65,10 +67,7 @@ def continuing(
         with torch.no_grad(), generate.faster_generate(model):
             output = model.generate(**batch, generation_config=config)
         rows = output[:, batch["input_ids"].size(1) :].tolist()
-        return [
-            row[: next((i for i, token in enumerate(row) if token in ends), len(row)) + 1]
-            for row in rows
-        ]
+        return [_up_to_the_end(row, ends) for row in rows]
 
     training = model.training
     model.eval()
@@ -76,3 +75,11 @@ def continuing(
         yield sample
     finally:
         model.train(training)
+
+
+def _up_to_the_end(tokens: list[int], ends: list[int]) -> list[int]:
+    """Cut what stands after the first token that ends a completion."""
+    for index, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: index + 1]
+    return tokens

@@ -49,8 +49,9 @@ _WRITE_SIZE = 4_096  # a pipe that is ready takes this much without blocking (PI
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use. Memory is counted per process, so `processes` times `memory` bounds the
-    whole.
+    """What one run may use.
+
+    Memory is counted per process, so `processes` times `memory` bounds the whole.
 
     Args:
         seconds: wall time; also the processor time of each process.
@@ -69,8 +70,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a run ended. `reason` is "exited", "timed out" or "too much output"; a signal is a
-    negative `returncode`.
+    """How a run ended.
+
+    `reason` is "exited", "timed out" or "too much output". A signal is a negative `returncode`.
     """
 
     returncode: int
@@ -89,8 +91,7 @@ def run_sandboxed(
     readable: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
-    """Run `command` where it can do no harm, until it ends or breaks a limit; then nothing of it is
-    left.
+    """Run `command` where it can do no harm, until it ends or breaks a limit.
 
     Args:
         command: the program and its arguments.
@@ -202,9 +203,7 @@ def _warn(fault: str) -> None:
 
 
 def _fresh_user() -> int | None:
-    """A user id for one run where we may choose one (root): limits are counted per user, so runs
-    do not share them.
-    """
+    """Choose a user id for one run where root may choose one, as limits are counted per user."""
     mapped = sum(
         int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines()
     )
@@ -231,18 +230,14 @@ def _privileges(user: int | None, bubblewrap: bool) -> list[str]:
 
 @cache
 def _root_can_give_up_rights() -> bool:
-    """Whether we are root and may run a command as root without root's special rights (tracing,
-    overriding modes).
-    """
+    """Return whether we are root and may run a command without root's special rights."""
     command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--", "true"]
     return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
 
 
 @cache
 def _strangers_can_read(paths: tuple[str, ...]) -> bool:
-    """Whether root can run a command as a user that owns nothing: not one that lies in root's
-    home, say.
-    """
+    """Return whether a user that owns nothing can run a command: not one in root's home, say."""
     user = _fresh_user()
     if user is None:
         return False
@@ -351,9 +346,7 @@ def _talk(
     deadline: float,
     most: int,
 ) -> str:
-    """Feed stdin and collect what is printed, until both streams close, the process ends or a
-    limit is broken.
-    """
+    """Feed stdin and collect what is printed until the process ends or a limit is broken."""
     with selectors.DefaultSelector() as selector:
         for name in output:
             selector.register(getattr(process, name), selectors.EVENT_READ, name)
@@ -386,9 +379,7 @@ def _talk(
 
 
 def _end(process: subprocess.Popen[bytes], user: int | None) -> None:
-    """Kill the process, its children and its session; where the run has a user of its own, all
-    that this user runs.
-    """
+    """Kill the process, its children and session, and all that a user of its own runs."""
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):

@@ -1,13 +1,16 @@
 """The language-model head on a CPU, one product less than the usual way.
 
-The log-probability of token y is log p_y = z_y - log Σ_v exp z_v with the logits z = W h / temperature, so
+The log-probability of token y is log p_y = z_y - log Σ_v exp z_v with the logits z = W h /
+temperature, so
 
     ∂ log p_y / ∂h = (W_y - Σ_v p_v W_v) / temperature.
 
-That vector does not depend on what comes after; the backward only scales it. So the forward computes it while a tile of
-logits is still in the cache, and the backward neither recomputes logits nor keeps them. The entropy comes with it, as
+That vector does not depend on what comes after; the backward only scales it. So the forward
+computes it while a tile of logits is still in the cache, and the backward neither recomputes logits
+nor keeps them. The entropy comes with it, as
 
-    H = -Σ_v p_v log p_v = log Σ_v exp z_v - Σ_v p_v z_v = -log p_y - h · (Σ_v p_v W_v - W_y) / temperature.
+    H = -Σ_v p_v log p_v = log Σ_v exp z_v - Σ_v p_v z_v = -log p_y - h · (Σ_v p_v W_v - W_y) /
+    temperature.
 
 Shapes: S scored tokens, D hidden size, V vocabulary.
 """
@@ -31,14 +34,14 @@ def selected_log_probs(
     """Log-probability of each label, and the entropy of its distribution if asked for.
 
     Args:
-        hidden (`Tensor` of shape (S, D)): float32.
-        weight (`Tensor` of shape (V, D)): frozen, float32.
-        labels (`Tensor` of shape (S,)): token ids.
-        temperature (`float`): what the logits are divided by.
-        entropy (`bool`): whether to compute it; it has no gradient.
+        hidden (S, D): float32.
+        weight (V, D): frozen, float32.
+        labels (S,): token ids.
+        temperature: what the logits are divided by.
+        entropy: whether to compute it; it has no gradient.
 
     Returns:
-        `tuple` of two `Tensor` of shape (S,), the second `None` if not asked for.
+        Log-probabilities and entropies, (S,) each, the second None if not asked for.
     """
     gradient = torch.is_grad_enabled() and hidden.requires_grad
     return _SelectedLogProbs.apply(hidden, weight, labels, temperature, entropy, gradient)
@@ -56,6 +59,7 @@ class _SelectedLogProbs(torch.autograd.Function):
         gradient: bool,
     ) -> tuple[Tensor, Tensor | None]:
         hidden = hidden / temperature
+        # One tile of logits for all: it stays in the cache, where a matrix of S rows would not.
         logits = hidden.new_empty(min(TILE, len(hidden)), len(weight))
         log_probs = hidden.new_empty(len(hidden))
         downhill = torch.empty_like(hidden) if entropy or gradient else None  # Σ_v p_v W_v - W_y
@@ -63,18 +67,20 @@ class _SelectedLogProbs(torch.autograd.Function):
             tile = slice(start, start + TILE)
             label = labels[tile, None]
             z = torch.mm(hidden[tile], weight.T, out=logits[: len(label)])
-            chosen, largest = z.gather(1, label), z.amax(1, keepdim=True)
+            chosen = z.gather(1, label)
+            largest = z.amax(1, keepdim=True)
             weights = z.sub_(largest).exp_()
-            total = weights.sum(
-                1, keepdim=True
-            )  # pairwise; log_softmax adds in a row, and 50,000 terms lose 6 bits
+            # Pairwise; log_softmax adds in a row, and 50,000 terms lose 6 bits.
+            total = weights.sum(1, keepdim=True)
             log_probs[tile] = (chosen - largest - total.log())[:, 0]
             if downhill is not None:
-                weights.scatter_add_(1, label, -total)  # before the product: p_y may be nearly 1
+                # Before the product: p_y may be nearly 1, and the difference of two products of
+                # about W_y would be rounding.
+                weights.scatter_add_(1, label, -total)
                 torch.mm(weights, weight, out=downhill[tile]).div_(total)
-        entropies = (
-            -log_probs - (hidden * downhill).sum(1) if entropy and downhill is not None else None
-        )
+        entropies = None
+        if entropy and downhill is not None:
+            entropies = -log_probs - (hidden * downhill).sum(1)
         if gradient and downhill is not None:
             ctx.save_for_backward(downhill.div_(-temperature))
         if entropies is not None:

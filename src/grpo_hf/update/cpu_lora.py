@@ -1,7 +1,8 @@
 """A LoRA layer on a CPU in as few passes over memory as it takes.
 
-PEFT adds the adapter's part in steps of their own: the product with B writes it, the scaling reads and writes it, the
-addition reads it and the layer's output and writes both again. Here the product adds into the output, both ways:
+PEFT adds the adapter's part in steps of their own: the product with B writes it, the scaling reads
+and writes it, the addition reads it and the layer's output and writes both again. Here the product
+adds into the output, both ways:
 
     y = x Wᵀ + s (x Aᵀ) Bᵀ,    u = s (∂y B),    ∂x = ∂y W + u A,    ∂A = uᵀ x,    ∂B = s ∂yᵀ (x Aᵀ)
 
@@ -21,11 +22,10 @@ from ..trl_seam import lora_is_two_products
 
 
 def join_products(model: nn.Module) -> None:
-    """Let the LoRA layers of a model compute that way wherever it is the same; otherwise they compute as in PEFT."""
+    """Let a model's LoRA layers compute that way wherever it is the same as PEFT's."""
     for layer in model.modules():
-        if type(layer) is LoraLinear and "forward" not in vars(
-            layer
-        ):  # accelerate's hooks put theirs there
+        # accelerate's hooks put a forward of their own on a layer, and it stays.
+        if type(layer) is LoraLinear and "forward" not in vars(layer):
             layer.forward = MethodType(_forward, layer)
 
 
@@ -44,7 +44,7 @@ def _forward(self: Any, x: Tensor, *positional: Any, **named: Any) -> Tensor:
 
 
 def _is_plain(layer: Any, adapter: str, x: Tensor) -> bool:
-    """Whether the layer is the two products of the docstring above, on a frozen float32 matrix in a CPU's memory."""
+    """Return whether the layer is the two products above, on a frozen float32 matrix on a CPU."""
     base, dropout = layer.base_layer, layer.lora_dropout[adapter]
     return (
         lora_is_two_products(layer, adapter)
@@ -73,6 +73,7 @@ class _LoraLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight, a, b, inner)
         ctx.scaling = scaling
         y = F.linear(x, weight, bias)
+        # Into the layer's own output: a sum of two results would read both and write a third.
         y.view(-1, y.shape[-1]).addmm_(inner, b.T, alpha=scaling)
         return y
 
@@ -82,12 +83,10 @@ class _LoraLinear(torch.autograd.Function):
         x, weight, a, b, inner = ctx.saved_tensors
         grad = grad_y.flatten(0, -2)  # (N, O)
         back = (grad @ b).mul_(ctx.scaling)  # (N, r)
-        grad_x = (grad @ weight).addmm_(back, a).view_as(x) if ctx.needs_input_grad[0] else None
-        return (
-            grad_x,
-            None,
-            None,
-            back.T @ x.flatten(0, -2),
-            (grad.T @ inner).mul_(ctx.scaling),
-            None,
-        )
+        grad_x = None
+        # The first layer's input needs none, and its product is as large as all the others.
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(back, a).view_as(x)
+        grad_a = back.T @ x.flatten(0, -2)
+        grad_b = (grad.T @ inner).mul_(ctx.scaling)
+        return grad_x, None, None, grad_a, grad_b, None

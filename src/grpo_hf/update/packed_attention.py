@@ -1,9 +1,11 @@
 """Attention over a packed row: a prompt sees itself, a suffix sees its prompt and itself.
 
-Everything else in a decoder works token by token and needs no change. `read_layouts` puts one question in front of the
-attention function that a model uses: is there a layout in the call? With one, `attend` below answers; without one, the
-function that was there, so that generation and every other model are as they were. The question stays registered,
-because gradient checkpointing asks it again in the backward.
+Everything else in a decoder works token by token and needs no change. `read_layouts` puts one
+question in front of the
+attention function that a model uses: is there a layout in the call? With one, `attend` below
+answers; without one, the function that was there, so that generation and every other model are as
+they were. The question stays registered, because gradient checkpointing asks it again in the
+backward.
 
 Shapes: as in update/packing.py, and H query heads, K key and value heads, D values per head.
 """
@@ -21,14 +23,16 @@ from ..errors import NotPackableError
 from ..trl_seam import cpu_attention, cpu_attention_backward
 from .packing import PackedGroups
 
+# What transformers' models pass to an attention function without changing what it computes.
 KNOWN_OPTIONS = {"is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
 
 
 def read_layouts(implementation: str) -> None:
     """Let the attention function of that name read layouts; once, however often it is called.
 
-    transformers 5.23: every layer looks its function up in `AttentionInterface` by `config._attn_implementation` and
-    passes on the keyword arguments of the model's call; a 4D mask goes through untouched.
+    transformers 5.23: every layer looks its function up in `AttentionInterface` by
+    `config._attn_implementation` and passes on the keyword arguments of the model's call; a 4D mask
+    goes through untouched.
 
     Raises:
         NotPackableError: the model uses code of its own instead ("eager").
@@ -53,15 +57,27 @@ def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
         attention_mask: Any,
         **options: Any,
     ) -> Any:
-        layout, fork = options.pop("layout", None), options.pop("fork", None)
-        if fork is not None:  # rows that continue shared prompts: rollout/shared_prefix_cache.py
-            return fork.attend(original, module, query, key, value, attention_mask, **options)
+        layout = options.pop("layout", None)
+        prefix_cache = options.pop("prefix_cache", None)
+        # Rows that continue shared prompts while a completion is decoded.
+        if prefix_cache is not None:
+            states = (query, key, value)
+            return prefix_cache.attend(original, module, *states, attention_mask, **options)
         if layout is None:
             return original(module, query, key, value, attention_mask, **options)
         return attend(layout, module, query, key, value, **options), None
 
     attention.reads_layouts = True  # type: ignore[attr-defined]
     return attention
+
+
+def unknown_options(options: dict[str, Any]) -> list[str]:
+    """Name the options of an attention call that may change its result in a way not known here."""
+    unknown = []
+    for name, given in options.items():
+        if given is not None and name not in KNOWN_OPTIONS:
+            unknown.append(name)
+    return unknown
 
 
 def attend(
@@ -79,22 +95,26 @@ def attend(
     """Softmax attention within each prompt, and of each suffix to its prompt and itself.
 
     Args:
-        query (`Tensor` of shape (1, H, T, D)); key, value (`Tensor` of shape (1, K, T, D)).
-        sliding_window (`int`, *optional*): how many positions a token sees, its own included.
+        query (1, H, T, D); key, value ((1, K, T, D)).
+        sliding_window: how many positions a token sees, its own included.
 
     Returns:
-        `Tensor` of shape (1, T, H, D).
+        (1, T, H, D).
 
     Raises:
-        NotPackableError: an option that changes attention and is not known here (a soft cap, sinks, a bias).
+        NotPackableError: an option that changes attention and is not known here (a soft cap, sinks,
+            a bias).
     """
-    if unknown := [
-        name for name, given in options.items() if name not in KNOWN_OPTIONS and given is not None
-    ]:
+    unknown = unknown_options(options)
+    if unknown:
         raise NotPackableError(f"its attention uses {', '.join(unknown)}")
+    # `check_packing` reads this: a layer that never came here has attention of another kind.
     layout.readers.append((module, sliding_window))
     longest = layout.prompts.longest + layout.suffixes.longest
-    window = sliding_window if sliding_window is not None and sliding_window < longest else None
+    window = sliding_window
+    if window is not None and window >= longest:
+        # It hides nothing here, and without a window the fast kernel can serve the layer.
+        window = None
     query, key, value = as_autocast(query, key, value)
     if _goes_by_parts(query, value, window, dropout):
         return _ByParts.apply(query, key, value, scaling, layout.groups).transpose(1, 2)
@@ -102,16 +122,19 @@ def attend(
 
 
 def as_autocast(*states: Tensor) -> list[Tensor]:
-    """States in the precision that autocast gives `scaled_dot_product_attention`; kernels called by name get none."""
+    """Cast states as autocast does for `scaled_dot_product_attention`.
+
+    Kernels that are called by name get no cast.
+    """
     device = states[0].device.type
-    return [
-        x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
-        for x in states
-    ]
+    if not torch.is_autocast_enabled(device):
+        return list(states)
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) for x in states]
 
 
 def _goes_by_parts(query: Tensor, value: Tensor, window: int | None, dropout: float) -> bool:
-    """Whether the kernel that `_ByParts` builds on serves these inputs."""
+    """Return whether the kernel that `_ByParts` builds on serves these inputs."""
     return (
         window is None
         and dropout == 0
@@ -128,31 +151,30 @@ def _padded(
     window: int | None,
     **options: Any,
 ) -> Tensor:
-    """All sequences at once, as rows of a padded block: few and large kernels, for any device."""
-    prompts, suffixes = layout.prompts, layout.suffixes
-    prompt_q, prompt_k, prompt_v = (
-        prompts.pad(states[0, :, : layout.shared]) for states in (query, key, value)
-    )
-    suffix_q, suffix_k, suffix_v = (
-        suffixes.pad(states[0, :, layout.shared :]) for states in (query, key, value)
-    )
-    suffix_k = torch.cat(
-        [prompt_k[layout.prompt_of], suffix_k], dim=2
-    )  # (M, K, longest prompt + suffix, D)
-    suffix_v = torch.cat([prompt_v[layout.prompt_of], suffix_v], dim=2)
-    prompt_mask, suffix_mask = layout.masks(window)
-    if (
-        shared := query.shape[1] // key.shape[1]
-    ) > 1:  # other devices' fast kernels take a mask or fewer key heads
+    """Attend in all sequences at once, as rows of a padded block.
+
+    Those are few and large kernels, for any device.
+    """
+    # Other devices' fast kernels take a mask or fewer key heads than query heads, but not both.
+    heads_per_key = query.shape[1] // key.shape[1]
+    if heads_per_key > 1:
         if query.device.type == "cpu":
             options["enable_gqa"] = True
         else:
-            prompt_k, prompt_v, suffix_k, suffix_v = (
-                states.repeat_interleave(shared, dim=1)
-                for states in (prompt_k, prompt_v, suffix_k, suffix_v)
-            )
+            key = key.repeat_interleave(heads_per_key, dim=1)
+            value = value.repeat_interleave(heads_per_key, dim=1)
+    prompts = layout.prompts
+    suffixes = layout.suffixes
+    prompt_q, suffix_q = _padded_parts(layout, query)
+    prompt_k, suffix_k = _padded_parts(layout, key)
+    prompt_v, suffix_v = _padded_parts(layout, value)
+    # Each suffix sees its prompt in front of itself: (M, K, longest prompt + longest suffix, D).
+    suffix_k = torch.cat([prompt_k[layout.prompt_of], suffix_k], dim=2)
+    suffix_v = torch.cat([prompt_v[layout.prompt_of], suffix_v], dim=2)
+    prompt_mask, suffix_mask = layout.masks(window)
     of_prompts = prompt_q
-    if prompts.longest:  # not every kernel takes a length of 0
+    # Not every kernel takes a length of 0.
+    if prompts.longest:
         of_prompts = scaled_dot_product_attention(
             prompt_q,
             prompt_k,
@@ -167,19 +189,27 @@ def _padded(
     return torch.cat([prompts.unpad(of_prompts), suffixes.unpad(of_suffixes)])[None]
 
 
+def _padded_parts(layout: PackedGroups, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad the prompts' and the suffixes' states, (1, heads, T, D), to a block each."""
+    in_prompts = states[0, :, : layout.shared]
+    in_suffixes = states[0, :, layout.shared :]
+    return layout.prompts.pad(in_prompts), layout.suffixes.pad(in_suffixes)
+
+
 class _ByParts(torch.autograd.Function):
     """Sequence by sequence, without padding or masks: kernels of a CPU lose nothing by being small.
 
-    A suffix attends to its prompt and to itself in two calls, a and b, whose results o and normalisers
-    ℓ = log Σ exp(scores) combine exactly:
+    A suffix attends to its prompt and to itself in two calls, a and b, whose results o and
+    normalisers ℓ = log Σ exp(scores) combine exactly:
 
         o = o_a exp(ℓ_a - ℓ) + o_b exp(ℓ_b - ℓ),   ℓ = log(exp ℓ_a + exp ℓ_b).
 
-    All suffixes of a prompt share the call to it. The kernel's backward needs the combined o and ℓ and nothing else of
-    the other part, since it recomputes the weights as exp(scores - ℓ).
+    All suffixes of a prompt share the call to it. The kernel's backward needs the combined o and ℓ
+    and nothing else of the other part, since it recomputes the weights as exp(scores - ℓ).
 
-    torch 2.13: `_scaled_dot_product_flash_attention_for_cpu` is what `scaled_dot_product_attention` runs on a CPU; it
-    returns ℓ as well, and takes fewer key heads than query heads.
+    torch 2.13: `_scaled_dot_product_flash_attention_for_cpu` is what
+    `scaled_dot_product_attention` runs on a CPU; it returns ℓ as well, and takes fewer key heads
+    than query heads.
     """
 
     @staticmethod
@@ -199,52 +229,72 @@ class _ByParts(torch.autograd.Function):
 
         outputs = []
         for prompt, _, _ in groups:
-            if prompt.stop > prompt.start:  # the kernel divides by the length
+            # A prompt of one token has no shared part, and the kernel divides by the length.
+            if prompt.stop > prompt.start:
                 outputs.append(part(prompt, prompt, True))
         for prompt, together, suffixes in groups:
-            parts = [part(suffix, suffix, True) for suffix in suffixes]
-            own, own_normaliser = (torch.cat(states, dim=2) for states in zip(*parts, strict=True))
+            own = _side_by_side([part(suffix, suffix, True) for suffix in suffixes])
             if prompt.start == prompt.stop:
-                outputs.append((own, own_normaliser))
+                outputs.append(own)
                 continue
-            of_prompt, normaliser = part(together, prompt, False)
-            joined, total = join((of_prompt, normaliser), (own, own_normaliser))
-            outputs.append((joined.to(query.dtype), total))
-        output, normaliser = (torch.cat(states, dim=2) for states in zip(*outputs, strict=True))
+            joined, normaliser = join(part(together, prompt, False), own)
+            outputs.append((joined.to(query.dtype), normaliser))
+        # The order of the packed row: all prompts, then the suffixes prompt by prompt.
+        output, normaliser = _side_by_side(outputs)
         ctx.save_for_backward(query, key, value, output, normaliser)
-        ctx.scaling, ctx.groups = scaling, groups
+        ctx.scaling = scaling
+        ctx.groups = groups
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, normaliser = ctx.saved_tensors
-        gradients = [torch.zeros_like(states) for states in (query, key, value)]
+        grad_query = torch.zeros_like(query)
+        grad_key = torch.zeros_like(key)
+        grad_value = torch.zeros_like(value)
 
         def add(queries: slice, keys: slice, is_causal: bool) -> None:
             if queries.stop == queries.start or keys.stop == keys.start:
                 return
-            parts = cpu_attention_backward(
+            # The output and normaliser of both parts: see the equation above.
+            of_query, of_key, of_value = cpu_attention_backward(
                 grad_output[:, :, queries],
                 (query[:, :, queries], key[:, :, keys], value[:, :, keys]),
                 (output[:, :, queries], normaliser[:, :, queries]),
                 ctx.scaling,
                 is_causal=is_causal,
             )
-            for gradient, part, where in zip(gradients, parts, (queries, keys, keys), strict=True):
-                gradient[:, :, where] += part
+            grad_query[:, :, queries] += of_query
+            # A prompt's keys are read by itself and by all of its suffixes.
+            grad_key[:, :, keys] += of_key
+            grad_value[:, :, keys] += of_value
 
         for prompt, together, suffixes in ctx.groups:
             add(prompt, prompt, True)
             add(together, prompt, False)
             for suffix in suffixes:
                 add(suffix, suffix, True)
-        return *gradients, None, None
+        return grad_query, grad_key, grad_value, None, None
+
+
+def _side_by_side(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Join outputs (1, H, t, D) and normalisers (1, H, t) of consecutive pieces of a row."""
+    outputs, normalisers = zip(*parts, strict=True)
+    return torch.cat(outputs, dim=2), torch.cat(normalisers, dim=2)
 
 
 def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Attention to two sets of keys, from attention to each: outputs (..., D) with their normalisers (...)."""
-    total = torch.logaddexp(a[1], b[1])
-    weight_a, weight_b = (
-        (part[1] - total).exp()[..., None] for part in (a, b)
-    )  # float32, as normalisers are
-    return (a[0] * weight_a).addcmul_(b[0], weight_b), total
+    """Join attention to two sets of keys into attention to both.
+
+    Args:
+        a, b: outputs (..., D) with their normalisers (...), in float32.
+
+    Returns:
+        The joined output, in float32, and its normaliser.
+    """
+    output_a, normaliser_a = a
+    output_b, normaliser_b = b
+    normaliser = torch.logaddexp(normaliser_a, normaliser_b)
+    share_a = (normaliser_a - normaliser).exp()[..., None]
+    share_b = (normaliser_b - normaliser).exp()[..., None]
+    return (output_a * share_a).addcmul_(output_b, share_b), normaliser

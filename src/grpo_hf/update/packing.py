@@ -1,16 +1,19 @@
 """The tokens of an update, each laid down once: `PackedGroups`.
 
-TRL forwards a (B, P + C) block: every row carries its own copy of the prompt, and padding up to the longest row of the
-generation batch. Here the same rows become one row without either:
+TRL forwards a (B, P + C) block: every row carries its own copy of the prompt, and padding up to the
+longest row of the generation batch. Here the same rows become one row without either:
 
-    [ prompt_1[:-1] | ... | prompt_N[:-1] | suffix_1 | ... | suffix_B ],   suffix = prompt[-1:] + completion[:-1]
+    [ prompt_1[:-1] | ... | prompt_N[:-1] | suffix_1 | ... | suffix_B ]
 
-The fork one token before the prompt's end gives every token of a suffix exactly one next token to predict, and the
-shared part none, so nothing is scored twice. `update/packed_attention.py` reads the layout: a prompt sees itself, a suffix sees its
-prompt and itself.
+    suffix = prompt[-1:] + completion[:-1]
 
-Shapes: B rows of a block with prompts padded to P and completions padded to C; in the packed row N distinct prompts, M
-suffixes (rows without a token have none), S tokens in the suffixes and T in all.
+The fork one token before the prompt's end gives every token of a suffix exactly one next token to
+predict, and the shared part none, so nothing is scored twice. `update/packed_attention.py` reads
+the layout: a prompt sees itself, a suffix sees its prompt and itself.
+
+Shapes: B rows of a block with prompts padded to P and completions padded to C; in the packed row
+N distinct prompts, M suffixes (rows without a token have none), S tokens in the suffixes and T
+in all.
 """
 
 from dataclasses import dataclass, field
@@ -24,13 +27,13 @@ IGNORED = -100  # the label of a position that predicts nothing, as everywhere i
 
 
 def distinct_prompts(prompts: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Which prompts there are, whatever their padding holds, and which of them each row has.
+    """Find the distinct prompts, whatever their padding holds, and the one that each row has.
 
     Args:
-        prompts, mask (`Tensor` of shape (B, P)): padded on the left; the mask is 0 there.
+        prompts, mask (B, P): padded on the left; the mask is 0 there.
 
     Returns:
-        `tuple`: prompts, (N, P), with -1 for padding; indices into them, (B,).
+        Prompts, (N, P), with -1 for padding; and indices into them, (B,).
     """
     return torch.unique(prompts.masked_fill(mask == 0, -1), dim=0, return_inverse=True)
 
@@ -40,14 +43,17 @@ class PackedGroups:
     """One packed row, and where each sequence lies in it.
 
     Args:
-        input_ids (`Tensor` of shape (1, T)): the tokens.
-        position_ids (`Tensor` of shape (1, T)): each token's position in its own prompt and completion.
-        labels (`Tensor` of shape (1, S)): the next token of each suffix position.
-        prompt_lengths (`Tensor` of shape (N,)): lengths of the shared parts, one token less than the prompts.
-        suffix_lengths (`Tensor` of shape (M,)): lengths of the suffixes.
-        prompt_of (`Tensor` of shape (M,)): the prompt of each suffix; ascending.
-        cells (`Tensor` of shape (S,)): where each suffix position lies in the flattened (B, C) block.
-        block (`tuple[int, int]`): (B, C).
+        input_ids (1, T): the tokens.
+        position_ids (1, T): each token's position in its own prompt and
+            completion.
+        labels (1, S): the next token of each suffix position.
+        prompt_lengths (N,): lengths of the shared parts, one token less than
+            the prompts.
+        suffix_lengths (M,): lengths of the suffixes.
+        prompt_of (M,): the prompt of each suffix; ascending.
+        cells (S,): where each suffix position lies in the flattened (B, C)
+            block.
+        block: (B, C).
     """
 
     input_ids: Tensor
@@ -58,66 +64,63 @@ class PackedGroups:
     prompt_of: Tensor
     cells: Tensor
     block: tuple[int, int]
-    readers: list[tuple[nn.Module, int | None]] = field(
-        default_factory=list
-    )  # layers that attended, their windows
+    # Layers that attended to this row, each with its window.
+    readers: list[tuple[nn.Module, int | None]] = field(default_factory=list)
     _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def pack(cls, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> "PackedGroups":
         """Lay a block of rows down once.
 
-        Rows share a prompt when its tokens are equal: equal tokens have equal states, whatever group they belong to,
-        and rows of one group whose prompts differ (a rollout function may do that) do not share.
+        Rows share a prompt when its tokens are equal: equal tokens have equal states, whatever
+        group they belong to, and rows of one group whose prompts differ (a rollout function may do
+        that) do not share.
 
         Args:
-            input_ids (`Tensor` of shape (B, P + C)): prompts padded on the left, completions on the right.
-            attention_mask (`Tensor` of shape (B, P + C)): 1 for a token, 0 for padding.
-            logits_to_keep (`int`): C.
+            input_ids (B, P + C): prompts padded on the left, completions on the
+                right.
+            attention_mask (B, P + C): 1 for a token, 0 for padding.
+            logits_to_keep: C.
         """
-        prompts, completions = (
-            input_ids[:, :-logits_to_keep],
-            input_ids[:, -logits_to_keep:],
-        )  # (B, P), (B, C)
-        mask, scored = (
-            attention_mask[:, :-logits_to_keep].bool(),
-            attention_mask[:, -logits_to_keep:].bool(),
-        )
+        prompts = input_ids[:, :-logits_to_keep]  # (B, P)
+        completions = input_ids[:, -logits_to_keep:]  # (B, C)
+        mask = attention_mask[:, :-logits_to_keep].bool()
+        scored = attention_mask[:, -logits_to_keep:].bool()
         kept = scored.clone()
-        kept[
-            0, 0
-        ] |= (
-            ~scored.any()
-        )  # a block without a token keeps one, unscored, so that the loss stays attached
+        # A block without a token keeps one, unscored, so that the loss stays attached.
+        kept[0, 0] |= ~scored.any()
         rows = kept.any(1).nonzero()[:, 0]  # (M,)
         distinct, prompt_of = distinct_prompts(prompts[rows], mask[rows])
-        rows, prompt_of = (
-            rows[by_prompt := torch.argsort(prompt_of, stable=True)],
-            prompt_of[by_prompt],
-        )
+        # Suffixes of one prompt lie side by side, so that one call can attend to it for all.
+        by_prompt = torch.argsort(prompt_of, stable=True)
+        rows = rows[by_prompt]
+        prompt_of = prompt_of[by_prompt]
         prompt = distinct[:, :-1]  # (N, P - 1)
-        prompt_lengths = (prompt >= 0).sum(1)  # (N,)
+        in_prompt = prompt >= 0
+        prompt_lengths = in_prompt.sum(1)  # (N,)
         suffix = torch.cat([prompts[rows, -1:], completions[rows, :-1]], dim=1)  # (M, C)
+        in_suffix = kept[rows]
         column = torch.arange(logits_to_keep, device=input_ids.device)  # (C,)
-        cells = (rows[:, None] * logits_to_keep + column)[kept[rows]]  # (S,)
+        cells = (rows[:, None] * logits_to_keep + column)[in_suffix]  # (S,)
+        # Padding does not count: a token's position is that in a batch of one row.
+        prompt_positions = (in_prompt.cumsum(1) - 1)[in_prompt]
+        suffix_positions = (prompt_lengths[prompt_of, None] + column)[in_suffix]
         return cls(
-            input_ids=torch.cat([prompt[prompt >= 0], suffix[kept[rows]]])[None],
-            position_ids=torch.cat(
-                [
-                    ((prompt >= 0).cumsum(1) - 1)[prompt >= 0],
-                    (prompt_lengths[prompt_of, None] + column)[kept[rows]],
-                ]
-            )[None],
+            input_ids=torch.cat([prompt[in_prompt], suffix[in_suffix]])[None],
+            position_ids=torch.cat([prompt_positions, suffix_positions])[None],
             labels=completions.masked_fill(~scored, IGNORED).flatten()[cells][None],
             prompt_lengths=prompt_lengths,
-            suffix_lengths=kept[rows].sum(1),
+            suffix_lengths=in_suffix.sum(1),
             prompt_of=prompt_of,
             cells=cells,
             block=(completions.shape[0], completions.shape[1]),
         )
 
     def unpack(self, values: Tensor) -> Tensor:
-        """Put one value per suffix position, (1, S), back into the block, (B, C); zero where nothing is scored."""
+        """Put one value per suffix position, (1, S), back into the block, (B, C).
+
+        It is zero where nothing is scored.
+        """
         rows, columns = self.block
         return (
             values.new_zeros(rows * columns)
@@ -132,24 +135,20 @@ class PackedGroups:
 
     @cached_property
     def groups(self) -> list[tuple[slice, slice, list[slice]]]:
-        """For each prompt: where its shared part lies in the row, where all of its suffixes, and where each."""
-        groups: list[tuple[slice, slice, list[slice]]] = []
-        start, at = 0, self.shared
-        lengths: list[list[int]] = [[] for _ in self.prompt_lengths]
-        for prompt, length in zip(
-            self.prompt_of.tolist(), self.suffix_lengths.tolist(), strict=True
-        ):
-            lengths[prompt].append(length)
-        for prompt_length, suffixes in zip(self.prompt_lengths.tolist(), lengths, strict=True):
-            ends = list(accumulate(suffixes, initial=at))
-            groups.append(
-                (
-                    slice(start, start + prompt_length),
-                    slice(at, ends[-1]),
-                    [slice(*x) for x in pairwise(ends)],
-                )
-            )
-            start, at = start + prompt_length, ends[-1]
+        """Tell where each prompt's shared part lies in the row, and where its suffixes do."""
+        suffixes_of: list[list[int]] = [[] for _ in self.prompt_lengths]
+        prompt_of = self.prompt_of.tolist()
+        for prompt, length in zip(prompt_of, self.suffix_lengths.tolist(), strict=True):
+            suffixes_of[prompt].append(length)
+        groups = []
+        start = 0
+        at = self.shared
+        for length, suffix_lengths in zip(self.prompt_lengths.tolist(), suffixes_of, strict=True):
+            ends = list(accumulate(suffix_lengths, initial=at))
+            suffixes = [slice(begin, end) for begin, end in pairwise(ends)]
+            groups.append((slice(start, start + length), slice(at, ends[-1]), suffixes))
+            start += length
+            at = ends[-1]
         return groups
 
     @cached_property
@@ -163,28 +162,26 @@ class PackedGroups:
         return Padded.of(self.suffix_lengths)
 
     def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """What each cell may see; computed once for all layers of a model that share a window.
+        """Return what each cell may see, computed once for all layers that share a window.
 
         Args:
-            window (`int`, *optional*): how many positions a token sees, its own included.
+            window: how many positions a token sees, its own included.
 
         Returns:
-            `tuple`: for prompts, (longest, longest) or `None` for "all that came before"; for suffixes,
-            (M, 1, longest suffix, longest prompt + longest suffix). Cells without a token come last in a row, so that
-            "all that came before" hides them.
+            For prompts, (longest, longest), or None for "all that came before"; for suffixes,
+            (M, 1, longest suffix, longest prompt + longest suffix). Cells without a token come last
+            in a row, so that "all that came before" hides them.
         """
         if window not in self._masks:
             self._masks[window] = self._build_masks(window)
         return self._masks[window]
 
     def _build_masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        prompt, suffix = (
-            torch.arange(part.longest, device=part.cells.device)
-            for part in (self.prompts, self.suffixes)
-        )
-        start = self.prompt_lengths[self.prompt_of][
-            :, None, None
-        ]  # (M, 1, 1), the position of a suffix's first token
+        device = self.input_ids.device
+        prompt = torch.arange(self.prompts.longest, device=device)
+        suffix = torch.arange(self.suffixes.longest, device=device)
+        # The position of a suffix's first token: (M, 1, 1).
+        start = self.prompt_lengths[self.prompt_of][:, None, None]
         of_prompt = (prompt < start).expand(-1, len(suffix), -1)
         of_suffix = (suffix <= suffix[:, None]).expand(len(start), -1, -1)
         prompt_mask = None
@@ -198,7 +195,10 @@ class PackedGroups:
 
 @dataclass(frozen=True)
 class Padded:
-    """Sequences side by side as (rows, longest); `cells` holds where each token lies in that block, flattened."""
+    """Sequences side by side as (rows, longest).
+
+    `cells` holds where each token lies in that block, flattened.
+    """
 
     rows: int
     longest: int
@@ -211,12 +211,12 @@ class Padded:
         return cls(len(lengths), longest, filled.flatten().nonzero()[:, 0])
 
     def pad(self, states: Tensor) -> Tensor:
-        """(heads, tokens, D) -> (rows, heads, longest, D), with zeros in the cells without a token."""
+        """Pad (heads, tokens, D) to (rows, heads, longest, D), with zeros for padding."""
         heads, _, size = states.shape
         block = states.new_zeros(self.rows * self.longest, heads, size)
         block = block.index_copy(0, self.cells, states.transpose(0, 1))
         return block.view(self.rows, self.longest, heads, size).transpose(1, 2)
 
     def unpad(self, states: Tensor) -> Tensor:
-        """(rows, heads, longest, D) -> (tokens, heads, D)."""
+        """Undo `pad`: (rows, heads, longest, D) -> (tokens, heads, D)."""
         return states.transpose(1, 2).flatten(0, 1).index_select(0, self.cells)
