@@ -133,7 +133,7 @@ def to_batch(
 
 
 def _padded(rows: Sequence[list[int]], padding: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Return token ids padded to the longest row, and the mask of the tokens that are no padding."""
+    """Return token ids padded to the longest row, and a mask that is 0 on padding."""
     width = max(map(len, rows))
     ids = []
     mask = []
@@ -149,9 +149,9 @@ def _padded(rows: Sequence[list[int]], padding: int, *, left: bool) -> tuple[Ten
 class _Lengths(LogitsProcessor):
     """_Lengths ends every row at its own forced length, and at no token before.
 
-    A decoding loop may reorder the groups, and may leave out rows that are finished. So at the first
-    token a row is recognised by its prompt, and within a group by its order. Later the number of
-    rows tells whether the loop decodes all of them or only the unfinished ones.
+    A decoding loop may reorder the groups, and may leave out rows that are finished. So at the
+    first token a row is recognised by its prompt, and within a group by its order. Later the number
+    of rows tells whether the loop decodes all of them or only the unfinished ones.
     """
 
     def __init__(self, lengths: Sequence[int], prompts: Tensor, end: Sequence[int]) -> None:

@@ -13,9 +13,9 @@ V × D the size of the head, H the number of attention heads, d the size of a he
 of pairs of a query and a key that it sees.
 
 The weights of the base get no gradient. Small terms are left out: norms, activations, softmax, the
-optimizer. Two terms are counted although an update could do without them: the first layer's gradient
-to its inputs, and the last layer on tokens that predict nothing. Recomputation and padding are
-overhead, not work, and are not counted.
+optimizer. Two terms are counted although an update could do without them: the first layer's
+gradient to its inputs, and the last layer on tokens that predict nothing. Recomputation and padding
+are overhead, not work, and are not counted.
 
 Without a reference pass (β = 0) the factors are 2, 2, 3 and 3.
 """
