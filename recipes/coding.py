@@ -64,7 +64,7 @@ def write_prompts(recipe: Any) -> Path:
 
     task = recipe.task
     output = Path(recipe.training.output_dir)
-    # Not inside the output folder, which has to be empty when a run begins.
+    # Not inside the output folder, which has to be free when a run begins.
     folder = output.with_name(f"{output.name}-prompts")
     folder.mkdir(parents=True, exist_ok=True)
     source = {"path": task.dataset_path, "name": task.dataset_name, "config": task.dataset_config}
