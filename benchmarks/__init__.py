@@ -1,13 +1,15 @@
-"""grpo-hf's trainer beside TRL's: the same work, in the same process, in turns. `make bench` runs all of it.
+"""Compare grpo-hf's trainer with TRL's: the same work, in the same process, in turns.
+
+`make bench` runs all benchmarks.
 
     common.py     timing, turns, tables, JSON
     sides.py      the trainers that are compared
     peer.py       PyPI's prefix-grouper as a third side of the update
     batches.py    crafted batches, recorded completions, forced lengths
-    flops.py      the operations that an update cannot do without
-    update.py  rollout.py  step.py  memory.py    one benchmark each
-    sweep.py  plot.py    the update against prompt length and group size, and its picture
+    flops.py      the number of operations that an update needs
+    update.py  rollout.py  step.py  memory.py  scoring.py    one benchmark each
+    sweep.py  plot.py    the update for several prompt lengths and group sizes, and its picture
     record.py     samples the completions in data/ once
 
-Importable from the root of the repository only; not part of the installed package.
+The package can be imported from the root of the repository only. It is not installed.
 """

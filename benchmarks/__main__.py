@@ -1,9 +1,13 @@
-"""All benchmarks one after the other, and one table at the end: `python -m benchmarks [--repeats 5] [--threads 1]`.
+"""Run all benchmarks one after the other, and print one table at the end.
 
-Each runs in a process of its own, so that none starts with the memory of another. Exit code 1: the sides of one did not
-compute the same, or it failed; a bar that is missed is shown and changes no exit code.
+    python -m benchmarks [--repeats 5] [--threads 1]
+
+Each benchmark runs in its own process, so that none starts with the memory of another. The exit
+code is 1 if a benchmark failed, or if its sides did not compute the same numbers. A missed bar is
+shown in the table and does not change the exit code.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,34 +18,40 @@ from .common import ROOT, Row, options, show
 BENCHMARKS = ("update", "rollout", "step", "memory", "scoring")
 
 
+def run_benchmark(name: str, arguments: argparse.Namespace) -> bool:
+    """Run one benchmark in its own process; return whether it succeeded."""
+    command = [sys.executable, "-m", f"benchmarks.{name}"]
+    for flag in ("model", "threads", "results", "repeats"):
+        command += [f"--{flag}", str(getattr(arguments, flag))]
+    # `python -m benchmarks.NAME` works in the root of the repository only.
+    return subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def read_rows(name: str, arguments: argparse.Namespace) -> list[Row]:
+    """Return the rows that a benchmark wrote, with its name in front of theirs."""
+    record = json.loads((arguments.results / f"{name}.json").read_text(encoding="utf-8"))
+    rows = []
+    for row in record["rows"]:
+        # Different benchmarks have rows of the same name, such as p512.
+        rows.append({**row, "name": f"{name} {row['name']}"})
+    return rows
+
+
 def main(given: Sequence[str] | None = None) -> None:
-    """Run everything with the flags that were given."""
+    """Run every benchmark with the flags of the command line.
+
+    Raises:
+        SystemExit: with code 1, if a benchmark failed.
+    """
     arguments = options(__doc__).parse_args(given)
-    shared = [
-        "--model",
-        arguments.model,
-        "--threads",
-        str(arguments.threads),
-        "--results",
-        str(arguments.results),
-    ]
     rows: list[Row] = []
     failed = []
     for name in BENCHMARKS:
-        command = [
-            sys.executable,
-            "-m",
-            f"benchmarks.{name}",
-            *shared,
-            "--repeats",
-            str(arguments.repeats),
-        ]
         print(f"== {name}", flush=True)
-        if subprocess.run(command, cwd=ROOT).returncode:
+        if run_benchmark(name, arguments):
+            rows += read_rows(name, arguments)
+        else:
             failed.append(name)
-            continue
-        record = json.loads((arguments.results / f"{name}.json").read_text(encoding="utf-8"))
-        rows += [{**row, "name": f"{name} {row['name']}"} for row in record["rows"]]
     if rows:
         show(rows, "all benchmarks")
     if failed:

@@ -1,4 +1,4 @@
-"""What the trainers work on: crafted batches, recorded completions, and lengths that both sides have to sample.
+"""Make the input of the trainers: crafted batches, recorded completions, and forced lengths.
 
 Shapes: N groups of G completions, B = N·G rows, prompts padded to P, completions to C.
 """
@@ -14,45 +14,86 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 RECORDED = Path(__file__).parent / "data" / "completions.json"
-Group = tuple[list[int], list[list[int]]]  # token ids of a prompt and of its completions
+
+# Token ids of a prompt, and of each of its completions.
+Group = tuple[list[int], list[list[int]]]
+
+# Multiples of a step that has no factor in common with 100 visit every hundredth once, in no
+# obvious order.
+LENGTH_STEP = 37
+HUNDREDTHS = 100
+
+# The shortest completion has this share of the length of the longest.
+SHORTEST_SHARE = 0.2
+
+# Every crafted prompt is this many tokens shorter than the one before, until it is a quarter
+# shorter than the first; then the lengths start again.
+PROMPT_STEP = 7
+
+# Token ids below this one may be special tokens, such as the end of a text.
+FIRST_TOKEN = 5
 
 
 def ragged(count: int, longest: int) -> list[int]:
-    """Lengths between a fifth of `longest` and all of it, evenly spread and in no order; the longest is among them."""
-    shares = [(i * 37) % 100 / 100 for i in range(count)]
-    lengths = [max(1, int(longest * (0.2 + 0.8 * share))) for share in shares]
-    lengths[max(range(count), key=shares.__getitem__)] = longest
+    """Return `count` lengths from a fifth of `longest` to `longest`, spread evenly, in no order.
+
+    One of them is `longest` itself.
+    """
+    lengths = []
+    shares = []
+    for index in range(count):
+        share = (index * LENGTH_STEP) % HUNDREDTHS / HUNDREDTHS
+        shares.append(share)
+        share_of_longest = SHORTEST_SHARE + (1 - SHORTEST_SHARE) * share
+        lengths.append(max(1, int(longest * share_of_longest)))
+    lengths[shares.index(max(shares))] = longest
     return lengths
 
 
 def crafted(prompt: int, lengths: Sequence[int], groups: int, vocabulary: int) -> list[Group]:
-    """Groups of random tokens; the first prompt is `prompt` long, the others a little shorter.
+    """Return groups of random tokens.
 
     Args:
+        prompt: the length of the first prompt; the other prompts are a little shorter.
         lengths: of all completions, B of them.
+        groups: the number of groups, N.
+        vocabulary: the number of tokens to draw from.
     """
+    # A fixed seed, so that every side and every run works on the same tokens.
     generator = torch.Generator().manual_seed(2)
 
     def tokens(count: int) -> list[int]:
-        return torch.randint(5, vocabulary, (count,), generator=generator).tolist()
+        return torch.randint(FIRST_TOKEN, vocabulary, (count,), generator=generator).tolist()
 
+    # All prompts are drawn before all completions.
+    prompts = []
+    for index in range(groups):
+        shorter_by = (index * PROMPT_STEP) % max(prompt // 4, 1)
+        prompts.append(tokens(prompt - shorter_by))
     size = len(lengths) // groups
-    prompts = [tokens(prompt - (group * 7) % max(prompt // 4, 1)) for group in range(groups)]
-    return [
-        (ids, [tokens(length) for length in lengths[index * size : (index + 1) * size]])
-        for index, ids in enumerate(prompts)
-    ]
+    result = []
+    for index, prompt_ids in enumerate(prompts):
+        group_lengths = lengths[index * size : (index + 1) * size]
+        result.append((prompt_ids, list(map(tokens, group_lengths))))
+    return result
 
 
 def recorded(kind: str) -> list[dict[str, Any]]:
-    """What `record.py` sampled: for each prompt `messages`, `answer`, `prompt_ids` and `completion_ids`, G of them.
+    """Return what `record.py` sampled.
 
     Args:
         kind (`str`): "zero-shot" or "4-shot".
+
+    Returns:
+        For each prompt `messages`, `answer`, `prompt_ids`, and G `completion_ids`.
+
+    Raises:
+        SystemExit: the file is missing.
     """
     if not RECORDED.exists():
         raise SystemExit(
-            f"error: {RECORDED} is missing. Run `python -m benchmarks.record --dataset_path ./gsm8k`."
+            f"error: {RECORDED} is missing. "
+            "Run `python -m benchmarks.record --dataset_path ./gsm8k`."
         )
     return json.loads(RECORDED.read_text(encoding="utf-8"))["prompts"][kind]
 
@@ -60,87 +101,121 @@ def recorded(kind: str) -> list[dict[str, Any]]:
 def to_batch(
     groups: Sequence[Group], padding: int, device: Any = "cpu", *, silent: int = 0
 ) -> dict[str, Tensor]:
-    """A generation batch as TRL 1.16 keeps it.
+    """Return a generation batch in TRL 1.16's format.
 
     Args:
-        silent (`int`): how many groups, counted from the last, have rewards that are all alike: advantages of 0.
+        padding (`int`): the id of the padding token.
+        silent (`int`): how many groups, counted from the last, have equal rewards: advantages of 0.
     """
-    prompts = [ids for ids, completions in groups for _ in completions]
-    completions = [ids for _, group in groups for ids in group]
-    width, longest = max(map(len, prompts)), max(map(len, completions))
+    prompts = []
+    completions = []
+    for prompt, group in groups:
+        prompts += [prompt] * len(group)
+        completions += group
+    # TRL pads prompts on the left, so that all completions start in the same column.
+    prompt_ids, prompt_mask = _padded(prompts, padding, left=True)
+    completion_ids, completion_mask = _padded(completions, padding, left=False)
+    # Random advantages: equal ones would hide an error in their order.
+    advantages = torch.randn(len(prompts), generator=torch.Generator().manual_seed(3))  # (B,)
+    silent_rows = 0
+    for _, group in groups[len(groups) - silent :]:
+        silent_rows += len(group)
+    advantages[len(prompts) - silent_rows :] = 0
     batch = {
-        "prompt_ids": torch.tensor(
-            [[padding] * (width - len(ids)) + ids for ids in prompts]
-        ),  # (B, P)
-        "prompt_mask": torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]),
-        "completion_ids": torch.tensor(
-            [ids + [padding] * (longest - len(ids)) for ids in completions]
-        ),  # (B, C)
-        "completion_mask": torch.tensor(
-            [[1] * len(ids) + [0] * (longest - len(ids)) for ids in completions]
-        ),
-        "advantages": torch.randn(len(prompts), generator=torch.Generator().manual_seed(3)),  # (B,)
-        "num_items_in_batch": torch.tensor(sum(map(len, completions))),
+        "prompt_ids": prompt_ids,  # (B, P)
+        "prompt_mask": prompt_mask,
+        "completion_ids": completion_ids,  # (B, C)
+        "completion_mask": completion_mask,
+        "advantages": advantages,
+        "num_items_in_batch": completion_mask.sum(),
     }
-    rows = sum(len(group) for _, group in groups[len(groups) - silent :])
-    batch["advantages"][len(prompts) - rows :] = 0
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-class _Lengths(LogitsProcessor):
-    """The end of a text at the length that each row is to have, and nowhere before.
+def _padded(rows: Sequence[list[int]], padding: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Return token ids padded to the longest row, and a mask that is 0 on padding."""
+    width = max(map(len, rows))
+    ids = []
+    mask = []
+    for row in rows:
+        missing = width - len(row)
+        row_padding = [padding] * missing
+        ids.append(row_padding + row if left else row + row_padding)
+        row_mask = [0] * missing + [1] * len(row)
+        mask.append(row_mask if left else row_mask[::-1])
+    return torch.tensor(ids), torch.tensor(mask)
 
-    A decoding loop may put groups in another order and leave rows out once they are finished. So rows are known by
-    their prompt, within a group by their order, and later by their number: all, or those that are unfinished.
+
+class _Lengths(LogitsProcessor):
+    """_Lengths ends every row at its own forced length, and at no token before.
+
+    A decoding loop may reorder the groups, and may leave out rows that are finished. So at the
+    first token a row is recognised by its prompt, and within a group by its order. Later the number
+    of rows tells whether the loop decodes all of them or only the unfinished ones.
     """
 
     def __init__(self, lengths: Sequence[int], prompts: Tensor, end: Sequence[int]) -> None:
-        self.of_prompt: dict[tuple[int, ...], list[int]] = {}
+        self.lengths_by_prompt: dict[tuple[int, ...], list[int]] = {}
         for prompt, length in zip(prompts.tolist(), lengths, strict=True):
-            self.of_prompt.setdefault(tuple(prompt), []).append(length)
-        self.start, self.end = prompts.shape[1], list(end)
+            self.lengths_by_prompt.setdefault(tuple(prompt), []).append(length)
+        self.prompt_width = prompts.shape[1]
+        self.end = list(end)
+        # The forced length of every row, in the order of the decoding loop.
         self.rows: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.rows is None:
-            waiting = {prompt: iter(lengths) for prompt, lengths in self.of_prompt.items()}
-            self.rows = torch.tensor(
-                [next(waiting[tuple(row)]) for row in input_ids.tolist()], device=input_ids.device
-            )
-        done = input_ids.shape[1] - self.start
+            self.rows = self._lengths_of(input_ids)
+        sampled = input_ids.shape[1] - self.prompt_width
         if len(input_ids) != len(self.rows):
-            self.rows = self.rows[self.rows > done]
+            # The loop dropped finished rows.
+            self.rows = self.rows[self.rows > sampled]
         if len(input_ids) != len(self.rows):
             raise RuntimeError(
                 f"{len(input_ids)} rows are sampled, {len(self.rows)} are unfinished"
             )
         scores[:, self.end] = -torch.inf
-        last = self.rows == done + 1
+        # Rows whose next token is their last one can only take the end token.
+        last = self.rows == sampled + 1
         scores[last] = -torch.inf
         scores[last, self.end[0]] = 0
         return scores
 
+    def _lengths_of(self, input_ids: Tensor) -> Tensor:
+        """Return the length of every row; rows of one prompt take its lengths in order."""
+        waiting = {prompt: iter(lengths) for prompt, lengths in self.lengths_by_prompt.items()}
+        lengths = []
+        for row in input_ids.tolist():
+            lengths.append(next(waiting[tuple(row)]))
+        return torch.tensor(lengths, device=input_ids.device)
+
 
 @contextmanager
 def forced_lengths(trainer: Any, lengths: Sequence[int]) -> Iterator[None]:
-    """For the length of a `with` block a trainer's rollouts have these lengths, row by row.
+    """Force the lengths of a trainer's rollouts, row by row, in a `with` block.
 
-    Sampled lengths differ by chance, and would decide the comparison. transformers 5.23: `generate` asks the model for
-    its logits processors by `_get_logits_processor(encoder_input_ids=prompts)`, whichever trainer calls it.
+    Sampled lengths differ by chance and would decide the comparison.
     """
-    model, longest = trainer.model.get_base_model(), max(lengths)
-    original, limit = model._get_logits_processor, trainer.generation_config.max_new_tokens
+    model = trainer.model.get_base_model()
+    original = model._get_logits_processor
+    limit = trainer.generation_config.max_new_tokens
 
     def processors(*positional: Any, **named: Any) -> LogitsProcessorList:
         forced = _Lengths(lengths, named["encoder_input_ids"], trainer.eos_token_ids)
         return LogitsProcessorList([*original(*positional, **named), forced])
 
+    # transformers 5.23: whichever trainer calls `generate`, it asks the model for its logits
+    # processors by `_get_logits_processor(encoder_input_ids=prompts)`.
     model._get_logits_processor = processors
-    trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = longest
+    _set_max_new_tokens(trainer, max(lengths))
     try:
         yield
     finally:
         del model._get_logits_processor
-        trainer.generation_config.max_new_tokens = trainer.generation_kwargs["max_new_tokens"] = (
-            limit
-        )
+        _set_max_new_tokens(trainer, limit)
+
+
+def _set_max_new_tokens(trainer: Any, limit: int) -> None:
+    # The two sides read the limit from different places.
+    trainer.generation_config.max_new_tokens = limit
+    trainer.generation_kwargs["max_new_tokens"] = limit

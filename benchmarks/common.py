@@ -1,10 +1,14 @@
-"""What every benchmark needs: a clock, turns, rows for a table, and a file for the record.
+"""Time two sides in turns, make table rows of the times, and write them to a JSON file.
 
-A row is a plain dictionary, because it goes to JSON as it is. Its value is a ratio of medians, and its range the
-smallest and the largest ratio of a single repeat. On a CPU the ratio is one of CPU time, which other programs on the
-machine hardly touch; on CUDA it is one of time between events on the device's stream. Beside it stand the ratio by wall
-time, and the one of CPU time without the kernel's share: a side that needs gigabytes makes the kernel clear pages for
-it, which is real cost but depends on the allocator and the machine (a virtual one pays more).
+A row is a plain dictionary, so that it can be written to JSON as it is. The value of a row is a
+ratio of medians, TRL's time over ours. The range of a row is the smallest and the largest ratio of
+a single repeat.
+
+On a CPU the ratio compares CPU time, which other programs on the machine hardly change. On CUDA it
+compares the time between two events on the device's stream. Each row also has the ratio of wall
+times, and the ratio of CPU times without the kernel's share. The kernel has to clear the memory
+pages of a side that needs gigabytes. That is a real cost, but it depends on the allocator and on
+the machine (a virtual machine pays more).
 """
 
 import argparse
@@ -28,15 +32,53 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
-TRL, OURS, PEER = "trl", "grpo-hf", "prefix-grouper"
 
+# The sides that are compared.
+TRL = "trl"
+OURS = "grpo-hf"
+PEER = "prefix-grouper"
+
+# The fields of `Time` that a JSON file keeps.
+MEASURES = ("cpu", "system", "wall", "cost")
+
+# Rows of the square matrices whose product is timed. They are large enough to keep the device busy.
+MATMUL_SIZE_CPU = 2048
+MATMUL_SIZE_CUDA = 8192
+# An odd number, so that the median is a time that was measured.
+MATMUL_REPEATS = 5
+
+# Characters of a table that is written to a file: enough for one line per row.
+FILE_WIDTH = 170
+
+MEBIBYTE = 2**20
+
+# `_cells` makes the cells in this order. The last column says whether the bar is met.
+HEADINGS = (
+    "benchmark",
+    "TRL",
+    "grpo-hf",
+    PEER,
+    "value (range)",
+    "by wall",
+    "without kernel",
+    "bar",
+    "",
+)
+
+# `ratio_row` makes the entries that every row has.
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Time:
-    """What one run took, in seconds: CPU time over all threads and the part of it that the kernel spent on memory pages
-    and the like, wall time, and the time that the ratio is made of."""
+    """Time is what one run took, in seconds.
+
+    Attributes:
+        cpu: CPU time of all threads.
+        system: the part of `cpu` that the kernel spent, on memory pages for example.
+        wall: wall time.
+        cost: the time that ratios are made of.
+    """
 
     cpu: float
     system: float
@@ -47,7 +89,7 @@ class Time:
 def options(
     description: str, rows: Sequence[str] = (), repeats: int = 5
 ) -> argparse.ArgumentParser:
-    """The flags that the benchmarks share."""
+    """Return a parser with the flags that all benchmarks share."""
     parser = argparse.ArgumentParser(
         description=description.split("\n\n")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,73 +115,111 @@ def options(
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Settle what can be wrong with the settings, and the number of threads, before a model is loaded."""
+    """Check the settings, and set the number of threads.
+
+    Raises:
+        SystemExit: the model's folder is missing, or a number is too small.
+    """
     model = Path(arguments.model)
-    if not model.exists() and (
-        model == MODEL or model.is_absolute() or arguments.model.startswith(".")
-    ):
+    # Other names, such as "owner/model", may be a model on the Hub.
+    is_local = model == MODEL or model.is_absolute() or arguments.model.startswith(".")
+    if is_local and not model.exists():
         raise SystemExit(
-            f"error: there is no model in {arguments.model}. Run `make smollm2`, or name one: --model PATH."
+            f"error: there is no model in {arguments.model}. "
+            "Run `make smollm2`, or name one: --model PATH."
         )
     if arguments.repeats < 1 or arguments.threads < 1:
         raise SystemExit("error: --repeats and --threads have to be 1 or more.")
+    # Results of different machines can only be compared with a fixed number.
     torch.set_num_threads(arguments.threads)
 
 
 def timed(action: Callable[[], Any]) -> Time:
-    """Run and time an action; on CUDA until the device has done its part."""
+    """Run and time an action; on CUDA until the device has finished."""
     cuda = torch.cuda.is_available()
     if cuda:
+        # Earlier work must not count, and kernels run asynchronously.
         torch.cuda.synchronize()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         start.record()
-    cpu, system, wall = time.process_time(), os.times().system, time.perf_counter()
+    cpu_start = time.process_time()
+    system_start = os.times().system
+    wall_start = time.perf_counter()
     action()
     if cuda:
         end.record()
         torch.cuda.synchronize()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return Time(
-        cpu, os.times().system - system, wall, start.elapsed_time(end) / 1000 if cuda else cpu
-    )
+    cpu = time.process_time() - cpu_start
+    wall = time.perf_counter() - wall_start
+    system = os.times().system - system_start
+    # `elapsed_time` is in milliseconds.
+    cost = start.elapsed_time(end) / 1000 if cuda else cpu
+    return Time(cpu, system, wall, cost)
 
 
 def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Time]]:
-    """Time each side once per repeat; every other repeat goes through the sides backwards."""
+    """Time each side once per repeat.
+
+    Every second repeat goes through the sides backwards, so that no side always profits from a warm
+    cache or suffers from a hot processor.
+    """
     times: dict[str, list[Time]] = {name: [] for name in sides}
     for repeat in range(repeats):
-        for name in list(sides)[:: -1 if repeat % 2 else 1]:
+        order = list(sides)
+        if repeat % 2:
+            order.reverse()
+        for name in order:
             times[name].append(timed(sides[name]))
     return times
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 0) -> Row:
-    """FLOP/s of a square matrix product, by the cost that ratios are made of and by wall time; median of 5."""
+    """Return the FLOP/s of a square matrix product, by cost and by wall time (medians).
+
+    Args:
+        size: rows of the matrices; 0 for the default of the device.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = size or (8192 if device == "cuda" else 2048)
+    if size == 0:
+        size = MATMUL_SIZE_CUDA if device == "cuda" else MATMUL_SIZE_CPU
     a, b = torch.randn(2, size, size, device=device).to(dtype)
+    # The first product warms up, and its memory takes the others: allocation is not timed.
     product = torch.mm(a, b)
-    times = [timed(lambda: torch.mm(a, b, out=product)) for _ in range(5)]
+    times = []
+    for _ in range(MATMUL_REPEATS):
+        times.append(timed(lambda: torch.mm(a, b, out=product)))
+    # One multiplication and one addition for each of size³ pairs.
     flops = 2 * size**3
     return {
         "size": size,
         "dtype": str(dtype).removeprefix("torch."),
-        "flops_per_s": flops / median(time.cost for time in times),
-        "flops_per_wall_s": flops / median(time.wall for time in times),
+        "flops_per_s": flops / _median(times, "cost"),
+        "flops_per_wall_s": flops / _median(times, "wall"),
     }
 
 
 def comparison(
     name: str, title: str, times: dict[str, list[Time]], bar: float | None = None, **others: Any
 ) -> Row:
-    """The row of a benchmark that compares times: TRL's over ours."""
-    pairs = list(zip(times[TRL], times[OURS], strict=True))
-    ratios = [trl.cost / ours.cost for trl, ours in pairs]
-    row = ratio_row(
-        name, title, _median(times[TRL], "cost") / _median(times[OURS], "cost"), bar, ratios
+    """Return the row of a benchmark that compares times: TRL's time over ours.
+
+    Args:
+        bar: the ratio that has to be reached, if there is one.
+        others: more entries of the row.
+    """
+    ratios = []
+    for trl, ours in zip(times[TRL], times[OURS], strict=True):
+        ratios.append(trl.cost / ours.cost)
+    value = _median(times[TRL], "cost") / _median(times[OURS], "cost")
+    row = ratio_row(name, title, value, bar, ratios)
+    ours_without_system = _median_without_system(times[OURS])
+    # CPU times have a resolution; a very short run can have none outside the kernel.
+    row["value_without_system"] = (
+        _median_without_system(times[TRL]) / ours_without_system
+        if ours_without_system > 0
+        else None
     )
-    without = {side: median(run.cpu - run.system for run in times[side]) for side in (TRL, OURS)}
-    row["value_without_system"] = without[TRL] / without[OURS] if without[OURS] > 0 else None
     row["value_by_wall"] = _median(times[TRL], "wall") / _median(times[OURS], "wall")
     row["sides"] = {side: _side(runs) for side, runs in times.items()}
     return row | others
@@ -148,74 +228,97 @@ def comparison(
 def ratio_row(
     name: str, title: str, value: float, bar: float | None, each: Sequence[float], unit: str = "×"
 ) -> Row:
-    """A row with a value, the range of its repeats, and a bar that it has to reach if it has one."""
-    met = None if bar is None else value >= bar
+    """Return a row with a value and the range of its repeats.
+
+    Args:
+        bar: the value that has to be reached, if there is one.
+        each: the values of the single repeats.
+    """
     return {
         "name": name,
         "title": title,
         "value": value,
         "range": [min(each), max(each)],
         "unit": unit,
-    } | {
         "bar": bar,
-        "met": met,
+        "met": None if bar is None else value >= bar,
     }
 
 
-def _median(runs: list[Time], what: str) -> float:
-    return median(getattr(run, what) for run in runs)
+def _values(runs: list[Time], measure: str) -> list[float]:
+    return [getattr(run, measure) for run in runs]
+
+
+def _median(runs: list[Time], measure: str) -> float:
+    return median(_values(runs, measure))
+
+
+def _median_without_system(runs: list[Time]) -> float:
+    return median([run.cpu - run.system for run in runs])
 
 
 def _side(runs: list[Time]) -> Row:
-    return {
-        what: {
-            "median": _median(runs, what),
-            "spread": max(getattr(run, what) for run in runs)
-            - min(getattr(run, what) for run in runs),
-            "all": [getattr(run, what) for run in runs],
+    """Return all measures of one side's runs, with their median and spread."""
+    measures = {}
+    for measure in MEASURES:
+        values = _values(runs, measure)
+        measures[measure] = {
+            "median": median(values),
+            "spread": max(values) - min(values),
+            "all": values,
         }
-        for what in ("cpu", "system", "wall", "cost")
-    }
+    return measures
 
 
 def machine() -> Row:
-    """What ran: processor, versions and commit."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = [
-            line.partition(":")[2].strip()
-            for line in info.read_text().splitlines()
-            if "model name" in line
-        ]
-        cpu = names[0] if names else cpu
+    """Return what the benchmark ran on: processor, versions and commit."""
+    names = _cpu_names()
+    versions = {}
+    for package in ("torch", "transformers", "trl", "peft", "grpo-hf"):
+        versions[package] = version(package)
     return {
-        "cpu": cpu,
-        "cores": len(names) if info.exists() and names else None,
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(names) or None,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {
-            name: version(name) for name in ("torch", "transformers", "trl", "peft", "grpo-hf")
-        },
+        "versions": versions,
+        # A pattern that excludes all tags, so that the result is always a commit.
         "commit": _git("describe", "--always", "--dirty", "--exclude", "*"),
     }
 
 
+def _cpu_names() -> list[str]:
+    """Return the name of every core; an empty list where Linux's /proc/cpuinfo does not say."""
+    file = Path("/proc/cpuinfo")
+    names = []
+    # Python's `platform.processor()` does not have the model's name on Linux.
+    if file.exists():
+        for line in file.read_text().splitlines():
+            if "model name" in line:
+                names.append(line.partition(":")[2].strip())
+    return names
+
+
 def _git(*arguments: str) -> str | None:
+    """Return the output of a git command, or None in a copy without history."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
         )
+    # OSError: git is not installed. CalledProcessError: this is no repository.
     except (OSError, subprocess.CalledProcessError):
-        return None  # a copy without its history
+        return None
     return done.stdout.strip()
 
 
 def write_json(
     benchmark: str, rows: Sequence[Row], arguments: argparse.Namespace, **others: Any
 ) -> Path:
-    """Write rows, settings and the machine to `results/BENCHMARK.json`."""
-    settings = {key: value for key, value in vars(arguments).items() if key != "results"}
+    """Write rows, settings and the machine to `results/BENCHMARK.json`; return the path."""
+    settings = vars(arguments).copy()
+    # Paths of one machine say nothing to readers of the file.
+    del settings["results"]
     settings["model"] = Path(arguments.model).name
     record = {
         "benchmark": benchmark,
@@ -231,60 +334,65 @@ def write_json(
 
 
 def table(rows: Sequence[Row], title: str = "") -> Table:
-    """The rows as a person reads them: medians with their range, and whether the bar is met."""
+    """Return the rows as a table of medians and ranges that says whether each bar is met."""
     shown = Table(title=title)
-    for heading in (
-        "benchmark",
-        "TRL",
-        "grpo-hf",
-        PEER,
-        "value (range)",
-        "by wall",
-        "without kernel",
-        "bar",
-        "",
-    ):
+    for heading in HEADINGS:
         shown.add_column(heading, justify="left" if heading == "benchmark" else "right")
     for row in rows:
-        sides = {
-            side: row["sides"][side] for side in (TRL, OURS, PEER) if side in row.get("sides", {})
-        }
-        cells = [_cell(sides[side]) if side in sides else "" for side in (TRL, OURS, PEER)]
-        low, high = row["range"]
-        wall, user = (
-            f"{row[key]:.2f}" if row.get(key) else ""
-            for key in ("value_by_wall", "value_without_system")
-        )
-        bar = "" if row["bar"] is None else f"{row['bar']:g}"
-        verdict = {None: "", True: "[green]met[/]", False: "[red]missed[/]"}[row["met"]]
-        value = f"{row['value']:.2f}{row['unit']} ({low:.2f} to {high:.2f})"
-        shown.add_row(f"{row['name']}: {row['title']}", *cells, value, wall, user, bar, verdict)
+        shown.add_row(*_cells(row))
     return shown
 
 
-def _cell(side: Row) -> str:
-    if "cost" in side:
-        return f"{side['cost']['median']:.2f} s"
-    return f"{side['peak']['median'] / 2**20:,.0f} MiB"
+def _cells(row: Row) -> list[str]:
+    """Return the cells of a row, in the order of `HEADINGS`."""
+    cells = [f"{row['name']}: {row['title']}"]
+    for side in (TRL, OURS, PEER):
+        # Some rows compare one side only, or have no sides at all.
+        measures = row.get("sides", {}).get(side)
+        cells.append("" if measures is None else _cost_text(measures))
+    low, high = row["range"]
+    cells.append(f"{row['value']:.2f}{row['unit']} ({low:.2f} to {high:.2f})")
+    for key in ("value_by_wall", "value_without_system"):
+        cells.append(f"{row[key]:.2f}" if row.get(key) else "")
+    cells.append("" if row["bar"] is None else f"{row['bar']:g}")
+    verdicts = {None: "", True: "[green]met[/]", False: "[red]missed[/]"}
+    cells.append(verdicts[row["met"]])
+    return cells
+
+
+def _cost_text(measures: Row) -> str:
+    """Return the median time of a side, or its median memory in a benchmark of memory."""
+    if "cost" in measures:
+        return f"{measures['cost']['median']:.2f} s"
+    return f"{measures['peak']['median'] / MEBIBYTE:,.0f} MiB"
 
 
 def show(rows: Sequence[Row], title: str = "") -> None:
-    """Print the table; wide enough to stay one line per row where the output is a file."""
-    Console(width=None if sys.stdout.isatty() else 170).print(table(rows, title))
+    """Print the table."""
+    # rich assumes 80 columns where the output is a file, and would break every row.
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    Console(width=width).print(table(rows, title))
 
 
 def report(
     benchmark: str, rows: Sequence[Row], arguments: argparse.Namespace, **others: Any
 ) -> None:
-    """Write, print, and refuse to let a speed of wrong numbers pass.
+    """Write the rows to a file and print them.
 
     Raises:
-        SystemExit: with code 1, a row's sides did not compute the same.
+        SystemExit: with code 1, if the sides of a row computed different numbers. The speed of
+            wrong numbers means nothing.
     """
+    # Written before the check below, so that the numbers of a failed run can be looked at.
     path = write_json(benchmark, rows, arguments, **others)
     show(rows, f"{benchmark}, {arguments.repeats} repeats, {arguments.threads} threads")
     print(f"written to {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
-    if wrong := [row["name"] for row in rows if not all(row.get("equal", {}).values())]:
+    wrong = []
+    for row in rows:
+        if not all(row.get("equal", {}).values()):
+            wrong.append(row["name"])
+    if wrong:
         raise SystemExit(
-            f"error: the sides do not compute the same in {', '.join(wrong)}; these times mean nothing."
+            f"error: the sides do not compute the same in {', '.join(wrong)}; "
+            "these times mean nothing."
         )

@@ -1,16 +1,19 @@
-"""Sample the completions that the benchmarks replay, once: `data/completions.json`.
+"""Sample the completions that the benchmarks replay, and write them to `data/completions.json`.
 
-    python -m benchmarks.record --dataset_path ./gsm8k [--model PATH] [--prompts 4] [--temperature 0.7]
+    python -m benchmarks.record --dataset_path ./gsm8k [--model PATH] [--prompts 4]
 
-The folder holds GSM8K's `train.jsonl`. Its first four rows are the worked examples of the 4-shot prompts; the rows
-after them are asked, zero-shot and 4-shot. Real completions matter because their lengths decide what padding costs.
-The file keeps the texts of these prompts (GSM8K, © 2021 OpenAI, MIT licence), so the benchmarks need no data.
+This runs once; the repository has the file. The folder ./gsm8k holds GSM8K's `train.jsonl`. Its
+first four rows are the worked examples of the 4-shot prompts. The rows after them become prompts,
+zero-shot and 4-shot. Real completions matter because their lengths decide the cost of padding. The
+file contains the texts of these prompts (GSM8K, © 2021 OpenAI, MIT licence), so the benchmarks need
+no other data.
 """
 
 import argparse
 import json
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +25,36 @@ from grpo_hf.runs.program import quiet
 from .batches import RECORDED
 from .common import MODEL, prepare
 
+# Worked examples of a 4-shot prompt.
 EXAMPLES = 4
 SYSTEM = (
-    "You solve problems in a few short lines of arithmetic. Your last line is always #### and the answer, for "
-    "example:\n#### 10"
+    "You solve problems in a few short lines of arithmetic. "
+    "Your last line is always #### and the answer, for example:\n#### 10"
 )
 
 
 def read_rows(folder: Path, count: int) -> list[dict[str, str]]:
-    """The first rows of `train.jsonl`, without GSM8K's calculator notes (`<<48/2=24>>`)."""
+    """Return the first rows of `train.jsonl`, without GSM8K's calculator notes (`<<48/2=24>>`).
+
+    Raises:
+        SystemExit: the file is missing.
+    """
     file = folder / "train.jsonl"
     if not file.exists():
         raise SystemExit(
             f"error: {file} is missing. --dataset_path is the folder with GSM8K's train.jsonl."
         )
+    rows = []
     with file.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
-    return [
-        {"question": row["question"], "answer": re.sub(r"<<.*?>>", "", row["answer"])}
-        for row in rows
-    ]
+        for line in islice(lines, count):
+            row = json.loads(line)
+            answer = re.sub(r"<<.*?>>", "", row["answer"])
+            rows.append({"question": row["question"], "answer": answer})
+    return rows
 
 
 def messages(row: dict[str, str], examples: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """A system message, each example as a turn, and the question."""
+    """Return the messages of a prompt: the system message, a turn per example, the question."""
     turns = [{"role": "system", "content": SYSTEM}]
     for example in examples:
         turns.append({"role": "user", "content": example["question"]})
@@ -54,19 +63,22 @@ def messages(row: dict[str, str], examples: Sequence[dict[str, str]]) -> list[di
 
 
 def sample(model: Any, prompt: list[int], config: GenerationConfig) -> list[list[int]]:
-    """Token ids of G completions, their end included and the padding after it not."""
+    """Return the token ids of G completions, with the end-of-sequence token, without padding."""
     input_ids = torch.tensor([prompt], device=model.device)
     with torch.no_grad():
         output = model.generate(
             input_ids=input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config
         )
-    completions = output[:, len(prompt) :].tolist()
     end = config.eos_token_id
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in completions]
+    completions = []
+    for ids in output[:, len(prompt) :].tolist():
+        # A completion that reached the length limit has no end-of-sequence token.
+        completions.append(ids[: ids.index(end) + 1] if end in ids else ids)
+    return completions
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Record what the flags describe."""
+def flags() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dataset_path", type=Path, required=True)
     parser.add_argument("--model", default=str(MODEL))
@@ -76,42 +88,18 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RECORDED)
-    arguments = parser.parse_args(given)
+    return parser
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Record the completions that the flags describe."""
+    arguments = flags().parse_args(given)
     quiet()
+    # `prepare` checks it, but recording has no repeats.
     arguments.repeats = 1
     prepare(arguments)
     rows = read_rows(arguments.dataset_path, EXAMPLES + arguments.prompts)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    config = GenerationConfig(
-        max_new_tokens=arguments.longest,
-        num_return_sequences=arguments.size,
-        do_sample=True,
-        top_k=0,
-        temperature=arguments.temperature,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    set_seed(0)
-    prompts: dict[str, list[dict[str, Any]]] = {}
-    for kind, examples in (("zero-shot", []), ("4-shot", rows[:EXAMPLES])):
-        for row in rows[EXAMPLES:]:
-            turns = messages(row, examples)
-            ids = tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-            completions = sample(model, ids, config)
-            asked = {
-                "messages": turns,
-                "answer": row["answer"],
-                "prompt_ids": ids,
-                "completion_ids": completions,
-            }
-            prompts.setdefault(kind, []).append(asked)
-            print(
-                f"{kind}: prompt {len(ids)} tokens, completions {sorted(map(len, completions))}",
-                flush=True,
-            )
+    prompts = sample_prompts(rows, arguments)
     record = {
         "model": Path(arguments.model).name,
         "temperature": arguments.temperature,
@@ -120,10 +108,55 @@ def main(given: Sequence[str] | None = None) -> None:
         "prompts": prompts,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(
-        json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    # No spaces between the numbers, which keeps the file in the repository small.
+    text = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+    arguments.output.write_text(text + "\n", encoding="utf-8")
     print(f"written to {arguments.output}: {arguments.output.stat().st_size / 1000:.0f} kB")
+
+
+def sample_prompts(
+    rows: Sequence[dict[str, str]], arguments: argparse.Namespace
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the prompts with their completions, by kind: "zero-shot" and "4-shot".
+
+    Args:
+        rows: the worked examples, then the rows that become prompts.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    config = GenerationConfig(
+        max_new_tokens=arguments.longest,
+        num_return_sequences=arguments.size,
+        do_sample=True,
+        # 0 turns top-k sampling off: the policy's own distribution is sampled.
+        top_k=0,
+        temperature=arguments.temperature,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # The same flags make the same file again, on the same kind of machine.
+    set_seed(0)
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    # The examples are the first rows; no prompt asks one of them.
+    for kind, examples in (("zero-shot", []), ("4-shot", rows[:EXAMPLES])):
+        for row in rows[EXAMPLES:]:
+            turns = messages(row, examples)
+            ids = tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+            completions = sample(model, ids, config)
+            recorded_prompt = {
+                "messages": turns,
+                "answer": row["answer"],
+                "prompt_ids": ids,
+                "completion_ids": completions,
+            }
+            prompts.setdefault(kind, []).append(recorded_prompt)
+            print(
+                f"{kind}: prompt {len(ids)} tokens, completions {sorted(map(len, completions))}",
+                flush=True,
+            )
+    return prompts
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Scoring 512 completions of competition mathematics: our `math` in worker processes against TRL's `accuracy_reward`.
+"""Compare the scoring of 512 completions: our `math` in workers, TRL's `accuracy_reward`.
 
     python -m benchmarks.scoring [--repeats 5] [--threads 2]
 
-Answers are made up: integers, fractions, roots, pairs, intervals and polynomials in LaTeX; every second completion is
-wrong, and some right ones are written in another way than the gold answer. Both sides read the same texts, and the exit
-code is 1 if they disagree. Times are wall time: TRL's reward runs in one process, ours on as many workers as threads.
+The completions answer made-up problems of competition mathematics: integers, fractions, roots,
+pairs, intervals and polynomials in LaTeX. Every second completion is wrong. Some correct ones are
+written in another form than the gold answer. Both sides read the same texts, and the exit code is 1
+if they disagree. Times are wall times: TRL's reward runs in one process, ours in one worker per
+thread.
 
-The row `hang` puts one `9^{9^{9^9}}` among them: what it costs, in seconds, of the time-out that it may cost. The row
-`overhead` is the time per completion of a reward that does nothing, in milliseconds.
+The row `hang` is the time, in seconds, that one `9^{9^{9^9}}` among the completions costs. It must
+not exceed the timeout of a reward by more than a second. The row `overhead` is the time per
+completion of a reward that does nothing, in milliseconds.
 """
 
 import random
@@ -23,127 +26,202 @@ from grpo_hf.scoring.reward import Reward
 from grpo_hf.scoring.scored_reward import ScoredReward
 from grpo_hf.scoring.scorer import isolate
 
-from .common import OURS, TRL, Row, alternate, comparison, options, prepare, ratio_row, report
+from .common import (
+    OURS,
+    TRL,
+    Row,
+    Time,
+    alternate,
+    comparison,
+    options,
+    prepare,
+    ratio_row,
+    report,
+)
 
-COUNT, TIMEOUT = 512, 5.0
+# Completions of a batch.
+COUNT = 512
+
+# Seconds after which a worker gives a completion up.
+TIMEOUT = 5.0
+
+# Seconds beside the timeout that a hanging completion may cost, for the restart of its worker.
+RESTART_SECONDS = 1
+
+# TRL's time has to be at least this many times ours.
+BAR = 1.7
+
+# Lines of reasoning in a completion.
+STEPS = 8
+
+# An expression that cannot be computed in any reasonable time.
+HANGING = r"$\boxed{9^{9^{9^9}}}$"
+MILLISECONDS = 1000
 
 
 def problems(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Gold answers, and completions of which every second is wrong."""
+    """Return gold answers, and completions of which every second one is wrong."""
     chance = random.Random(seed)
-    golds, texts = [], []
+    golds = []
+    texts = []
     for index in range(count):
-        a, b, c = chance.randint(2, 99), chance.randint(2, 99), chance.choice([2, 3, 5, 7, 11])
-        gold, right = chance.choice(
-            [
-                (f"{a * b}", f"{a * b}"),
-                (rf"\frac{{{a}}}{{{a + 1}}}", rf"\dfrac{{{2 * a}}}{{{2 * a + 2}}}"),
-                (rf"{a}\sqrt{{{c}}}", rf"\sqrt{{{a * a * c}}}"),
-                (f"({a}, {b})", rf"\left({a}, {b}\right)"),
-                (rf"[{a}, \infty)", rf"[{a}, \infty)"),
-                (f"x^2 + {a}x + {b}", f"{b} + {a}x + x^2"),
-            ]
-        )
-        said = right if index % 2 else str(a + 100 * b + index)
+        a = chance.randint(2, 99)
+        b = chance.randint(2, 99)
+        c = chance.choice([2, 3, 5, 7, 11])
+        gold, correct = chance.choice(answer_forms(a, b, c))
         golds.append(gold)
-        steps = " ".join(f"Then ${a + n} + {b} = {a + n + b}$." for n in range(8))
-        texts.append(rf"Let us see. {steps} So the answer is $\boxed{{{said}}}$.")
+        # A wrong answer is a number, different for every completion.
+        answer = correct if index % 2 else str(a + 100 * b + index)
+        steps = []
+        for n in range(STEPS):
+            steps.append(f"Then ${a + n} + {b} = {a + n + b}$.")
+        texts.append(rf"Let us see. {' '.join(steps)} So the answer is $\boxed{{{answer}}}$.")
     return golds, texts
 
 
+def answer_forms(a: int, b: int, c: int) -> list[tuple[str, str]]:
+    """Return pairs of a gold answer and a correct answer, one for each kind of expression."""
+    return [
+        (f"{a * b}", f"{a * b}"),
+        (rf"\frac{{{a}}}{{{a + 1}}}", rf"\dfrac{{{2 * a}}}{{{2 * a + 2}}}"),
+        (rf"{a}\sqrt{{{c}}}", rf"\sqrt{{{a * a * c}}}"),
+        (f"({a}, {b})", rf"\left({a}, {b}\right)"),
+        (rf"[{a}, \infty)", rf"[{a}, \infty)"),
+        (f"x^2 + {a}x + {b}", f"{b} + {a}x + x^2"),
+    ]
+
+
 def isolated(reward: Reward, workers: int, timeout: float = TIMEOUT) -> tuple[ScoredReward, Any]:
-    """A reward in worker processes, warm."""
+    """Return a reward that scores in workers, and the process that owns the workers."""
     entry = ScoredReward(reward)
     process = isolate([entry], workers=workers, timeout=timeout)
     return entry, process
 
 
 def _messages(texts: Sequence[str]) -> list[list[dict[str, str]]]:
-    return [[{"role": "assistant", "content": text}] for text in texts]
+    return [[_message(text)] for text in texts]
+
+
+def _message(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 def compare(workers: int, repeats: int) -> list[Row]:
-    """The three rows."""
+    """Return the three rows."""
+    # A new batch for each repeat and one for the warm-up, because both sides cache what they read.
+    batches = []
+    for seed in range(repeats + 1):
+        batches.append(problems(COUNT, seed))
+    entry, process = isolated(load_reward("math"), workers)
+    math = compare_math(entry, batches, workers, repeats)
+    hang = time_hang(entry, *batches[0])
+    process.close()
+    return [math, hang, time_overhead(*batches[0], workers, repeats)]
+
+
+def compare_math(
+    entry: ScoredReward, batches: list[tuple[list[str], list[str]]], workers: int, repeats: int
+) -> Row:
+    """Return the row `math`: TRL's time over ours."""
     from trl.rewards import accuracy_reward
 
-    batches = [
-        problems(COUNT, seed) for seed in range(repeats + 1)
-    ]  # new ones each time: both sides keep what they read
-    entry, process = isolated(load_reward("math"), workers)
+    # The rewards of every batch. Their number says which batch is next.
     values: dict[str, list[list[float | None]]] = {TRL: [], OURS: []}
 
     def trl() -> None:
         golds, texts = batches[len(values[TRL])]
-        values[TRL].append(accuracy_reward(_messages(texts), [f"${gold}$" for gold in golds]))
+        solutions = [f"${gold}$" for gold in golds]
+        values[TRL].append(accuracy_reward(_messages(texts), solutions))
 
     def ours() -> None:
         golds, texts = batches[len(values[OURS])]
         values[OURS].append(entry(completions=_messages(texts), answer=golds))
 
-    for side in (trl, ours):
-        side()
-    times = alternate({TRL: trl, OURS: ours}, repeats)
-    times = {
-        side: [replace(run, cost=run.wall) for run in runs] for side, runs in times.items()
-    }  # of all processes
+    # The warm-up.
+    trl()
+    ours()
+    times = by_wall_time(alternate({TRL: trl, OURS: ours}, repeats))
     row = comparison("math", f"{COUNT} completions with `math`, {workers} workers", times)
-    ratios = [a.wall / b.wall for a, b in zip(times[TRL], times[OURS], strict=True)]
-    right = [bool(index % 2) for index in range(COUNT)]
-    row |= ratio_row("math", row["title"], median(ratios), 1.7, ratios) | {
-        "value_without_system": None,
-        "value_by_wall": None,
-        "equal": {
-            n: all([v == 1.0 for v in one] == right for one in found) for n, found in values.items()
-        },
-    }
-    golds, texts = batches[0]
+    ratios = []
+    for trl_time, our_time in zip(times[TRL], times[OURS], strict=True):
+        ratios.append(trl_time.wall / our_time.wall)
+    row |= ratio_row("math", row["title"], median(ratios), BAR, ratios)
+    # The value is by wall time already.
+    row["value_without_system"] = None
+    row["value_by_wall"] = None
+    row["equal"] = {side: are_correct(of_batches) for side, of_batches in values.items()}
+    return row
+
+
+def by_wall_time(times: dict[str, list[Time]]) -> dict[str, list[Time]]:
+    """Return times whose cost is wall time: CPU time does not include that of other processes."""
+    result = {}
+    for side, runs in times.items():
+        result[side] = [replace(run, cost=run.wall) for run in runs]
+    return result
+
+
+def full_marks(values: Sequence[float | None]) -> list[bool]:
+    """Return for each reward whether it is the full mark."""
+    return [value == 1.0 for value in values]
+
+
+def expected_marks(count: int) -> list[bool]:
+    """Return for each completion of `problems` whether it is correct."""
+    return [bool(index % 2) for index in range(count)]
+
+
+def are_correct(of_batches: Sequence[Sequence[float | None]]) -> bool:
+    """Return whether the rewards of all batches are right."""
+    expected = expected_marks(COUNT)
+    return all(full_marks(values) == expected for values in of_batches)
+
+
+def time_hang(entry: ScoredReward, golds: list[str], texts: list[str]) -> Row:
+    """Return the row `hang`: what one completion that hangs costs, in seconds."""
     messages = _messages(texts)
-    hung = [*messages[:-1], [{"role": "assistant", "content": r"$\boxed{9^{9^{9^9}}}$"}]]
-    spent = []
-    for completions in (messages, hung):
+    hanging = [*messages[:-1], [_message(HANGING)]]
+    seconds = []
+    for completions in (messages, hanging):
         start = time.perf_counter()
-        found = entry(completions=completions, answer=[*golds[:-1], "12"])
-        spent.append(time.perf_counter() - start)
-    cost = spent[1] - spent[0]
-    hang = ratio_row(
-        "hang",
-        f"seconds that one 9^{{9^{{9^9}}}} costs; time-out {TIMEOUT:g}",
-        cost,
-        None,
-        [cost],
-        " s",
-    )
-    hang["equal"] = {
-        "others": [v == 1.0 for v in found[:-1]] == right[:-1],
-        "within": cost < TIMEOUT + 1,
+        values = entry(completions=completions, answer=[*golds[:-1], "12"])
+        seconds.append(time.perf_counter() - start)
+    without_hang, with_hang = seconds
+    cost = with_hang - without_hang
+    title = f"seconds that one 9^{{9^{{9^9}}}} costs; time-out {TIMEOUT:g}"
+    row = ratio_row("hang", title, cost, None, [cost], " s")
+    row["equal"] = {
+        # The other completions have to be scored as if nothing had happened.
+        "others": full_marks(values[:-1]) == expected_marks(COUNT)[:-1],
+        "within": cost < TIMEOUT + RESTART_SECONDS,
     }
-    process.close()
+    return row
+
+
+def time_overhead(golds: list[str], texts: list[str], workers: int, repeats: int) -> Row:
+    """Return the row `overhead`: the time per completion of a reward that does nothing."""
 
     def nothing(completions: Sequence[Any], **columns: Any) -> list[float]:
         return [1.0]
 
+    messages = _messages(texts)
     entry, process = isolated(load_reward(nothing), workers)
+    # The first call starts the workers.
     entry(completions=messages, answer=golds)
     each = []
     for _ in range(repeats):
         start = time.perf_counter()
         entry(completions=messages, answer=golds)
-        each.append(1000 * (time.perf_counter() - start) / COUNT)
+        each.append(MILLISECONDS * (time.perf_counter() - start) / COUNT)
     process.close()
-    overhead = ratio_row(
-        "overhead",
-        "milliseconds per completion of a reward that does nothing",
-        median(each),
-        None,
-        each,
-        " ms",
-    )
-    return [row, hang, overhead]
+    title = "milliseconds per completion of a reward that does nothing"
+    return ratio_row("overhead", title, median(each), None, each, " ms")
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
+    """Run the benchmark that the flags describe."""
     parser = options(__doc__)
+    # One worker per thread; the other benchmarks use one thread.
     parser.set_defaults(threads=2)
     arguments = parser.parse_args(given)
     quiet()

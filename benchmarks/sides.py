@@ -1,4 +1,4 @@
-"""The trainers that are compared: the same model, adapter and settings; only the class differs."""
+"""Make the trainers that are compared: the same model, adapter and settings, another class."""
 
 import tempfile
 from typing import Any
@@ -18,18 +18,25 @@ from .common import OURS, PEER, TRL
 
 # The paper's objective (arXiv 2402.03300), which TRL has to be told.
 OBJECTIVE = {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False}
+
+# Rank of the LoRA adapter.
 RANK = 16
+
+# Standard deviation of the adapter's B weights. They are 0 in a fresh adapter, and the policy would
+# equal the reference.
+ADAPTER_STD = 0.01
 
 
 def dtype() -> torch.dtype:
-    """float32 on a CPU, bfloat16 on an accelerator."""
+    """Return the data type of the weights: float32 on a CPU, bfloat16 on CUDA."""
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def trainer_class(side: str) -> type[trl.GRPOTrainer]:
-    """The trainer of a side."""
+    """Return the trainer class of a side."""
     if side == PEER:
-        from .peer import PrefixGrouperTrainer  # the one that needs another package
+        # Imported here, because only this side needs the optional package prefix-grouper.
+        from .peer import PrefixGrouperTrainer
 
         return PrefixGrouperTrainer
     return {TRL: trl.GRPOTrainer, OURS: grpo_hf.GRPOTrainer}[side]
@@ -38,13 +45,16 @@ def trainer_class(side: str) -> type[trl.GRPOTrainer]:
 def make_trainer(
     side: str, model: str, rows: list[dict[str, Any]] | None = None, **settings: Any
 ) -> Any:
-    """A trainer, ready for work, with an adapter whose B is not 0, so that policy and reference differ.
+    """Return a trainer with an adapter that differs from a fresh one, ready to compute.
 
     Args:
         side (`str`): "trl", "grpo-hf" or "prefix-grouper".
         model (`str`): a checkpoint folder, or a model on the Hub.
         rows: the dataset, for benchmarks that read one.
-        settings: of `GRPOConfig`.
+        settings: more settings of `GRPOConfig`.
+
+    Raises:
+        SystemExit: grpo-hf cannot pack the updates of this model.
     """
     config = grpo_hf.GRPOConfig if side == OURS else trl.GRPOConfig
     defaults = {
@@ -54,10 +64,12 @@ def make_trainer(
         "max_steps": 1,
         "report_to": "none",
         "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,  # the weights themselves are, on an accelerator
+        # No mixed precision: on CUDA the weights themselves are in bfloat16.
+        "bf16": False,
         "gradient_checkpointing": False,
         "disable_tqdm": True,
     }
+    # All sides get the same adapter weights A, which are random.
     set_seed(0)
     trainer = trainer_class(side)(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=dtype()),
@@ -69,14 +81,15 @@ def make_trainer(
             r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
+    # Set again, because making a trainer may draw a different number of random numbers per class.
     torch.manual_seed(1)
     for name, weight in trainer.model.named_parameters():
         if "lora_B" in name:
-            nn.init.normal_(weight, std=0.01)
+            nn.init.normal_(weight, std=ADAPTER_STD)
+    # `train` sets it, and is never called here.
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    if (
-        side == OURS and not trainer.packs
-    ):  # asked here, so that the answer is no part of what is timed
+    # The first call of `packs` examines the model. Here that is not part of a timed run.
+    if side == OURS and not trainer.packs:
         raise SystemExit(
             "error: this model cannot take packed updates, so there is nothing to compare."
         )

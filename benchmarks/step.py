@@ -1,14 +1,16 @@
-"""A whole step, grpo-hf against TRL: rollout, reference pass, rewards, loss, backward, optimizer.
+"""Compare a whole step: rollout, reference pass, rewards, loss, backward, optimizer.
 
     python -m benchmarks.step [--rows 4-shot] [--repeats 5] [--threads 1] [--model PATH]
 
-Two GSM8K prompts with G = 8 from data/completions.json, through each trainer's own `training_step` and an optimizer
-step with clipped gradients, with the two rewards of the GSM8K recipe.
+The batch is two GSM8K prompts with G = 8 from data/completions.json. Each side runs its own
+`training_step`, with the two rewards of the GSM8K recipe, then clips the gradients and makes an
+optimizer step.
 
-How long completions are is chance, and a step costs about as much as its completions are long. So both sides sample
-completions of the lengths that `record.py` once saw the model write for these prompts: a logits processor ends each row
-at its length (`batches.forced_lengths`), and everything else samples freely. That the lengths came out is checked; an
-exit code of 1 says that they did not. That both sides compute the same from equal completions is what update.py checks.
+The cost of a step is roughly proportional to the length of its completions, which differs by
+chance. So both sides sample completions of the recorded lengths for these prompts: a logits
+processor ends each row at its length (`batches.forced_lengths`), and all other tokens are sampled
+freely. The exit code is 1 if a side has other lengths. update.py checks that both sides compute the
+same numbers from the same completions.
 """
 
 from collections.abc import Sequence
@@ -21,9 +23,14 @@ from .batches import forced_lengths, recorded
 from .common import OURS, TRL, Row, alternate, comparison, options, prepare, report
 from .sides import make_trainer
 
+# Prompts of a step.
 PROMPTS = 2
-# Zero-shot as in this model's recipe. 8 rows of 785 tokens would take TRL 20 GB; 4, which tears our groups in two,
-# take it 10.
+
+# How far the mean length of completions may be from the forced one.
+LENGTH_TOLERANCE = 1e-3
+
+# Zero-shot has the batch size of this model's recipe. In 4-shot TRL would need 20 GB for 8 rows of
+# 785 tokens. With 4 rows it needs 10 GB, although this splits each of our groups in two.
 ROWS = {
     "zero-shot": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2},
     "4-shot": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
@@ -36,11 +43,10 @@ TITLES = {
 
 
 def step(trainer: Any, rows: list[dict[str, Any]], lengths: Sequence[int]) -> None:
-    """One optimizer step on a batch of prompts."""
+    """Make one optimizer step on a batch of prompts."""
     with forced_lengths(trainer, lengths):
-        for _ in range(
-            trainer.args.gradient_accumulation_steps
-        ):  # the first samples for all of them
+        # The first micro-batch samples for all of them.
+        for _ in range(trainer.args.gradient_accumulation_steps):
             trainer.training_step(trainer.model, rows, None)
     trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
     trainer.optimizer.step()
@@ -49,39 +55,53 @@ def step(trainer: Any, rows: list[dict[str, Any]], lengths: Sequence[int]) -> No
 
 def compare(kind: str, model: str, repeats: int) -> Row:
     """Make both trainers, warm up on one kind of prompt, then time it."""
-    data = [{"prompt": row["messages"], "answer": row["answer"]} for row in recorded(kind)]
-    longest = max(len(ids) for row in recorded(kind) for ids in row["completion_ids"])
-    settings: dict[str, Any] = {"max_completion_length": longest, **ROWS[kind]}
-    trainers = {name: make_trainer(name, model, data, **settings) for name in (TRL, OURS)}
-    for trainer in trainers.values():
-        trainer.create_optimizer()
-    prompts = recorded(kind)[:PROMPTS]
-    lengths = [len(ids) for row in prompts for ids in row["completion_ids"]]
-    rows = [
-        {"prompt": row["messages"], "answer": row["answer"]}
-        for row in prompts
-        for _ in range(len(row["completion_ids"]))
-    ]
-    sides = {name: partial(step, trainer, rows, lengths) for name, trainer in trainers.items()}
+    data = recorded(kind)
+    trainers = make_trainers(kind, model, data)
+    lengths = []
+    rows = []
+    for recorded_prompt in data[:PROMPTS]:
+        for completion in recorded_prompt["completion_ids"]:
+            lengths.append(len(completion))
+            # A trainer's batch has one row per completion.
+            rows.append(dataset_row(recorded_prompt))
+    sides = {}
+    for name, trainer in trainers.items():
+        sides[name] = partial(step, trainer, rows, lengths)
     for warm_up in sides.values():
         warm_up()
     times = alternate(sides, repeats)
-    mean = sum(lengths) / len(lengths)
-    drawn = {
-        name: trainer._metrics["train"]["completions/mean_length"]
-        for name, trainer in trainers.items()
-    }
-    return comparison(
-        kind,
-        TITLES[kind],
-        times,
-        BARS[kind],
-        lengths=lengths,
-        equal={
-            name: all(abs(value - mean) < 1e-3 for value in values[-repeats - 1 :])
-            for name, values in drawn.items()
-        },
-    )
+    equal = {}
+    for name, trainer in trainers.items():
+        sampled = trainer._metrics["train"]["completions/mean_length"]
+        # The last values are those of the warm-up and of all repeats.
+        equal[name] = are_near(sampled[-repeats - 1 :], sum(lengths) / len(lengths))
+    return comparison(kind, TITLES[kind], times, BARS[kind], lengths=lengths, equal=equal)
+
+
+def make_trainers(kind: str, model: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a trainer with an optimizer for each side."""
+    longest = 0
+    for recorded_prompt in data:
+        longest = max(longest, *map(len, recorded_prompt["completion_ids"]))
+    settings: dict[str, Any] = {"max_completion_length": longest, **ROWS[kind]}
+    rows = list(map(dataset_row, data))
+    trainers = {}
+    for name in (TRL, OURS):
+        trainers[name] = make_trainer(name, model, rows, **settings)
+    for trainer in trainers.values():
+        # `train` makes it, and is never called here.
+        trainer.create_optimizer()
+    return trainers
+
+
+def dataset_row(recorded_prompt: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns that trainer and rewards need."""
+    return {"prompt": recorded_prompt["messages"], "answer": recorded_prompt["answer"]}
+
+
+def are_near(values: Sequence[float], expected: float) -> bool:
+    """Return whether all values are within `LENGTH_TOLERANCE` of the expected one."""
+    return all(abs(value - expected) < LENGTH_TOLERANCE for value in values)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -89,11 +109,10 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = options(__doc__, list(BARS)).parse_args(given)
     quiet()
     prepare(arguments)
-    report(
-        "step",
-        [compare(kind, arguments.model, arguments.repeats) for kind in arguments.rows],
-        arguments,
-    )
+    rows = []
+    for kind in arguments.rows:
+        rows.append(compare(kind, arguments.model, arguments.repeats))
+    report("step", rows, arguments)
 
 
 if __name__ == "__main__":

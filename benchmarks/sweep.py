@@ -1,9 +1,9 @@
-"""The update against prompt length and group size: `results/sweep.json`, which plot.py draws.
+"""Time the update for several prompt lengths and group sizes; plot.py draws the results.
 
     python -m benchmarks.sweep [--repeats 2] [--threads 1] [--model PATH]
 
-One group per update: P in 32, 128, 512 at G = 8 with C ≤ 128, and G in 2, 4, 8, 16 at P = 256 with C ≤ 64. Shorter
-there, because TRL keeps the activations of every padded token: at G = 16 about 17 GB with a 135M model, not 20.
+Every update has one group: P = 32, 128, 512 with G = 8 and C ≤ 128, and G = 2, 4, 8, 16 with
+P = 256 and C ≤ 64. The results go to `results/sweep.json`.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,24 @@ from grpo_hf.runs.program import quiet
 from .common import options, prepare, report
 from .update import Case, compare, trainers_for
 
-PROMPTS, SIZES = (32, 128, 512), (2, 4, 8, 16)
-CASES = [
-    *(Case(f"P{prompt}", f"P={prompt}, C≤128, G=8", prompt=prompt) for prompt in PROMPTS),
-    *(
-        Case(f"G{size}", f"P=256, C≤64, G={size}", prompt=256, longest=64, size=size)
-        for size in SIZES
-    ),
-]
+PROMPT_LENGTHS = (32, 128, 512)
+GROUP_SIZES = (2, 4, 8, 16)
+
+
+def make_cases() -> list[Case]:
+    """Return the cases of the sweep."""
+    cases = []
+    for prompt in PROMPT_LENGTHS:
+        cases.append(Case(f"P{prompt}", f"P={prompt}, C≤128, G=8", prompt=prompt))
+    for size in GROUP_SIZES:
+        # Shorter sequences than above, because TRL keeps the activations of every padded token: at
+        # G = 16 it needs about 17 GB with a model of 135M weights, instead of 20.
+        title = f"P=256, C≤64, G={size}"
+        cases.append(Case(f"G{size}", title, prompt=256, longest=64, size=size))
+    return cases
+
+
+CASES = make_cases()
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -28,13 +38,16 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = options(__doc__, [case.name for case in CASES], repeats=2).parse_args(given)
     quiet()
     prepare(arguments)
+    # The picture has no line for prefix-grouper.
     trainers = trainers_for(arguments.model, peer=False)
     rows = []
-    for case in (case for case in CASES if case.name in arguments.rows):
-        rows.append(
-            {**compare(case, trainers, arguments.repeats), "prompt": case.prompt, "size": case.size}
-        )
-        print(f"{case.title}: {rows[-1]['value']:.2f} times TRL")
+    for case in CASES:
+        if case.name not in arguments.rows:
+            continue
+        row = compare(case, trainers, arguments.repeats)
+        # The x axes of the picture.
+        rows.append({**row, "prompt": case.prompt, "size": case.size})
+        print(f"{case.title}: {row['value']:.2f} times TRL")
     report("sweep", rows, arguments)
 
 

@@ -1,15 +1,22 @@
-"""Grade-school mathematics with GRPO: a question, G answers, a reward for the right number, a LoRA adapter at the end.
+"""Train on grade-school mathematics with GRPO, from a question to a LoRA adapter.
 
-    accelerate launch recipes/gsm8k.py                                      # Qwen2.5-0.5B-Instruct, GSM8K, from the Hub
-    accelerate launch recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml     # embedded model and problems, offline
-    accelerate launch recipes/gsm8k.py --model_name_or_path ./model --dataset_path ./gsm8k   # local folders, offline
+    # Qwen2.5-0.5B-Instruct and GSM8K from the Hub
+    accelerate launch recipes/gsm8k.py
+    # embedded model and problems, offline
+    accelerate launch recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml
+    # local folders, offline
+    accelerate launch recipes/gsm8k.py --model_name_or_path ./model --dataset_path ./gsm8k
 
-For every question the policy writes a group of answers. Each is rewarded, an answer's advantage is how far its reward
-lies above the mean of its group in units of the group's deviation, and the policy moves towards the answers above the
-mean while a KL term holds it near the frozen base (DeepSeekMath, arXiv 2402.03300, section 4.1). At the end base and
-adapter answer the same held-out questions.
+The policy samples a group of completions for every question. A reward says whether the final number
+of a completion is right. The advantage of a completion is its reward minus the group's mean, in
+units of the group's standard deviation. The policy moves towards completions with a positive
+advantage, while a KL term keeps it near the frozen base. At the end, base and adapter answer
+the same held-out questions.
 
-Every setting of the YAML file is also a flag: --learning_rate 2e-6, --num_generations 16, --load_in_4bit, ...
+Every setting of the YAML file is also a flag: --learning_rate 2e-6, --num_generations 16,
+--load_in_4bit, ...
+
+Source: DeepSeekMath (arXiv 2402.03300), section 4.1.
 """
 
 import sys
@@ -28,9 +35,8 @@ def main(arguments: Sequence[str]) -> None:
 
     with exit_on_error():
         recipe = read_recipe(arguments, default=HERE / "gsm8k.yaml")
-        from grpo_hf.runs.train import (
-            train,
-        )  # takes seconds: only after the settings are known to be right
+        # This import takes seconds. It stands here so that a wrong setting is reported before it.
+        from grpo_hf.runs.train import train
 
         train(recipe)
 

@@ -1,19 +1,27 @@
-"""Iterative GRPO with a reward model on the policy's own base (DeepSeekMath, arXiv 2402.03300, algorithm 1).
+"""Train with iterative GRPO and a reward model on the policy's own base.
 
-    python recipes/iterative.py --config recipes/iterative_tiny.yaml      # embedded model and problems, offline, a CPU
-    accelerate launch recipes/iterative.py                                # Qwen2.5-0.5B-Instruct, GSM8K, from the Hub
+    # embedded model and problems, offline, a CPU
+    python recipes/iterative.py --config recipes/iterative_tiny.yaml
+    # Qwen2.5-0.5B-Instruct and GSM8K from the Hub
+    accelerate launch recipes/iterative.py
 
-    iteration 0        samples of the policy, judged by the first reward, train r_φ
-    iteration 1, 2 …   the policy becomes its own reference; --max_steps of GRPO on what r_φ says;
-                       samples of the new policy train r_φ on, a tenth of the pairs replayed from earlier iterations
+    iteration 0         The first reward compares samples of the policy. The reward model r_φ is
+                        trained on these pairs.
+    iteration 1, 2 ...  The reference becomes a copy of the policy. GRPO runs for --max_steps with
+                        r_φ as reward. r_φ is trained further on samples of the new policy; a tenth
+                        of the pairs is replayed from earlier iterations.
 
-Policy, reference and reward model are three adapters on one frozen base. The rewards of the recipe are judges here: the
-first says which of two samples is better, to r_φ, and all are logged in training with the weights of `reward_weights`,
-by default 0. So `rewards/gsm8k/mean` beside `rewards/reward_model/mean` shows whether what r_φ pays for is true.
+Policy, reference and reward model are three adapters on one frozen base. The rewards of the recipe
+act as judges: the first one says which of two samples is better, to train r_φ. All of them are also
+logged in training, with the weights `reward_weights`, by default 0. So a comparison of
+`rewards/gsm8k/mean` with `rewards/reward_model/mean` shows whether r_φ rewards correct completions.
 
-Run it again after an interruption: what is finished is not done again, and it ends where it would have ended. With more
-`--iterations` it goes on. Every other setting is that of recipes/gsm8k.py, but for `--process_reward`, and rewards have
-no weight of their own.
+After an interruption, run the same command again: finished work is not repeated, and the result is
+the same as without the interruption. With more --iterations a finished run continues. The other
+settings are those of recipes/gsm8k.py, with two exceptions: there is no --process_reward, and a
+reward cannot have a weight of its own.
+
+Source: DeepSeekMath (arXiv 2402.03300), algorithm 1.
 """
 
 import argparse
@@ -27,53 +35,40 @@ from grpo_hf.errors import ConfigError
 from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
-ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
+
+# The greedy completions of an iteration's policy, in its folder.
+ANSWERS = "answers.jsonl"
+
+# The settings of a run, in its output folder.
+SETTINGS = "settings.json"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the iterations that are not finished, and show what each of them brought."""
+    """Run the iterations that are not finished, and show the accuracy after each iteration."""
     quiet()
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--iterations", type=int, default=2)
-    flags.add_argument("--collect_prompts", type=int, default=256)
-    flags.add_argument("--collect_samples", type=int, default=8)
-    flags.add_argument("--pairs_per_prompt", type=int, default=8)
-    flags.add_argument("--replay", type=float, default=0.1)
-    flags.add_argument("--reward_learning_rate", type=float, default=2e-5)
-    flags.add_argument("--reward_epochs", type=int, default=1)
-    flags.add_argument("--reward_batch_size", type=int, default=8)
-    settings, rest = flags.parse_known_args(arguments)
-    if {"-h", "--help"} & set(rest):
-        print(f"{__doc__}\n{flags.format_help()}\nand those of recipes/gsm8k.py:\n")
+    parser = flags()
+    settings, recipe_flags = parser.parse_known_args(arguments)
+    # `read_recipe` prints the help of the other flags, and ends the program.
+    if "-h" in recipe_flags or "--help" in recipe_flags:
+        print(f"{__doc__}\n{parser.format_help()}\nand those of recipes/gsm8k.py:\n")
     with exit_on_error():
         from grpo_hf.runs.recipe import read_recipe
 
-        recipe = read_recipe(rest, default=HERE / "iterative.yaml")
+        recipe = read_recipe(recipe_flags, default=HERE / "iterative.yaml")
+        # These imports take seconds. They stand here so that a wrong flag is reported before them.
         from accelerate import PartialState
 
-        from grpo_hf.reward_models.fit import FitSettings
         from grpo_hf.runs import preflight
         from grpo_hf.runs import train as run
-        from grpo_hf.runs.iterative import Continued, IterativeGRPO, check
+        from grpo_hf.runs.iterative import IterativeGRPO, check
 
-        continued = Continued(
-            prompts=settings.collect_prompts,
-            samples=settings.collect_samples,
-            pairs=settings.pairs_per_prompt,
-            replay=settings.replay,
-            fit=FitSettings(
-                learning_rate=settings.reward_learning_rate,
-                epochs=settings.reward_epochs,
-                batch_size=settings.reward_batch_size,
-            ),
-        )
+        continued = continued_settings(settings)
         check(recipe.training)
         check_settings(recipe, settings)
         task = preflight.check_task(recipe)
-        recipe.training.reward_weights = [
-            1.0,
-            *weights_of(task.rewards, recipe.training.reward_weights),
-        ]
+        # `IterativeGRPO` puts r_φ, with weight 1, in front of the recipe's rewards.
+        judge_weights = weights_of(task.rewards, recipe.training.reward_weights)
+        recipe.training.reward_weights = [1.0, *judge_weights]
         prompts = run.prompts_of(recipe, task)
         loop = IterativeGRPO(
             run.policy_of(recipe),
@@ -91,58 +86,115 @@ def main(arguments: Sequence[str]) -> None:
         PartialState().destroy_process_group()
 
 
-def given_to(recipe: Any, settings: argparse.Namespace) -> dict[str, Any]:
-    """What a run is begun with, as JSON has it; the number of iterations may grow."""
-    own = {name: value for name, value in vars(settings).items() if name != "iterations"}
+def flags() -> argparse.ArgumentParser:
+    """Return a parser for the flags of this program; other flags go to the recipe."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--iterations", type=int, default=2)
+    parser.add_argument("--collect_prompts", type=int, default=256)
+    parser.add_argument("--collect_samples", type=int, default=8)
+    parser.add_argument("--pairs_per_prompt", type=int, default=8)
+    parser.add_argument("--replay", type=float, default=0.1)
+    parser.add_argument("--reward_learning_rate", type=float, default=2e-5)
+    parser.add_argument("--reward_epochs", type=int, default=1)
+    parser.add_argument("--reward_batch_size", type=int, default=8)
+    return parser
+
+
+def continued_settings(settings: argparse.Namespace) -> Any:
+    """Return the settings of the reward model's training."""
+    from grpo_hf.reward_models.fit import FitSettings
+    from grpo_hf.runs.iterative import Continued
+
+    return Continued(
+        prompts=settings.collect_prompts,
+        samples=settings.collect_samples,
+        pairs=settings.pairs_per_prompt,
+        replay=settings.replay,
+        fit=FitSettings(
+            learning_rate=settings.reward_learning_rate,
+            epochs=settings.reward_epochs,
+            batch_size=settings.reward_batch_size,
+        ),
+    )
+
+
+def settings_of(recipe: Any, settings: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that a run must not change, as JSON represents them."""
+    own = vars(settings).copy()
+    # The number of iterations may grow.
+    del own["iterations"]
+    # Through JSON and back, so that the result can be compared with that of a file.
     return json.loads(json.dumps({**own, **recipe.given}, default=str))
 
 
 def check_settings(recipe: Any, settings: argparse.Namespace) -> None:
-    """Refuse to go on with anything else than what the run was begun with."""
-    file, given = Path(recipe.training.output_dir) / SETTINGS, given_to(recipe, settings)
-    begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else given
-    if different := sorted(name for name in {*begun, *given} if begun.get(name) != given.get(name)):
-        name = different[0]
-        raise ConfigError(
-            f"{file.parent} was begun with {name} {begun.get(name)!r}, and this is {given.get(name)!r}. Go on with the "
-            "settings that it has, or give another --output_dir."
-        )
+    """Check that a run continues with the settings that it began with.
+
+    Raises:
+        ConfigError: a setting is different.
+    """
+    file = Path(recipe.training.output_dir) / SETTINGS
+    # A new run has no file yet.
+    if not file.exists():
+        return
+    old = json.loads(file.read_text(encoding="utf-8"))
+    new = settings_of(recipe, settings)
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            raise ConfigError(
+                f"{file.parent} was begun with {name} {old.get(name)!r}, "
+                f"and this is {new.get(name)!r}. Go on with the settings that it has, "
+                "or give another --output_dir."
+            )
 
 
 def keep_settings(recipe: Any, settings: argparse.Namespace) -> None:
-    """Write down what the run is begun with, once it is known to work."""
+    """Write the settings of a run to its folder, after all checks have passed."""
     from accelerate import PartialState
 
     from grpo_hf.runs.iterative import write_whole
 
+    # All processes share the folder, and only one may write.
     if PartialState().is_main_process:
-        text = json.dumps(given_to(recipe, settings), indent=2)
+        text = json.dumps(settings_of(recipe, settings), indent=2)
         write_whole(Path(recipe.training.output_dir) / SETTINGS, text + "\n")
 
 
-def weights_of(rewards: Sequence[Any], given: Sequence[float] | None) -> list[float]:
-    """The weights of the rewards beside r_φ, which are judges unless told otherwise."""
-    own = next((reward for reward in rewards if reward.settings.weight is not None), None)
-    if own is not None:
-        raise ConfigError(
-            f"{own.spec} has a weight of its own; here rewards are judges beside r_φ. Leave the weight out, and give "
-            "--reward_weights, one for each reward, to train on them as well."
-        )
-    return list(given or [0.0] * len(rewards))
+def weights_of(rewards: Sequence[Any], weights: Sequence[float] | None) -> list[float]:
+    """Return the weights of the recipe's rewards, by default 0.
+
+    With weights of 0, r_φ alone trains the policy.
+
+    Raises:
+        ConfigError: a reward has a weight of its own.
+    """
+    for reward in rewards:
+        if reward.settings.weight is not None:
+            raise ConfigError(
+                f"{reward.spec} has a weight of its own; here rewards are judges beside r_φ. "
+                "Leave the weight out, and give --reward_weights, one for each reward, "
+                "to train on them as well."
+            )
+    return list(weights or [0.0] * len(rewards))
 
 
 def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) -> None:
-    """Print the accuracy of each iteration's policy on the held-out prompts, and what its reward model is worth."""
+    """Print the accuracy of every iteration's policy and of its reward model.
+
+    The policies answer the held-out prompts. The accuracy of a reward model is the share of fresh
+    pairs that it ranks correctly, before it has been trained on them.
+    """
     from accelerate import PartialState
     from rich.console import Console
     from rich.table import Table
 
-    from grpo_hf.evaluation.answers import judging, right_answers
-    from grpo_hf.evaluation.statistics import accuracy
+    from grpo_hf.evaluation.answers import judging
 
-    answers = [
-        answered(loop, number, [row["prompt"] for row in rows]) for number in range(iterations + 1)
-    ]
+    prompts = [row["prompt"] for row in rows]
+    answers = []
+    for number in range(iterations + 1):
+        answers.append(answered(loop, number, prompts))
+    # All processes take part in the answers; one of them prints.
     if not PartialState().is_main_process:
         return
     table = Table(
@@ -151,46 +203,53 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
     for column in ("iteration", "right", "accuracy", "95% interval", "r_φ", "pairs", "replayed"):
         table.add_column(column, justify="right")
     with judging([reward], loop.args) as (judge,):
-        shares = [
-            accuracy([bool(mark) for mark in right_answers(judge, rows, texts)])
-            for texts in answers
-        ]
-    for number, share in enumerate(shares):
-        report = json.loads(
-            (loop.folder / f"iteration-{number}" / "report.json").read_text(encoding="utf-8")
-        )
-        ranked = report["before"]["accuracy"]
-        table.add_row(
-            str(number),
-            f"{share.right}/{share.total}",
-            f"{share.value:.3f}",
-            f"{share.low:.3f} to {share.high:.3f}",
-            f"{ranked['right'] / ranked['total']:.3f}"
-            if number
-            else "",  # before, it has learned from none
-            str(report["pairs"]),
-            str(report["replayed"]),
-        )
-    Console(highlight=False).print(table)
-    Console(highlight=False).print(
-        f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True
-    )
+        for number, texts in enumerate(answers):
+            table.add_row(*iteration_cells(loop, number, judge, rows, texts))
+    console = Console(highlight=False)
+    console.print(table)
+    # In one piece, so that the path can be copied.
+    console.print(f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True)
+
+
+def iteration_cells(
+    loop: Any, number: int, judge: Any, rows: list[dict[str, Any]], texts: list[str]
+) -> list[str]:
+    """Return the cells of the table for one iteration."""
+    from grpo_hf.evaluation.answers import right_answers
+    from grpo_hf.evaluation.statistics import accuracy
+
+    share = accuracy(list(map(bool, right_answers(judge, rows, texts))))
+    file = loop.folder / f"iteration-{number}" / "report.json"
+    report = json.loads(file.read_text(encoding="utf-8"))
+    ranked = report["before"]["accuracy"]
+    return [
+        str(number),
+        f"{share.right}/{share.total}",
+        f"{share.value:.3f}",
+        f"{share.low:.3f} to {share.high:.3f}",
+        # Before iteration 0 the reward model has not been trained at all.
+        f"{ranked['right'] / ranked['total']:.3f}" if number > 0 else "",
+        str(report["pairs"]),
+        str(report["replayed"]),
+    ]
 
 
 def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
-    """The greedy answers of an iteration's policy, by all processes, or those of an earlier call."""
+    """Return the greedy completions of an iteration's policy.
+
+    All processes share the work. The result is kept in a file, and later calls read it.
+    """
     from accelerate import PartialState
 
     from grpo_hf.evaluation.answers import greedy_completions
     from grpo_hf.runs.checkpoints import load_policy
     from grpo_hf.runs.iterative import write_whole
 
-    place = loop.folder / f"iteration-{number}"
-    if (place / ANSWERS).exists():
-        return [
-            json.loads(line) for line in (place / ANSWERS).read_text(encoding="utf-8").splitlines()
-        ]
-    load_policy(loop.model, place / "policy")
+    folder = loop.folder / f"iteration-{number}"
+    file = folder / ANSWERS
+    if file.exists():
+        return list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
+    load_policy(loop.model, folder / "policy")
     texts = greedy_completions(
         loop.model,
         loop.tokenizer,
@@ -200,7 +259,9 @@ def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
         template_options=loop.args.chat_template_kwargs,
     )
     if PartialState().is_main_process:
-        write_whole(place / ANSWERS, "".join(json.dumps(text) + "\n" for text in texts))
+        lines = [json.dumps(text) + "\n" for text in texts]
+        # An interrupted write must not leave a part of the file, which the next call would read.
+        write_whole(file, "".join(lines))
     return texts
 
 

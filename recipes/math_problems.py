@@ -1,14 +1,20 @@
-"""Competition mathematics with GRPO: MATH's problems, a reward for an answer that means the same as the gold one.
+"""Train on competition mathematics (MATH) with GRPO; the reward compares answers by their meaning.
 
-    accelerate launch recipes/math_problems.py                           # Qwen2.5-1.5B-Instruct on MATH, from the Hub
-    accelerate launch recipes/math_problems.py --dataset_path ./math     # local rows with problem and answer
-    accelerate launch recipes/math_problems.py --dataset_path ./math --columns answer=solution   # of another name
+    # Qwen2.5-1.5B-Instruct on MATH, from the Hub
+    accelerate launch recipes/math_problems.py
+    # local rows with the columns problem and answer
+    accelerate launch recipes/math_problems.py --dataset_path ./math
+    # local rows whose answer has another name
+    accelerate launch recipes/math_problems.py --dataset_path ./math --columns answer=solution
 
-As in recipes/gsm8k.py, with two differences. An answer is an expression, not a number, so it is compared by meaning
-(`math`: 1/2 and 0.5 are the same answer). And the model thinks in one pair of tags and answers in another, which earns
-a tenth of a right answer (`think_format`; DeepSeek-R1, arXiv 2501.12948, table 1).
+The algorithm is that of recipes/gsm8k.py, with two differences:
 
-The file is not called math.py because Python would then import it in the place of its own `math`.
+- An answer is an expression, not a number. The reward `math` compares answers by their meaning: 1/2
+  and 0.5 are the same answer.
+- The model reasons in one pair of tags and answers in another. The reward `think_format` checks the
+  tags and has a tenth of the weight of a right answer (DeepSeek-R1, arXiv 2501.12948, table 1).
+
+The file is not called math.py, because Python would import it instead of its own module `math`.
 """
 
 import sys
@@ -27,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
 
     with exit_on_error():
         recipe = read_recipe(arguments, default=HERE / "math_problems.yaml")
+        # This import takes seconds. It stands here so that a wrong setting is reported before it.
         from grpo_hf.runs.train import train
 
         train(recipe)

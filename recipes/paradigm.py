@@ -1,28 +1,36 @@
-"""The unified paradigm: SFT, RFT, DPO, online RFT, PPO and GRPO side by side (arXiv 2402.03300, section 5.2).
+"""The unified paradigm: compare SFT, RFT, DPO, online RFT, PPO and GRPO under one token budget.
 
-    python recipes/paradigm.py --method all --seeds 0 1 2 3 4    # embedded model and problems, offline, on one core
+    python recipes/paradigm.py --method all --seeds 0 1 2 3 4    # embedded model, offline, one core
     python recipes/paradigm.py --method grpo --seeds 0
-    python recipes/paradigm.py --plot                            # table and figures of the results that are there
+    python recipes/paradigm.py --plot                            # show the results on disk
 
-Every method climbs the gradient of equation 5, E[1/|o| Σ_t GC ∇ log π_θ(o_t | q, o_<t)]; they differ in where the
-outputs o come from, and in the coefficient GC.
+Every method follows the gradient of equation 5, E[1/|o| Σ_t GC ∇ log π_θ(o_t | q, o_<t)]. The
+methods differ in the source of the outputs o and in the gradient coefficient GC.
 
-    sft            gold workings                        1
-    rft            right samples of the base            1
-    dpo            right and wrong samples of the base  more where the policy tells them apart less (table 10)
-    online_rft     samples of the policy                1 if right, else 0         advantage_estimator "reward", β = 0
-    ppo            samples of the policy                advantage by a critic      advantage_estimator "gae"
-    grpo           samples of the policy                advantage in the group
-    grpo_process   samples of the policy                advantages of steps        process_reward "monte_carlo(n=2)"
+    method         outputs o                            GC
+    sft            gold solutions                       1
+    rft            correct samples of the base          1
+    dpo            correct and wrong base samples       small for pairs the policy can tell apart
+    online_rft     samples of the policy                1 if correct, else 0
+    ppo            samples of the policy                advantage from a critic
+    grpo           samples of the policy                advantage within the group
+    grpo_process   samples of the policy                advantage of every step
 
-Methods of a seed share the cold-started base, training prompts in one order, the reward, LoRA's settings, held-out
-problems, and the budget: --budget tokens, of which each counts that a model sampled (rollouts, continuations for step
-values, samples to learn from) or that is read in a demonstration. A method ends when its budget is spent. RFT and DPO
-spend it before their first update, and then see what they can learn from --epochs times.
+DPO's coefficient is in table 10 of the paper. The flags of the last four methods are in `ONLINE`.
 
-A pair of seed and method leaves a JSON file in --output_dir, and is not run again. Learning rates are --learning_rate
-times RATES: for each method powers of two were tried until the accuracy at the end of its budget fell on both sides of
-the best, on seed 100 alone.
+All methods of one seed share the base (after its cold start), the training prompts and their
+order, the reward, the LoRA settings, the held-out prompts and the budget. The budget (--budget) is
+a number of tokens. A token counts when a model samples it (in rollouts, in continuations that value
+a step, in training samples) or when a method reads it in a demonstration. A method ends when its
+budget is spent. RFT and DPO spend the budget before their first update, then train on the samples
+for --epochs epochs.
+
+Every pair of seed and method writes one JSON file into --output_dir. A pair with a file is not run
+again. The learning rate of a method is --learning_rate times its entry in `RATES`. The entries are
+powers of two, tuned on seed 100 only: for each method, values were tried until the final accuracy
+was lower on both sides of the best value.
+
+Source: DeepSeekMath (arXiv 2402.03300), section 5.2.
 """
 
 import argparse
@@ -32,7 +40,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -41,12 +49,15 @@ from grpo_hf.errors import DataError, OutputExistsError
 from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
+
+# The methods that sample from the policy while they train, each with its flags for GRPOTrainer.
 ONLINE = {
     "online_rft": ("--advantage_estimator", "reward", "--beta", "0"),
     "ppo": ("--advantage_estimator", "gae"),
     "grpo": (),
     "grpo_process": ("--process_reward", "monte_carlo(n=2)", "--reward_weights", "0", "1"),
 }
+# Factors of the learning rate; the text at the top says how they were found.
 RATES = {
     "sft": 4.0,
     "rft": 2.0,
@@ -56,65 +67,87 @@ RATES = {
     "grpo": 1.0,
     "grpo_process": 2.0,
 }
+# Pairs of methods that differ in one respect: the source of the samples, the baseline, and the
+# supervision of steps.
 DIFFERENCES = (("online_rft", "rft"), ("grpo", "online_rft"), ("grpo_process", "grpo"))
-PROMPTS = 16  # that the base is asked at a time
-T_95 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-)  # Student's, for 2 to 10 values
 
-Results = dict[str, dict[int, dict[str, Any]]]  # of a method, by seed
+# Settings that the offline trainers (SFT, DPO) take over from the recipe, so that they train in the
+# same way as the online methods.
+SHARED_SETTINGS = (
+    "output_dir",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "per_device_train_batch_size",
+    "gradient_checkpointing",
+    "bf16",
+    "use_cpu",
+    "seed",
+    "report_to",
+    "save_strategy",
+)
+
+# Prompts per batch when the base is sampled.
+PROMPTS = 16
+
+# Two-sided 95% quantiles of Student's t distribution for 1 to 9 degrees of freedom (2 to 10 seeds),
+# and the quantile of the normal distribution for more.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+Z_95 = 1.96
+
+# Figure 5 interpolates the curves at this many equal intervals of the budget.
+GRID_INTERVALS = 16
+
+# Figure 7 shows k = 1, 2, 4, ..., as far as there are samples, up to this k.
+LARGEST_K = 32
+
+# The result of every seed, by method.
+Results = dict[str, dict[int, dict[str, Any]]]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the pairs of seed and method that are missing, and show what is there."""
+    """Run the missing pairs of seed and method, then show all results on disk."""
     quiet()
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--method", nargs="+", choices=[*RATES, "all"], default=["all"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--budget", type=int, default=200_000)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--points", type=int, default=8)  # of a curve
-    parser.add_argument("--samples", type=int, default=32)  # of a problem, for pass@k and maj@k
-    parser.add_argument("--sampled_problems", type=int, default=100)
-    parser.add_argument("--plot", action="store_true")
-    settings, rest = parser.parse_known_args(arguments)
+    settings, recipe_flags = flags().parse_known_args(arguments)
     methods = list(RATES) if "all" in settings.method else settings.method
     with exit_on_error():
         from transformers.utils import logging
 
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        out = Path(read(rest).training.output_dir)
-        if settings.plot:
-            settings.seeds = []
-        else:
-            claim(out, {**vars(settings), "method": None, "seeds": None, "flags": rest})
-        for seed in settings.seeds:
-            folder = out / f"seed{seed}"
-            missing = [
-                name for name in ("base", *methods) if not (folder / f"{name}.json").exists()
-            ]
-            start = Start.of(folder, ("--seed", str(seed), *rest), settings) if missing else None
-            for name in missing:
-                run(start, name)
+        out = Path(read(recipe_flags).training.output_dir)
+        if not settings.plot:
+            # The methods and seeds may differ between calls, because each pair has its own file.
+            claim(out, {**vars(settings), "method": None, "seeds": None, "flags": recipe_flags})
+            for seed in settings.seeds:
+                seed_flags = ("--seed", str(seed), *recipe_flags)
+                run_missing(out / f"seed{seed}", ("base", *methods), seed_flags, settings)
         results = read_results(out)
         show(results)
         draw(results, out)
 
 
+def flags() -> argparse.ArgumentParser:
+    """Return a parser for the flags of this program; other flags go to the recipe."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method", nargs="+", choices=[*RATES, "all"], default=["all"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--budget", type=int, default=200_000)
+    parser.add_argument("--epochs", type=int, default=2)
+    # Measured points of a learning curve.
+    parser.add_argument("--points", type=int, default=8)
+    # Samples per held-out prompt, for pass@k and maj@k.
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--sampled_problems", type=int, default=100)
+    parser.add_argument("--plot", action="store_true")
+    return parser
+
+
 def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Let a folder hold the results of one set of settings only.
+    """Reserve a folder for the results of one set of settings.
 
     Raises:
-        OutputExistsError: it holds those of others.
+        OutputExistsError: the folder holds results of other settings.
     """
     file = out / "settings.json"
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != settings:
@@ -126,124 +159,186 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def read(flags: Sequence[str]) -> Any:
-    """The settings of one run."""
+    """Return the settings of one run."""
     from grpo_hf.runs.recipe import read_recipe
 
     return read_recipe(flags, default=HERE / "paradigm_tiny.yaml")
 
 
+def run_missing(
+    folder: Path, names: Sequence[str], flags: tuple[str, ...], settings: argparse.Namespace
+) -> None:
+    """Run the methods of one seed that have no result in its folder yet."""
+    missing = []
+    for name in names:
+        if not (folder / f"{name}.json").exists():
+            missing.append(name)
+    # The cold start takes a while; a seed with all results does not need it.
+    if not missing:
+        return
+    start = Start.of(folder, flags, settings)
+    for name in missing:
+        run(start, name)
+
+
 @dataclass(frozen=True)
 class Start:
-    """What all methods of a seed begin with."""
+    """Start is what all methods of one seed share: base, prompts, reward and settings."""
 
     folder: Path
     flags: tuple[str, ...]
-    training: Any  # read once: new settings make accelerate forget the device, so there are none beside a trainer
+    # These settings are read once and kept. Creating new training settings resets accelerate's
+    # global state, device included, which must not happen while a trainer uses it.
+    training: Any
     prompts: Any
     reward: Any
     settings: argparse.Namespace
 
     @classmethod
     def of(cls, folder: Path, flags: tuple[str, ...], settings: argparse.Namespace) -> "Start":
-        """Check the task, and cold-start the base, or find that it was."""
+        """Check the task, and cold-start the base unless an earlier run left its checkpoint."""
         from grpo_hf.runs.preflight import check_model, check_task
         from grpo_hf.runs.train import cold_started
 
         recipe = read([*flags, "--output_dir", str(folder / "base")])
         task = check_task(recipe)
-        base = recipe.model.model_name_or_path = cold_started(recipe)
-        flags = (*flags, "--model_name_or_path", base, "--cold_start_steps", "0")
+        base = cold_started(recipe)
+        recipe.model.model_name_or_path = base
+        # The checkpoint has had its cold start, so the methods must not ask for another one.
+        base_flags = ("--model_name_or_path", base, "--cold_start_steps", "0")
         return cls(
-            folder, flags, recipe.training, check_model(recipe, task), task.rewards[0], settings
+            folder,
+            (*flags, *base_flags),
+            recipe.training,
+            check_model(recipe, task),
+            task.rewards[0],
+            settings,
         )
 
     def recipe(self, name: str) -> Any:
-        """The settings of a method's run."""
+        """Return the settings of a method's run."""
         recipe = read([*self.flags, "--output_dir", str(self.folder / name), *ONLINE.get(name, ())])
         recipe.training.learning_rate *= RATES.get(name, 1.0)
         return recipe
 
     def right(self, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> list[bool]:
-        """Whether each answer gets the reward's full mark."""
+        """Return for each completion whether it gets the reward's full mark."""
         from grpo_hf.evaluation.answers import right_answers
         from grpo_hf.scoring.scored_reward import ScoredReward
 
-        return [bool(right) for right in right_answers(ScoredReward(self.reward), rows, texts)]
+        return list(map(bool, right_answers(ScoredReward(self.reward), rows, texts)))
 
     def accuracy(self, model: Any) -> float:
-        """The share of held-out problems that the model's greedy answers solve."""
+        """Return the share of held-out prompts that the model's greedy completions solve."""
         from grpo_hf.evaluation.answers import greedy_completions
 
         rows = self.prompts.held_out.to_list()
-        asked, longest = [row["prompt"] for row in rows], self.training.max_completion_length
         texts = greedy_completions(
-            model, self.prompts.tokenizer, asked, max_new_tokens=longest, batch_size=len(rows)
+            model,
+            self.prompts.tokenizer,
+            prompts_of(rows),
+            max_new_tokens=self.training.max_completion_length,
+            batch_size=len(rows),
         )
         return mean(self.right(rows, texts))
 
     def sample(
         self, model: Any, rows: Sequence[dict[str, Any]], count: int, seed: int
     ) -> list[list[tuple[str, bool]]]:
-        """Answers to each prompt, sampled as in training, and whether they are right."""
+        """Sample `count` completions of each prompt as in training; say which are correct."""
         from grpo_hf.evaluation.answers import sampled_completions
         from grpo_hf.rollout.sampling import sampling_of
 
         groups = sampled_completions(
             model,
             self.prompts.tokenizer,
-            [row["prompt"] for row in rows],
+            prompts_of(rows),
             count,
             sampling=sampling_of(self.training),
             seed=seed,
             max_new_tokens=self.training.max_completion_length,
             batch_size=PROMPTS,
         )
-        flat = [text for group in groups for text in group]
-        marks = iter(self.right([row for row in rows for _ in range(count)], flat))
-        return [[(text, next(marks)) for text in group] for group in groups]
+        # The reward takes one row per completion.
+        row_of_text = []
+        texts = []
+        for row, group in zip(rows, groups, strict=True):
+            row_of_text += [row] * count
+            texts += group
+        judged = zip(texts, self.right(row_of_text, texts), strict=True)
+        judged_groups = []
+        for _ in rows:
+            judged_groups.append(list(islice(judged, count)))
+        return judged_groups
 
     def tokens(self, text: str) -> int:
-        """Tokens of an answer, with the one that ends it."""
+        """Return the number of tokens of a completion, its end-of-sequence token included."""
         return len(self.prompts.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+
+    def group_tokens(self, group: Sequence[tuple[str, bool]]) -> int:
+        """Return the number of tokens of all completions of a group."""
+        total = 0
+        for text, _ in group:
+            total += self.tokens(text)
+        return total
+
+
+def prompts_of(rows: Sequence[dict[str, Any]]) -> list[Any]:
+    """Return the prompt of every row."""
+    return [row["prompt"] for row in rows]
 
 
 def run(start: Start, name: str) -> None:
-    """Run a method, or look at the base, and write what came of it."""
-    from grpo_hf.models.loading import load_base
-
+    """Run a method, or evaluate the base, and write the result to a file."""
     begun = time.monotonic()
-    shutil.rmtree(start.folder / name, ignore_errors=True)  # an interrupted run begins anew
+    # What an interrupted run left here cannot be resumed: its token count is lost.
+    shutil.rmtree(start.folder / name, ignore_errors=True)
     print(f"{start.folder.name}: {name}", flush=True)
-    if name == "base":
-        model = load_base(start.recipe(name).model)
-        result: dict[str, Any] = {
-            "accuracy": start.accuracy(model),
-            "sampled": sampled(start, model),
-        }
-    else:
-        trainer, tokens = online(start, name) if name in ONLINE else offline(start, name)
-        curve = follow(trainer, start, name, tokens)
-        trainer.train()
-        result = {"curve": curve, "accuracy": curve[-1]["accuracy"]}
-        if name == "grpo":
-            result["sampled"] = sampled(start, trainer.model)
+    result = evaluate_base(start) if name == "base" else train_method(start, name)
     result["seconds"] = time.monotonic() - begun
     file = start.folder / f"{name}.json"
-    file.with_suffix(".partial").write_text(json.dumps(result), encoding="utf-8")
-    file.with_suffix(".partial").rename(file)
+    # A method counts as done when its file exists, so the file must appear only when complete.
+    partial_file = file.with_suffix(".partial")
+    partial_file.write_text(json.dumps(result), encoding="utf-8")
+    partial_file.rename(file)
+
+
+def evaluate_base(start: Start) -> dict[str, Any]:
+    """Return the base's accuracy and its samples for the held-out prompts."""
+    from grpo_hf.models.loading import load_base
+
+    model = load_base(start.recipe("base").model)
+    return {"accuracy": start.accuracy(model), "sampled": sampled(start, model)}
+
+
+def train_method(start: Start, name: str) -> dict[str, Any]:
+    """Train with one method; return its learning curve and final accuracy."""
+    trainer, tokens = online(start, name) if name in ONLINE else offline(start, name)
+    curve = follow(trainer, start, name, tokens)
+    trainer.train()
+    result = {"curve": curve, "accuracy": curve[-1]["accuracy"]}
+    # Figure 7 compares only GRPO with the base.
+    if name == "grpo":
+        result["sampled"] = sampled(start, trainer.model)
+    return result
 
 
 def sampled(start: Start, model: Any) -> list[list[tuple[str, bool]]]:
-    """What samples for held-out problems come to, and whether that is right."""
+    """Sample completions of held-out prompts; return each final answer and its correctness."""
     rows = start.prompts.held_out.to_list()[: start.settings.sampled_problems]
     groups = start.sample(model, rows, start.settings.samples, seed=start.training.seed)
-    return [
-        [(text.rpartition("####")[2].strip(), right) for text, right in group] for group in groups
-    ]
+    answer_groups = []
+    for group in groups:
+        answers = []
+        for text, right in group:
+            # maj@k votes on the answer alone, which GSM8K's format puts behind ####.
+            answers.append((text.rpartition("####")[2].strip(), right))
+        answer_groups.append(answers)
+    return answer_groups
 
 
 def online(start: Start, name: str) -> tuple[Any, int | None]:
-    """A trainer that samples as it goes; its tokens are counted on the way."""
+    """Return a trainer that samples during training; None says its token cost is not known yet."""
     from trl import get_peft_config
 
     from grpo_hf import GRPOTrainer
@@ -259,12 +354,17 @@ def online(start: Start, name: str) -> tuple[Any, int | None]:
         processing_class=start.prompts.tokenizer,
         peft_config=get_peft_config(recipe.model),
     )
+    # One line per step of every run would hide the few lines that this program prints.
     trainer.remove_callback(ProgressLine)
     return trainer, None
 
 
 def offline(start: Start, name: str) -> tuple[Any, int]:
-    """A trainer for a fixed set of answers, and what that set has cost."""
+    """Return a trainer on a fixed set of completions, and the number of tokens that they cost.
+
+    Raises:
+        DataError: there is nothing to learn from.
+    """
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, get_peft_config
@@ -274,28 +374,20 @@ def offline(start: Start, name: str) -> tuple[Any, int]:
     rows, tokens = demonstrations(start) if name == "sft" else samples_of_base(start, name)
     if not rows:
         raise DataError(
-            f"{name}: no sample of the base to learn from. Give more --cold_start_steps or --budget."
+            f"{name}: no sample of the base to learn from. "
+            "Give more --cold_start_steps or --budget."
         )
     recipe = start.recipe(name)
-    trainer_class, config_class = (
-        (DPOTrainer, DPOConfig) if name == "dpo" else (SFTTrainer, SFTConfig)
-    )
-    kept = (
-        "output_dir",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "per_device_train_batch_size",
-    )
-    kept += ("gradient_checkpointing", "bf16", "use_cpu", "seed", "report_to", "save_strategy")
+    trainer_class = DPOTrainer if name == "dpo" else SFTTrainer
+    config_class = DPOConfig if name == "dpo" else SFTConfig
     trainer = trainer_class(
         load_base(recipe.model),
         args=config_class(
-            **{setting: getattr(recipe.training, setting) for setting in kept},
+            **{setting: getattr(recipe.training, setting) for setting in SHARED_SETTINGS},
+            # SFT's rows already fill the budget, repeated if necessary: one epoch spends it.
             num_train_epochs=1 if name == "sft" else start.settings.epochs,
-            train_sampling_strategy="sequential"
-            if name == "sft"
-            else "random",  # samples of a prompt lie together
+            # The base's samples of one prompt are neighbours in `rows`, so they need shuffling.
+            train_sampling_strategy="sequential" if name == "sft" else "random",
             logging_steps=1,
             disable_tqdm=True,
         ),
@@ -303,13 +395,18 @@ def offline(start: Start, name: str) -> tuple[Any, int]:
         processing_class=start.prompts.tokenizer,
         peft_config=get_peft_config(recipe.model),
     )
+    # Without a progress bar, transformers prints every log as a dictionary.
     trainer.remove_callback(PrinterCallback)
     return trainer, tokens
 
 
 def demonstrations(start: Start) -> tuple[list[dict[str, Any]], int]:
-    """Gold workings of the training prompts, again from the first where the budget is not spent; and their tokens."""
-    rows, spent = [], 0
+    """Return gold solutions of the training prompts up to the budget, and their tokens.
+
+    The prompts start again from the first one if all of them together do not fill the budget.
+    """
+    rows = []
+    spent = 0
     for row in cycle(start.prompts.train.to_list()):
         if spent >= start.settings.budget:
             break
@@ -319,168 +416,247 @@ def demonstrations(start: Start) -> tuple[list[dict[str, Any]], int]:
 
 
 def samples_of_base(start: Start, name: str) -> tuple[list[dict[str, Any]], int]:
-    """Right samples, or for DPO pairs of a right and a wrong one; and the tokens of all that were sampled.
+    """Return training rows for RFT or DPO, and the tokens of all samples.
 
-    The methods would draw the same samples, so the second finds them; each has paid for them.
+    RFT learns the correct samples; DPO learns pairs of a correct and a wrong sample. Both methods
+    would draw the same samples, so the second one reads the file of the first. Both are charged for
+    all of the samples.
     """
     file = start.folder / "samples.json"
     if not file.exists():
         file.write_text(json.dumps(list(ask_base(start))), encoding="utf-8")
-    rows, spent = [], 0
+    rows = []
+    spent = 0
     for prompt, group in json.loads(file.read_text(encoding="utf-8")):
-        good = [answer(prompt, text) for text, right in group if right]
-        bad = [answer(prompt, text) for text, right in group if not right]
-        spent += sum(start.tokens(text) for text, _ in group)
-        if name == "rft":
-            rows += [{"prompt": prompt, "completion": text} for text in good]
-        else:
-            pairs = zip(good, bad, strict=False)  # as many as there are of the fewer
-            rows += [
-                {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-                for chosen, rejected in pairs
-            ]
+        spent += start.group_tokens(group)
+        rows += rft_rows(prompt, group) if name == "rft" else dpo_rows(prompt, group)
     return rows, spent
 
 
+def rft_rows(prompt: Any, group: Sequence[tuple[str, bool]]) -> list[dict[str, Any]]:
+    """Return one row for each correct sample of a group."""
+    rows = []
+    for text, right in group:
+        if right:
+            rows.append({"prompt": prompt, "completion": answer(prompt, text)})
+    return rows
+
+
+def dpo_rows(prompt: Any, group: Sequence[tuple[str, bool]]) -> list[dict[str, Any]]:
+    """Return pairs of a correct and a wrong sample of a group; use every sample at most once."""
+    correct = []
+    wrong = []
+    for text, right in group:
+        (correct if right else wrong).append(answer(prompt, text))
+    rows = []
+    # Not strict: the longer list's surplus has no partner.
+    for chosen, rejected in zip(correct, wrong, strict=False):
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
 def ask_base(start: Start) -> Iterator[tuple[Any, list[tuple[str, bool]]]]:
-    """A group of samples for one training prompt after the other, until the budget is spent."""
+    """Yield training prompts, each with a group of base samples, until the budget is spent."""
     from grpo_hf.models.loading import load_base
 
-    model, spent = load_base(start.recipe("base").model), 0
+    model = load_base(start.recipe("base").model)
+    spent = 0
     rows = cycle(start.prompts.train.to_list())
     while spent < start.settings.budget:
-        batch = [next(rows) for _ in range(PROMPTS)]
+        batch = list(islice(rows, PROMPTS))
+        # `spent` grows with every batch, so no two batches share a seed. A prompt that comes up
+        # again in a later round gets other samples.
         groups = start.sample(
             model, batch, start.training.num_generations, seed=start.training.seed + spent
         )
         for row, group in zip(batch, groups, strict=True):
+            # The budget can run out within a batch; the rest of the batch is then not used.
             if spent < start.settings.budget:
-                spent += sum(start.tokens(text) for text, _ in group)
+                spent += start.group_tokens(group)
                 yield row["prompt"], group
 
 
 def answer(prompt: Any, text: str) -> Any:
-    """A text in the form of the prompt: a message, or as it is."""
+    """Return a text in the prompt's format: a list with one message, or a plain string."""
     return [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
 
 
 def follow(trainer: Any, start: Start, name: str, tokens: int | None) -> list[dict[str, Any]]:
-    """Measure accuracy at some points of the way, and end a run whose tokens (None: not sampled yet) are spent.
+    """Measure the accuracy during training, and end the training when the budget is spent.
 
-    The way of a method that samples as it goes is its budget; that of the others, whose tokens are known before, their
-    updates. grpo-hf logs what a rollout has cost as `completions/mean_length` and `monte_carlo/tokens`.
+    Args:
+        tokens: what the training data cost, or None for a method that samples during training.
+
+    Returns:
+        The learning curve: a list with its first point, which grows during training.
     """
     from transformers import TrainerCallback
 
-    budget, marks = start.settings.budget, start.settings.points
-    curve = [{"share": 0.0, "updates": 0, "tokens": 0, "accuracy": start.accuracy(trainer.model)}]
-    spent = 0.0
+    curve = LearningCurve(trainer, start, name, tokens)
 
-    class Curve(TrainerCallback):
+    class EndWithBudget(TrainerCallback):
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
         ) -> None:
-            nonlocal spent
-            if name in ONLINE:
-                spent += logs.get("completions/mean_length", 0.0) * args.generation_batch_size
-                spent += logs.get("monte_carlo/tokens", 0.0)
-            share = spent / budget if tokens is None else state.global_step / state.max_steps
-            if int(share * marks) > int(curve[-1]["share"] * marks) and curve[-1]["share"] < 1:
-                point = {
-                    "share": min(share, 1.0),
-                    "updates": state.global_step,
-                    "tokens": round(tokens or spent),
-                }
-                curve.append(point | {"accuracy": start.accuracy(trainer.model)})
-                print(
-                    f"  {share:4.0%}  {point['updates']} updates  accuracy {curve[-1]['accuracy']:.3f}",
-                    flush=True,
-                )
+            share = curve.update(args, state, logs)
             control.should_training_stop |= share >= 1
 
-    trainer.add_callback(Curve())
-    return curve
+    trainer.add_callback(EndWithBudget())
+    return curve.points
+
+
+class LearningCurve:
+    """LearningCurve measures a model's accuracy at equal intervals of its training.
+
+    For a method that samples during training, the progress is the spent share of the budget. For
+    the other methods, whose token cost is known before, it is the share of the updates.
+    """
+
+    def __init__(self, trainer: Any, start: Start, name: str, tokens: int | None) -> None:
+        self.trainer = trainer
+        self.start = start
+        self.name = name
+        self.tokens = tokens
+        self.spent = 0.0
+        accuracy = start.accuracy(trainer.model)
+        self.points = [{"share": 0.0, "updates": 0, "tokens": 0, "accuracy": accuracy}]
+
+    def update(self, args: Any, state: Any, logs: dict[str, Any]) -> float:
+        """Count the tokens of a log, add a point if one is due, and return the progress."""
+        if self.name in ONLINE:
+            # The trainer logs the cost of a rollout under these two names.
+            self.spent += logs.get("completions/mean_length", 0.0) * args.generation_batch_size
+            self.spent += logs.get("monte_carlo/tokens", 0.0)
+        if self.tokens is None:
+            share = self.spent / self.start.settings.budget
+        else:
+            share = state.global_step / state.max_steps
+        intervals = self.start.settings.points
+        last_share = self.points[-1]["share"]
+        # `last_share < 1`: transformers logs once more after the last update, and the curve has its
+        # final point by then.
+        if int(share * intervals) > int(last_share * intervals) and last_share < 1:
+            self.measure(share, state.global_step)
+        return share
+
+    def measure(self, share: float, updates: int) -> None:
+        """Add a point to the curve and print it."""
+        accuracy = self.start.accuracy(self.trainer.model)
+        point = {
+            # The last rollout may exceed the budget.
+            "share": min(share, 1.0),
+            "updates": updates,
+            "tokens": round(self.tokens or self.spent),
+            "accuracy": accuracy,
+        }
+        self.points.append(point)
+        print(f"  {share:4.0%}  {updates} updates  accuracy {accuracy:.3f}", flush=True)
 
 
 def read_results(out: Path) -> Results:
-    """What finished pairs have left."""
+    """Read the results of all finished pairs, ordered by method and seed."""
     results: Results = {}
     for name in ("base", *RATES):
-        files = {
-            int(file.parent.name.removeprefix("seed")): file
-            for file in sorted(out.glob(f"seed*/{name}.json"))
-        }
-        results[name] = {
-            seed: json.loads(files[seed].read_text(encoding="utf-8")) for seed in sorted(files)
-        }
-    return {name: of_seeds for name, of_seeds in results.items() if of_seeds}
+        of_seeds = {}
+        for file in out.glob(f"seed*/{name}.json"):
+            seed = int(file.parent.name.removeprefix("seed"))
+            of_seeds[seed] = json.loads(file.read_text(encoding="utf-8"))
+        if of_seeds:
+            # glob has no fixed order, and sorted by name seed10 would come before seed2.
+            results[name] = dict(sorted(of_seeds.items()))
+    return results
 
 
 def interval(values: Sequence[float]) -> str:
-    """The mean, and its 95% interval over seeds by Student's t, where there are several."""
-    return f"{mean(values):.3f}" + (f" ± {half_width(values):.3f}" if len(values) > 1 else "")
+    """Return the mean as text, with its 95% interval over seeds if there are several values."""
+    text = f"{mean(values):.3f}"
+    if len(values) > 1:
+        text += f" ± {half_width(values):.3f}"
+    return text
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of the 95% interval of a mean; 0 of a single value, where nothing is known."""
+    """Return half of the 95% interval of a mean by Student's t; 0 for a single value."""
     n = len(values)
-    return (T_95[n - 2] if n - 2 < len(T_95) else 1.96) * stdev(values) / n**0.5 if n > 1 else 0.0
+    if n < 2:
+        return 0.0
+    quantile = T_95[n - 2] if n - 2 < len(T_95) else Z_95
+    return quantile * stdev(values) / n**0.5
 
 
 def show(results: Results) -> None:
-    """Print each method's final accuracy, differences between methods of the same seed, and when steps caught up."""
+    """Print the final accuracies, the differences between methods, and the cost of catching up."""
     from rich.console import Console
+
+    final: dict[str, dict[int, float]] = {}
+    for name, of_seeds in results.items():
+        final[name] = {}
+        for seed, result in of_seeds.items():
+            final[name][seed] = result["accuracy"]
+    console = Console(highlight=False)
+    console.print(accuracy_table(results, final))
+    for first, second in DIFFERENCES:
+        both = sorted(final.get(first, {}).keys() & final.get(second, {}).keys())
+        if both:
+            # Paired: methods of one seed share a base, and bases differ more than methods do.
+            gains = [final[first][seed] - final[second][seed] for seed in both]
+            pair = f"{first} − {second}, paired by seed"
+            console.print(f"{pair}: {interval(gains)}  ({len(both)} seeds)")
+    for seed in results.get("grpo_process", {}):
+        if seed in results.get("grpo", {}):
+            console.print(catch_up(results, seed))
+
+
+def accuracy_table(results: Results, final: dict[str, dict[int, float]]) -> Any:
+    """Return a table of each method's final accuracy by seed, with its mean updates and tokens."""
     from rich.table import Table
 
-    seeds = sorted({seed for of_seeds in results.values() for seed in of_seeds})
-    table = Table(
-        "method",
-        *(f"seed {seed}" for seed in seeds),
-        "mean ± 95%",
-        "updates",
-        "tokens",
-        title="accuracy",
-    )
-    final = {
-        name: {seed: found["accuracy"] for seed, found in of.items()}
-        for name, of in results.items()
-    }
+    seeds: list[int] = sorted(set().union(*results.values()))
+    table = Table(title="accuracy")
+    table.add_column("method")
+    for seed in seeds:
+        table.add_column(f"seed {seed}")
+    for heading in ("mean ± 95%", "updates", "tokens"):
+        table.add_column(heading)
     for name, of_seeds in final.items():
-        ends = [found["curve"][-1] for found in results[name].values()] if name != "base" else []
-        cost = [
-            f"{mean(end[what] for end in ends):,.0f}" if ends else ""
-            for what in ("updates", "tokens")
-        ]
-        shown = [f"{of_seeds[seed]:.3f}" if seed in of_seeds else "" for seed in seeds]
-        table.add_row(name, *shown, interval([*of_seeds.values()]), *cost)
-    console = Console(highlight=False)
-    console.print(table)
-    for one, other in DIFFERENCES:
-        both = sorted(final.get(one, {}).keys() & final.get(other, {}).keys())
-        if both:
-            gains = [final[one][seed] - final[other][seed] for seed in both]
-            console.print(
-                f"{one} − {other}, paired by seed: {interval(gains)}  ({len(both)} seeds)"
-            )
-    for seed, found in results.get("grpo_process", {}).items():
-        if seed in results.get("grpo", {}):
-            reached = (
-                point for point in found["curve"] if point["accuracy"] >= final["grpo"][seed]
-            )
-            point, of_grpo = next(reached, None), results["grpo"][seed]["curve"][-1]
-            when = (
-                f"{point['updates']} updates, {point['tokens']:,} tokens"
-                if point
-                else "not reached"
-            )
-            ends = f"{of_grpo['updates']} updates, {of_grpo['tokens']:,} tokens"
-            console.print(f"seed {seed}: grpo's final accuracy ({ends}) with grpo_process: {when}")
+        cells = [f"{of_seeds[seed]:.3f}" if seed in of_seeds else "" for seed in seeds]
+        cost = mean_cost(results[name]) if name != "base" else ("", "")
+        table.add_row(name, *cells, interval(list(of_seeds.values())), *cost)
+    return table
+
+
+def mean_cost(of_seeds: dict[int, dict[str, Any]]) -> tuple[str, str]:
+    """Return the mean updates and the mean tokens of a method over its seeds, as text."""
+    updates = []
+    tokens = []
+    for result in of_seeds.values():
+        updates.append(result["curve"][-1]["updates"])
+        tokens.append(result["curve"][-1]["tokens"])
+    return f"{mean(updates):,.0f}", f"{mean(tokens):,.0f}"
+
+
+def catch_up(results: Results, seed: int) -> str:
+    """Describe when grpo_process first reached the final accuracy of grpo on the same seed."""
+    of_grpo = results["grpo"][seed]
+    reached = "not reached"
+    for point in results["grpo_process"][seed]["curve"]:
+        if point["accuracy"] >= of_grpo["accuracy"]:
+            reached = cost_text(point)
+            break
+    target = f"grpo's final accuracy ({cost_text(of_grpo['curve'][-1])})"
+    return f"seed {seed}: {target} with grpo_process: {reached}"
+
+
+def cost_text(point: dict[str, Any]) -> str:
+    """Return the updates and tokens of a curve's point as text."""
+    return f"{point['updates']} updates, {point['tokens']:,} tokens"
 
 
 def draw(results: Results, out: Path) -> None:
     """Draw the counterparts of the paper's figures 5 and 7 into a folder."""
     import matplotlib
 
+    # This backend writes files and needs no display.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -495,36 +671,45 @@ def draw(results: Results, out: Path) -> None:
 
 
 def draw_curves(axes: Any, results: Results) -> None:
-    """What each method adds to its base's accuracy along the way (figure 5); bases differ more than methods do."""
-    grid = [index / 16 for index in range(17)]
-    for name in [name for name in RATES if name in results]:
-        curves = [found["curve"] for found in results[name].values()]
-        gains = [[at(curve, share) - curve[0]["accuracy"] for share in grid] for curve in curves]
-        band(
-            axes,
-            grid,
-            gains,
-            label=f"{name}, {len(curves)} seeds" if len(curves) > 1 else f"{name}, 1 seed",
-        )
+    """Draw what each method adds to the accuracy of its base during training (figure 5).
+
+    The figure shows gains, not accuracies, because bases differ more than methods do.
+    """
+    grid = [index / GRID_INTERVALS for index in range(GRID_INTERVALS + 1)]
+    for name in RATES:
+        if name not in results:
+            continue
+        gains = []
+        for result in results[name].values():
+            gains.append(gain_on_grid(result["curve"], grid))
+        seeds = "1 seed" if len(gains) == 1 else f"{len(gains)} seeds"
+        band(axes, grid, gains, label=f"{name}, {seeds}")
     axes.set(
         xlabel="share of the budget (sft, rft, dpo: of the updates)",
         ylabel="accuracy above the base's, greedy",
     )
 
 
-def draw_samples(axes: Any, results: Results) -> None:
-    """maj@k and pass@k of the base and of what GRPO made of it (figure 7)."""
-    from grpo_hf.evaluation.statistics import maj_at_k, pass_at_k
+def gain_on_grid(curve: Sequence[dict[str, Any]], grid: Sequence[float]) -> list[float]:
+    """Return the accuracy above the base's at every share of the training in `grid`."""
+    # The first point of a curve is measured before the first update.
+    base_accuracy = curve[0]["accuracy"]
+    return [at(curve, share) - base_accuracy for share in grid]
 
-    for name, color in [
-        (name, f"C{i}") for i, name in enumerate(("base", "grpo")) if name in results
-    ]:
-        groups = [found["sampled"] for found in results[name].values()]
-        ks = [2**power for power in range(6) if 2**power <= min(map(len, groups[0]))]
-        said = [[[text for text, _ in of_problem] for of_problem in of_seed] for of_seed in groups]
-        right = [[[mark for _, mark in of_problem] for of_problem in of_seed] for of_seed in groups]
-        passed = [[pass_at_k(of_seed, k) for k in ks] for of_seed in right]
-        voted = [[maj_at_k(*of_seed, k) for k in ks] for of_seed in zip(said, right, strict=True)]
+
+def draw_samples(axes: Any, results: Results) -> None:
+    """Draw maj@k and pass@k of the base and of the policy after GRPO (figure 7)."""
+    for name, color in (("base", "C0"), ("grpo", "C1")):
+        if name not in results:
+            continue
+        of_seeds = list(results[name].values())
+        ks = sample_counts(of_seeds[0]["sampled"])
+        passed = []
+        voted = []
+        for result in of_seeds:
+            pass_values, maj_values = pass_and_maj(result["sampled"], ks)
+            passed.append(pass_values)
+            voted.append(maj_values)
         band(axes, ks, passed, label=f"pass@k, {name}", color=color, linestyle="--")
         band(axes, ks, voted, label=f"maj@k, {name}", color=color)
     axes.set_xscale("log", base=2)
@@ -533,21 +718,62 @@ def draw_samples(axes: Any, results: Results) -> None:
     )
 
 
+def sample_counts(groups: Sequence[Sequence[Any]]) -> list[int]:
+    """Return 1, 2, 4, ... up to the smallest group's number of samples, at most `LARGEST_K`."""
+    limit = min(min(map(len, groups)), LARGEST_K)
+    counts = []
+    k = 1
+    while k <= limit:
+        counts.append(k)
+        k *= 2
+    return counts
+
+
+def pass_and_maj(
+    groups: Sequence[Sequence[tuple[str, bool]]], ks: Sequence[int]
+) -> tuple[list[float], list[float]]:
+    """Return pass@k and maj@k of one seed's samples for every k."""
+    from grpo_hf.evaluation.statistics import maj_at_k, pass_at_k
+
+    answers = []
+    correct = []
+    for group in groups:
+        texts, marks = zip(*group, strict=True)
+        answers.append(texts)
+        correct.append(marks)
+    pass_values = []
+    maj_values = []
+    for k in ks:
+        pass_values.append(pass_at_k(correct, k))
+        maj_values.append(maj_at_k(answers, correct, k))
+    return pass_values, maj_values
+
+
 def band(axes: Any, xs: Sequence[float], of_seeds: Sequence[Sequence[float]], **style: Any) -> None:
-    """A line through the means over seeds, in its 95% interval."""
-    values = list(zip(*of_seeds, strict=True))
-    (line,) = axes.plot(xs, [mean(at_x) for at_x in values], **style)
-    low, high = ([mean(at_x) + sign * half_width(at_x) for at_x in values] for sign in (-1, 1))
+    """Draw a line through the means over seeds, inside a band for their 95% interval."""
+    means = []
+    low = []
+    high = []
+    for values in zip(*of_seeds, strict=True):
+        center = mean(values)
+        margin = half_width(values)
+        means.append(center)
+        low.append(center - margin)
+        high.append(center + margin)
+    (line,) = axes.plot(xs, means, **style)
     axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
 
 
 def at(curve: Sequence[dict[str, Any]], share: float) -> float:
-    """The accuracy at a share of the way, between the points that were measured."""
+    """Return the accuracy at a share of the training, interpolated between measured points."""
     from numpy import interp
 
-    return float(
-        interp(share, [point["share"] for point in curve], [point["accuracy"] for point in curve])
-    )
+    shares = []
+    accuracies = []
+    for point in curve:
+        shares.append(point["share"])
+        accuracies.append(point["accuracy"])
+    return float(interp(share, shares, accuracies))
 
 
 if __name__ == "__main__":

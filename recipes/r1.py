@@ -1,20 +1,26 @@
-"""DeepSeek-R1's stages, one after the other, on small data (arXiv 2501.12948, section 2.3 and figure 2).
+"""Run DeepSeek-R1's training stages one after the other on small data.
 
-    python recipes/r1.py --config recipes/r1_tiny.yaml    # embedded model and problems, offline, minutes on one core
-    python recipes/r1.py                                  # Qwen2.5-1.5B-Instruct on GSM8K, from the Hub, on one GPU
+    python recipes/r1.py --config recipes/r1_tiny.yaml    # embedded model, offline, one core
+    python recipes/r1.py                                  # Qwen2.5-1.5B-Instruct, GSM8K, one GPU
 
-    cold_start   supervised steps on worked problems: the form, and enough to begin with       a checkpoint, the base
-    rl           GRPO with rewards for accuracy, form and language                             an adapter on it
-    samples      answers of that adapter to training prompts; those with every full mark stay  samples.jsonl
-    sft          a fresh adapter on the base learns the answers that stayed                    an adapter
-    rl_again     GRPO goes on from there                                                       an adapter
+    stage        what it does                                                result
+    cold_start   supervised training on worked problems teaches the format   a checkpoint, the base
+    rl           GRPO with rewards for accuracy, format and language         an adapter on the base
+    samples      rejection sampling: the adapter answers training prompts,   samples.jsonl
+                 and samples with the full mark of every reward are kept
+    sft          a fresh adapter on the base learns the kept samples         an adapter on the base
+    rl_again     GRPO continues from the adapter of stage sft                an adapter on the base
 
-At the end each stage's answers to the same held-out prompts stand in one table. A stage has a folder of its own in
---output_dir, and one that is finished is not run again: the same command goes on where an interrupted run was.
+At the end a table compares the stages on the same held-out prompts. Every stage has its own folder
+in --output_dir. A finished stage is not run again, so the same command continues after an
+interruption.
 
-The settings are those of both GRPO stages; beside them there are --cold_start_rows, --sample_prompts,
---samples_per_prompt and --sft_epochs. The embedded model's worked problems think in German every third time, so
-that it mixes languages as R1-Zero did, and the language reward has something to do.
+The settings apply to both GRPO stages. The other stages have flags of their own: --cold_start_rows,
+--sample_prompts, --samples_per_prompt and --sft_epochs. For the embedded model, every third worked
+problem has German reasoning. So the model mixes languages, as R1-Zero did, and the language reward
+has something to correct.
+
+Source: DeepSeek-R1 (arXiv 2501.12948), section 2.3 and figure 2.
 """
 
 import argparse
@@ -22,6 +28,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,34 +37,43 @@ from grpo_hf.errors import ConfigError, DataError
 from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
-FINISHED = "finished"  # an empty file in the folder of a stage that is
-BATCH = 32  # of supervised steps, and of prompts that are sampled together
-SUPERVISED_RATE = (
-    4  # times GRPO's learning rate: a right token says more than a reward for all of them
-)
+
+# An empty file with this name marks the folder of a finished stage.
+FINISHED = "finished"
+SAMPLES_FILE = "samples.jsonl"
+
+# Rows of a supervised batch, and prompts that are sampled together.
+BATCH = 32
+
+# Factor of GRPO's learning rate for supervised training. A correct token tells the model more than
+# one reward for a whole completion, so larger steps are safe.
+SUPERVISED_RATE = 4
+
+# The embedded problems take these sentences in turn: two in English, then one in German.
 THOUGHTS = (
     "First {}, then {}, so together {}.",
     "First {}, then {}, so together {}.",
     "Erst {}, dann {}, also zusammen {}.",
 )
 
+# The evaluation of a GRPO run has the greedy completions of its base and of its adapter. So the
+# answers of the cold start are those of the base in the evaluation of stage rl.
+# Stage in the table -> (folder of the evaluation, column in it).
+EVALUATIONS = {
+    "cold_start": ("rl", "base"),
+    "rl": ("rl", "adapter"),
+    "sft": ("sft", "adapter"),
+    "rl_again": ("rl_again", "adapter"),
+}
+
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the stages that are not finished, and show what each of them brought."""
+    """Run the stages that are not finished, and show the accuracy after each stage."""
     quiet()
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument(
-        "--cold_start_rows", type=int, default=1000
-    )  # the embedded model has as many as it takes
-    flags.add_argument("--sample_prompts", type=int, default=512)
-    flags.add_argument("--samples_per_prompt", type=int, default=4)
-    flags.add_argument("--sft_epochs", type=float, default=2.0)
-    settings, rest = flags.parse_known_args(arguments)
-    from grpo_hf.runs.recipe import EMBEDDED_MODEL, read_recipe
-
+    settings, recipe_flags = flags().parse_known_args(arguments)
     with exit_on_error():
-        recipe = read_recipe(rest, default=HERE / "r1.yaml")
-        out = Path(recipe.training.output_dir)
+        recipe = read(recipe_flags)
+        # These imports take seconds. They stand here so that a wrong flag is reported before them.
         from grpo_hf.runs.preflight import check_model, check_task
         from grpo_hf.runs.train import train
 
@@ -66,49 +82,81 @@ def main(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 "eval_rows is 0; the stages are compared on held-out prompts. Give --eval_rows 200."
             )
-        if recipe.model.model_name_or_path == EMBEDDED_MODEL:
-            run_stage(out / "cold_start", lambda: teach_embedded(recipe, out / "cold_start"))
-        else:
-            run_stage(
-                out / "cold_start",
-                lambda: teach(recipe, check_model(recipe, task), settings.cold_start_rows),
-            )
-
-        def on_the_base(stage: str, *more: str) -> Any:
-            base = ["--model_name_or_path", str(out / "cold_start"), "--cold_start_steps", "0"]
-            own = [*rest, *base, "--output_dir", str(out / stage), *more]
-            return read_recipe(own, default=HERE / "r1.yaml")
-
-        run_stage(out / "rl", lambda: train(on_the_base("rl", *resumed(out / "rl"))))
-        sampling = on_the_base("samples")
+        stages = Stages(Path(recipe.training.output_dir), tuple(recipe_flags))
+        out = stages.out
+        run_stage(out / "cold_start", lambda: make_base(recipe, task, settings))
+        run_stage(out / "rl", lambda: train(stages.resumable("rl")))
+        sampling = stages.recipe("samples")
+        # The base exists only now, and its tokenizer and chat template decide the prompts.
         prompts = check_model(sampling, task)
         run_stage(out / "samples", lambda: sample(sampling, task, prompts, out / "rl", settings))
         run_stage(
             out / "sft",
             lambda: learn_samples(
-                on_the_base("sft"), prompts, out / "samples", settings.sft_epochs
+                stages.recipe("sft"), prompts, out / "samples", settings.sft_epochs
             ),
         )
-        again = ("--adapter", str(out / "sft"))
-        run_stage(
-            out / "rl_again",
-            lambda: train(on_the_base("rl_again", *again, *resumed(out / "rl_again"))),
-        )
+        adapter_flags = ("--adapter", str(out / "sft"))
+        run_stage(out / "rl_again", lambda: train(stages.resumable("rl_again", *adapter_flags)))
         show(out, task.rewards, prompts.held_out.to_list(), recipe.training)
 
 
+def flags() -> argparse.ArgumentParser:
+    """Return a parser for the flags of this program; other flags go to the recipe."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # Not for the embedded model: the number of its rows follows from --cold_start_steps.
+    parser.add_argument("--cold_start_rows", type=int, default=1000)
+    parser.add_argument("--sample_prompts", type=int, default=512)
+    parser.add_argument("--samples_per_prompt", type=int, default=4)
+    parser.add_argument("--sft_epochs", type=float, default=2.0)
+    return parser
+
+
+def read(flags: Sequence[str]) -> Any:
+    """Return the settings of one run."""
+    from grpo_hf.runs.recipe import read_recipe
+
+    return read_recipe(flags, default=HERE / "r1.yaml")
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Stages makes the settings of the stages that start from the cold-started base."""
+
+    out: Path
+    flags: tuple[str, ...]
+
+    def recipe(self, stage: str, *more_flags: str) -> Any:
+        """Return the settings of a stage."""
+        own_flags = [
+            "--model_name_or_path",
+            str(self.out / "cold_start"),
+            "--cold_start_steps",
+            "0",
+            "--output_dir",
+            str(self.out / stage),
+        ]
+        # Of a flag that is given twice the last one counts, so the stage's own flags come last.
+        return read([*self.flags, *own_flags, *more_flags])
+
+    def resumable(self, stage: str, *more_flags: str) -> Any:
+        """Return the settings of a stage that resumes from its last checkpoint, if it has one."""
+        return self.recipe(stage, *more_flags, *resumed(self.out / stage))
+
+
 def run_stage(folder: Path, work: Callable[[], object]) -> None:
-    """Do a stage's work, or find that it was done."""
+    """Do a stage's work unless the stage is finished."""
     if (folder / FINISHED).exists():
         print(f"stage {folder.name}: finished before, in {folder}", flush=True)
         return
     print(f"stage {folder.name}", flush=True)
     work()
+    # Written last: an interrupted stage has no such file and is run again.
     (folder / FINISHED).touch()
 
 
 def resumed(folder: Path) -> list[str]:
-    """The flags with which a stage goes on where it was interrupted."""
+    """Return the flags that resume an interrupted stage from its last complete checkpoint."""
     from grpo_hf.runs.checkpoints import whole_checkpoint
 
     checkpoint = whole_checkpoint(folder)
@@ -116,80 +164,92 @@ def resumed(folder: Path) -> list[str]:
 
 
 def in_r1_form(answer: str, *, number: int | None = None) -> str:
-    """GSM8K's `working` and `#### n` in R1's tags; of the embedded problem `number`, the working as a sentence."""
+    """Return a GSM8K answer (`working`, then `#### n`) in R1's tags.
+
+    Args:
+        number: the index of an embedded problem, whose working becomes a sentence; None for GSM8K.
+    """
     working, _, gold = answer.rpartition("####")
-    working = re.sub(r"<<.*?>>", "", working).strip()  # GSM8K's calculator notes
+    # GSM8K's calculator notes, such as <<2*3=6>>, are not part of the text.
+    working = re.sub(r"<<.*?>>", "", working).strip()
     if number is not None:
         working = THOUGHTS[number % len(THOUGHTS)].format(*working.splitlines())
     return f"<think>{working}</think><answer>{gold.strip()}</answer>"
 
 
+def make_base(recipe: Any, task: Any, settings: argparse.Namespace) -> None:
+    """Run stage cold_start, which makes the base of all later stages."""
+    from grpo_hf.runs.preflight import check_model
+    from grpo_hf.runs.recipe import EMBEDDED_MODEL
+
+    if recipe.model.model_name_or_path == EMBEDDED_MODEL:
+        teach_embedded(recipe, Path(recipe.training.output_dir) / "cold_start")
+    else:
+        teach(recipe, check_model(recipe, task), settings.cold_start_rows)
+
+
 def teach_embedded(recipe: Any, folder: Path) -> None:
-    """Stage cold_start for the embedded model: all its weights learn."""
+    """Train all weights of the embedded model on worked problems in R1's form."""
     from grpo_hf.demo.cold_start import BATCH, cold_start
     from grpo_hf.demo.word_problems import word_problems
 
-    steps, seed, use_cpu = (
-        recipe.task.cold_start_steps,
-        recipe.training.seed,
-        recipe.training.use_cpu,
+    steps = recipe.task.cold_start_steps
+    seed = recipe.training.seed
+    worked = []
+    rows = islice(word_problems("cold_start", seed=seed), steps * BATCH)
+    for number, row in enumerate(rows):
+        worked.append({**row, "answer": in_r1_form(row["answer"], number=number)})
+    checkpoint = cold_start(
+        folder.parent, steps=steps, seed=seed, use_cpu=recipe.training.use_cpu, worked=worked
     )
-    rows = enumerate(islice(word_problems("cold_start", seed=seed), steps * BATCH))
-    worked = [{**row, "answer": in_r1_form(row["answer"], number=number)} for number, row in rows]
-    cold_start(folder.parent, steps=steps, seed=seed, use_cpu=use_cpu, worked=worked).rename(folder)
+    # `cold_start` names the folder after its settings; here the stage has a fixed folder.
+    checkpoint.rename(folder)
 
 
 def teach(recipe: Any, prompts: Any, count: int) -> None:
-    """Stage cold_start for any other model: a LoRA learns training problems with their solutions, and is merged."""
+    """Train a LoRA adapter on training problems with their solutions, and merge it into the model.
+
+    Raises:
+        DataError: the training data has no solutions.
+    """
     if "answer" not in prompts.train.column_names:
         raise DataError(
-            "the cold start needs a column answer with solutions that end in `#### n`, as GSM8K has them."
+            "the cold start needs a column answer with solutions that end in `#### n`, "
+            "as GSM8K has them."
         )
-    rows = prompts.train.select(range(min(count, len(prompts.train))))
-    pairs = [(row["prompt"], in_r1_form(row["answer"])) for row in rows]
+    pairs = []
+    for row in prompts.train.select(range(min(count, len(prompts.train)))):
+        pairs.append((row["prompt"], in_r1_form(row["answer"])))
     folder = Path(recipe.training.output_dir) / "cold_start"
     model = supervised(recipe, prompts.tokenizer, pairs, folder, epochs=1)
+    # Later stages put a fresh adapter on this model, so what it learned goes into its weights.
     model.merge_and_unload().save_pretrained(folder)
 
 
 def sample(
     recipe: Any, task: Any, prompts: Any, adapter: Path, settings: argparse.Namespace
 ) -> None:
-    """Stage samples: rejection sampling, where an answer stays if every reward gives it the full mark."""
-    from peft import PeftModel
+    """Run stage samples: keep the samples that get the full mark of every reward.
 
-    from grpo_hf.evaluation.answers import judging, right_answers, sampled_completions
-    from grpo_hf.models.loading import load_base
-    from grpo_hf.rollout.sampling import sampling_of
-
-    training, tokenizer, folder = (
-        recipe.training,
-        prompts.tokenizer,
-        Path(recipe.training.output_dir),
-    )
+    Raises:
+        DataError: no sample is kept.
+    """
+    folder = Path(recipe.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    model = PeftModel.from_pretrained(load_base(recipe.model), adapter).to(training.device).eval()
-    rows = prompts.train.select(range(min(settings.sample_prompts, len(prompts.train)))).to_list()
-    samples = sampled_completions(
-        model,
-        tokenizer,
-        [row["prompt"] for row in rows],
-        settings.samples_per_prompt,
-        sampling=sampling_of(training),
-        seed=training.seed,
-        max_new_tokens=training.max_completion_length,
-        batch_size=BATCH,
-        template_options=training.chat_template_kwargs,
-    )
-    asked = [row for row in rows for _ in range(settings.samples_per_prompt)]
-    texts = [text for of_prompt in samples for text in of_prompt]
-    with judging(task.rewards, training) as judges:
-        marks = zip(*(right_answers(judge, asked, texts) for judge in judges), strict=True)
-    kept = [
-        (row["prompt"], text)
-        for row, text, full in zip(asked, texts, marks, strict=True)
-        if all(full)
-    ]
+    count = min(settings.sample_prompts, len(prompts.train))
+    rows = prompts.train.select(range(count)).to_list()
+    groups = sample_adapter(recipe, prompts.tokenizer, rows, adapter, settings.samples_per_prompt)
+    # The rewards take one row per completion.
+    row_of_text = []
+    texts = []
+    for row, group in zip(rows, groups, strict=True):
+        row_of_text += [row] * len(group)
+        texts += group
+    passed = full_marks(task.rewards, recipe.training, row_of_text, texts)
+    kept = []
+    for row, text, is_passed in zip(row_of_text, texts, passed, strict=True):
+        if is_passed:
+            kept.append((row["prompt"], text))
     print(
         f"rejection sampling: {len(kept)} of {len(texts)} answers have every full mark", flush=True
     )
@@ -197,21 +257,69 @@ def sample(
         raise DataError(
             "no sample has the full mark of every reward: train stage rl longer, or ask for less."
         )
-    (folder / "samples.jsonl").write_text(
-        "".join(json.dumps(pair) + "\n" for pair in kept), encoding="utf-8"
+    write_lines(folder / SAMPLES_FILE, kept)
+
+
+def sample_adapter(
+    recipe: Any, tokenizer: Any, rows: list[dict[str, Any]], adapter: Path, samples_per_prompt: int
+) -> list[list[str]]:
+    """Return samples of an adapter on the base for every row, with the settings of training."""
+    from peft import PeftModel
+
+    from grpo_hf.evaluation.answers import sampled_completions
+    from grpo_hf.models.loading import load_base
+    from grpo_hf.rollout.sampling import sampling_of
+
+    training = recipe.training
+    # No trainer moves the model to the device or turns dropout off here.
+    model = PeftModel.from_pretrained(load_base(recipe.model), adapter).to(training.device).eval()
+    return sampled_completions(
+        model,
+        tokenizer,
+        [row["prompt"] for row in rows],
+        samples_per_prompt,
+        sampling=sampling_of(training),
+        seed=training.seed,
+        max_new_tokens=training.max_completion_length,
+        batch_size=BATCH,
+        template_options=training.chat_template_kwargs,
     )
 
 
+def full_marks(
+    rewards: Sequence[Any], training: Any, rows: list[dict[str, Any]], texts: list[str]
+) -> list[bool]:
+    """Return for each completion whether it gets the full mark of every reward."""
+    from grpo_hf.evaluation.answers import judging, right_answers
+
+    passed = [True] * len(texts)
+    with judging(rewards, training) as judges:
+        for judge in judges:
+            for index, is_right in enumerate(right_answers(judge, rows, texts)):
+                # None, a reward that failed, counts as no full mark.
+                passed[index] = passed[index] and bool(is_right)
+    return passed
+
+
+def write_lines(file: Path, values: Sequence[Any]) -> None:
+    """Write values to a JSON Lines file."""
+    lines = [json.dumps(value) + "\n" for value in values]
+    file.write_text("".join(lines), encoding="utf-8")
+
+
+def read_lines(file: Path) -> list[Any]:
+    """Return the values of a JSON Lines file."""
+    return list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
+
+
 def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> None:
-    """Stage sft: a fresh adapter learns the samples, and answers the held-out prompts."""
+    """Run stage sft: train a fresh adapter on the kept samples, and answer the held-out prompts."""
     from grpo_hf.evaluation.answers import greedy_completions
     from grpo_hf.evaluation.comparison import EVALUATION_FILE
 
-    training, folder = recipe.training, Path(recipe.training.output_dir)
-    pairs = [
-        json.loads(line)
-        for line in (samples / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    training = recipe.training
+    folder = Path(training.output_dir)
+    pairs = read_lines(samples / SAMPLES_FILE)
     model = supervised(recipe, prompts.tokenizer, pairs, folder, epochs=epochs)
     model.save_pretrained(folder)
     answers = greedy_completions(
@@ -222,14 +330,21 @@ def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> No
         batch_size=training.per_device_train_batch_size,
         template_options=training.chat_template_kwargs,
     )
-    lines = [json.dumps({"adapter": {"answer": answer}}) + "\n" for answer in answers]
-    (folder / EVALUATION_FILE).write_text("".join(lines), encoding="utf-8")
+    # The same format as the evaluation of a GRPO run, so that `show` reads all stages alike.
+    evaluation = []
+    for answer in answers:
+        evaluation.append({"adapter": {"answer": answer}})
+    write_lines(folder / EVALUATION_FILE, evaluation)
 
 
 def supervised(
     recipe: Any, tokenizer: Any, pairs: list[Any], folder: Path, *, epochs: float
 ) -> Any:
-    """A fresh adapter on the recipe's model, trained on pairs of prompt and completion."""
+    """Train a fresh adapter on the recipe's model with pairs of prompt and completion.
+
+    Returns:
+        The model with the adapter.
+    """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer, get_peft_config
 
@@ -247,15 +362,15 @@ def supervised(
         bf16=training.bf16,
         use_cpu=training.use_cpu,
         gradient_checkpointing=training.gradient_checkpointing,
+        # No checkpoints. A supervised stage is short: after an interruption it starts again.
         save_strategy="no",
         report_to="none",
         seed=training.seed,
         disable_tqdm=True,
     )
-    rows = [
-        {"prompt": prompt, "completion": as_completions([text], [prompt])[0]}
-        for prompt, text in pairs
-    ]
+    rows = []
+    for prompt, text in pairs:
+        rows.append({"prompt": prompt, "completion": as_completions([text], [prompt])[0]})
     trainer = SFTTrainer(
         load_base(recipe.model),
         args,
@@ -264,38 +379,54 @@ def supervised(
         peft_config=get_peft_config(recipe.model),
     )
     trainer.train()
+    # Beside the weights, so that the folder can be loaded like any other model.
     tokenizer.save_pretrained(folder)
     return trainer.model
 
 
 def show(out: Path, rewards: Sequence[Any], rows: list[dict[str, Any]], training: Any) -> None:
-    """Print each stage's accuracy on the held-out prompts, and the share of full marks from the other rewards."""
+    """Print the accuracy of each stage on the held-out prompts.
+
+    The first reward defines the accuracy. For the other rewards the table has the share of full
+    marks.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    from grpo_hf.evaluation.answers import judging, right_answers
+    from grpo_hf.evaluation.answers import judging
     from grpo_hf.evaluation.comparison import EVALUATION_FILE
-    from grpo_hf.evaluation.statistics import accuracy
 
-    table = Table(
-        "stage", "right", "accuracy", "95% interval", title=f"{len(rows)} held-out prompts, greedy"
-    )
+    table = Table(title=f"{len(rows)} held-out prompts, greedy")
+    for heading in ("stage", "right", "accuracy", "95% interval"):
+        table.add_column(heading)
     for reward in rewards[1:]:
         table.add_column(reward.name)
-    stages = {"cold_start": ("rl", "base"), "rl": ("rl", "adapter"), "sft": ("sft", "adapter")}
     with judging(rewards, training) as judges:
-        for stage, (folder, who) in (stages | {"rl_again": ("rl_again", "adapter")}).items():
-            lines = (out / folder / EVALUATION_FILE).read_text(encoding="utf-8").splitlines()
-            texts = [json.loads(line)[who]["answer"] for line in lines]
-            marks = [right_answers(judge, rows, texts) for judge in judges]
-            first, *others = [accuracy([bool(full) for full in found]) for found in marks]
-            numbers = (
-                f"{first.right}/{first.total}",
-                f"{first.value:.3f}",
-                f"{first.low:.3f} to {first.high:.3f}",
-            )
-            table.add_row(stage, *numbers, *(f"{other.value:.3f}" for other in others))
+        for stage, (folder, column) in EVALUATIONS.items():
+            texts = []
+            for evaluation in read_lines(out / folder / EVALUATION_FILE):
+                texts.append(evaluation[column]["answer"])
+            table.add_row(stage, *stage_cells(judges, rows, texts))
     Console(highlight=False).print(table)
+
+
+def stage_cells(judges: Sequence[Any], rows: list[dict[str, Any]], texts: list[str]) -> list[str]:
+    """Return the cells of the table for one stage's greedy completions."""
+    from grpo_hf.evaluation.answers import right_answers
+    from grpo_hf.evaluation.statistics import accuracy
+
+    shares = []
+    for judge in judges:
+        shares.append(accuracy(list(map(bool, right_answers(judge, rows, texts)))))
+    first = shares[0]
+    cells = [
+        f"{first.right}/{first.total}",
+        f"{first.value:.3f}",
+        f"{first.low:.3f} to {first.high:.3f}",
+    ]
+    for other in shares[1:]:
+        cells.append(f"{other.value:.3f}")
+    return cells
 
 
 if __name__ == "__main__":

