@@ -148,11 +148,14 @@ class TestWaysIn:
         assert as_trl_calls(load_reward(f"{folder / 'old (copy).py'}:score(by=2)")) == [2]
 
     def test_package_that_somebody_installs(self, tmp_path):
-        """A stranger's package, built and installed by pip, is found by its entry point in a new process."""
+        """A stranger's package, built and installed by pip, is found by its entry point in a new
+        process.
+        """
         package, site = tmp_path / "stranger", tmp_path / "site"
         package.mkdir()
         (package / "stranger.py").write_text(
-            "def polite(completions):\n    return [float('please' in text) for text in completions]\n"
+            "def polite(completions):\n"
+            "    return [float('please' in text) for text in completions]\n"
         )
         (package / "pyproject.toml").write_text(
             '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
@@ -203,7 +206,11 @@ class TestNamesGivenTwice:
         assert f"registered in {__name__} ({__name__}:lengths)" in str(caught.value)
 
     def test_a_package_may_declare_what_it_registers(self, distribution):
-        source = "from grpo_hf import register_reward\n@register_reward('both')\ndef score(completions):\n    return [5.0]\n"
+        source = (
+            "from grpo_hf import register_reward\n"
+            "@register_reward('both')\n"
+            "def score(completions):\n    return [5.0]\n"
+        )
         distribution("pkg-e", "1", "pkg_e", source, both="pkg_e:score")
         for _ in range(2):  # the first load imports the module, which registers
             reward = load_reward("both")
@@ -272,9 +279,17 @@ class TestOptions:
 
     @pytest.mark.parametrize(
         "spec",
-        ["lengths(2)", "lengths(scale=two)", "lengths(scale=1, scale=2)", "lengths(**{'scale': 2})", "lengths(scale)",
-         "lengths(scale=2", "lengths)", "lengths(scale=2)(scale=3)"],
-    )  # fmt: skip
+        [
+            "lengths(2)",
+            "lengths(scale=two)",
+            "lengths(scale=1, scale=2)",
+            "lengths(**{'scale': 2})",
+            "lengths(scale)",
+            "lengths(scale=2",
+            "lengths)",
+            "lengths(scale=2)(scale=3)",
+        ],
+    )
     def test_text_that_is_not_options(self, spec):
         with pytest.raises(RewardError, match="lengths"):
             load_reward(spec)
@@ -384,9 +399,13 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("source", "cause"),
-        [("import no_such_module", ModuleNotFoundError), ("1 / 0", ZeroDivisionError), ("def", SyntaxError),
-         ("raise SystemExit(3)", SystemExit)],
-    )  # fmt: skip
+        [
+            ("import no_such_module", ModuleNotFoundError),
+            ("1 / 0", ZeroDivisionError),
+            ("def", SyntaxError),
+            ("raise SystemExit(3)", SystemExit),
+        ],
+    )
     def test_failed_import_leaves_nothing_behind(self, reward_file, source, cause):
         folder = reward_file(source)
         with pytest.raises(
@@ -589,7 +608,10 @@ def test_columns_that_rewards_need():
 
     rewards = [load_reward(reward) for reward in ("gsm8k", style, length)]
     require_columns(rewards, ["question", "answer"], "train.jsonl", "--columns {}=<its name there>")
-    expected = r"'gsm8k' needs the column 'answer', which train.jsonl .*Did you mean 'awnser'.*--columns answer=<its"
+    expected = (
+        r"'gsm8k' needs the column 'answer', which train.jsonl "
+        r".*Did you mean 'awnser'.*--columns answer=<its"
+    )
     with pytest.raises(DataError, match=expected):
         require_columns(
             rewards, ["question", "awnser"], "train.jsonl", "--columns {}=<its name there>"

@@ -1,4 +1,4 @@
-"""Steps: where a text is cut, and the tokens at which its steps end, against the bytes of those tokens."""
+"""Where a text is cut into steps, and the tokens at which they end, against those tokens' bytes."""
 
 import itertools
 import random
@@ -23,7 +23,8 @@ from grpo_hf.scoring.steps import (
 ROOT = Path(__file__).parents[2]
 
 ALPHABET = "ab 12+=.\n\t" + "äß€漢字🙂🧮é\u0301"
-# The pre-tokenizer of cl100k, Llama 3 and Qwen: newlines go with the punctuation or the white space before them.
+# The pre-tokenizer of cl100k, Llama 3 and Qwen: newlines go with the punctuation or the white space
+# before them.
 CL100K = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEXTS = [
     "12 + 12 = 24\n\n24",
@@ -51,7 +52,7 @@ def byte_level(
 
 @pytest.fixture(scope="module", params=[False, True], ids=["whole", "trimmed"])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without a pre-tokenizer that cuts, so that merges run over newlines and characters.
+    """Byte-level BPE whose merges run over newlines and characters: nothing cuts before them.
 
     Its offsets are those of whole tokens, or without the white space around them.
     """
@@ -61,7 +62,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module", params=["gpt2", "gpt2 trimmed", "cl100k", "smollm2"])
 def words(request: pytest.FixtureRequest) -> Any:
-    """A tokenizer of words: two ways in which real ones cut a text before they merge, and a real one."""
+    """A tokenizer of words: two ways of cutting a text before the merges, and a real one."""
     if request.param == "smollm2":
         folder = ROOT / "models" / "smollm2-135m-instruct"
         return (
@@ -116,7 +117,7 @@ def oracle(
 
 
 def as_written(tokenizer: PreTrainedTokenizerFast, text: str, chance: random.Random) -> list[int]:
-    """Ids that decode to the text and that the tokenizer would not have written: pieces cut at random bytes."""
+    """Ids that decode to the text, but cut at random bytes, as no tokenizer would write it."""
     data = text.encode()
     alphabet = {byte: char for char, byte in zip(_alphabet(), range(256), strict=True)}
     ids, start = [], 0
@@ -136,7 +137,7 @@ def as_written(tokenizer: PreTrainedTokenizerFast, text: str, chance: random.Ran
 
 
 def _alphabet() -> list[str]:
-    """GPT-2's character for each byte, read from the tokenizer library: what it makes of each byte alone."""
+    """GPT-2's character for each byte: what the tokenizer library makes of that byte alone."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
@@ -226,7 +227,7 @@ def test_steps_of_messages_without_text(
 
 @pytest.mark.parametrize(("by", "steps"), CUTS)
 def test_the_tokens_of_a_step_are_its_text(words: Any, by: str, steps: list[str]) -> None:
-    """But for indentation, which some vocabularies have in one token with the newlines before it."""
+    """But for indentation: some vocabularies have it in one token with newlines before it."""
     text = "".join(steps)
     ids = words(text, add_special_tokens=False)["input_ids"]
     ends, last = found_steps(words, text, ids, by)

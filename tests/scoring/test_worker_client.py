@@ -392,7 +392,9 @@ def test_odd_values_to_log_become_text() -> None:
 
 
 def test_what_only_this_process_can_load_stays(caplog: pytest.LogCaptureFixture) -> None:
-    """A module made in the session travels by name, and there is nothing behind the name elsewhere."""
+    """A module made in the session travels by name, and there is nothing behind the name
+    elsewhere.
+    """
     module = types.ModuleType("made_here")
     exec("def made(completions, **columns):\n    return [2.0 for _ in completions]", vars(module))
     sys.modules["made_here"] = module
