@@ -4,6 +4,7 @@ Shapes: N groups of G completions, B = N·G rows, prompts padded to P, completio
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,10 +184,11 @@ class _Lengths(LogitsProcessor):
 
     def _lengths_of(self, input_ids: Tensor) -> Tensor:
         """Return the length of every row; rows of one prompt take its lengths in order."""
-        waiting = {prompt: iter(lengths) for prompt, lengths in self.lengths_by_prompt.items()}
         lengths = []
-        for row in input_ids.tolist():
-            lengths.append(next(waiting[tuple(row)]))
+        taken: Counter[tuple[int, ...]] = Counter()
+        for row in map(tuple, input_ids.tolist()):
+            lengths.append(self.lengths_by_prompt[row][taken[row]])
+            taken[row] += 1
         return torch.tensor(lengths, device=input_ids.device)
 
 

@@ -172,7 +172,10 @@ def summary(runs: dict[str, list[Row]]) -> list[Row]:
     Args:
         runs: what `one_side` returned, for all runs of each side.
     """
-    return [summary_row(spec, runs) for spec in SUMMARIES]
+    rows = []
+    for spec in SUMMARIES:
+        rows.append(summary_row(spec, runs))
+    return rows
 
 
 def summary_row(spec: Summary, runs: dict[str, list[Row]]) -> Row:

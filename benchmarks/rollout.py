@@ -22,7 +22,7 @@ from grpo_hf.runs.program import quiet
 from .batches import forced_lengths
 from .common import OURS, TRL, Row, alternate, comparison, options, prepare, report
 from .sides import make_trainer
-from .update import Case
+from .update import Case, names_of
 
 CASES = [
     Case("p512", "P=512, C=64, G=8, 2 groups", 2.5, prompt=512, longest=64, groups=2, equal=True),
@@ -100,7 +100,7 @@ def compare(case: Case, trainers: dict[str, Any], repeats: int) -> Row:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run the benchmark that the flags describe."""
-    arguments = options(__doc__, [case.name for case in CASES]).parse_args(given)
+    arguments = options(__doc__, names_of(CASES)).parse_args(given)
     quiet()
     prepare(arguments)
     longest = max(case.longest for case in CASES)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from grpo_hf.runs.program import quiet
 
 from .common import options, prepare, report
-from .update import Case, compare, trainers_for
+from .update import Case, compare, names_of, trainers_for
 
 PROMPT_LENGTHS = (32, 128, 512)
 GROUP_SIZES = (2, 4, 8, 16)
@@ -35,7 +35,7 @@ CASES = make_cases()
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run the sweep that the flags describe."""
-    arguments = options(__doc__, [case.name for case in CASES], repeats=2).parse_args(given)
+    arguments = options(__doc__, names_of(CASES), repeats=2).parse_args(given)
     quiet()
     prepare(arguments)
     # The picture has no line for prefix-grouper.

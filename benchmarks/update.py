@@ -109,6 +109,11 @@ CASES = [
 ]
 
 
+def names_of(cases: Sequence[Case]) -> list[str]:
+    """Return the names of cases, which the flag --rows takes."""
+    return [case.name for case in cases]
+
+
 def recorded_groups(kind: str, vocabulary: int) -> list[Group]:
     """Return groups of recorded completions, with token ids that fit the vocabulary."""
     groups = []
@@ -330,7 +335,7 @@ def print_checks(row: Row) -> None:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run the benchmark that the flags describe."""
-    arguments = options(__doc__, [case.name for case in CASES]).parse_args(given)
+    arguments = options(__doc__, names_of(CASES)).parse_args(given)
     quiet()
     prepare(arguments)
     if not find_spec("prefix_grouper"):

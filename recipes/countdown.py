@@ -64,21 +64,24 @@ class Difficulty:
             ConfigError: the text has another form, or describes impossible problems.
         """
         types = {field.name: type(field.default) for field in fields(cls)}
-        values = {}
+        texts = {}
         for name, value in _named_parts(text or ""):
             if name not in types:
                 raise ConfigError(
                     f"dataset_config has {name!r}.{did_you_mean(name, types)} "
                     f"Expected {', '.join(types)}, as in numbers=3,largest=20,operators=+-."
                 )
-            values[name] = value
+            texts[name] = value
+        values = {}
         try:
-            difficulty = cls(**{name: types[name](value) for name, value in values.items()})
+            for name, value in texts.items():
+                values[name] = types[name](value)
         # Raised by int().
         except ValueError as error:
             raise ConfigError(
                 f"dataset_config {text!r}: {error}; expected a whole number."
             ) from None
+        difficulty = cls(**values)
         if not difficulty.is_possible():
             raise ConfigError(
                 f"dataset_config {text!r}: expected 2 to 6 numbers, largest >= 2 "

@@ -599,7 +599,9 @@ def show(results: Results) -> None:
         both = sorted(final.get(first, {}).keys() & final.get(second, {}).keys())
         if both:
             # Paired: methods of one seed share a base, and bases differ more than methods do.
-            gains = [final[first][seed] - final[second][seed] for seed in both]
+            gains = []
+            for seed in both:
+                gains.append(final[first][seed] - final[second][seed])
             pair = f"{first} − {second}, paired by seed"
             console.print(f"{pair}: {interval(gains)}  ({len(both)} seeds)")
     for seed in results.get("grpo_process", {}):
@@ -619,7 +621,9 @@ def accuracy_table(results: Results, final: dict[str, dict[int, float]]) -> Any:
     for heading in ("mean ± 95%", "updates", "tokens"):
         table.add_column(heading)
     for name, of_seeds in final.items():
-        cells = [f"{of_seeds[seed]:.3f}" if seed in of_seeds else "" for seed in seeds]
+        cells = []
+        for seed in seeds:
+            cells.append(f"{of_seeds[seed]:.3f}" if seed in of_seeds else "")
         cost = mean_cost(results[name]) if name != "base" else ("", "")
         table.add_row(name, *cells, interval(list(of_seeds.values())), *cost)
     return table

@@ -352,7 +352,9 @@ def score(
     """Return the scores of the steps of every held-out trace."""
     start = time.perf_counter()
     longest = min(settings.max_eval_length, model.longest)
-    rows = [encode(tokenizer, trace, longest) for trace in held_out]
+    rows = []
+    for trace in held_out:
+        rows.append(encode(tokenizer, trace, longest))
     scores = []
     for values in model.step_scores(*columns(rows), batch_size=SCORING_BATCH):
         scores.append(values.tolist())
@@ -386,14 +388,17 @@ def judge(
 
     The entry "all" is over all tasks. A task without mistakes has no entry.
     """
+    all_pairs = list(zip(held_out, scores, strict=True))
     pairs_by_task: dict[str, list[tuple[Trace, Sequence[float]]]] = {}
-    for pair in zip(held_out, scores, strict=True):
-        pairs_by_task.setdefault(pair[0].task, []).append(pair)
-    pairs_by_task = dict(sorted(pairs_by_task.items()))
-    pairs_by_task["all"] = list(zip(held_out, scores, strict=True))
+    for trace, values in all_pairs:
+        pairs_by_task.setdefault(trace.task, []).append((trace, values))
     results: dict[str, Any] = {}
-    for task, pairs in pairs_by_task.items():
-        wrong = [pair for pair in pairs if pair[0].mistake is not None]
+    # "all" comes last in the table.
+    for task, pairs in [*sorted(pairs_by_task.items()), ("all", all_pairs)]:
+        wrong = []
+        for trace, values in pairs:
+            if trace.mistake is not None:
+                wrong.append((trace, values))
         if wrong:
             results[task] = found_mistakes(wrong, train) | {"same_place": same_place(pairs)}
     return results

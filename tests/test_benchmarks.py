@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: counts by brute force, equal work on both sides, no speed of wrong numbers."""
+"""Test the benchmarks: their counts, equal work on both sides, and errors for wrong numbers."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from benchmarks.common import OURS, PEER, TRL, Time
 from benchmarks.flops import Shape, seen_pairs, useful_flops
 from benchmarks.sides import make_trainer
 
+# Small enough for the embedded model.
 SMALL = update.Case(
     "small", "P=12, C≤6, G=4, 2 groups", 1.0, prompt=12, longest=6, size=4, groups=2
 )
@@ -21,11 +22,11 @@ SMALL = update.Case(
 
 @pytest.fixture(scope="module")
 def trainers(tiny_checkpoint):
-    """Both sides on the embedded model."""
-    return {
-        side: make_trainer(side, str(tiny_checkpoint), max_completion_length=8)
-        for side in (TRL, OURS)
-    }
+    """Return trainers of both sides for the embedded model."""
+    trainers = {}
+    for side in (TRL, OURS):
+        trainers[side] = make_trainer(side, str(tiny_checkpoint), max_completion_length=8)
+    return trainers
 
 
 def arguments(folder: Path, **others: object) -> argparse.Namespace:
@@ -35,36 +36,51 @@ def arguments(folder: Path, **others: object) -> argparse.Namespace:
 
 
 def times(trl: float, ours: float) -> dict[str, list[Time]]:
+    """Return two equal times for each side."""
     return {
-        side: [Time(cost, 0.0, 2 * cost, cost)] * 2 for side, cost in ((TRL, trl), (OURS, ours))
+        TRL: [Time(trl, 0.0, 2 * trl, trl)] * 2,
+        OURS: [Time(ours, 0.0, 2 * ours, ours)] * 2,
     }
 
 
+def first_adapter_weight(trainer) -> torch.Tensor:
+    """Return the first B weight of the adapter."""
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            return weight
+    raise AssertionError("the model has no adapter")
+
+
 def test_pairs_are_those_of_a_mask() -> None:
-    prompt, completions = 5, [3, 1, 4]
-    owner = [-1] * (prompt - 1) + [
-        index for index, length in enumerate(completions) for _ in range(length)
-    ]
-    brute = sum(
-        owner[key] in (-1, owner[query]) for query in range(len(owner)) for key in range(query + 1)
-    )
-    assert seen_pairs(prompt, completions) == brute
+    prompt = 5
+    completions = [3, 1, 4]
+    # The completion that a token belongs to; -1 for the shared part of the prompt.
+    owner = [-1] * (prompt - 1)
+    for index, length in enumerate(completions):
+        owner += [index] * length
+    pairs = 0
+    for query in range(len(owner)):
+        for key in range(query + 1):
+            pairs += owner[key] in (-1, owner[query])
+    assert seen_pairs(prompt, completions) == pairs
 
 
 @pytest.mark.parametrize("reference", [True, False])
 def test_operations_are_those_that_torch_counts(trainers, reference: bool) -> None:
-    """Of the matrix products; torch does not count the attention kernel of a CPU, whose formula the pairs test covers.
+    """Compare the formula with torch's count of matrix products.
 
-    The first layer's products for the gradient of its inputs are not done, because nothing there wants one.
+    torch does not count the attention kernel of a CPU; the test of pairs covers its formula. The
+    first layer does not compute the gradient of its inputs, because nothing needs it.
     """
     trainer = trainers[OURS]
     for layer in trainer.model.modules():
         if isinstance(layer, LoraLayer):
-            vars(layer).pop(
-                "forward", None
-            )  # lora.py's products in place are none that torch counts
+            # torch does not count the in-place products of lora.py's forward.
+            vars(layer).pop("forward", None)
     groups = SMALL.make(trainer.model.config.vocab_size)
-    lengths = [(len(prompt), list(map(len, completions))) for prompt, completions in groups]
+    lengths = []
+    for prompt, completions in groups:
+        lengths.append((len(prompt), list(map(len, completions))))
     batch = batches.to_batch(groups, 0)
     shape = Shape.of(trainer.model)
     with FlopCounterMode(display=False) as counter:
@@ -75,19 +91,19 @@ def test_operations_are_those_that_torch_counts(trainers, reference: bool) -> No
             trainer.compute_loss(trainer.model, batch).backward()
             trainer.beta = 0.04
     products = ("mm", "addmm", "bmm")
-    counted = sum(
-        n
-        for op, n in counter.get_flop_counts()["Global"].items()
-        if str(op).split(".")[1] in products
-    )
+    counted = 0
+    for operation, count in counter.get_flop_counts()["Global"].items():
+        if str(operation).split(".")[1] in products:
+            counted += count
     without_attention = Shape(shape.body, shape.adapter, shape.head, 0, shape.layers)
     expected = useful_flops(without_attention, lengths, reference=reference)
-    tokens = sum(prompt - 1 + sum(completions) for prompt, completions in lengths)
+    tokens = 0
+    for prompt, completions in lengths:
+        tokens += prompt - 1 + sum(completions)
     layer = trainer.model.get_base_model().model.layers[0].self_attn
-    first = [layer.q_proj, layer.k_proj, layer.v_proj]
-    skipped = sum(
-        linear.weight.numel() + linear.lora_A["default"].weight.numel() for linear in first
-    )
+    skipped = 0
+    for linear in (layer.q_proj, layer.k_proj, layer.v_proj):
+        skipped += linear.weight.numel() + linear.lora_A["default"].weight.numel()
     assert counted == expected - 2 * skipped * tokens
 
 
@@ -104,21 +120,22 @@ def test_crafted_batches_have_the_shape_they_are_asked_for() -> None:
     batch = batches.to_batch(groups, padding=0, silent=1)
     assert batch["prompt_ids"].shape == batch["prompt_mask"].shape == (16, 12)
     assert batch["completion_mask"].sum(1).tolist() == lengths
-    assert batch["prompt_mask"][8:, 0].tolist() == [0] * 8 and batch["num_items_in_batch"] == sum(
-        lengths
-    )
+    assert batch["prompt_mask"][8:, 0].tolist() == [0] * 8
+    assert batch["num_items_in_batch"] == sum(lengths)
     assert batch["advantages"][:8].all() and not batch["advantages"][8:].any()
 
 
 def test_recorded_completions_are_ragged_and_fit_their_prompts() -> None:
     for kind in ("zero-shot", "4-shot"):
         rows = batches.recorded(kind)
-        lengths = [len(ids) for row in rows for ids in row["completion_ids"]]
-        assert len(rows) >= 2 and all(len(row["completion_ids"]) == 8 for row in rows)
+        lengths = []
+        assert len(rows) >= 2
+        for row in rows:
+            assert len(row["completion_ids"]) == 8
+            assert row["messages"][-1]["role"] == "user" and "####" in row["answer"]
+            lengths += map(len, row["completion_ids"])
         assert len(set(lengths)) > 8 and max(lengths) <= 150
-        assert all(
-            row["messages"][-1]["role"] == "user" and "####" in row["answer"] for row in rows
-        )
+    # The file is part of the repository.
     assert batches.RECORDED.stat().st_size < 300_000
 
 
@@ -127,8 +144,9 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = common.alternate(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3
     )
+    # The second repeat goes backwards.
     assert order == ["a", "b", "b", "a", "a", "b"]
-    assert [len(runs) for runs in taken.values()] == [3, 3]
+    assert list(map(len, taken.values())) == [3, 3]
 
 
 def test_the_table_and_the_file_say_what_was_measured(
@@ -148,10 +166,8 @@ def test_the_table_and_the_file_say_what_was_measured(
         "spread": 0.0,
         "all": [6.0, 6.0],
     }
-    assert (
-        written["settings"]["model"] == "some-model"
-        and {"cpu", "threads", "versions"} <= written["machine"].keys()
-    )
+    assert written["settings"]["model"] == "some-model"
+    assert {"cpu", "threads", "versions"} <= written["machine"].keys()
 
 
 def test_the_speed_of_wrong_numbers_is_an_error(tmp_path: Path) -> None:
@@ -166,16 +182,18 @@ def test_a_missing_model_is_named_with_what_makes_it() -> None:
 
 
 def test_memory_has_a_bar_on_the_whole_process() -> None:
-    peaks = ((TRL, 600), (OURS, 200), (memory.ALGORITHM, 250))
-    peak, above, algorithm = memory.summary(
-        {side: [{"peak": peak, "update": peak // 2}] for side, peak in peaks}
-    )
+    runs = {
+        TRL: [{"peak": 600, "update": 300}],
+        OURS: [{"peak": 200, "update": 100}],
+        memory.ALGORITHM: [{"peak": 250, "update": 125}],
+    }
+    peak, above, algorithm = memory.summary(runs)
     assert (peak["value"], peak["met"], above["value"], above["bar"]) == (3.0, True, 3.0, None)
     assert (algorithm["value"], algorithm["met"]) == (0.8, False)
 
 
 def test_all_of_algorithm_1_is_what_the_whole_is(tiny_checkpoint: Path) -> None:
-    """Its roles are there, and its reward model learns."""
+    """The model has all adapters of algorithm 1, and the reward model learns."""
     trainer = make_trainer(OURS, str(tiny_checkpoint))
     reward_model = memory.with_roles(trainer)
     assert set(trainer.model.peft_config) == {"default", "ref", "reward"}
@@ -188,6 +206,7 @@ def test_all_of_algorithm_1_is_what_the_whole_is(tiny_checkpoint: Path) -> None:
 def test_an_update_is_compared_with_equal_numbers(
     trainers, silent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Two micro-batches of the 8 rows.
     monkeypatch.setattr(update, "MICRO_BATCH", 4)
     case = update.Case("tiny", "tiny", 1.0, prompt=12, longest=6, size=4, groups=2, silent=silent)
     row = update.compare(case, trainers, repeats=1)
@@ -197,23 +216,25 @@ def test_an_update_is_compared_with_equal_numbers(
         "flops_per_s": row["useful_flops"],
         "flops_per_wall_s": row["useful_flops"],
     }
+    # With this rate, all useful work takes one second.
     cost = row["sides"][OURS]["cost"]["median"]
     assert update.limit(row, rate)["value"] == pytest.approx(1 / cost)
 
 
 def test_prefix_grouper_computes_the_same(trainers, tiny_checkpoint: Path) -> None:
     pytest.importorskip("prefix_grouper", reason="the extra `bench` is not installed")
-    row = update.compare(
-        SMALL, trainers | {PEER: make_trainer(PEER, str(tiny_checkpoint))}, repeats=1
-    )
+    peer = make_trainer(PEER, str(tiny_checkpoint))
+    row = update.compare(SMALL, trainers | {PEER: peer}, repeats=1)
     assert row["equal"] == {OURS: True, PEER: True}
 
 
 def test_numbers_that_differ_are_noticed(trainers) -> None:
-    weight = next(w for name, w in trainers[OURS].model.named_parameters() if "lora_B" in name)
+    weight = first_adapter_weight(trainers[OURS])
+    # Another adapter on one side only.
     with torch.no_grad():
         weight += 0.1
     row = update.compare(SMALL, trainers, repeats=1)
+    # Other tests use the same trainers.
     with torch.no_grad():
         weight -= 0.1
     assert row["equal"] == {OURS: False}
@@ -225,40 +246,45 @@ def test_rollouts_have_the_lengths_they_are_told(trainers, side: str) -> None:
     lengths = [1, 8, 2, 2, 5, 3, 1, 4]
     completions = rollout.rollout(trainers[side], prompts, lengths)
     assert list(map(len, completions)) == lengths
-    assert all(ids[-1] in trainers[side].eos_token_ids for ids in completions)
+    for ids in completions:
+        assert ids[-1] in trainers[side].eos_token_ids
 
 
 @pytest.mark.parametrize("side", [TRL, OURS])
 def test_a_step_moves_the_adapter(trainers, side: str) -> None:
     trainer = trainers[side]
     trainer.create_optimizer()
-    weight = next(w for name, w in trainer.model.named_parameters() if "lora_B" in name)
+    weight = first_adapter_weight(trainer)
     before = weight.detach().clone()
     rows = [{"prompt": "1 + 1 = ", "answer": "2"}] * 8 + [{"prompt": "1 + 2 = ", "answer": "3"}] * 8
     step.step(trainer, rows, [1, 8, 2, 2, 5, 3, 1, 4] * 2)
     assert trainer._metrics["train"]["completions/mean_length"][-1] == pytest.approx(26 / 8)
     assert not torch.equal(weight, before)
+    # Other tests use the same trainers.
     with torch.no_grad():
         weight.copy_(before)
 
 
 def test_the_sweep_becomes_a_picture(tmp_path: Path) -> None:
-    rows = [
-        {"name": f"{letter}{x}", what: x, "value": 2.0, "range": [1.9, 2.1]}
-        for letter, what in (("P", "prompt"), ("G", "size"))
-        for x in (2, 4)
-    ]
-    record = {"rows": rows, "settings": {"model": "m", "threads": 1}}
-    plot.draw(
-        record | {"machine": {"accelerator": None, "cpu": "c", "versions": {"trl": "1"}}},
-        tmp_path / "p.png",
-    )
+    rows = []
+    for letter, key in (("P", "prompt"), ("G", "size")):
+        for x in (2, 4):
+            rows.append({"name": f"{letter}{x}", key: x, "value": 2.0, "range": [1.9, 2.1]})
+    record = {
+        "rows": rows,
+        "settings": {"model": "m", "threads": 1},
+        "machine": {"accelerator": None, "cpu": "c", "versions": {"trl": "1"}},
+    }
+    plot.draw(record, tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
 def test_scoring_compares_equal_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A short batch and a short timeout, so that the hanging completion costs a second.
     monkeypatch.setattr(scoring, "COUNT", 12)
     monkeypatch.setattr(scoring, "TIMEOUT", 1.0)
     math, hang, overhead = scoring.compare(2, 1)
-    assert all(math["equal"].values()) and hang["equal"]["others"]
-    assert math["value"] > 0 and overhead["value"] > 0
+    assert all(math["equal"].values())
+    assert hang["equal"]["others"]
+    assert math["value"] > 0
+    assert overhead["value"] > 0

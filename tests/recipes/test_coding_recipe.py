@@ -1,4 +1,4 @@
-"""recipes/coding.py: MBPP's rows as prompts, a step of it, and exercises in Rust that can be solved."""
+"""Test recipes/coding.py: prompts from MBPP's rows, one training step, and the Rust exercises."""
 
 import json
 import shutil
@@ -12,8 +12,10 @@ from support.programs import RECIPES, load_recipe
 from grpo_hf.errors import DataError
 from grpo_hf.rewards.rust_cargo import rust_cargo
 
-ROWS = [
-    {
+
+def mbpp_row(n: int) -> dict[str, Any]:
+    """Return a row with MBPP's columns."""
+    return {
         "task_id": n,
         "text": f"Write a function to add {n} to a number.",
         "code": f"def add_{n}(x):\n    return x + {n}",
@@ -21,14 +23,12 @@ ROWS = [
         "test_setup_code": "",
         "challenge_test_list": [],
     }
-    for n in range(6)
-]
-SOLUTIONS = (
-    (Path(__file__).parent / "rust_solutions.rs").read_text().split("//---\n")
-)  # in the exercises' order
-EXERCISES = [
-    json.loads(line) for line in (RECIPES / "rust_exercises.jsonl").read_text().splitlines()
-]
+
+
+ROWS = list(map(mbpp_row, range(6)))
+# In the exercises' order.
+SOLUTIONS = (Path(__file__).parent / "rust_solutions.rs").read_text().split("//---\n")
+EXERCISES = list(map(json.loads, (RECIPES / "rust_exercises.jsonl").read_text().splitlines()))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def recipe() -> ModuleType:
 def test_the_prompt_shows_the_task_and_one_test(recipe: ModuleType) -> None:
     row = recipe.with_prompt(ROWS[3])
     assert row["prompt"] == (
-        "Write a function to add 3 to a number.\nThe function has to pass this test:\nassert add_3(1) == 4"
+        "Write a function to add 3 to a number.\n"
+        "The function has to pass this test:\n"
+        "assert add_3(1) == 4"
     )
     assert row["test_list"] == ROWS[3]["test_list"]
     assert set(row) == {"prompt", "test_list", "test_setup_code"}
@@ -56,38 +58,18 @@ def test_rows_of_another_form_are_refused(recipe: ModuleType, row: dict[str, Any
 def test_a_step_on_local_rows(
     recipe: ModuleType, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    flags = [
-        "--model_name_or_path",
-        str(tiny_checkpoint),
-        "--dataset_path",
-        str(tmp_path),
-        "--dtype",
-        "float32",
-    ]
-    flags += [
-        "--use_cpu",
-        "--gradient_checkpointing",
-        "false",
-        "--gradient_accumulation_steps",
-        "1",
-        "--eval_rows",
-        "2",
-    ]
-    flags += [
-        "--num_generations",
-        "2",
-        "--per_device_train_batch_size",
-        "2",
-        "--max_completion_length",
-        "8",
-    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    flags = ["--model_name_or_path", str(tiny_checkpoint), "--dataset_path", str(tmp_path)]
+    flags += ["--dtype", "float32", "--use_cpu", "--gradient_checkpointing", "false"]
+    flags += ["--gradient_accumulation_steps", "1", "--per_device_train_batch_size", "2"]
+    flags += ["--num_generations", "2", "--max_completion_length", "8", "--eval_rows", "2"]
     recipe.main([*flags, "--max_steps", "1", "--output_dir", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert (
-        "rewards: python_tests" in said and "step 1/1" in said and "base (adapter disabled)" in said
-    )
+    assert "rewards: python_tests" in said
+    assert "step 1/1" in said
+    assert "base (adapter disabled)" in said
     answers = (tmp_path / "run" / "evaluation.jsonl").read_text()
+    # The prompts, which the file holds too, show the first test only.
     assert "(1) ==" in answers and "(5) ==" not in answers
 
 

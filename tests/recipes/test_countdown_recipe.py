@@ -1,4 +1,4 @@
-"""recipes/countdown.py: problems that can be solved, splits that share no numbers, and a short run of the tiny one."""
+"""Test recipes/countdown.py: solvable problems, disjoint splits, and a short run."""
 
 import itertools
 import json
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,19 +32,22 @@ def recipe() -> ModuleType:
 def some(
     recipe: ModuleType, split: str, count: int = 200, difficulty: str | None = None, seed: int = 0
 ) -> list[Any]:
-    return list(
-        islice(recipe.problems(split, recipe.Difficulty.read(difficulty), seed=seed), count)
-    )
+    problems = recipe.problems(split, recipe.Difficulty.read(difficulty), seed=seed)
+    return list(islice(problems, count))
 
 
 def reachable(numbers: list[Fraction], operators: str) -> set[Fraction]:
-    """Everything that comes of joining all the numbers, two at a time, in every way."""
+    """Return the values of all expressions that use each number once."""
     if len(numbers) == 1:
         return {numbers[0]}
     found = set()
     for i, j in itertools.permutations(range(len(numbers)), 2):
-        a, b = numbers[i], numbers[j]
-        rest = [number for k, number in enumerate(numbers) if k not in (i, j)]
+        a = numbers[i]
+        b = numbers[j]
+        rest = numbers.copy()
+        # The larger index first, so that the other one stays valid.
+        for k in sorted((i, j), reverse=True):
+            del rest[k]
         results = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else None}
         for operator in operators:
             if results[operator] is not None:
@@ -59,16 +63,18 @@ def test_every_problem_is_solved_by_its_answer(
     recipe: ModuleType, split: str, difficulty: str | None
 ) -> None:
     rows = some(recipe, split, 300, difficulty)
-    columns = {name: [row[name] for row in rows] for name in ("numbers", "target")}
-    assert countdown([row["answer"] for row in rows], **columns) == [1.1] * len(rows)
+    answers, numbers, targets = zip(
+        *map(itemgetter("answer", "numbers", "target"), rows), strict=True
+    )
+    # 1 for the solution and 0.1 for the format.
+    rewards = countdown(list(answers), numbers=list(numbers), target=list(targets))
+    assert rewards == [1.1] * len(rows)
 
 
 @pytest.mark.parametrize("operators", ["+-", "+-*/"])
 def test_brute_force_finds_a_solution_too(recipe: ModuleType, operators: str) -> None:
     for row in some(recipe, "test", 40, f"numbers=3,largest=25,operators={operators}"):
-        assert row["target"] in reachable(
-            [Fraction(number) for number in row["numbers"]], operators
-        )
+        assert row["target"] in reachable(list(map(Fraction, row["numbers"])), operators)
 
 
 @pytest.mark.parametrize("operators", ["+-", "+-*/"])
@@ -81,8 +87,8 @@ def test_splits_share_no_numbers_and_no_problem_comes_twice(
         keys = [(*sorted(row["numbers"]), row["target"]) for row in rows]
         assert len(keys) == len(set(keys)) > 30
         sets[split] = {key[:-1] for key in keys}
-    for one, other in itertools.combinations(SPLITS, 2):
-        assert not sets[one] & sets[other]
+    for first, second in itertools.combinations(SPLITS, 2):
+        assert not sets[first] & sets[second]
 
 
 def test_easy_problems_come_to_an_end(recipe: ModuleType) -> None:
@@ -93,15 +99,15 @@ def test_difficulty_is_kept_to(recipe: ModuleType) -> None:
     for row in some(recipe, "train", 300, "numbers=5,largest=7,operators=*"):
         assert len(row["numbers"]) == 5 and max(row["numbers"]) <= 7
         assert not {*"+-/"} & {*row["answer"].replace("</answer>", "")}
-        assert (
-            row["question"] == f"Make {row['target']} from {', '.join(map(str, row['numbers']))}."
-        )
+        numbers = ", ".join(map(str, row["numbers"]))
+        assert row["question"] == f"Make {row['target']} from {numbers}."
 
 
 def test_seed_and_split_decide_the_problems_in_every_process(recipe: ModuleType) -> None:
-    assert (
-        some(recipe, "train", 20) == some(recipe, "train", 20) != some(recipe, "train", 20, seed=1)
-    )
+    rows = some(recipe, "train", 20)
+    assert rows == some(recipe, "train", 20)
+    assert rows != some(recipe, "train", 20, seed=1)
+    # Another process has another seed of hash(), which must not matter.
     program = (
         "import json, runpy; found = runpy.run_path('countdown.py');"
         "print(json.dumps(next(found['problems']('test', found['Difficulty'](), seed=7))))"
@@ -135,28 +141,20 @@ def test_a_difficulty_that_is_none(recipe: ModuleType, text: str, expected: str)
 def test_a_short_run_from_cold_start_to_table(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = [
-        "--cold_start_steps",
-        "2",
-        "--max_steps",
-        "2",
-        "--logging_steps",
-        "1",
-        "--eval_rows",
-        "12",
-    ]
+    short = ["--cold_start_steps", "2", "--max_steps", "2", "--logging_steps", "1"]
+    short += ["--eval_rows", "12"]
     short += ["--per_device_train_batch_size", "16", "--dataset_config", EASY]
     config = ["--config", str(RECIPES / "countdown_tiny.yaml")]
     recipe.main([*config, *short, "--output_dir", str(tmp_path / "first")])
     said = capsys.readouterr().out
-    assert (
-        "cold start: 2 supervised steps" in said
-        and "step 2/2" in said
-        and "base (adapter disabled)" in said
-    )
+    assert "cold start: 2 supervised steps" in said
+    assert "step 2/2" in said
+    assert "base (adapter disabled)" in said
     saved = read_recipe(["--config", str(tmp_path / "first" / "recipe.yaml")])
-    assert saved.task.dataset_config == EASY  # it is a recipe of recipes/countdown.py again
-    with pytest.raises(SystemExit):  # before another cold start
+    # The saved file is a valid recipe for recipes/countdown.py again.
+    assert saved.task.dataset_config == EASY
+    # The run ends before another cold start.
+    with pytest.raises(SystemExit):
         recipe.main([*config, *short, "--seed", "1", "--output_dir", str(tmp_path / "first")])
     assert "holds another run" in capsys.readouterr().err
     assert len(list(tmp_path.glob("cold_start-*"))) == 1
@@ -167,18 +165,11 @@ def test_a_short_run_from_cold_start_to_table(
 def test_the_tiny_run_gets_better(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
-    recipe.main(
-        [
-            "--config",
-            str(RECIPES / "countdown_tiny.yaml"),
-            "--seed",
-            str(seed),
-            "--output_dir",
-            str(tmp_path / "run"),
-        ]
-    )
+    config = str(RECIPES / "countdown_tiny.yaml")
+    recipe.main(["--config", config, "--seed", str(seed), "--output_dir", str(tmp_path / "run")])
     said = capsys.readouterr().out
     difference = re.search(r"difference \(paired\).*?([+-]\d\.\d{3}).*?([+-]\d\.\d{3}) to", said)
     assert difference is not None, said
+    # The gain in accuracy, then the lower end of its 95% interval.
     assert float(difference[1]) >= 0.15
     assert float(difference[2]) > 0

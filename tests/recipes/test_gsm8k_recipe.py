@@ -1,4 +1,4 @@
-"""recipes/gsm8k.py as it is launched: a short run of the embedded demo, and the demo's promise on three seeds."""
+"""Launch recipes/gsm8k.py: short runs of the embedded demo, and whole runs on three seeds."""
 
 import json
 import os
@@ -12,27 +12,17 @@ from support.programs import RECIPES
 
 from grpo_hf.runs.recipe import read_recipe
 
-LAUNCH = [
-    sys.executable,
-    "-m",
-    "accelerate.commands.launch",
-    "--num_processes",
-    "1",
-    "--num_machines",
-    "1",
-]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", str(RECIPES / "gsm8k.py")]
+# The flags answer the questions of `accelerate config`.
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+LAUNCH += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
+LAUNCH += ["--dynamo_backend", "no"]
+LAUNCH.append(str(RECIPES / "gsm8k.py"))
 
 
 def demo(folder: Path, *flags: str, threads: int | None = 1) -> str:
-    command = [
-        *LAUNCH,
-        "--config",
-        str(RECIPES / "gsm8k_tiny.yaml"),
-        "--output_dir",
-        str(folder),
-        *flags,
-    ]
+    """Run the embedded demo, and return its output."""
+    config = str(RECIPES / "gsm8k_tiny.yaml")
+    command = [*LAUNCH, "--config", config, "--output_dir", str(folder), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -40,41 +30,31 @@ def demo(folder: Path, *flags: str, threads: int | None = 1) -> str:
 
 
 def test_the_demo_runs_from_cold_start_to_table(tmp_path: Path) -> None:
-    short = [
-        "--cold_start_steps",
-        "4",
-        "--max_steps",
-        "2",
-        "--logging_steps",
-        "1",
-        "--eval_rows",
-        "12",
-    ]
+    short = ["--cold_start_steps", "4", "--max_steps", "2", "--logging_steps", "1"]
+    short += ["--eval_rows", "12"]
     said = demo(tmp_path / "first", *short)
     assert "cold start: 4 supervised steps" in said
     assert re.search(
         r"^step 1/2  reward .*gsm8k .*answer_format .*kl .*tokens/s", said, re.MULTILINE
     )
-    assert re.search(
-        r"^step 2/2  on the same rollout  kl ", said, re.MULTILINE
-    )  # its second iteration
+    # The second iteration (μ = 2) has the same rollout.
+    assert re.search(r"^step 2/2  on the same rollout  kl ", said, re.MULTILINE)
     for row in ("base (adapter disabled)", "adapter", "difference (paired)"):
         assert row in said
     first = tmp_path / "first"
-    assert {
-        "adapter_model.safetensors",
-        "adapter_config.json",
-        "tokenizer.json",
-        "metrics.jsonl",
-        "README.md",
-    } <= {path.name for path in first.iterdir()}
-    answers = [json.loads(line) for line in (first / "evaluation.jsonl").read_text().splitlines()]
+    for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json"):
+        assert (first / name).exists()
+    for name in ("metrics.jsonl", "README.md"):
+        assert (first / name).exists()
+    answers = list(map(json.loads, (first / "evaluation.jsonl").read_text().splitlines()))
     assert len(answers) == 12
+    # The second run finds the cold-started checkpoint of the first one.
     assert "using the checkpoint in" in demo(tmp_path / "second", *short, "--save_strategy", "no")
 
 
 def test_a_mistake_reaches_the_user_through_the_launcher(tmp_path: Path) -> None:
     command = [*LAUNCH, "--config", str(RECIPES / "gsm8k_tiny.yaml"), "--rewards", "gsm8"]
+    # Without --quiet, accelerate's launcher adds its own traceback when the program fails.
     command.insert(command.index("--num_processes"), "--quiet")
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode != 0
@@ -83,36 +63,18 @@ def test_a_mistake_reaches_the_user_through_the_launcher(tmp_path: Path) -> None
 
 
 def test_qlora_is_a_flag(tmp_path: Path) -> None:
-    short = [
-        "--cold_start_steps",
-        "2",
-        "--max_steps",
-        "2",
-        "--logging_steps",
-        "1",
-        "--eval_rows",
-        "4",
-    ]
+    short = ["--cold_start_steps", "2", "--max_steps", "2", "--logging_steps", "1"]
+    short += ["--eval_rows", "4"]
     said = demo(tmp_path / "run", *short, "--load_in_4bit", "--per_device_train_batch_size", "8")
     assert "step 2/2" in said and "base (adapter disabled)" in said
 
 
 def test_full_fine_tuning_claims_no_comparison(tmp_path: Path) -> None:
-    short = [
-        "--cold_start_steps",
-        "2",
-        "--max_steps",
-        "1",
-        "--eval_rows",
-        "4",
-        "--per_device_train_batch_size",
-        "8",
-    ]
+    short = ["--cold_start_steps", "2", "--max_steps", "1", "--eval_rows", "4"]
+    short += ["--per_device_train_batch_size", "8"]
     said = demo(tmp_path / "run", *short, "--use_peft", "false")
-    assert (
-        "no comparison with the base: the whole model was trained" in said
-        and "accuracy" not in said
-    )
+    assert "no comparison with the base: the whole model was trained" in said
+    assert "accuracy" not in said
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "gsm8k_smollm2", "gsm8k_tiny"])
@@ -129,5 +91,6 @@ def test_the_demo_gets_better_on_every_seed(tmp_path: Path, seed: int) -> None:
     said = demo(tmp_path / "run", "--seed", str(seed), threads=os.cpu_count())
     difference = re.search(r"difference \(paired\).*?([+-]\d\.\d{3}).*?([+-]\d\.\d{3}) to", said)
     assert difference is not None, said
+    # The gain in accuracy, then the lower end of its 95% interval.
     assert float(difference[1]) >= 0.15
     assert float(difference[2]) > 0

@@ -1,4 +1,4 @@
-"""recipes/iterative.py: two iterations of it, what a second call finds done, and a program that is killed."""
+"""Test recipes/iterative.py: two iterations, a second call, and a program that is killed."""
 
 import json
 import os
@@ -16,10 +16,14 @@ from transformers import AutoModelForCausalLM
 
 REWARD = '''
 def marks(completions, answer):
-    """Differs within a group of an untrained model's babble."""
-    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-    return [sum(map(str.isdigit, text)) + len(set(text)) / 10 + len(a) for text, a in zip(texts, answer)]
+    """Return rewards that differ within a group, even for an untrained model."""
+    rewards = []
+    for completion, gold in zip(completions, answer):
+        text = completion if isinstance(completion, str) else completion[0]["content"]
+        rewards.append(sum(map(str.isdigit, text)) + len(set(text)) / 10 + len(gold))
+    return rewards
 '''
+# Small enough for a run of seconds.
 SIZES = {
     "max_steps": 2,
     "save_steps": 1,
@@ -37,18 +41,29 @@ SIZES = {
 
 @pytest.fixture
 def flags(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
-    """A call of the recipe that takes seconds, but for its output folder."""
+    """Return the flags of a run that takes seconds, without its output folder."""
     (tmp_path / "mine.py").write_text(REWARD)
     rows = [{"question": f"{n} + 1?", "answer": "x" * (n % 3)} for n in range(24)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = {"config": RECIPES / "iterative_tiny.yaml", "model_name_or_path": tiny_checkpoint}
-    given |= {"dataset_path": tmp_path / "rows.jsonl", "rewards": f"{tmp_path}/mine.py:marks"}
-    return [str(part) for name, value in (given | SIZES).items() for part in (f"--{name}", value)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {"config": RECIPES / "iterative_tiny.yaml", "model_name_or_path": tiny_checkpoint}
+    settings |= {"dataset_path": tmp_path / "rows.jsonl", "rewards": f"{tmp_path}/mine.py:marks"}
+    flags = []
+    for name, value in (settings | SIZES).items():
+        flags += [f"--{name}", str(value)]
+    return flags
 
 
 def weights(folder: Path) -> dict[str, dict]:
-    files = sorted(folder.glob("iteration-*/*/adapter_model.safetensors"))
-    return {str(file.relative_to(folder)): load_file(file) for file in files}
+    """Return the adapters of all iterations, by file."""
+    found = {}
+    for file in sorted(folder.glob("iteration-*/*/adapter_model.safetensors")):
+        found[str(file.relative_to(folder))] = load_file(file)
+    return found
+
+
+def write_times(folder: Path) -> dict[Path, int]:
+    """Return the time of the last change of every file with weights."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
 
 
 def test_two_iterations_and_a_second_call(
@@ -58,20 +73,23 @@ def test_two_iterations_and_a_second_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    recipe, out = load_recipe("iterative"), tmp_path / "run"
+    recipe = load_recipe("iterative")
+    out = tmp_path / "run"
     recipe.main([*flags, "--output_dir", str(out)])
     said = capsys.readouterr().out
-    assert [line for line in said.splitlines() if line.startswith("iteration")] == [
-        f"iteration {number}: {phase}"
-        for number in range(3)
-        for phase in ("policy", "samples.jsonl", "reward_model")
-    ]
+    expected = []
+    for number in range(3):
+        for phase in ("policy", "samples.jsonl", "reward_model"):
+            expected.append(f"iteration {number}: {phase}")
+    assert [line for line in said.splitlines() if line.startswith("iteration")] == expected
     assert "replayed" in said
     assert len(weights(out)) == 6
-    before = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    # The second call has nothing to do.
+    before = write_times(out)
     recipe.main([*flags, "--output_dir", str(out)])
     assert "iteration 0: policy" not in capsys.readouterr().out
-    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == before
+    assert write_times(out) == before
+    # A setting cannot change between two calls.
     with pytest.raises(SystemExit) as left:
         recipe.main([*flags, "--output_dir", str(out), "--replay", "0.5"])
     assert left.value.code == 2
@@ -84,16 +102,16 @@ def test_an_adapter_is_gone_on_with(
     lora = LoraConfig(
         r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
     )
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), lora).save_pretrained(
-        tmp_path / "adapter"
-    )
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
     out = tmp_path / "run"
     more = ["--iterations", "0", "--eval_rows", "0", "--adapter", str(tmp_path / "adapter")]
     load_recipe("iterative").main([*flags, "--output_dir", str(out), *more])
     expected = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     found = weights(out)["iteration-0/policy/adapter_model.safetensors"]
     assert expected.keys() == found.keys()
-    assert all(weight.equal(found[name]) for name, weight in expected.items())
+    for name, weight in expected.items():
+        assert weight.equal(found[name])
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_taught_or_kept(
@@ -102,7 +120,8 @@ def test_what_cannot_be_done_is_said_before_anything_is_taught_or_kept(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recipe, out = load_recipe("iterative"), tmp_path / "run"
+    recipe = load_recipe("iterative")
+    out = tmp_path / "run"
 
     def say(*more: str) -> str:
         with pytest.raises(SystemExit):
@@ -110,7 +129,8 @@ def test_what_cannot_be_done_is_said_before_anything_is_taught_or_kept(
         return capsys.readouterr().err
 
     assert "prompts do not fit the model's context" in say("--max_completion_length", "255")
-    assert not (out / "settings.json").exists()  # nothing that was refused has begun a run
+    # A refused call does not begin a run.
+    assert not (out / "settings.json").exists()
     monkeypatch.setattr("grpo_hf.runs.train.prompts_of", lambda *_: pytest.fail("it came too far"))
     assert "has a weight of its own" in say("--rewards", f"{tmp_path}/mine.py:marks(weight=0.5)")
     assert "judges continuations by the first reward" in say("--process_reward", "monte_carlo(n=2)")
@@ -120,10 +140,13 @@ def test_what_cannot_be_done_is_said_before_anything_is_taught_or_kept(
     assert "was begun with" in say()
 
 
+# The program is killed when these files appear.
 MOMENTS = (
     "iteration-0/samples.jsonl",
-    "iteration-1/policy/checkpoint-2/adapter_model.safetensors",  # of which the trainer's state comes last
-    "iteration-1/policy/checkpoint-6/trainer_state.json",  # the last step, and the policy is not saved
+    # This checkpoint is not complete: the trainer's state is written last.
+    "iteration-1/policy/checkpoint-2/adapter_model.safetensors",
+    # After the last step, but before the policy is saved.
+    "iteration-1/policy/checkpoint-6/trainer_state.json",
     "iteration-1/report.json",
     "iteration-2/policy/metrics.jsonl",
 )
@@ -133,15 +156,8 @@ MOMENTS = (
 def test_a_program_that_is_killed_five_times_ends_the_same(
     flags: list[str], tmp_path: Path
 ) -> None:
-    command = [
-        sys.executable,
-        str(RECIPES / "iterative.py"),
-        *flags,
-        "--max_steps",
-        "6",
-        "--collect_prompts",
-        "16",
-    ]
+    command = [sys.executable, str(RECIPES / "iterative.py"), *flags]
+    command += ["--max_steps", "6", "--collect_prompts", "16"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def begun(out: Path) -> "subprocess.Popen[bytes]":
@@ -154,17 +170,21 @@ def test_a_program_that_is_killed_five_times_ends_the_same(
             stderr=said,
         )
 
-    whole, out = tmp_path / "whole", tmp_path / "killed"
+    whole = tmp_path / "whole"
+    out = tmp_path / "killed"
     assert begun(whole).wait() == 0
     for moment in MOMENTS:
         running = begun(out)
         while running.poll() is None and not (out / moment).exists():
             time.sleep(0.001)
         assert running.poll() is None, (tmp_path / "killed.log").read_text()[-2000:]
+        # SIGKILL leaves the program no time to clean up.
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     assert begun(out).wait() == 0, (tmp_path / "killed.log").read_text()[-2000:]
-    expected, found = weights(whole), weights(out)
+    expected = weights(whole)
+    found = weights(out)
     assert len(expected) == 6 and expected.keys() == found.keys()
     for name in expected:
-        assert all(weight.equal(found[name][key]) for key, weight in expected[name].items()), name
+        for key, weight in expected[name].items():
+            assert weight.equal(found[name][key]), name

@@ -1,4 +1,4 @@
-"""recipes/math_problems.py on rows of MATH's form, and as a program among the other recipes."""
+"""Test recipes/math_problems.py with rows in MATH's format, and as a program."""
 
 import json
 import subprocess
@@ -13,45 +13,25 @@ def test_a_step_on_local_rows(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe("math_problems")
-    rows = [
-        {"problem": f"What is ${n}/2$?", "answer": f"\\frac{{{n}}}{{2}}", "level": 1}
-        for n in range(1, 17, 2)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = [
-        "--model_name_or_path",
-        str(tiny_checkpoint),
-        "--dataset_path",
-        str(tmp_path / "train.jsonl"),
-    ]
-    flags += [
-        "--dtype",
-        "float32",
-        "--use_cpu",
-        "--gradient_checkpointing",
-        "false",
-        "--max_steps",
-        "1",
-    ]
-    flags += [
-        "--gradient_accumulation_steps",
-        "1",
-        "--max_completion_length",
-        "8",
-        "--eval_rows",
-        "2",
-    ]
+    rows = []
+    for n in range(1, 17, 2):
+        rows.append({"problem": f"What is ${n}/2$?", "answer": f"\\frac{{{n}}}{{2}}", "level": 1})
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--model_name_or_path", str(tiny_checkpoint), "--dataset_path", str(data)]
+    flags += ["--dtype", "float32", "--use_cpu", "--gradient_checkpointing", "false"]
+    flags += ["--max_steps", "1"]
+    flags += ["--gradient_accumulation_steps", "1", "--max_completion_length", "8"]
+    flags += ["--eval_rows", "2"]
     recipe.main([*flags, "--output_dir", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert (
-        "rewards: math, think_format" in said
-        and "step 1/1" in said
-        and "base (adapter disabled)" in said
-    )
+    assert "rewards: math, think_format" in said
+    assert "step 1/1" in said
+    assert "base (adapter disabled)" in said
 
 
 def test_it_starts_as_a_plain_program() -> None:
-    """Where its folder is the first in which Python looks for modules."""
+    """A program's own folder is the first in which Python looks for modules."""
     done = subprocess.run(
         [sys.executable, str(RECIPES / "math_problems.py"), "--rewards", "mth"],
         capture_output=True,

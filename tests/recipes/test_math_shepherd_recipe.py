@@ -1,5 +1,6 @@
-"""recipes/math_shepherd.py: its measures against numpy and brute force, and a short run from cold start to table."""
+"""Test recipes/math_shepherd.py: its measures against brute force, and a short run."""
 
+import itertools
 import json
 import math
 import random
@@ -20,21 +21,21 @@ def recipe() -> ModuleType:
 def test_correlation_and_auc_against_brute_force(recipe: ModuleType) -> None:
     chance = random.Random(0)
     values = [chance.choice([0.0, 0.25, 0.5, 0.75, 1.0]) for _ in range(60)]
-    scores = [round(value + chance.gauss(0, 0.6), 1) for value in values]  # some are equal
+    # Rounded, so that some scores are equal.
+    scores = [round(value + chance.gauss(0, 0.6), 1) for value in values]
     assert recipe.pearson(scores, values) == pytest.approx(np.corrcoef(scores, values)[0, 1])
-    won = [
-        1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
-        for i in range(60)
-        for j in range(60)
-        if values[i] > 0.5 > values[j]
-    ]
+    won = []
+    for i, j in itertools.product(range(60), repeat=2):
+        if values[i] > 0.5 > values[j]:
+            won.append((np.sign(scores[i] - scores[j]) + 1) / 2)
     assert recipe.auc(scores, values) == pytest.approx(sum(won) / len(won))
     assert recipe.pearson([1.0, 1.0], [0.0, 1.0]) is recipe.pearson((), ()) is None
     assert recipe.auc([1.0, 2.0], [0.5, 1.0]) is recipe.auc((), ()) is None
 
 
 def test_what_is_known_of_a_step_from_its_number(recipe: ModuleType) -> None:
-    train, held_out = [[0.5, 1.0], [1.0], [0.0, 0.0, 0.6]], [[0.1, 0.2, 0.3, 0.4], [0.9]]
+    train = [[0.5, 1.0], [1.0], [0.0, 0.0, 0.6]]
+    held_out = [[0.1, 0.2, 0.3, 0.4], [0.9]]
     everywhere = (0.5 + 1.0 + 1.0 + 0.0 + 0.0 + 0.6) / 6
     numbers = recipe.by_number(train, held_out)
     assert numbers == [pytest.approx([0.5, 0.5, 0.6, everywhere]), pytest.approx([0.5])]
@@ -47,18 +48,8 @@ def test_what_is_known_of_a_step_from_its_number(recipe: ModuleType) -> None:
 def test_a_run_from_cold_start_to_table(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [
-        "--cold_start_steps",
-        "2",
-        "--problems",
-        "6",
-        "--samples",
-        "2",
-        "--continuations",
-        "2",
-        "--eval_rows",
-        "4",
-    ]
+    flags = ["--cold_start_steps", "2", "--problems", "6", "--samples", "2"]
+    flags += ["--continuations", "2", "--eval_rows", "4"]
     flags += ["--eval_continuations", "3", "--reward_epochs", "1", "--max_completion_length", "24"]
     flags += ["--output_dir", str(tmp_path / "run")]
     recipe.main(flags)
@@ -69,9 +60,8 @@ def test_a_run_from_cold_start_to_table(
     assert report["settings"]["eval_continuations"] == 3 and report["settings"]["eval_rows"] == 4
     for found in report["results"].values():
         assert found["all steps"]["steps"] >= 1
-        assert found["all steps"]["correlation"] is None or math.isfinite(
-            found["all steps"]["correlation"]
-        )
+        correlation = found["all steps"]["correlation"]
+        assert correlation is None or math.isfinite(correlation)
     AutoPeftModelForSequenceClassification.from_pretrained(
         tmp_path / "run" / "reward_model", num_labels=1
     )

@@ -1,4 +1,4 @@
-"""recipes/paradigm.py: every method on the embedded model for a few tokens, and what a second run finds done."""
+"""Test recipes/paradigm.py: all methods with a small budget, and a second run without work."""
 
 import json
 from pathlib import Path
@@ -14,9 +14,12 @@ from grpo_hf import reward_settings
 
 @reward_settings(in_process=True)
 def even(completions, **_):
-    """Right and wrong are even among the babble of an untrained model."""
-    texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
-    return [float(sum(map(ord, text)) % 2 == 0) for text in texts]
+    """Call about half of an untrained model's completions correct."""
+    rewards = []
+    for completion in completions:
+        text = completion if isinstance(completion, str) else completion[0]["content"]
+        rewards.append(float(sum(map(ord, text)) % 2 == 0))
+    return rewards
 '''
 
 
@@ -43,7 +46,10 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "per_device_train_batch_size": 16,
         "num_generations": 4,
     }
-    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    flags = []
+    for name, value in settings.items():
+        flags += [f"--{name}", str(value)]
+    return flags
 
 
 def test_every_method_spends_the_budget_and_is_run_once(
@@ -52,51 +58,52 @@ def test_every_method_spends_the_budget_and_is_run_once(
     recipe.main(["--method", "all", "--seeds", "3", *flags])
     said = capsys.readouterr().out
     out = Path(flags[flags.index("--output_dir") + 1])
-    results = {name: json.loads((out / "seed3" / f"{name}.json").read_text()) for name in METHODS}
+    results = {}
+    for name in METHODS:
+        results[name] = json.loads((out / "seed3" / f"{name}.json").read_text())
     base = json.loads((out / "seed3" / "base.json").read_text())
     for name, result in results.items():
         first, *_, last = result["curve"]
-        assert first == {"share": 0.0, "updates": 0, "tokens": 0, "accuracy": base["accuracy"]}, (
-            name
-        )
-        assert (
-            last["share"] == 1.0 and last["updates"] > 0 and result["accuracy"] == last["accuracy"]
-        ), name
-        assert BUDGET <= last["tokens"] <= 4 * BUDGET, (
-            name
-        )  # the last rollout may go beyond it, with continuations
+        start = {"share": 0.0, "updates": 0, "tokens": 0, "accuracy": base["accuracy"]}
+        assert first == start, name
+        assert last["share"] == 1.0 and last["updates"] > 0, name
+        assert result["accuracy"] == last["accuracy"], name
+        # The last rollout and its continuations may exceed the budget.
+        assert BUDGET <= last["tokens"] <= 4 * BUDGET, name
         assert f"│ {name} " in said
     asked = json.loads((out / "seed3" / "samples.json").read_text())
-    assert {len(group) for _, group in asked} == {4}
-    right = sum(is_right for _, group in asked for _, is_right in group)
+    right = 0
+    for _, group in asked:
+        # --num_generations
+        assert len(group) == 4
+        for _, is_right in group:
+            right += is_right
+    # One epoch over the correct samples, 16 in a batch.
     assert results["rft"]["curve"][-1]["updates"] == -(-right // 16)
-    assert [len(group) for group in results["grpo"]["sampled"]] == [2, 2, 2]
-    rows = [
-        json.loads(line)
-        for line in (out / "seed3" / "grpo_process" / "metrics.jsonl").read_text().splitlines()
-    ]
-    tokens = [
-        16 * row["completions/mean_length"] + row["monte_carlo/tokens"]
-        for row in rows
-        if "reward" in row
-    ]
+    # Three problems (--sampled_problems) with two samples each (--samples).
+    assert list(map(len, results["grpo"]["sampled"])) == [2, 2, 2]
+    metrics = (out / "seed3" / "grpo_process" / "metrics.jsonl").read_text()
+    tokens = []
+    for row in map(json.loads, metrics.splitlines()):
+        if "reward" in row:
+            tokens.append(16 * row["completions/mean_length"] + row["monte_carlo/tokens"])
     assert results["grpo_process"]["curve"][-1]["tokens"] == round(sum(tokens))
     assert "grpo_process − grpo, paired by seed" in said
 
+    # All results exist, so no method runs again.
     recipe.main(["--method", "grpo", "sft", "--seeds", "3", *flags])
     assert "seed3: " not in capsys.readouterr().out
     (out / "accuracy.png").unlink()
     recipe.main(["--plot", *flags])
-    assert (out / "accuracy.png").stat().st_size > 1000 and (
-        out / "maj_and_pass_at_k.png"
-    ).stat().st_size > 1000
+    for name in ("accuracy", "maj_and_pass_at_k"):
+        assert (out / f"{name}.png").stat().st_size > 1000
     with pytest.raises(SystemExit):
         recipe.main(["--method", "grpo", "--seeds", "4", *flags, "--budget", "700"])
     assert "holds results of other settings" in capsys.readouterr().err
 
 
 def test_intervals_over_seeds(recipe: ModuleType) -> None:
-    """Student's t with two degrees of freedom: ± 4.303 · s / √3."""
+    """With two degrees of freedom, Student's t gives ± 4.303 · s / √3."""
     assert recipe.half_width([0.1, 0.2, 0.3]) == pytest.approx(4.303 * 0.1 / 3**0.5)
     assert recipe.half_width([0.5]) == 0.0
     assert recipe.interval([0.25, 0.25]) == "0.250 ± 0.000"
@@ -108,6 +115,5 @@ def test_curves_are_read_between_their_points(recipe: ModuleType) -> None:
         {"share": 0.5, "accuracy": 0.6},
         {"share": 1.0, "accuracy": 0.7},
     ]
-    assert [recipe.at(curve, share) for share in (0.0, 0.25, 0.75)] == pytest.approx(
-        [0.2, 0.4, 0.65]
-    )
+    for share, accuracy in ((0.0, 0.2), (0.25, 0.4), (0.75, 0.65)):
+        assert recipe.at(curve, share) == pytest.approx(accuracy)

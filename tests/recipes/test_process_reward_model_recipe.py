@@ -1,4 +1,4 @@
-"""recipes/process_reward_model.py: labels, lessons and measures against brute force, and a run that learns a sign."""
+"""Test recipes/process_reward_model.py: labels, lessons, measures, and a run that learns a word."""
 
 import itertools
 import json
@@ -24,18 +24,18 @@ def recipe() -> ModuleType:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two tasks in which a step is wrong that says so."""
+    """Return a folder with two tasks. Their wrong steps contain the word "wrong"."""
     folder = tmp_path / "data"
     folder.mkdir()
     for task in ("sums", "words"):
         rows = []
         for n in range(32):
+            # Every fourth trace has no mistake; the others have it at places 0, 1 and 2.
             mistake = None if n % 4 == 3 else n % 4
             steps = [f"{n} + {k} = {'wrong' if k == mistake else n + k}" for k in range(4)]
-            rows.append(
-                {"input": f"{task} {n}", "steps": steps, "mistake_index": mistake, "target": "x"}
-            )
-        (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            row = {"input": f"{task} {n}", "steps": steps, "mistake_index": mistake, "target": "x"}
+            rows.append(row)
+        (folder / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
 
@@ -48,10 +48,8 @@ def test_a_lesson_ends_with_its_last_labelled_step(recipe: ModuleType) -> None:
     tokenizer = tiny_tokenizer()
     trace = recipe.Trace("t", "6 * 7?", ("first", "second one", "third", "fourth"), 2)
     prompt, completion, ends, labels = recipe.lesson(tokenizer, trace, 1000)
-    assert (
-        tokenizer.decode(prompt + completion)
-        == "<|user|>6 * 7?<|assistant|>first\nsecond one\nthird\n"
-    )
+    text = tokenizer.decode(prompt + completion)
+    assert text == "<|user|>6 * 7?<|assistant|>first\nsecond one\nthird\n"
     assert [tokenizer.decode(completion[: end + 1]) for end in ends] == [
         "first\n",
         "first\nsecond one\n",
@@ -60,12 +58,9 @@ def test_a_lesson_ends_with_its_last_labelled_step(recipe: ModuleType) -> None:
     assert labels == [1, 1, 0]
     whole = len(prompt) + len(completion)
     assert recipe.lesson(tokenizer, trace, whole) == (prompt, completion, ends, labels)
-    assert recipe.lesson(tokenizer, trace, whole - 1) == (
-        prompt,
-        completion[: ends[1] + 1],
-        ends[:2],
-        [1, 1],
-    )
+    without_last_step = (prompt, completion[: ends[1] + 1], ends[:2], [1, 1])
+    assert recipe.lesson(tokenizer, trace, whole - 1) == without_last_step
+    # The prompt leaves no room for a step.
     assert recipe.lesson(tokenizer, trace, len(prompt))[1:] == ([], [], [])
 
 
@@ -75,6 +70,7 @@ def test_a_lesson_ends_with_its_last_labelled_step(recipe: ModuleType) -> None:
 def test_the_first_mistake_is_the_likeliest_one(
     recipe: ModuleType, scores: tuple[float, ...]
 ) -> None:
+    # Brute force, with the formula as it is written.
     probabilities = [1 / (1 + math.exp(-score)) for score in scores]
     likelihoods = [(1 - p) * math.prod(probabilities[:k]) for k, p in enumerate(probabilities)]
     assert recipe.first_mistake(scores) == max(range(len(scores)), key=likelihoods.__getitem__)
@@ -82,22 +78,22 @@ def test_the_first_mistake_is_the_likeliest_one(
 
 def test_what_is_reported(recipe: ModuleType) -> None:
     steps = ("a", "b", "c", "d")
-    train = [recipe.Trace("t", "p", steps, place) for place in (1, 1, 3, None)]
-    held_out = [
-        recipe.Trace("t", "p", steps[:size], place)
-        for size, place in ((4, 1), (2, 1), (4, 3), (4, None))
-    ]
+    train = []
+    for place in (1, 1, 3, None):
+        train.append(recipe.Trace("t", "p", steps, place))
+    held_out = []
+    for size, place in ((4, 1), (2, 1), (4, 3), (4, None)):
+        held_out.append(recipe.Trace("t", "p", steps[:size], place))
     scores = [[5.0, -5.0, 0.0, 0.0], [-5.0, 5.0], [5.0, 5.0, 6.0, -5.0], [2.0, 5.0, 2.0, -5.0]]
     results = recipe.judge(train, held_out, scores)
     assert results["t"] == results["all"]
-    one = results["t"]
-    assert (one["right"], one["total"]) == (2, 3)
-    assert one["chance"] == pytest.approx((1 / 4 + 1 / 2 + 1 / 4) / 3)
-    assert one["last_step"] == pytest.approx(2 / 3) and one["frequent_place"] == pytest.approx(
-        2 / 3
-    )
-    # place 1: right 5, 5 against wrong -5, 5; place 3: right -5 against wrong -5
-    assert one["same_place"] == pytest.approx((1 + 0.5 + 1 + 0.5 + 0.5) / 5)
+    result = results["t"]
+    assert (result["right"], result["total"]) == (2, 3)
+    assert result["chance"] == pytest.approx((1 / 4 + 1 / 2 + 1 / 4) / 3)
+    assert result["last_step"] == pytest.approx(2 / 3)
+    assert result["frequent_place"] == pytest.approx(2 / 3)
+    # At place 1 the scores 5, 5 of right steps meet -5, 5 of mistakes; at place 3, -5 meets -5.
+    assert result["same_place"] == pytest.approx((1 + 0.5 + 1 + 0.5 + 0.5) / 5)
 
 
 def test_tasks_share_no_trace_between_training_and_held_out(recipe: ModuleType, data: Path) -> None:
@@ -117,9 +113,9 @@ def test_a_run_learns_to_find_mistakes(
     flags = ["--dataset_path", str(data), "--model_name_or_path", str(tiny_checkpoint), *FLAGS]
     recipe.main([*flags, "--output_dir", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert (
-        "48 traces" in said and "step 48/48" in said and "first mistakes of held-out traces" in said
-    )
+    assert "48 traces" in said
+    assert "step 48/48" in said
+    assert "first mistakes of held-out traces" in said
     results: dict[str, Any] = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]
     assert set(results) == {"sums", "words", "all"}
     assert results["all"]["share"] > 0.9 > 0.5 > results["all"]["chance"]

@@ -1,4 +1,4 @@
-"""All of recipes/: settings that can be read, rewards that exist, and file names that hide no module of Python's."""
+"""Test the files of recipes/: valid settings, existing rewards, and names that hide no module."""
 
 import sys
 from pathlib import Path
@@ -23,5 +23,5 @@ def test_every_settings_file_is_read(file: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.py")), ids=lambda file: file.stem)
 def test_no_recipe_stands_in_the_place_of_a_module(file: Path) -> None:
-    """`python recipes/x.py` looks for modules in recipes/ first, so a math.py there breaks every import of math."""
+    """`python recipes/x.py` imports from recipes/ first: a math.py there would hide Python's."""
     assert file.stem not in sys.stdlib_module_names

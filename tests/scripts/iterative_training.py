@@ -1,8 +1,9 @@
-"""Run two iterations of algorithm 1 on the tiny checkpoint, on however many processes launch this.
+"""Run two iterations of algorithm 1 on the tiny checkpoint, on one process or several.
 
     accelerate launch ... iterative_training.py CHECKPOINT OUTPUT_FOLDER
 
-Each process leaves what it has in memory at the end, policy and reward model, in `weights-RANK.safetensors`.
+At the end each process writes the adapters in its memory, those of the policy and of the reward
+model, to `weights-RANK.safetensors`.
 """
 
 import sys
@@ -25,11 +26,13 @@ ITERATIONS = 2
 
 @reward_settings(in_process=True)
 def longer_is_better(completions: list[str], **_: Any) -> list[float]:
-    return [float(len(text)) for text in completions]
+    return list(map(float, map(len, completions)))
 
 
 def main(checkpoint: str, output: Path) -> None:
+    # The processes share the cores of one machine.
     torch.set_num_threads(1)
+    # All processes start with the same adapter.
     set_seed(0)
     base = AutoModelForCausalLM.from_pretrained(checkpoint)
     loop = IterativeGRPO(
@@ -53,12 +56,13 @@ def main(checkpoint: str, output: Path) -> None:
         continued=Continued(6, 4, fit=FitSettings(learning_rate=1e-3, batch_size=4)),
     )
     loop.run(ITERATIONS)
-    weights = {name: weight for name, weight in loop.model.state_dict().items() if "lora" in name}
+    weights = {}
+    for name, weight in loop.model.state_dict().items():
+        if "lora" in name:
+            # safetensors accepts contiguous tensors only.
+            weights[name] = weight.contiguous()
     rank = PartialState().process_index
-    save_file(
-        {name: weight.contiguous() for name, weight in weights.items()},
-        output / f"weights-{rank}.safetensors",
-    )
+    save_file(weights, output / f"weights-{rank}.safetensors")
     PartialState().destroy_process_group()
 
 

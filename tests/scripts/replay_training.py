@@ -1,10 +1,11 @@
-"""Train the tiny checkpoint for three steps, on however many processes launch this, and leave a record.
+r"""Train the tiny checkpoint for three steps, on one process or several, and record the rollouts.
 
-    accelerate launch ... replay_training.py CHECKPOINT OUTPUT_FOLDER ROWS_PER_PROCESS [RECORDING] [steps|gae]
+    accelerate launch ... replay_training.py \
+        CHECKPOINT OUTPUT_FOLDER ROWS_PER_PROCESS [RECORDING] [steps|gae]
 
-The completions of every process and step go to `rollouts-RANK.json` in the output folder. With a RECORDING (such a file
-of a run on one process) the completions are not sampled but replayed: rank r gets its rows of every step. With `steps`
-a step reward is added, and with `gae` advantages are a critic's.
+The completions of every process and step go to `rollouts-RANK.json` in the output folder. RECORDING
+is such a file from a run on one process. With it the completions are replayed, not sampled: rank r
+gets its rows of every step. `steps` adds a step reward. `gae` takes the advantages from a critic.
 """
 
 import json
@@ -23,17 +24,22 @@ STEPS = 3
 
 
 def longer_is_better(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    # The first token tells completions of equal length apart.
     return [len(ids) + ids[0] / 1000 for ids in completion_ids]
 
 
 def ends_cost(completions: list[str], **_: Any) -> list[StepRewards]:
-    steps = [split_steps(text, by=" ") for text in completions]
-    return [StepRewards(ends, [-float(end % 5) for end in ends]) for ends in steps]
+    rewards = []
+    for text in completions:
+        ends = split_steps(text, by=" ")
+        rewards.append(StepRewards(ends, [-float(end % 5) for end in ends]))
+    return rewards
 
 
 def main(
     checkpoint: str, output: Path, rows: int, recording: Path | None = None, *also: str
 ) -> None:
+    # The processes share the cores of one machine.
     torch.set_num_threads(1)
     replayed = json.loads(recording.read_text()) if recording else None
     rollouts: list[dict[str, Any]] = []
@@ -45,15 +51,17 @@ def main(
                 prompt_ids, None, {}, trainer.num_generations
             )
         else:
-            step, first = replayed[len(rollouts)], trainer.accelerator.process_index * len(prompts)
-            mine = slice(first, first + len(prompts))
-            assert step["prompts"][mine] == prompts, (
-                "the processes do not share the prompts as one process has them"
-            )
-            prompt_ids, completion_ids = step["prompt_ids"][mine], step["completion_ids"][mine]
+            step = replayed[len(rollouts)]
+            first = trainer.accelerator.process_index * len(prompts)
+            own_rows = slice(first, first + len(prompts))
+            # The processes together need the prompts of the one process, in its order.
+            assert step["prompts"][own_rows] == prompts, "other prompts than on one process"
+            prompt_ids = step["prompt_ids"][own_rows]
+            completion_ids = step["completion_ids"][own_rows]
         rollouts.append(
             {"prompts": prompts, "prompt_ids": prompt_ids, "completion_ids": completion_ids}
         )
+        # Without log-probabilities of sampling, the trainer computes its own.
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
     trainer = GRPOTrainer(
@@ -67,7 +75,8 @@ def main(
             max_steps=STEPS,
             logging_steps=1,
             learning_rate=0.5,
-            optim="sgd",  # an adaptive optimizer turns rounding into steps where gradients are near 0
+            # Where gradients are near 0, an adaptive optimizer would turn rounding into steps.
+            optim="sgd",
             advantage_estimator="gae" if "gae" in also else "group",
             report_to="none",
             use_cpu=True,
