@@ -1,92 +1,37 @@
 """The reward model on the policy's base: PEFT reads equal scores, the policy does not change."""
 
-import json
 import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
+from support.reward_models import (
+    ANSWERS,
+    CHAT,
+    COMPLETIONS,
+    IDS,
+    PAIRS,
+    PROMPTS,
+    alone,
+    classifier,
+    policy_on,
+    stirred,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_hf import StepRewards, reward_settings
 from grpo_hf.algorithm.advantages import process_advantages
-from grpo_hf.errors import DataError, ModelError, OutputExistsError, RewardSpecError
+from grpo_hf.errors import DataError, ModelError, RewardSpecError
 from grpo_hf.models import adapters as roles
 from grpo_hf.reward_models.model import RewardModel
-from grpo_hf.reward_models.preferences import Pair, pair_loss
+from grpo_hf.reward_models.preferences import Pair
 from grpo_hf.rewards.reward_model import reward_model as reward_by_name
 from grpo_hf.scoring.steps import step_end_tokens
-
-PROMPTS = [
-    "6 * 7?",
-    "How many apples are left of 12, if 5 are eaten?",
-    "1 + 1 = ",
-    "Tom has 3 boxes.",
-] * 2
-COMPLETIONS = [" 42", " She has 7.\n#### 7", " 2", " " + "and so on " * 9] * 2
-CHAT = [[{"role": "user", "content": text}] for text in PROMPTS]
-ANSWERS = [[{"role": "assistant", "content": text}] for text in COMPLETIONS]
-IDS = [[17, 30, 45, 61], [33, 29], [20, 21, 22, 23, 24, 25, 26]]
-PAIRS = [Pair(f"{n} + {n} = ", f"{2 * n}", "no idea", 0.0) for n in range(16)]
-
-
-def policy_on(checkpoint: Path, **lora: Any) -> PeftModel:
-    """Return a policy that differs from its base, with dropout that would change its outputs."""
-    torch.manual_seed(3)
-    settings = {
-        "r": 4,
-        "lora_alpha": 8,
-        "lora_dropout": 0.3,
-        "target_modules": ["q_proj", "v_proj", "down_proj"],
-    }
-    base = AutoModelForCausalLM.from_pretrained(checkpoint)
-    return get_peft_model(
-        base,
-        LoraConfig(**(settings | {"task_type": "CAUSAL_LM", "init_lora_weights": False} | lora)),
-    )
-
-
-@pytest.fixture
-def policy(tiny_checkpoint: Path) -> PeftModel:
-    return policy_on(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_checkpoint: Path) -> Any:
-    return AutoTokenizer.from_pretrained(tiny_checkpoint, padding_side="left")
-
-
-@pytest.fixture
-def model(policy: PeftModel, tokenizer: Any) -> RewardModel:
-    """A reward model whose adapter does something."""
-    made = RewardModel.on(policy, tokenizer)
-    stirred(made)
-    return made
-
-
-def stirred(model: RewardModel) -> None:
-    generator = torch.Generator().manual_seed(5)
-    for weight in roles.role_weights(model.model, model.adapter).values():
-        weight.data.normal_(std=0.1, generator=generator)
-
-
-def classifier(folder: Path) -> Any:
-    return AutoPeftModelForSequenceClassification.from_pretrained(str(folder), num_labels=1).eval()
-
-
-def alone(model: Any, ids: list[int]) -> float:
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([ids])).logits.item()
-
-
-# Scores
 
 
 def test_an_untrained_one_is_its_head_on_the_base(policy: PeftModel, tokenizer: Any) -> None:
@@ -96,26 +41,6 @@ def test_an_untrained_one_is_its_head_on_the_base(policy: PeftModel, tokenizer: 
     torch.testing.assert_close(
         made.token_scores(IDS)[0], (states @ made.head.weight.T)[0, :, 0], atol=1e-6, rtol=0
     )
-
-
-def test_peft_and_the_reward_read_the_same_scores_from_its_folder(
-    model: RewardModel, tokenizer: Any, tmp_path: Path
-) -> None:
-    texts, chats = model.scores(PROMPTS, COMPLETIONS), model.scores(CHAT, ANSWERS)
-    model.save(tmp_path / "rm")
-    loaded = classifier(tmp_path / "rm")
-    expected = [
-        alone(loaded, tokenizer(p + c).input_ids) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)
-    ]
-    assert texts.tolist() == pytest.approx(expected, abs=1e-5)
-    assert len({round(score, 3) for score in expected}) == 4  # or equality would mean little
-    assert reward_by_name(COMPLETIONS, PROMPTS, model=str(tmp_path / "rm")) == pytest.approx(
-        expected, abs=1e-5
-    )
-    assert reward_by_name(ANSWERS, CHAT, model=str(tmp_path / "rm")) == pytest.approx(
-        chats.tolist(), abs=1e-5
-    )
-    assert chats.tolist() != pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +129,6 @@ def test_what_cannot_be_read_is_refused(model: RewardModel) -> None:
         model.fit_steps([[1]], [IDS[0]], [[3]], [[1.5]])
     with pytest.raises(DataError, match="1 texts of the pairs have no token"):
         model.fit_pairs([Pair("", "a", "")])
-
-
-# The policy is left alone
 
 
 def state_of(model: PeftModel) -> Any:
@@ -326,212 +248,6 @@ def test_a_policy_that_trains_whole_modules_keeps_them_to_itself(
     assert torch.equal(model.token_scores(IDS)[0], scores)
 
 
-# Learning
-
-
-def test_pairs_are_learned_and_told_apart_on_held_out_ones(
-    policy: PeftModel, tokenizer: Any
-) -> None:
-    model = RewardModel.on(policy, tokenizer)
-    held_out = [Pair(f"{n} + {n} = ", f"{2 * n}", "no idea") for n in range(30, 46)]
-    untrained = model.evaluate(held_out)
-    losses = model.fit_pairs(PAIRS, learning_rate=3e-3, epochs=4)
-    trained = model.evaluate(held_out)
-    assert len(losses) == 8 and losses[-1] < losses[0] / 2
-    assert trained.accuracy.value == 1 and trained.brier < untrained.brier / 2
-
-
-@pytest.mark.parametrize("tokens_at_once", [1, 2048])
-def test_a_step_descends_bradley_terry_with_margins_as_an_independent_loop_does(
-    tokens_at_once: int, tiny_checkpoint: Path, tokenizer: Any, tmp_path: Path
-) -> None:
-    """One step of AdamW on PEFT's own classifier, from the same weights."""
-    pairs = [
-        Pair("1 + 1 = ", "2", "three", 0.0),
-        Pair("How many? ", "I do not know that.", "4", 1.5),
-    ]
-    model = RewardModel.on(policy_on(tiny_checkpoint, lora_dropout=0.0), tokenizer)
-    stirred(model)
-    model.save(tmp_path / "rm")
-    settings = {
-        "learning_rate": 1e-3,
-        "max_grad_norm": 1e9,
-        "batch_size": 2,
-        "tokens_at_once": tokens_at_once,
-    }
-    (loss,) = model.fit_pairs(pairs, **settings)
-    other = AutoPeftModelForSequenceClassification.from_pretrained(
-        tmp_path / "rm", num_labels=1, is_trainable=True
-    )
-    optimizer = torch.optim.AdamW(
-        [w for w in other.parameters() if w.requires_grad], lr=1e-3, weight_decay=0.0
-    )
-
-    def score(text: str) -> torch.Tensor:
-        return other(input_ids=torch.tensor([tokenizer(text).input_ids])).logits[0]
-
-    expected = pair_loss(
-        torch.cat([score(pair.prompt + pair.chosen) for pair in pairs]),
-        torch.cat([score(pair.prompt + pair.rejected) for pair in pairs]),
-        torch.tensor([0.0, 1.5]),
-    )
-    expected.backward()
-    optimizer.step()
-    assert loss == pytest.approx(expected.item(), abs=1e-5)
-    after = [
-        alone(other.eval(), tokenizer(p + c).input_ids)
-        for p, c in zip(PROMPTS, COMPLETIONS, strict=True)
-    ]
-    assert model.scores(PROMPTS, COMPLETIONS).tolist() == pytest.approx(after, abs=1e-3)
-
-
-@pytest.mark.parametrize("tokens_at_once", [12, 2048])
-def test_steps_descend_binary_cross_entropy_with_soft_labels(
-    tokens_at_once: int, tiny_checkpoint: Path, tokenizer: Any
-) -> None:
-    model = RewardModel.on(policy_on(tiny_checkpoint, lora_dropout=0.0), tokenizer)
-    prompts, ends, labels = (
-        [[9], [9, 8], [7]],
-        [[1, 3], [1], [2, 6]],
-        [[1.0, 0.0], [0.25], [1.0, 0.5]],
-    )
-    probabilities = [values.double().sigmoid() for values in model.step_scores(prompts, IDS, ends)]
-    by_hand = [
-        -(y * math.log(p) + (1 - y) * math.log(1 - p))
-        for row, marks in zip(probabilities, labels, strict=True)
-        for p, y in zip(row.tolist(), marks, strict=True)
-    ]
-    losses = model.fit_steps(
-        prompts,
-        IDS,
-        ends,
-        labels,
-        epochs=60,
-        learning_rate=3e-3,
-        batch_size=3,
-        tokens_at_once=tokens_at_once,
-    )
-    assert losses[0] == pytest.approx(sum(by_hand) / 5, abs=1e-5)
-    learned = torch.cat(model.step_scores(prompts, IDS, ends)).sigmoid()
-    assert (learned - torch.tensor([1.0, 0.0, 0.25, 1.0, 0.5])).abs().max() < 0.1
-
-
-def test_the_seed_decides_everything(tiny_checkpoint: Path, tokenizer: Any) -> None:
-    def fitted(seed: int, disturb: int) -> tuple[list[float], torch.Tensor]:
-        model = RewardModel.on(policy_on(tiny_checkpoint), tokenizer, seed=seed)
-        torch.manual_seed(disturb)
-        return model.fit_pairs(PAIRS, epochs=2, batch_size=4, seed=seed), model.scores(
-            PROMPTS, COMPLETIONS
-        )
-
-    (losses, scores), again, other = fitted(0, 1), fitted(0, 2), fitted(1, 1)
-    assert losses == again[0] and torch.equal(scores, again[1])
-    assert losses != other[0]
-
-
-# Files
-
-
-def test_a_saved_one_comes_back(
-    model: RewardModel, tiny_checkpoint: Path, tokenizer: Any, tmp_path: Path
-) -> None:
-    scores = model.scores(PROMPTS, COMPLETIONS)
-    model.save(tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["task_type"] == "SEQ_CLS" and config["modules_to_save"] == ["score"]
-    weights = load_file(tmp_path / "adapter_model.safetensors")
-    assert {".".join(name.split(".")[:3]) for name in weights} == {
-        "base_model.model.score",
-        "base_model.model.model",
-    }
-    back = RewardModel.load(tmp_path, policy_on(tiny_checkpoint, r=2), tokenizer)
-    assert torch.equal(back.scores(PROMPTS, COMPLETIONS), scores)
-    model.save(tmp_path)  # its own folder it may write again
-
-
-def test_no_other_folder_is_overwritten(model: RewardModel, tmp_path: Path) -> None:
-    model.model.save_pretrained(tmp_path / "policy", selected_adapters=["default"])
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "todo.txt").write_text("x")
-    (tmp_path / "file").write_text("x")
-    for name in ("policy", "notes", "file"):
-        with pytest.raises(
-            OutputExistsError, match=f"{name} holds something other than a reward model"
-        ):
-            model.save(tmp_path / name)
-    assert (
-        json.loads((tmp_path / "policy" / "adapter_config.json").read_text())["task_type"]
-        == "CAUSAL_LM"
-    )
-
-
-def test_what_does_not_fit_is_refused(
-    model: RewardModel, tiny_checkpoint: Path, tokenizer: Any, tmp_path: Path
-) -> None:
-    with pytest.raises(ModelError, match="has an adapter 'reward' already"):
-        RewardModel.on(model.model, tokenizer)
-    with pytest.raises(
-        ModelError, match=r"came to LlamaForCausalLM with NoneType. Give get_peft_model"
-    ):
-        RewardModel.on(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), tokenizer)
-    with pytest.raises(ModelError, match="changes the base weights"):
-        RewardModel.on(
-            model.model, tokenizer, adapter="other", lora=LoraConfig(init_lora_weights="pissa")
-        )
-    model.model.save_pretrained(tmp_path, selected_adapters=["default"])
-    with pytest.raises(
-        ModelError, match="holds an adapter without a reward model's head, as a trainer writes one"
-    ):
-        RewardModel.load(tmp_path, model.model, tokenizer, adapter="other")
-    save_file(
-        {"base_model.model.score.weight": torch.zeros(1, 64)},
-        tmp_path / "adapter_model.safetensors",
-    )
-    with pytest.raises(ModelError, match=r"the head is \(1, 64\); expected \(1, 128\)"):
-        RewardModel.load(tmp_path, model.model, tokenizer, adapter="other")
-    with pytest.raises(ModelError, match="nowhere"):
-        RewardModel.load(tmp_path / "nowhere", model.model, tokenizer, adapter="other")
-    assert set(model.model.peft_config) == {"default", "reward"}
-
-
-def test_another_base_is_refused_and_leaves_nothing(
-    model: RewardModel, tokenizer: Any, tmp_path: Path
-) -> None:
-    base = AutoModelForCausalLM.from_config(
-        model.model.config.__class__(**model.model.config.to_dict() | {"num_hidden_layers": 2})
-    )
-    model.save(tmp_path)
-    policy = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(ModelError, match=r"does not fit the base: .*layers\.2"):
-        RewardModel.load(tmp_path, policy, tokenizer)
-    assert set(policy.peft_config) == {"default"}
-
-
-def test_push_uploads_what_save_writes(
-    model: RewardModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    calls = []
-
-    def upload(_: Any, *, repo_id: str, folder_path: str, **__: Any) -> None:
-        calls.append(
-            (repo_id, {file.name: file.read_bytes() for file in Path(folder_path).iterdir()})
-        )
-
-    monkeypatch.setattr(
-        huggingface_hub.HfApi,
-        "create_repo",
-        lambda _, repo_id, **given: calls.append((repo_id, given)),
-    )
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
-    model.push("org/rm", private=True)
-    model.save(tmp_path)
-    assert calls[0] == ("org/rm", {"private": True, "exist_ok": True})
-    assert calls[1] == ("org/rm", {file.name: file.read_bytes() for file in tmp_path.iterdir()})
-
-
-# In a trainer
-
-
 def test_a_trainer_scores_with_the_base_that_is_in_memory(
     make_trainer: Callable[..., Any],
     tiny_checkpoint: Path,
@@ -592,8 +308,6 @@ def test_the_reward_is_named_after_its_adapter_and_cannot_judge_nothing(model: R
     settings = reward.reward_settings
     assert settings.in_process and settings.batched and not settings.early
 
-
-# Steps as rewards
 
 TEXTS = ["40 + 20 = 60\n2 + 5 = 7\n#### 67", "one line", "two\n\nlines\n", "ends at once"]
 

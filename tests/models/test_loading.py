@@ -1,0 +1,98 @@
+"""Loading a base: its dtype, 4 bits, GGUF, and checkpoints that lack weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.functional import has_avx512bf16
+from support.adapters import load, logits, lora
+from support.tiny_gguf import tiny_llama, write_gguf
+from transformers import AutoModelForCausalLM
+from trl import ModelConfig
+
+from grpo_hf import GRPOTrainer
+from grpo_hf.errors import ModelError
+from grpo_hf.models.loading import load_base
+
+MakeTrainer = Callable[..., GRPOTrainer]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_the_base_has_the_dtype_that_was_asked_for(
+    tiny_checkpoint: Path, name: str, dtype: torch.dtype
+) -> None:
+    assert {p.dtype for p in load(tiny_checkpoint, dtype=name).parameters()} == {dtype}
+
+
+def test_a_4_bit_base_takes_an_adapter_and_trains(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
+    base = load(tiny_checkpoint, load_in_4bit=True)
+    assert base.is_loaded_in_4bit
+    trainer = make_trainer(model=base, peft_config=lora(), max_steps=2)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    assert any(
+        not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n in before
+    )
+
+
+def test_a_4_bit_base_still_learns_after_generation(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
+    """bitsandbytes 0.50 packs 4-bit weights at the first inference on some CPUs, and cannot
+    train packed ones.
+    """
+
+    def gradient(*, generated: bool) -> torch.Tensor:
+        model = make_trainer(
+            model=load(tiny_checkpoint, load_in_4bit=True), peft_config=lora()
+        ).model
+        if generated:
+            logits(model.eval())
+        model.train()
+        model(input_ids=torch.arange(3, 13)[None], labels=torch.arange(3, 13)[None]).loss.backward()
+        return torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "lora_B" in n])
+
+    assert torch.equal(gradient(generated=True), gradient(generated=False))
+
+
+def test_a_4_bit_base_that_was_packed_is_refused(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
+    base = load(tiny_checkpoint, load_in_4bit=True)
+    logits(base.eval())
+    if not has_avx512bf16():
+        pytest.skip("bitsandbytes packs only on a CPU with AVX512-BF16")
+    with pytest.raises(ModelError, match="cannot train any more"):
+        make_trainer(model=base, peft_config=lora())
+
+
+def test_a_gguf_base_has_the_written_weights_and_is_an_ordinary_model(tmp_path: Path) -> None:
+    written = tiny_llama()
+    write_gguf(written, tmp_path / "tiny.gguf")
+    model = load_base(ModelConfig(model_name_or_path=str(tmp_path)), gguf_file="tiny.gguf")
+    for (name, weight), (_, expected) in zip(
+        model.named_parameters(), written.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0, msg=name)
+    model(input_ids=torch.arange(10)[None]).logits.sum().backward()
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(model)
+    )
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = load(tiny_checkpoint)
+    weights = {
+        n: w
+        for n, w in model.state_dict().items()
+        if "layers.3.mlp" not in n and n != "lm_head.weight"
+    }
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ModelError, match=r"3 weights of LlamaForCausalLM .*layers\.3\.mlp"):
+        load(tmp_path)
