@@ -48,15 +48,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def gsm8k_data() -> Path:
-    """GSM8K's own files, where GRPO_HF_DATA says they are."""
-    folder = Path(os.environ.get("GRPO_HF_DATA", ""), "gsm8k")
-    if "GRPO_HF_DATA" not in os.environ or not folder.is_dir():
-        pytest.skip("GRPO_HF_DATA does not name a folder with gsm8k/train.jsonl")
-    return folder
-
-
 @pytest.fixture
 def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
     """An empty Hub on a free loopback port; run clients in a subprocess with

@@ -75,7 +75,7 @@ def test_operations_are_those_that_torch_counts(trainers, reference: bool) -> No
     trainer = trainers[OURS]
     for layer in trainer.model.modules():
         if isinstance(layer, LoraLayer):
-            # torch does not count the in-place products of lora.py's forward.
+            # torch does not count the in-place products of cpu_lora.py's forward.
             vars(layer).pop("forward", None)
     groups = SMALL.make(trainer.model.config.vocab_size)
     lengths = []

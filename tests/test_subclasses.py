@@ -221,6 +221,20 @@ def test_shaping_counts_where_the_rewards_alone_say_nothing(learned: Callable[..
     assert (found - without).abs().max().item() > 10 * SAME
 
 
+def test_two_rewards_of_one_name_are_two(learned: Callable[..., Any]):
+    """TRL logs both into one column; the second alone would say nothing of any group."""
+
+    @reward_settings(in_process=True)
+    def by_ids_too(completions: list[Any], **_: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    by_ids_too.__name__ = "by_ids"
+    both = [by_ids, by_ids_too]
+    found = assert_same(learned, plain, reward=both, beta=0.0)
+    without, _ = learned(grpo_hf.GRPOTrainer, plain, reward=constant, beta=0.0)
+    assert (found - without).abs().max().item() > 10 * SAME
+
+
 def test_a_further_term_sees_rows_without_a_signal(learned: Callable[..., Any]):
     assert_same(learned, further_term, reward=constant, beta=0.0)
 

@@ -40,9 +40,7 @@ def trained_weights(trainer: Any) -> dict[str, torch.Tensor]:
 def test_it_learns_what_trl_learns_from_the_same_script(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """With the flags for TRL's own path; test_log_probs.py and test_rollout.py compare ours with
-    it.
-    """
+    """With the flags for TRL's own path; update/test_log_probs.py compares ours with it."""
 
     def script(library: Any, **ours: Any) -> Any:
         return library.GRPOTrainer(

@@ -3,7 +3,7 @@ it did. A failure names what has moved."""
 
 import ast
 import importlib
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
 from inspect import Parameter, getsource, signature
 from operator import attrgetter
@@ -207,15 +207,35 @@ def test_a_kl_per_micro_batch_is_logged(trainer: trl.GRPOTrainer):
     term.beta = 0.04
 
 
-def test_the_rewards_of_a_rollout_are_logged_as_they_were_normalised(trainer: trl.GRPOTrainer):
-    assert isinstance(trainer._logs["rewards"]["first"], deque)
-    assert trainer._logs["rewards"]["first"].maxlen == ROWS
-    batch = rollout(trainer)
-    rewards = trl_seam.rewards_of_rollout(trainer, batch)
+def roll_out(trainer: trl.GRPOTrainer) -> Any:
+    trainer.model.train()
+    rows = [dict(trainer.train_dataset[row // GROUP]) for row in range(ROWS)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def test_the_rewards_that_trl_normalises_are_recorded(trainer: trl.GRPOTrainer):
+    with trl_seam.rewards_recorded(trainer) as returned:
+        batch = roll_out(trainer)
+    (rewards,) = returned
     assert rewards.shape == (ROWS, 2)
     assert rewards[0, 1].isnan() and rewards[1:, 1].tolist() == [1.0] * (ROWS - 1)
     expected = [float(len(str(text))) for text in trainer._logs["completion"]]
     assert rewards[:, 0].tolist() == expected
+    assert len(batch["advantages"]) == ROWS
+    assert "_calculate_rewards" not in vars(trainer)
+
+
+def test_a_method_of_the_object_s_own_is_recorded_and_comes_back(trainer: trl.GRPOTrainer):
+    def fixed(*_: Any) -> torch.Tensor:
+        return torch.full((ROWS, 2), 5.0)
+
+    trainer._calculate_rewards = fixed
+    try:
+        with trl_seam.rewards_recorded(trainer) as returned:
+            roll_out(trainer)
+        assert returned[0].eq(5.0).all() and trainer._calculate_rewards is fixed
+    finally:
+        del trainer._calculate_rewards
 
 
 def test_the_table_shows_other_advantages(trainer: trl.GRPOTrainer):
@@ -261,8 +281,8 @@ def test_tokens_of_prompts_and_of_what_follows_them(trainer: trl.GRPOTrainer):
 def test_other_rewards_are_called_for_a_block(trainer: trl.GRPOTrainer):
     own = trainer.reward_funcs
     with trl_seam.rewards_replaced(trainer, [lambda **_: [7.0] * ROWS, second]):
-        batch = rollout(trainer)
-    assert trl_seam.rewards_of_rollout(trainer, batch)[:, 0].tolist() == [7.0] * ROWS
+        rollout(trainer)
+    assert list(trainer._logs["rewards"]["first"]) == [7.0] * ROWS
     assert trainer.reward_funcs is own
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor, tensor
+from torch import Tensor, float32, tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
 from . import trl_seam
@@ -172,10 +172,9 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         """Make a rollout ready for the loss, as TRL 1.16 does here; replace groups if asked."""
-        batch = self._roll_out(inputs)
+        batch, rewards = self._roll_out(inputs)
         if self.model.training:
             run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
-            rewards = trl_seam.rewards_of_rollout(self, batch)
             credit_file.record_credit(
                 batch, rewards, self.reward_weights, tokenizer, run, self.args, self.state
             )
@@ -187,22 +186,22 @@ class GRPOTrainer(TRLGRPOTrainer):
                 batch = replaced.batch
         return batch
 
-    def _roll_out(self, rows: list[dict[str, Any]]) -> Batch:
-        """Make TRL's rollout, and give tokens their advantages where TRL's are not theirs."""
+    def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[Batch, Tensor]:
+        """Make TRL's rollout, B rows, with its rewards, (W·B, F), and tokens their advantages."""
         scorer = RolloutScorer(self.reward_funcs, rows)
-        with scorer.under_way():
+        with scorer.under_way(), trl_seam.rewards_recorded(self) as returned:
             batch = super()._generate_and_score_completions(rows)
+        rewards = returned[-1]
         if not self.model.training:
-            return batch
+            return batch, rewards
         run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
-        rewards = trl_seam.rewards_of_rollout(self, batch)
         steps = step_scores.steps_of_rollout(scorer.scores, batch, rewards, tokenizer, run)
         settings = token_advantages.settings_of(self.args, self.reward_weights, packs=self.packs)
         credit = token_advantages.credit_tokens(batch, rewards, steps, settings, run, self.critic)
         trl_seam.log_metrics(self, credit.metrics | step_scores.metrics(scorer.scores, steps))
         if credit.shown is not None:
             trl_seam.show_advantages(self, credit.shown)
-        return {**batch, "advantages": credit.advantages}
+        return {**batch, "advantages": credit.advantages}, rewards
 
     def _generate(self, prompts: list[Any]) -> Any:
         """Begin to score. TRL 1.16 returns (_, completion_ids, _, completions, ...)."""
@@ -224,7 +223,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         step, run = self.state.global_step, trl_seam.context_of(self)
         weights = weights_at(self.reward_funcs, self.args.reward_weights, step)
         if weights is not None:
-            self.reward_weights = tensor(weights)
+            self.reward_weights = tensor(weights, dtype=float32)
             trl_seam.log_metrics(self, scheduled_weights(self.reward_funcs, weights))
         scorer = scorer_under_way() or RolloutScorer(self.reward_funcs, inputs)
         with trl_seam.rewards_replaced(self, scorer.functions()):

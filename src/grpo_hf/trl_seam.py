@@ -1,10 +1,10 @@
 """The seam: every private or undocumented name of another library that grpo-hf relies on.
 
-TRL changes every week, and private names may change without notice. So nothing else in this
-library touches such a name: the trainer overrides the methods in `OVERRIDDEN`, and everything else
-goes through a function of this file, whose docstring says what was read; `READ_IN` says in which
-version. `tests/test_trl_seam.py` compares each of them with the installed libraries, and fails with
-the name of what has moved.
+TRL changes every week, and private names may change without notice. So only two files touch such
+a name. The trainer overrides the methods in `OVERRIDDEN`, and keeps what they keep as TRL does. All
+else goes through a function of this file, whose docstring says what was read; `READ_IN` says in
+which version. `tests/test_trl_seam.py` compares each of them with the installed libraries, and its
+failures name what has moved.
 
 Shapes: B rows of a rollout on this process, W processes, G completions per group, P and C the
 widths of prompts and completions, F reward functions.
@@ -331,24 +331,6 @@ def log_metrics(trainer: Any, values: Mapping[str, float]) -> None:
         log_metric(trainer, name, value)
 
 
-def rewards_of_rollout(trainer: Any, batch: Batch) -> Tensor:
-    """Return the rewards that TRL normalised in the last rollout, (W·B, F), NaN for None.
-
-    They are those of all processes, as `_calculate_rewards` returned them, a subclass's too. TRL
-    keeps the last `generation_batch_size` of them in `_logs`, which a training rollout never
-    exceeds.
-
-    Args:
-        batch: of that rollout, B rows.
-    """
-    # The lists may still hold rows of an evaluation; the last ones are of this rollout.
-    rows = trainer.accelerator.num_processes * len(batch["prompt_ids"])
-    columns = []
-    for name in trainer.reward_func_names:
-        columns.append(list(trainer._logs["rewards"][name])[-rows:])
-    return torch.tensor(columns, dtype=torch.float32, device=trainer.accelerator.device).T
-
-
 def show_advantages(trainer: Any, advantages: Tensor) -> None:
     """Put other advantages into the table of completions for the last rollout.
 
@@ -357,7 +339,7 @@ def show_advantages(trainer: Any, advantages: Tensor) -> None:
     """
     table = trainer._logs["advantages"]
     everywhere = trainer.accelerator.gather(advantages).tolist()
-    # The table keeps `generation_batch_size` rows, and a round of fresh groups may have had more.
+    # The table keeps `generation_batch_size` rows; an evaluation may have more.
     for _ in range(min(len(everywhere), len(table))):
         table.pop()
     table.extend(everywhere)
@@ -393,6 +375,34 @@ def only_planned_rollout_logged(trainer: Any, summed: str) -> Iterator[None]:
 
 
 # TRL: what a trainer does
+
+
+@contextmanager
+def rewards_recorded(trainer: Any) -> Iterator[list[Tensor]]:
+    """Record the rewards that TRL normalises inside a block: what `_calculate_rewards` returns.
+
+    The method is found on the object, so what a subclass adds to them is included.
+
+    Yields:
+        A list that gets an entry per call, (W·B, F), of all processes, NaN for None.
+    """
+    calculate = trainer._calculate_rewards
+    # Usually the class's; a method that was put on the object has to come back afterwards.
+    of_its_own = vars(trainer).get("_calculate_rewards")
+    returned: list[Tensor] = []
+
+    def recorded(*positional: Any, **named: Any) -> Tensor:
+        rewards = calculate(*positional, **named)
+        returned.append(rewards)
+        return rewards
+
+    trainer._calculate_rewards = recorded
+    try:
+        yield returned
+    finally:
+        del trainer._calculate_rewards
+        if of_its_own is not None:
+            trainer._calculate_rewards = of_its_own
 
 
 @contextmanager

@@ -394,7 +394,7 @@ def test_a_run_on_step_rewards_trains_on_their_process_advantages(
     assert [len(steps.ends) for steps in trial["said"]] == [
         len(text.split()) for text in trial["completions"]
     ]
-    batches: list[dict[str, Any]] = []
+    batches: list[tuple[dict[str, Any], torch.Tensor]] = []
     roll_out = trainer._roll_out
     trainer._roll_out = lambda rows: batches.append(roll_out(rows)) or batches[-1]
     before = {name: weight.clone() for name, weight in policy.named_parameters()}
@@ -404,7 +404,7 @@ def test_a_run_on_step_rewards_trains_on_their_process_advantages(
         for name, weight in policy.named_parameters()
         if not weight.equal(before[name])
     } == {"default"}
-    for call, batch in zip(calls[1:], batches, strict=True):
+    for call, (batch, _) in zip(calls[1:], batches, strict=True):
         said, ids = call["said"], call["completion_ids"]
         assert any(len(steps.ends) > 1 for steps in said)
         rows = zip(call["completions"], ids, said, strict=True)

@@ -26,11 +26,8 @@ def test_greedy_tokens_are_trls(sampler: Callable[..., GRPOTrainer], architectur
     """Ragged prompts, caches with and without windows, and rows that end at different tokens."""
     trainer = sampler(architecture, generation_kwargs={"do_sample": False})
     first = completions(trainer, PROMPTS, grouped=False)
-    trainer.generation_config.eos_token_id = [
-        2,
-        first[0][3],
-        first[4][6],
-    ]  # rows now end early, and not together
+    # Rows now end early, and not together.
+    trainer.generation_config.eos_token_id = [2, first[0][3], first[4][6]]
     trainer.eos_token_ids = trainer.generation_config.eos_token_id
     expected = completions(trainer, PROMPTS, grouped=False)
     assert completions(trainer, PROMPTS, grouped=True) == expected
@@ -77,6 +74,19 @@ def test_filters_of_the_distribution_hold(sampler: Callable[..., GRPOTrainer]) -
     assert {row[0] for row in drawn} == set(allowed)
 
 
+def test_a_repetition_penalty_goes_on_when_rows_have_ended(
+    sampler: Callable[..., GRPOTrainer],
+) -> None:
+    trainer = sampler(repetition_penalty=1.3, generation_kwargs={"do_sample": False})
+    free = completions(trainer, PROMPTS, grouped=False)
+    # The first prompt's rows end at their third token, the others' later.
+    trainer.generation_config.eos_token_id = [2, free[0][2], free[4][6]]
+    trainer.eos_token_ids = trainer.generation_config.eos_token_id
+    expected = completions(trainer, PROMPTS, grouped=False)
+    assert len({len(row) for row in expected}) > 1
+    assert completions(trainer, PROMPTS, grouped=True) == expected
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -84,6 +94,7 @@ def test_filters_of_the_distribution_hold(sampler: Callable[..., GRPOTrainer]) -
         {"cache_implementation": "static"},
         {"use_cache": False},
         {"guidance_scale": 2.0},
+        {"repetition_penalty": 1.2},
     ],
     ids=lambda settings: next(iter(settings)),
 )

@@ -99,8 +99,10 @@ class AdaptiveBeta(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take up β where a checkpoint left it."""
-        # A fresh run has no entry, and leaves its first β there.
-        saved = state.stateful_callbacks.setdefault(_SAVED_AS, self._state())
+        # A fresh run has no entry, and leaves its first β there. Checkpoints of version 0.1.0 have
+        # it under the name of the class.
+        first = state.stateful_callbacks.get("AdaptiveBeta", self._state())
+        saved = state.stateful_callbacks.setdefault(_SAVED_AS, first)
         self._term.beta = saved["attributes"]["beta"]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

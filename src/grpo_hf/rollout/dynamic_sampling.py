@@ -78,13 +78,17 @@ def check_dynamic_sampling(args: Any, dataset: Any, traits: RunTraits) -> None:
 
 
 def replace_groups(
-    batch: Batch, roll_out: Callable[[list[Row]], Batch], plan: RefillPlan, run: RunContext
+    batch: Batch,
+    roll_out: Callable[[list[Row]], tuple[Batch, Tensor]],
+    plan: RefillPlan,
+    run: RunContext,
 ) -> Replaced:
     """Replace groups without a signal; those that are left after the last round stay.
 
     Args:
         batch: the planned rollout, B rows.
-        roll_out: turns dataset rows, as many on every process, into a rollout.
+        roll_out: turns dataset rows, the same number on every process, into a rollout and its
+            rewards.
         plan: where fresh prompts come from.
     """
     start = time.perf_counter()
@@ -98,7 +102,8 @@ def replace_groups(
         # A round draws as many groups as are missing; the number of rounds bounds the cost.
         rows = draw_rows(plan.data, len(holes), run, seed=f"{plan.seed}/{done}")
         # A hole and the group that fills it may lie on different processes.
-        fresh = _from_all_processes(roll_out(rows), run)
+        rolled_out, _ = roll_out(rows)
+        fresh = _from_all_processes(rolled_out, run)
         has_signal = _by_group(fresh["advantages"], run.group_size)
         # More groups than holes may have been drawn, and some of them have no signal either.
         useful = has_signal.nonzero()[: len(holes), 0]

@@ -34,14 +34,13 @@ from ..update.packing import distinct_prompts
 from .merged_weights import merged
 from .shared_prefix_cache import SharedPrefixCache
 
-# rows are dropped when less than this share is unfinished: dropping copies what is left of the
-# cache
+# Rows are dropped when less than this share is unfinished: dropping copies the rest of the cache.
 KEEP = 0.75
 
 
 @contextmanager
 def faster_generate(model: Any) -> Iterator[None]:
-    """For the length of a `with` block, `model.generate` samples by groups and from merged weights.
+    """Let `model.generate` sample by groups, from merged weights, for the length of a `with` block.
 
     Calls that this module does not serve (beams, assisted decoding, guidance, soft prompts) run
     as they would without.
@@ -66,11 +65,12 @@ def faster_generate(model: Any) -> Iterator[None]:
 
 
 def _is_served(model: Any, named: dict[str, Any]) -> bool:
-    """Whether a call of `generate` is text in, sampled or greedy text out, row by row."""
+    """Return whether a call of `generate` is text in, sampled or greedy text out, row by row."""
     if named.keys() != {"input_ids", "attention_mask", "generation_config"}:
         return False
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        return False  # PEFT puts soft prompts in while it prepares the inputs of each step
+        # PEFT puts soft prompts in while it prepares the inputs of each step.
+        return False
     config = whole_generation_config(causal_model(model), named["generation_config"])
     return (
         config.get_generation_mode() in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
@@ -78,6 +78,8 @@ def _is_served(model: Any, named: dict[str, Any]) -> bool:
         and config.cache_implementation in (None, "dynamic")
         and config.guidance_scale in (None, 1)
         and config.encoder_repetition_penalty in (None, 1)
+        # transformers 5.23 tells this processor the padding of every row that it began with.
+        and config.repetition_penalty in (None, 1)
         and not config.encoder_no_repeat_ngram_size
         and config.num_return_sequences in (None, 1)
         and not config.return_dict_in_generate
@@ -91,7 +93,7 @@ def sample_groups(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    # by name they would be taken out of the call of `generate`, which reads this signature
+    # By name they would be taken out of the call of `generate`, which reads this signature.
     **inputs: Any,
 ) -> Tensor:
     """Decode in `generate(custom_generate=...)`, reading each distinct prompt once.

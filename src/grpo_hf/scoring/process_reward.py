@@ -14,7 +14,7 @@ from ..run_context import Policy, RunContext, RunTraits
 from .judging import judge_by, number
 from .registry import split_spec
 from .reward import Reward, RewardSettings, checked_reward
-from .scored_reward import ScoredReward
+from .scored_reward import ScoredReward, values_of
 from .steps import SEPARATORS, StepRewards, found_steps
 
 _CREDITS = ("value", "gain")
@@ -42,7 +42,7 @@ class MonteCarlo:
         prompts: list[Any],
         completions: list[Any],
         completion_ids: list[list[int]],
-        log_metric: Any = None,
+        log_metric: Any,
         *,
         n: int = 4,
         steps: str = "lines",
@@ -52,7 +52,8 @@ class MonteCarlo:
         """Return the values of the steps of each completion.
 
         They are None for a completion without steps, and for all while there is no policy.
-        `monte_carlo/beginnings`, `tokens` and `time` (seconds) log the cost.
+        `monte_carlo/beginnings`, `tokens` and `time` (seconds) log the cost, the mean over
+        processes.
 
         Args:
             n: continuations of each beginning.
@@ -66,8 +67,7 @@ class MonteCarlo:
         if policy is None or self._judge is None or not policy.context().training:
             return [None] * len(completions)
         start = time.perf_counter()
-        earned = list(map(number, columns.pop("first_values")))
-        groups, means = _groups(policy.context(), earned)
+        first_values = columns.pop("first_values", None)
         # By completion: the characters at which its steps end, and the tokens.
         step_characters = []
         step_tokens = []
@@ -81,6 +81,12 @@ class MonteCarlo:
         for name, values in columns.items():
             if isinstance(values, list):
                 lists[name] = values
+        # A subclass that calls rewards by itself does not hand on what the first one said.
+        if first_values is None:
+            call = {"prompts": prompts, "completion_ids": completion_ids, "trainer_state": state}
+            first_values = values_of(self._judge.score(completions, lists | call))
+        earned = list(map(number, first_values))
+        groups, means = _groups(policy.context(), earned)
 
         def sample(prompt_ids: list[list[int]], tokens: int) -> list[list[int]]:
             return policy.sample(prompt_ids, tokens, n)

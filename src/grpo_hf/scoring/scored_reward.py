@@ -69,7 +69,8 @@ class ScoredReward:
         self.speaks_of_steps = False
         self._process: RewardProcess | None = None
         self._index = 0
-        # Whether a reward that failed in a thread fails on the main thread, too; None: not tried.
+        # Whether a reward that failed in a thread fails on the main thread, too. None: not tried;
+        # False: it works there, and is no longer begun early.
         self._fails_everywhere: bool | None = None
         self._warned: set[str] = set()
 
@@ -118,7 +119,6 @@ class ScoredReward:
         for outcome, completion in zip(raw, completions, strict=True):
             # Checked here, where the text is at hand: a process sends outcomes back without it.
             outcome = clipped(placed(outcome, completion), self.reward.settings.clip)
-            self.speaks_of_steps |= bool(outcome.steps)
             outcomes.append(outcome)
         return outcomes
 

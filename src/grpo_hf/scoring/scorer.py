@@ -143,7 +143,7 @@ class RolloutScorer:
                 columns["first_values"] = values_of(self._outcomes[0])
             begun = self._begun.pop(column, None)
             # A subclass may have changed completions or columns since scoring began.
-            if begun is not None and columns | {"completions": completions} != self._begun_with:
+            if not _is_same(columns | {"completions": completions}, self._begun_with):
                 begun = None
             outcomes = entry.score(completions, columns, begun)
             self._outcomes[column] = outcomes
@@ -155,6 +155,15 @@ class RolloutScorer:
         # TRL names its profiling context by it.
         score.__name__ = entry.__name__
         return score
+
+
+def _is_same(called_with: dict[str, Any], begun_with: dict[str, Any]) -> bool:
+    """Return whether two calls are surely the same; scoring anew is right in any case."""
+    try:
+        return called_with == begun_with
+    # Equal copies of arrays and tensors have no single truth value.
+    except (ValueError, RuntimeError):
+        return False
 
 
 def _run(jobs: list[Callable[[], None]], device: Any) -> None:

@@ -44,7 +44,7 @@ def steps_of_rollout(
     kept = ~rewards[run.mine(len(lengths))].isnan().all(1)
     token_ids = batch["completion_ids"].tolist()
     steps = {}
-    for column in _step_columns(scores.entries, run):
+    for column in _step_columns(scores, run):
         of_rows: list[Steps] = []
         for row, outcome in enumerate(scores.outcomes[column]):
             # A failed completion has no part in the statistics of its group either.
@@ -71,23 +71,25 @@ def metrics(scores: Scores, steps: dict[int, list[Steps]]) -> dict[str, float]:
     return values
 
 
-def _step_columns(entries: dict[int, ScoredReward], run: RunContext) -> list[int]:
+def _step_columns(scores: Scores, run: RunContext) -> list[int]:
     """Return the columns of rewards that have spoken of steps, now or before, on any process.
 
     A reward that did once is a step reward, also where it has only numbers for this rollout.
     """
     # All processes have the same rewards, so all of them skip the exchange or none does.
-    if not entries:
+    if not scores.entries:
         return []
     spoken = []
-    for column, entry in entries.items():
-        if entry.speaks_of_steps:
+    for column, entry in scores.entries.items():
+        # Read here, of a training rollout: a trial or a Monte Carlo continuation decides nothing.
+        speaks_now = any(outcome.steps for outcome in scores.outcomes[column])
+        if entry.speaks_of_steps or speaks_now:
             spoken.append(column)
     # Sorted, because every process has to go through the columns in one order.
     columns = sorted(set(run.gather_list(spoken)))
     # A process whose own completions had no steps has to treat the reward alike.
     for column in columns:
-        entries[column].speaks_of_steps = True
+        scores.entries[column].speaks_of_steps = True
     return columns
 
 

@@ -1,8 +1,8 @@
 """A generation batch into micro-batches: groups together, tokens balanced, one large batch's loss.
 
 TRL 1.16 shuffles the rows of a generation batch and cuts it into equal parts, which tears groups
-apart, so a prompt would have to be read in every part. `micro_batches` deals whole groups instead,
-so that each part costs about the same. Rows without a signal cost nothing where that is exact. What
+apart, so a prompt would have to be read in every part. `deal` keeps groups whole where they fit, so
+that each part costs about the same. Rows without a signal cost nothing where that is exact. What
 each loss is divided by is then put right, so that the parts of one optimizer step add up to the
 loss of one large batch:
 
@@ -51,8 +51,8 @@ def deal_rollout(batch: Batch, args: Any, run: RunContext, *, needs_all_rows: bo
         batch: the rollout, B rows.
         args: of the run.
         needs_all_rows: whether something beside its advantage gives a row a gradient: a KL term,
-            an entropy bonus or an entropy quantile. Elsewhere rows whose advantages are all 0 are
-            not computed.
+            an entropy bonus, an entropy quantile, or a term that a subclass adds to the loss.
+            Elsewhere rows whose advantages are all 0 are not computed.
     """
     kept = rows_with_signal(batch)
     if needs_all_rows:
