@@ -460,6 +460,7 @@ def test_names_of_transformers(model: Any, tiny_checkpoint: Path):
     ids = torch.arange(20, 24)[None]
 
     def loop(model: Any, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        assert isinstance(inputs[trl_seam.cache_argument(inputs)], transformers.DynamicCache)
         return trl_seam.sample_as_transformers(model, input_ids, **inputs)
 
     config = transformers.GenerationConfig(max_new_tokens=3, do_sample=False)

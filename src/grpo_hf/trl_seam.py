@@ -488,6 +488,17 @@ def whole_generation_config(model: Any, generation_config: Any) -> Any:
     return model._prepare_generation_config(generation_config)[0]
 
 
+def cache_argument(inputs: Mapping[str, Any]) -> str:
+    """Return the name by which `generate` hands its cache to a decoding loop and to a model.
+
+    It is `past_key_values` up to transformers 5.23, and `cache` from 5.24 on.
+
+    Args:
+        inputs: what a `custom_generate` function is called with.
+    """
+    return "cache" if "cache" in inputs else "past_key_values"
+
+
 def sample_as_transformers(model: Any, input_ids: Tensor, **inputs: Any) -> Tensor:
     """Run transformers' own decoding loop, from inside a `custom_generate` function."""
     return model._sample(input_ids, **inputs)

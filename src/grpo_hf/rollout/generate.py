@@ -29,7 +29,7 @@ from transformers.generation import GenerationMode
 
 from ..errors import GrpoError
 from ..models.adapters import causal_model
-from ..trl_seam import sample_as_transformers, whole_generation_config
+from ..trl_seam import cache_argument, sample_as_transformers, whole_generation_config
 from ..update.packing import distinct_prompts
 from .merged_weights import merged
 from .shared_prefix_cache import SharedPrefixCache
@@ -98,18 +98,19 @@ def sample_groups(
 ) -> Tensor:
     """Decode in `generate(custom_generate=...)`, reading each distinct prompt once.
 
-    The signature is that of transformers 5.23.
+    The signature is that of transformers 5.23 and 5.24.
 
     Args:
         input_ids (B, P): prompts, padded on the left.
         logits_processor, stopping_criteria, generation_config: as `generate` made them.
-        inputs: `past_key_values`, an empty cache, and `attention_mask`, (B, P) or `None`, are what
-            is read of them.
+        inputs: read are the empty cache (see `cache_argument`) and `attention_mask`, (B, P) or
+            `None`.
 
     Returns:
         (B, P + longest completion): prompts and completions, the rest padding.
     """
-    cache = inputs.get("past_key_values")
+    cache_name = cache_argument(inputs)
+    cache = inputs.get(cache_name)
     attention_mask = inputs.get("attention_mask")
     # A state-space model's, for one: its states cannot be picked by row.
     if not isinstance(cache, DynamicCache):
@@ -128,7 +129,8 @@ def sample_groups(
         padding = 0
     room = input_ids.new_full((len(input_ids), limit - length), padding)
     sequences = torch.cat([input_ids, room], dim=1)
-    rows = _Rows.prefilled(model, cache, input_ids, attention_mask, limit)
+    call = partial(model, **{cache_name: cache}, use_cache=True, logits_to_keep=1)
+    rows = _Rows.prefilled(model, call, cache, input_ids, attention_mask, limit)
     while True:
         scores = logits_processor(sequences[rows.of, :length], rows.logits.float())
         token = _draw(scores) if generation_config.do_sample else scores.argmax(-1)
@@ -173,15 +175,24 @@ class _Rows:
 
     @classmethod
     def prefilled(
-        cls, model: Any, cache: Cache, input_ids: Tensor, attention_mask: Tensor | None, limit: int
+        cls,
+        model: Any,
+        call: Any,
+        cache: Cache,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        limit: int,
     ) -> "_Rows":
-        """Read each distinct prompt once."""
+        """Read each distinct prompt once.
+
+        Args:
+            call: the model with its cache bound.
+        """
         known = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts, prompt_of = distinct_prompts(input_ids, known)  # (N, P), (B,)
         prompt_of, of = torch.sort(prompt_of, stable=True)
         room = limit - input_ids.shape[1]
         seen = (prompts >= 0).long()
-        call = partial(model, past_key_values=cache, use_cache=True, logits_to_keep=1)
         prefix_cache = SharedPrefixCache.for_model(model)
         # During the prefill it only watches which attention the model asks for.
         watched = {} if prefix_cache is None else {"prefix_cache": prefix_cache}
