@@ -113,7 +113,7 @@ def sample_groups(
     cache = inputs.get(cache_name)
     attention_mask = inputs.get("attention_mask")
     # A state-space model's, for one: its states cannot be picked by row.
-    if not isinstance(cache, DynamicCache):
+    if not isinstance(cache, DynamicCache) or not _can_select_rows(cache):
         return sample_as_transformers(
             model,
             input_ids,
@@ -142,6 +142,10 @@ def sample_groups(
         if not rows.unfinished.any() or length == limit:
             return sequences[:, :length]
         rows.read(token, length)
+
+
+def _can_select_rows(cache: DynamicCache) -> bool:
+    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
 
 
 class _Rows:
