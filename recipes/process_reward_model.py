@@ -242,9 +242,10 @@ def encode(tokenizer: Any, trace: Trace, max_length: int) -> Encoded:
     The last token of a step is its line break. Steps that do not end within `max_length` tokens,
     the prompt included, are left out.
     """
-    from grpo_hf.data.prompts import prompt_builder, prompt_token_ids
+    from grpo_hf.data.prompts import PromptForm, prompt_builder, prompt_token_ids
 
-    prompt = prompt_builder(chat=tokenizer.chat_template is not None)(trace.problem)
+    form = PromptForm(chat=tokenizer.chat_template is not None)
+    prompt = prompt_builder(form)(trace.problem)
     (prompt_ids,) = prompt_token_ids([prompt], tokenizer)
     completion: list[int] = []
     ends: list[int] = []

@@ -384,6 +384,7 @@ def test_what_a_trainer_is(trainer: trl.GRPOTrainer):
         ("is_deepspeed_enabled", True, "sharded_weights"),
         ("tools", [len], "has_tools"),
         ("environment_factories", {None: dict}, "has_tools"),
+        ("environment_factories", {None: dict}, "has_environments"),
         ("rollout_func", len, "has_rollout_function"),
         ("_is_vlm", True, "reads_images"),
         ("_entropy_bonus_enabled", True, "entropy_in_loss"),

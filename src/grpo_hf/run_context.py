@@ -79,6 +79,7 @@ class RunTraits:
         reads_images: the model takes images beside text.
         uses_vllm: vLLM samples the completions.
         has_tools: the policy calls tools, or plays in environments.
+        has_environments: environments write prompts, and have tools of their own.
         has_rollout_function: a function of the user's samples the completions.
         entropy_in_loss: the loss has an entropy bonus, or picks tokens by their entropy.
     """
@@ -87,6 +88,7 @@ class RunTraits:
     reads_images: bool = False
     uses_vllm: bool = False
     has_tools: bool = False
+    has_environments: bool = False
     has_rollout_function: bool = False
     entropy_in_loss: bool = False
 

@@ -2,8 +2,7 @@
 
 This is the only file that knows both. An override unpacks what TRL calls it with, calls a stage
 with plain values, and returns what TRL expects; its docstring names what of TRL it relies on. What
-TRL 1.16 does not hand from one of its methods to the next travels in a `RolloutScorer`, which lives
-as long as TRL's own rollout does.
+TRL 1.16 does not hand from one method to the next travels in a `RolloutScorer` of that rollout.
 
 Shapes: B rows of a rollout on this process, W processes, C the width of completions.
 """
@@ -20,6 +19,7 @@ from trl import GRPOTrainer as TRLGRPOTrainer
 from . import trl_seam
 from .algorithm import critic, kl_control, token_advantages
 from .config import GRPOConfig, option
+from .data import prompts
 from .data.completions import columns_of
 from .errors import RewardFailuresError
 from .models import adapters, loading, reference_guards
@@ -34,20 +34,16 @@ from .update import log_probs, micro_batches
 class GRPOTrainer(TRLGRPOTrainer):
     """TRL's trainer, and exactly its constructor, plus reward names.
 
-    An entry of `reward_funcs` may also be anything that `load_reward` takes: a registered or
-    installed name (`"gsm8k"`), `"./mine.py:concise"`, `"package.module:function"`, each with
-    options, as in `"overlong(cache=64)"`. A string of the form `org/name`, or a model folder, stays
-    what it is in TRL: a reward model.
+    An entry of `reward_funcs` may also be anything that `load_reward` takes, as `"gsm8k"`,
+    `"./mine.py:concise"` or `"overlong(cache=64)"`. A string of the form `org/name`, or a model
+    folder, stays what it is in TRL: a reward model.
 
-    With a `peft_config`, or a `PeftModel`, the frozen base with the adapter disabled is the
-    reference: no second model is loaded, the KL at step 0 is checked to be 0, and the base is
-    checked to be unchanged after training.
+    With an adapter, the frozen base is the reference: no second model is loaded, the KL at step 0
+    is checked to be 0, and the base is checked to be unchanged after training.
 
     Raises:
-        RewardError: a reward cannot be found or does not fit.
-        ModelError: an adapter that changes the base, or that does not train.
-        OutputExistsError: `train()` without `resume_from_checkpoint` into another run's folder.
-        ReferenceDriftError: the reference is not where it has to be.
+        GrpoError: a reward, adapter or setting that does not fit; in `train()` another run's
+            folder, or a reference that is not where it has to be. See errors.py.
     """
 
     __signature__ = signature(TRLGRPOTrainer)
@@ -58,8 +54,7 @@ class GRPOTrainer(TRLGRPOTrainer):
     _owns_output_folder = False
 
     def __init__(self, *positional: Any, **named: Any) -> None:
-        call = signature(TRLGRPOTrainer.__init__).bind(self, *positional, **named).arguments
-        del call["self"]
+        call = signature(TRLGRPOTrainer).bind(*positional, **named).arguments
         # Before TRL puts an adapter on the base, which some initialisations change.
         adapters.guard_adapters(call["model"], call.get("peft_config"))
         if call.get("args") is None:
@@ -69,7 +64,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         super().__init__(**call)
         self.continues_adapter = isinstance(call["model"], PeftModel)
         self.traits = trl_seam.traits_of(self)
-        # Base against adapter, for the model card.
+        self.chat_template_kwargs, self._continuing = prompts.split_options(self.args, self.traits)
         self.results: dict[str, Any] = {}
         self._prepare_stages()
 
@@ -84,10 +79,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         if option(args, "packed_update"):
             models = [self.accelerator.unwrap_model(each) for each in self._scored_models(model)]
             log_probs.prepare_models(models, trl_seam.head_settings(self))
-        for replaced in progress.REPLACED_CALLBACKS:
-            self.remove_callback(replaced)
-        for callback in (*kl_callbacks, *progress.progress_callbacks(self.reward_func_names)):
-            self.add_callback(callback)
+        own_callbacks = kl_callbacks + progress.progress_callbacks(self.reward_func_names)
+        progress.exchange_callbacks(self.callback_handler, own_callbacks)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
         """Train, with the folder claimed first, the reference checked before and the base after.
@@ -202,6 +195,14 @@ class GRPOTrainer(TRLGRPOTrainer):
         if credit.shown is not None:
             trl_seam.show_advantages(self, credit.shown)
         return {**batch, "advantages": credit.advantages}, rewards
+
+    def _tokenize_prompts(self, conversations: list[Any]) -> Any:
+        """Continue last messages if asked. TRL 1.16 returns (ids, images, multimodal fields)."""
+        if self._continuing is None:
+            return super()._tokenize_prompts(conversations)
+        own = {"tools": self.tools or None, "chat_template": self.chat_template}
+        tokenizer = self.processing_class
+        return prompts.prompt_token_ids(conversations, tokenizer, self._continuing | own), None, {}
 
     def _generate(self, prompts: list[Any]) -> Any:
         """Begin to score. TRL 1.16 returns (_, completion_ids, _, completions, ...)."""

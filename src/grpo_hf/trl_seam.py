@@ -55,6 +55,7 @@ OVERRIDDEN = {
         "compute_entropy",
     ),
     "_prepare_inputs": ("self", "generation_batch"),
+    "_tokenize_prompts": ("self", "prompts"),
     "_generate_and_score_completions": ("self", "inputs"),
     "_generate": ("self", "prompts"),
     "_generate_single_turn": (
@@ -71,7 +72,6 @@ OVERRIDDEN = {
 
 # Functions and methods that are called, with the parameters that they are called with.
 CALLED = {
-    "trl.trainer.grpo_trainer:GRPOTrainer._tokenize_prompts": ("self", "prompts"),
     "trl.trainer.grpo_trainer:GRPOTrainer._save_checkpoint": ("self", "model", "trial"),
     "trl.trainer.utils:use_adapter": ("model", "adapter_name"),
     "trl.trainer.utils:get_callable_name": ("func",),
@@ -105,6 +105,8 @@ TRAINER_ATTRIBUTES = (
     "_entropy_bonus_enabled",
     "aux_loss_enabled",
     "beta",
+    "callback_handler",
+    "chat_template",
     "chat_template_kwargs",
     "current_gradient_accumulation_steps",
     "environments",
@@ -167,6 +169,7 @@ def traits_of(trainer: Any) -> RunTraits:
         reads_images=trainer._is_vlm,
         uses_vllm=trainer.use_vllm,
         has_tools=bool(trainer.tools or trainer.environment_factories),
+        has_environments=trainer.environment_factories is not None,
         has_rollout_function=trainer.rollout_func is not None,
         # Below 1 the quantile is taken over all tokens, those of rows without advantage among them.
         entropy_in_loss=trainer._entropy_bonus_enabled or trainer.top_entropy_quantile < 1,

@@ -1,198 +1,203 @@
-"""Rows are read from files and the Hub; bad rows are named, and every refusal says what to do."""
+"""Prompts of every shape reach the model as the chat template, and so TRL, renders them."""
 
-import pyarrow
+import json
+
 import pytest
-from pyarrow import parquet
-from support.data_files import ROWS, as_text, jsonl
+from jinja2 import TemplateError
+from support.chats import CALL, SHAPES, TEMPLATES, USER, tokenizer_with
+from support.data_files import jsonl
+from trl import maybe_apply_chat_template
 
 from grpo_hf.data.prompts import (
-    build_dataset,
-    hold_out,
+    CONTINUE,
+    PromptForm,
+    begins_answer,
+    count_rendered,
     prompt_builder,
-    prompt_column,
-    rename_columns,
+    prompt_token_ids,
+    template_marks,
 )
 from grpo_hf.data.readers import Split, read_split
-from grpo_hf.errors import DataError, ModelError
+from grpo_hf.data.rows import build_dataset
+
+CHAT = PromptForm(chat=True)
+CANNOT_RENDER = (TemplateError, ValueError, TypeError)
 
 
-class TestColumns:
-    def split(self, *rows):
-        return Split(list(rows), [], "train.jsonl")
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """All shapes in one file, as a run reads it."""
+    file = tmp_path_factory.mktemp("chats") / "train.jsonl"
+    file.write_text(jsonl([{"prompt": messages} for messages in SHAPES.values()]))
+    built, checked = build_dataset(read_split(path=str(file)), "prompt", prompt_builder(CHAT))
+    assert checked.bad == []
+    return dict(zip(SHAPES, built["prompt"], strict=True))
 
-    def test_renamed(self):
-        renamed = rename_columns(self.split({"question": "q", "Answer": "4"}), {"answer": "Answer"})
-        assert renamed.rows == [{"question": "q", "answer": "4"}]
 
-    def test_a_rename_wins_over_a_column_of_that_name(self):
-        for row in ({"solution": "right", "answer": "old"}, {"answer": "old", "solution": "right"}):
-            assert rename_columns(self.split(row), {"answer": "solution"}).rows == [
-                {"answer": "right"}
-            ]
-        ragged = rename_columns(
-            self.split({"solution": "right"}, {"answer": "old"}), {"answer": "solution"}
-        )
-        assert ragged.rows == [{"answer": "right"}, {}]
+def test_messages_are_those_of_the_data(dataset):
+    assert dataset == SHAPES
 
-    def test_swapped_and_doubled(self):
-        swapped = rename_columns(self.split({"a": 1, "b": 2, "c": 3}), {"a": "b", "b": "a"})
-        assert swapped.rows == [{"a": 2, "b": 1, "c": 3}]
-        assert rename_columns(self.split({"a": 1}), {"b": "a", "c": "a"}).rows == [{"b": 1, "c": 1}]
 
-    def test_unknown_column(self):
-        with pytest.raises(
-            DataError,
-            match=r"no column 'anwser'. Did you mean 'answer'\? The columns are q, answer",
-        ):
-            rename_columns(self.split({"q": 1, "answer": 2}), {"gold": "anwser"})
+@pytest.mark.parametrize("template", ["chatml", *TEMPLATES])
+def test_messages_are_rendered_as_the_template_does(dataset, template):
+    tokenizer = tokenizer_with(template)
+    rendered = 0
+    for shape, messages in SHAPES.items():
+        try:
+            expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        except CANNOT_RENDER:
+            with pytest.raises(CANNOT_RENDER):
+                prompt_token_ids([dataset[shape]], tokenizer)
+            continue
+        assert prompt_token_ids([dataset[shape]], tokenizer) == [expected["input_ids"]], shape
+        rendered += 1
+    assert rendered >= len(SHAPES) // 3
+
+
+@pytest.mark.parametrize("template", ["chatml", *TEMPLATES])
+def test_a_beginning_is_continued_as_trl_renders_it(dataset, template):
+    """`maybe_apply_chat_template` is how TRL prepares a prompt as text."""
+    tokenizer = tokenizer_with(template)
+    continued = 0
+    for shape, messages in SHAPES.items():
+        if messages[-1]["role"] == "system" or shape == "call at the end":
+            continue  # TRL's function refuses those
+        try:
+            text = maybe_apply_chat_template({"prompt": messages}, tokenizer)["prompt"]
+        except CANNOT_RENDER:
+            continue
+        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found = prompt_token_ids([dataset[shape]], tokenizer, {CONTINUE: True})
+        assert found == [expected], shape
+        continued += begins_answer(messages)
+    # DeepSeek's template writes the words of the last turn without what precedes </think>.
+    assert continued >= 1
+
+
+def test_continued_and_opened_prompts_in_one_batch(dataset):
+    tokenizer = tokenizer_with("chatml")
+    prompts = [dataset[shape] for shape in SHAPES if shape != "beginning in parts"]
+    options = {CONTINUE: True}
+    alone = [prompt_token_ids([prompt], tokenizer, options)[0] for prompt in prompts]
+    assert prompt_token_ids(prompts, tokenizer, options) == alone
+    assert prompt_token_ids([], tokenizer, options) == []
+    texts = ["a", "b c"]
+    assert prompt_token_ids(texts, tokenizer, options) == tokenizer(texts)["input_ids"]
+
+
+def test_options_reach_the_template():
+    tokenizer = tokenizer_with("qwen3")
+    options = {"enable_thinking": False, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    expected = tokenizer.apply_chat_template([USER], add_generation_prompt=True, **options)
+    assert prompt_token_ids([[USER]], tokenizer, options) == [expected["input_ids"]]
+
+
+class TestText:
+    def test_without_a_chat_template(self):
+        assert prompt_builder(PromptForm(chat=False))("Hi") == "Hi\n"
+        form = PromptForm(chat=False, system_prompt="S", instruction="I")
+        assert prompt_builder(form)("Hi") == "S\n\nHi\nI\n"
+
+    def test_with_a_chat_template(self):
+        assert prompt_builder(CHAT)("Hi") == [{"role": "user", "content": "Hi"}]
+        form = PromptForm(chat=True, system_prompt="S", instruction="I")
+        assert prompt_builder(form)("Hi") == [
+            {"role": "system", "content": "S"},
+            {"role": "user", "content": "Hi\nI"},
+        ]
+
+    @pytest.mark.parametrize("chat", [True, False])
+    def test_rendered(self, chat):
+        build = prompt_builder(PromptForm(chat=chat, rendered=True))
+        assert build("<|user|>Hi<|assistant|>\n") == "<|user|>Hi<|assistant|>\n"
+        with pytest.raises(ValueError, match="list of messages; rendered_prompts says"):
+            build([USER])
 
     @pytest.mark.parametrize(
-        "columns, found",
+        ("template", "special", "marks"),
         [
-            (["problem", "question", "messages", "prompt"], "prompt"),
-            (["problem", "question", "messages"], "messages"),
-            (["answer", "problem", "question"], "question"),
-            (["answer", "problem"], "problem"),
+            ("chatml", ["<|im_start|>", "<|im_end|>"], ["<|im_start|>", "<|im_end|>"]),
+            ("qwen2_5", ["<|im_start|>", "<|im_end|>"], ["<|im_start|>", "<|im_end|>"]),
+            # Its markers are ordinary words here.
+            ("chatml", [], ["<|im_end|>\n<|im_start|>assistant"]),
+            ("gemma", [], ["<end_of_turn>\n<start_of_turn>model"]),
         ],
     )
-    def test_prompt_is_detected(self, columns, found):
-        split = self.split(dict.fromkeys(columns, "x"))
-        assert prompt_column(split) == found
-        assert prompt_column(split, columns[0]) == columns[0]
-
-    def test_prompt_column_that_is_not_there(self):
-        split = self.split({"Question": "q", "answer": "a"})
-        with pytest.raises(
-            DataError,
-            match=r"no column prompt, messages, question or problem.*are Question, answer",
-        ):
-            prompt_column(split)
-        with pytest.raises(
-            DataError,
-            match=r"--prompt_column Qestion: there is no such column. Did you mean 'Questi",
-        ):
-            prompt_column(split, "Qestion")
+    def test_what_shows_that_a_text_is_rendered(self, template, special, marks):
+        tokenizer = tokenizer_with(template, *special)
+        assert template_marks(tokenizer) == marks
+        rendered = tokenizer.apply_chat_template([USER], add_generation_prompt=True, tokenize=False)
+        values = [rendered, rendered + "<think>", "What is 2 + 3?", None, [USER], ""]
+        assert count_rendered(values, tokenizer) == (2, 3)
+        tokenizer.chat_template = None
+        assert count_rendered(values, tokenizer) == (0, 3)
 
 
-class TestPrompts:
-    MESSAGES = ({"role": "user", "content": "Hi"},)
+class TestMessages:
+    def test_an_answer_is_left_out_of_supervised_data(self):
+        build = prompt_builder(PromptForm(chat=True, answered=True))
+        raw = [USER, {"role": "assistant", "content": "5."}]
+        assert build(raw) == [USER]
+        assert prompt_builder(CHAT)(raw) == raw
 
-    def test_text(self):
-        assert prompt_builder(chat=False)("Hi") == "Hi\n"
-        assert (
-            prompt_builder(chat=False, system_prompt="S", instruction="I")("Hi") == "S\n\nHi\nI\n"
-        )
+    def test_the_data_is_not_changed(self):
+        raw = [dict(USER)]
+        prompt_builder(PromptForm(chat=True, instruction="I"))(raw)
+        assert raw == [USER]
 
-    def test_text_with_a_chat_template(self):
-        assert prompt_builder(chat=True)("Hi") == [{"role": "user", "content": "Hi"}]
-        assert prompt_builder(chat=True, system_prompt="S", instruction="I")("Hi") == [
-            {"role": "system", "content": "S"},
-            {"role": "user", "content": "Hi\nI"},
+    def test_a_row_s_own_system_message_wins(self):
+        build = prompt_builder(PromptForm(chat=True, system_prompt="S"))
+        assert build([USER])[0] == {"role": "system", "content": "S"}
+        for content in ("own", "", None):
+            own = {"role": "system", "content": content}
+            assert build([own, USER]) == [own, USER]
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_an_instruction_stands_below_what_the_user_says_last(self, shape):
+        built = prompt_builder(PromptForm(chat=True, instruction="I"))(SHAPES[shape])
+        changed = [
+            (before, after)
+            for before, after in zip(SHAPES[shape], built, strict=True)
+            if before != after
         ]
+        ((before, after),) = changed
+        assert json.dumps(after["content"]).rstrip(']}"').endswith("\\nI")
+        users = [message for message in SHAPES[shape] if message["role"] == "user"]
+        assert before == (users[-1] if users else SHAPES[shape][-1])
 
-    def test_messages(self):
-        build = prompt_builder(chat=True, system_prompt="S", instruction="I")
-        raw = [*self.MESSAGES, {"role": "assistant", "content": "the gold answer"}]
-        assert build(raw) == [
-            {"role": "system", "content": "S"},
-            {"role": "user", "content": "Hi\nI"},
-        ]
-        assert raw[0] == {"role": "user", "content": "Hi"}  # the data is not changed
-        own = [{"role": "system", "content": "own"}, *self.MESSAGES]
-        assert build(own)[0] == {"role": "system", "content": "own"}
-
-    def test_messages_need_a_chat_template(self):
-        with pytest.raises(ModelError, match=r"no chat template.*--prompt_column"):
-            build_dataset(Split([{"prompt": list(self.MESSAGES)}], [], "x"), "prompt", as_text)
+    def test_a_call_without_content(self):
+        """TRL reads the content of every message."""
+        built = prompt_builder(CHAT)([USER, {"role": "assistant", "tool_calls": [CALL]}])
+        assert built[1]["content"] is None and not begins_answer(built)
 
     @pytest.mark.parametrize(
-        "raw, reason",
+        ("raw", "reason"),
         [
             (None, "prompt is empty"),
             ("", "prompt is empty"),
             (" \n", r"prompt is ' \\n'"),
             (7, "prompt is 7"),
-            ([], "no message of a user"),
-            ([{"role": "system", "content": "S"}], "no message of a user"),
-            ([{"role": "assistant", "content": "A"}], "no message of a user"),
-            ([{"role": "user"}], "a message lacks its role or text content"),
-            ([{"content": "Hi"}], "a message lacks its role or text content"),
-            (
-                [{"role": "user", "content": [{"type": "image"}]}],
-                "a message lacks its role or text content",
-            ),
-            (["Hi"], "a message lacks its role or text content"),
+            ([], "no message with a content"),
+            ([{"role": "user", "content": ""}], "no message with a content"),
+            ([{"role": "user"}], "no message with a content"),
+            ([{"content": "Hi"}], "a message lacks its role"),
+            ([{"role": "user", "content": [{"type": "image"}]}], "holds {'type': 'image'}; recip"),
+            ([{"role": "user", "content": ["Hi"]}], "a message of user holds 'Hi'"),
+            ([{"role": "user", "content": 7}], "the content of a message of user is 7"),
+            (["Hi"], "a message lacks its role"),
         ],
     )
-    def test_unusable_prompts(self, raw, reason):
+    def test_unusable(self, raw, reason):
         with pytest.raises(ValueError, match=reason):
-            prompt_builder(chat=True)(raw)
+            prompt_builder(CHAT)(raw)
+
+    def test_nothing_left_of_an_answered_prompt(self):
+        build = prompt_builder(PromptForm(chat=True, answered=True))
+        with pytest.raises(ValueError, match="no message with a content"):
+            build([{"role": "assistant", "content": "A"}])
 
 
-class TestBuildDataset:
-    def test_rows_keep_their_columns(self, write):
-        split = read_split(path=str(write("train.jsonl", jsonl(ROWS))))
-        dataset, checked = build_dataset(split, "question", as_text, ["answer"])
-        assert dataset.to_list() == [row | {"prompt": f"{row['question']}\n"} for row in ROWS]
-        assert checked.bad == []
-
-    def test_rows_set_aside_are_named_by_file_and_line(self, write):
-        rows = [
-            ROWS[0],
-            {"question": "", "answer": "1"},
-            {"answer": "1"},
-            {"question": "q", "answer": None},
-        ]
-        split = read_split(path=str(write("train.jsonl", jsonl(rows) + "oops\n")))
-        dataset, checked = build_dataset(split, "question", as_text, ["answer"])
-        assert len(dataset) == 1
-        assert [str(bad) for bad in checked.bad] == [
-            "train.jsonl:5: not JSON (Expecting value)",
-            "train.jsonl:2: prompt is empty; expected text or a list of messages",
-            "train.jsonl:3: prompt is empty; expected text or a list of messages",
-            "train.jsonl:4: answer is empty",
-        ]
-        assert checked.describe_bad().startswith("4 of 5 rows of ")
-
-    def test_a_parquet_row_is_named_by_its_place_in_the_file(self, tmp_path):
-        rows = [*ROWS, {"question": None, "answer": "1"}]
-        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
-        _, rest = hold_out(read_split(path=str(tmp_path)), 0, seed=0)
-        _, checked = build_dataset(rest, "question", as_text)
-        assert [bad.place for bad in checked.bad] == ["train.parquet[2]"]
-
-    def test_no_usable_row(self, write):
-        split = read_split(path=str(write("train.jsonl", jsonl([{"question": ""}] * 7))))
-        with pytest.raises(
-            DataError,
-            match=r"no usable row: 7 of 7 rows.*train.jsonl:1: prompt is empty.*and 2 more",
-        ):
-            build_dataset(split, "question", as_text)
-
-    def test_mixed_types(self):
-        rows = [{"prompt": "q", "answer": 1}, {"prompt": "q", "answer": "one"}]
-        with pytest.raises(
-            DataError,
-            match=r"train.jsonl: a column mixes types.*answer|train.jsonl: a column mixes",
-        ):
-            build_dataset(Split(rows, [], "train.jsonl"), "prompt", as_text)
-
-
-class TestHoldOut:
-    SPLIT = Split([{"question": str(number)} for number in range(50)], [], "train.jsonl")
-
-    def numbers(self, split):
-        return [int(row["question"]) for row in split.rows]
-
-    def test_disjoint_and_complete(self):
-        held, rest = hold_out(self.SPLIT, 20, seed=0)
-        assert len(held.rows) == 20
-        assert sorted(self.numbers(held) + self.numbers(rest)) == list(range(50))
-        assert held.source == "train.jsonl, held out"
-
-    def test_random_and_the_same_for_the_same_seed(self):
-        first = self.numbers(hold_out(self.SPLIT, 20, 1)[0])
-        again = self.numbers(hold_out(self.SPLIT, 20, 1)[0])
-        other = self.numbers(hold_out(self.SPLIT, 20, 2)[0])
-        assert first == again != other
-        assert first != list(range(20))
+def test_a_split_may_hold_texts_and_messages():
+    rows = [{"prompt": "Hi"}, {"prompt": [USER]}]
+    dataset, _ = build_dataset(Split(rows, [], "x"), "prompt", prompt_builder(CHAT))
+    assert dataset["prompt"][:] == [[{"role": "user", "content": "Hi"}], [USER]]

@@ -8,20 +8,18 @@ import pytest
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetNotFoundError
 from pyarrow import parquet
+from support.chats import SHAPES
 from support.data_files import ROWS, as_text, jsonl
 
-from grpo_hf.data import prompts as data
-from grpo_hf.data.prompts import (
-    build_dataset,
-)
 from grpo_hf.data.readers import EMBEDDED, SUFFIXES, read_split
+from grpo_hf.data.rows import build_dataset, column_names
 from grpo_hf.errors import DataError, HubUnreachable
 
 
 def read(path, **options):
     """Return the rows as a user knows them, without their places."""
     split = read_split(path=str(path), **options)
-    names = data.column_names(split.rows)
+    names = column_names(split.rows)
     return [{name: row[name] for name in names} for row in split.rows]
 
 
@@ -43,6 +41,13 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix, bom, newline):
         file.write_bytes(text.replace("\n", newline).encode(encoding))
     assert read(file) == ROWS
     assert read(tmp_path) == ROWS  # the folder that holds it
+
+
+def test_a_parquet_file_that_datasets_wrote(tmp_path):
+    rows = [{"prompt": messages} for messages in SHAPES.values()]
+    written = Dataset.from_list(rows, on_mixed_types="use_json")
+    written.to_parquet(tmp_path / "train.parquet")
+    assert read(tmp_path) == rows
 
 
 def test_line_separators_inside_a_text_do_not_end_a_row(write):
@@ -204,7 +209,7 @@ class TestHub:
     def test_split_of_a_dataset(self, hub):
         hub(DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])))
         split = read_split(name="org/data", split="test")
-        assert data.column_names(split.rows) == ["question", "answer"]
+        assert column_names(split.rows) == ["question", "answer"]
         assert split.source == "org/data (test)"
         assert read_split(name="org/data", split="validation", optional=True) is None
         with pytest.raises(

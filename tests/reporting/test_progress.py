@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.callbacks import LOGS, NAN, arguments, state
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from grpo_hf.reporting.metrics_file import MetricsFile
 from grpo_hf.reporting.progress import ProgressLine, progress_line
@@ -59,3 +60,17 @@ def test_only_the_main_process_speaks_and_only_of_training_steps(tmp_path: Path,
     line.on_log(args, state(1), None, logs={"train_runtime": 3.0})
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_progress_callback_of_the_user_s_own_stays(make_trainer):
+    class Mine(ProgressCallback):
+        """Shows progress in a way of its own."""
+
+    class Printed(PrinterCallback):
+        """Prints in a way of its own."""
+
+    for off in (True, False):
+        trainer = make_trainer(callbacks=[Mine(), Printed], disable_tqdm=off)
+        kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
+        assert Mine in kinds and Printed in kinds and ProgressLine in kinds
+        assert ProgressCallback not in kinds and PrinterCallback not in kinds

@@ -2,9 +2,7 @@
 
 import json
 
-from grpo_hf.data.prompts import (
-    prompt_builder,
-)
+from grpo_hf.data.prompts import PromptForm, prompt_builder
 
 ROWS = [
     {"question": "1 + 1?", "answer": "#### 2"},
@@ -17,4 +15,4 @@ def jsonl(rows):
 
 
 def as_text(raw):
-    return prompt_builder(chat=False)(raw)
+    return prompt_builder(PromptForm(chat=False))(raw)

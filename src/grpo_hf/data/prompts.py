@@ -1,247 +1,201 @@
-"""Turn raw rows into the dataset that the trainer takes: rename columns, give every row a prompt.
+"""The prompt of a row: from what the data holds to what the trainer takes, and to token ids.
 
-A row keeps all its columns, because rewards read them by name. This module adds the column
-`prompt`: a list of messages where the tokenizer has a chat template, plain text where it has none.
+A prompt is a list of messages where the tokenizer has a chat template, and plain text where it has
+none, or where the data holds text that was rendered with the template before. Messages reach the
+trainer as they are in the data: calls of tools, their results, and empty contents among them.
 """
 
-import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
+from ..errors import ConfigError, ModelError
+from ..run_context import RunTraits
+from .readers import Row
 
-from ..errors import DataError, ModelError, did_you_mean
-from .readers import PLACE, BadRow, Row, Split, check_filled
+# The option of `apply_chat_template` with which the model continues a prompt's last message.
+CONTINUE = "continue_final_message"
 
-PROMPT_COLUMNS = ("prompt", "messages", "question", "problem")
 # Enough of a wrong value to recognise it, and still a message of one line.
 _LONGEST_SHOWN_VALUE = 60
+# A text that no chat template writes.
+_PROBE = "What was said"
 
 
-def rename_columns(split: Split, mapping: dict[str, str]) -> Split:
-    """Give columns the names that rewards know.
-
-    Args:
-        split: rows whose columns still have the names of the data.
-        mapping: from the new name to the name in the data, as in `{"answer": "Answer"}`.
-
-    Raises:
-        DataError: the data has no column of such a name.
-    """
-    columns = column_names(split.rows)
-    for new, old in mapping.items():
-        if old not in columns:
-            raise DataError(
-                f"{split.source}: --columns {new}={old}: there is no column {old!r}."
-                f"{did_you_mean(old, columns)} The columns are {', '.join(columns)}."
-            )
-    rows = []
-    for row in split.rows:
-        rows.append(_renamed(row, mapping))
-    return Split(rows, split.bad, split.source)
-
-
-def _renamed(row: Row, mapping: dict[str, str]) -> Row:
-    # A column that already has one of the new names is dropped, also from a row that lacks the old
-    # column. Otherwise one column would hold two kinds of values.
-    dropped = {*mapping, *mapping.values()}
-    renamed = {}
-    for name, value in row.items():
-        if name not in dropped:
-            renamed[name] = value
-    # Values come from the original row, so two columns can swap their names.
-    for new, old in mapping.items():
-        if old in row:
-            renamed[new] = row[old]
-    return renamed
-
-
-def column_names(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the data's columns, in the order in which they first occur."""
-    # A dict, because it keeps that order. The first row alone may lack columns.
-    names: dict[str, None] = {}
-    for row in rows:
-        names.update(dict.fromkeys(row))
-    names.pop(PLACE, None)
-    return list(names)
-
-
-def prompt_column(split: Split, wanted: str | None = None) -> str:
-    """Return the name of the column that holds the prompt.
-
-    This is `wanted`, and without it the first of `PROMPT_COLUMNS` that the data has.
-
-    Raises:
-        DataError: the data has no such column.
-    """
-    columns = column_names(split.rows)
-    if wanted is not None and wanted not in columns:
-        raise DataError(
-            f"{split.source}: --prompt_column {wanted}: there is no such column."
-            f"{did_you_mean(wanted, columns)} The columns are {', '.join(columns)}."
-        )
-    if wanted:
-        return wanted
-    for name in PROMPT_COLUMNS:
-        if name in columns:
-            return name
-    raise DataError(
-        f"{split.source}: no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]} to "
-        f"take the prompt from. The columns are {', '.join(columns)}. Name one with "
-        "--prompt_column."
-    )
-
-
-def prompt_builder(
-    *, chat: bool, system_prompt: str | None = None, instruction: str | None = None
-) -> Callable[[Any], list[Row] | str]:
-    """Return a function that turns a raw prompt into the prompt that the trainer takes.
-
-    The function raises `ValueError` for a value that is no prompt, and `ModelError` for a list of
-    messages without a chat template.
+@dataclass(frozen=True)
+class PromptForm:
+    """How the prompts of a dataset are made from its raw values.
 
     Args:
         chat: whether the tokenizer has a chat template. With one, a text becomes a system message,
             if there is a system prompt, and a user message that ends with the instruction. Without
             one, the same texts follow each other as plain text.
-        system_prompt: text before every prompt.
-        instruction: text after every prompt.
+        rendered: whether texts were rendered with the chat template before; they stay as they are.
+        answered: whether messages end with an answer, as in datasets for supervised training. The
+            answer is left out. Else an assistant's last message is a beginning to continue.
+        system_prompt: text before every prompt that has no system message of its own.
+        instruction: text below every prompt.
+    """
+
+    chat: bool
+    rendered: bool = False
+    answered: bool = False
+    system_prompt: str | None = None
+    instruction: str | None = None
+
+
+def prompt_builder(form: PromptForm) -> Callable[[Any], list[Row] | str]:
+    """Return a function that turns a raw prompt into the prompt that the trainer takes.
+
+    The function raises `ValueError` for a value that is no prompt, and `ModelError` for a list of
+    messages without a chat template.
     """
 
     def build(raw: Any) -> list[Row] | str:
+        if isinstance(raw, list) and form.rendered:
+            raise ValueError("prompt is a list of messages; rendered_prompts says that it is text")
         if isinstance(raw, list):
-            return _from_messages(raw, chat, system_prompt, instruction)
+            return _from_messages(raw, form)
         if not isinstance(raw, str) or not raw.strip():
             raise ValueError(f"prompt is {_shown(raw)}; expected text or a list of messages")
-        return _from_text(raw, chat, system_prompt, instruction)
+        return raw if form.rendered else _from_text(raw, form)
 
     return build
 
 
-def _from_text(
-    raw: str, chat: bool, system_prompt: str | None, instruction: str | None
-) -> list[Row] | str:
-    text = f"{raw}\n{instruction}" if instruction else raw
-    if not chat:
+def _from_text(raw: str, form: PromptForm) -> list[Row] | str:
+    text = f"{raw}\n{form.instruction}" if form.instruction else raw
+    if not form.chat:
         # A base model continues the text; the newline at the end lets it start a line of its own.
-        return f"{system_prompt}\n\n{text}\n" if system_prompt else f"{text}\n"
+        return f"{form.system_prompt}\n\n{text}\n" if form.system_prompt else f"{text}\n"
     messages = []
-    if system_prompt:
-        messages.append({"role": "system", "content": system_prompt})
+    if form.system_prompt:
+        messages.append({"role": "system", "content": form.system_prompt})
     messages.append({"role": "user", "content": text})
     return messages
 
 
-def _from_messages(
-    raw: list[Any], chat: bool, system_prompt: str | None, instruction: str | None
-) -> list[Row]:
-    if not chat:
+def _from_messages(raw: list[Any], form: PromptForm) -> list[Row]:
+    if not form.chat:
         raise ModelError(
             "the prompts are lists of messages, and the tokenizer has no chat template to render "
             "them. Use an instruct model, or a column of plain text (--prompt_column)."
         )
-    messages = _copied_messages(raw)
-    # Datasets for supervised training end with the answer, which is not part of the prompt.
-    while messages and messages[-1]["role"] == "assistant":
+    messages = [_copied_message(message) for message in raw]
+    while form.answered and is_answered(messages):
         messages.pop()
-    if not messages or messages[-1]["role"] == "system":
-        raise ValueError("no message of a user")
-    if instruction:
-        messages[-1]["content"] = f"{messages[-1]['content']}\n{instruction}"
-    # A row's own system message is more specific than the one of the recipe.
-    if system_prompt and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system_prompt})
+    if not any(message["content"] or message.get("tool_calls") for message in messages):
+        raise ValueError("no message with a content")
+    if form.instruction:
+        _instruct(messages, form.instruction)
+    # A row's own system message is more specific than the one of the recipe, also an empty one.
+    if form.system_prompt and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": form.system_prompt})
     return messages
 
 
-def _copied_messages(raw: list[Any]) -> list[Row]:
-    """Copy the messages; raise `ValueError` if one has no role or no text."""
-    messages = []
-    for message in raw:
-        if not _has_text(message, "role") or not _has_text(message, "content"):
-            raise ValueError("a message lacks its role or text content")
-        # The data stays as it is when the instruction is added.
-        messages.append(dict(message))
-    return messages
+def _copied_message(message: Any) -> Row:
+    """Copy a message; raise `ValueError` if it has no role, or content that is not text."""
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or not role:
+        raise ValueError("a message lacks its role")
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise ValueError(f"a message of {role} holds {_shown(part)}; recipes are for text")
+    if content is not None and not isinstance(content, str | list):
+        raise ValueError(f"the content of a message of {role} is {_shown(content)}; expected text")
+    # TRL 1.16 reads the content of every message, and a call of a tool may come without one.
+    return {**message, "content": content}
 
 
-def _has_text(message: Any, key: str) -> bool:
-    if not isinstance(message, dict):
-        return False
-    text = message.get(key)
-    return isinstance(text, str) and text != ""
-
-
-def build_dataset(
-    split: Split, column: str, build: Callable[[Any], list[Row] | str], needed: Iterable[str] = ()
-) -> tuple[Dataset, Split]:
-    """Give every usable row its `prompt`, and leave out the other rows.
-
-    A row is left out if its prompt, or one of the needed columns, is empty.
-
-    Args:
-        split: raw rows.
-        column: the column that holds the raw prompt.
-        build: makes the prompt of the raw prompt; see `prompt_builder`.
-        needed: columns that the rewards read.
-
-    Returns:
-        The dataset that the trainer takes, and the split, whose `bad` now also has the rows that
-        were left out here.
-
-    Raises:
-        DataError: no row is usable, or a column mixes types.
-        ModelError: the prompts are lists of messages, and there is no chat template.
-    """
-    rows: list[Row] = []
-    bad = list(split.bad)
-    for index, raw in enumerate(split.rows):
-        try:
-            rows.append(_with_prompt(raw, column, build, needed))
-        except ModelError:
-            # It is a ValueError as well, but not a fault of this row: no row could be used.
-            raise
-        except ValueError as error:
-            place = raw.get(PLACE, f"row {index}")
-            bad.append(BadRow(place, str(error)))
-    checked = Split(rows, bad, split.source)
-    check_filled(checked)
-    return _as_dataset(checked), checked
-
-
-def _with_prompt(
-    raw: Row, column: str, build: Callable[[Any], list[Row] | str], needed: Iterable[str]
-) -> Row:
-    for name in needed:
-        # The prompt is not in the raw row yet; `build` checks it.
-        if name != "prompt" and raw.get(name) is None:
-            raise ValueError(f"{name} is empty")
-    prompt = build(raw.get(column))
-    row = dict(raw)
-    # The place has named the row so far, and is no column of the data.
-    row.pop(PLACE, None)
-    # TRL 1.16 takes a row with `messages` for one of supervised training.
-    row.pop("messages", None)
-    row["prompt"] = prompt
-    return row
-
-
-def _as_dataset(split: Split) -> Dataset:
-    # Dataset.from_list would take the columns of the first row alone.
-    columns = {}
-    for name in column_names(split.rows):
-        columns[name] = [row.get(name) for row in split.rows]
-    try:
-        return Dataset.from_dict(columns)
-    # pyarrow's ArrowInvalid is a ValueError; which error a mix raises depends on its types.
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{split.source}: a column mixes types, so it cannot be loaded ({error})."
-        ) from error
+def _instruct(messages: list[Row], instruction: str) -> None:
+    """Put the instruction below the user's last message, or the last one where no user speaks."""
+    place = len(messages) - 1
+    for index, message in enumerate(messages):
+        if message["role"] == "user":
+            place = index
+    content = messages[place]["content"]
+    if isinstance(content, list):
+        below: Any = [*content, {"type": "text", "text": f"\n{instruction}"}]
+    else:
+        below = f"{content}\n{instruction}" if content else instruction
+    messages[place] = {**messages[place], "content": below}
 
 
 def _shown(value: Any) -> str:
     return "empty" if value is None or value == "" else repr(value)[:_LONGEST_SHOWN_VALUE]
+
+
+def template_marks(tokenizer: Any) -> list[str]:
+    """Return what shows that a text was rendered with the tokenizer's chat template.
+
+    These are the special tokens that the template writes around what a user says. The token that
+    begins every text does not count. A template without special tokens is known by the words
+    between what the user said and the answer.
+    """
+    said = [{"role": "user", "content": _PROBE}]
+    text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+    marks = []
+    for token in tokenizer.added_tokens_decoder.values():
+        written = str(token)
+        if token.special and written in text and written != tokenizer.bos_token:
+            marks.append(written)
+    before_answer = text.partition(_PROBE)[2].strip()
+    return marks or ([before_answer] if before_answer else [])
+
+
+def count_rendered(raw_prompts: Iterable[Any], tokenizer: Any) -> tuple[int, int]:
+    """Return how many texts seem to be rendered with the chat template, and how many there are."""
+    texts = [raw for raw in raw_prompts if isinstance(raw, str) and raw.strip()]
+    if not texts or tokenizer.chat_template is None:
+        return 0, len(texts)
+    marks = template_marks(tokenizer)
+    rendered = 0
+    for text in texts:
+        rendered += any(mark in text for mark in marks)
+    return rendered, len(texts)
+
+
+def is_answered(messages: Sequence[Any]) -> bool:
+    """Whether the last message is one of the assistant."""
+    last = messages[-1] if messages else None
+    return isinstance(last, dict) and last.get("role") == "assistant"
+
+
+def begins_answer(prompt: Any) -> bool:
+    """Whether a prompt ends with the beginning of an answer, which the model can continue."""
+    if isinstance(prompt, str) or not is_answered(prompt):
+        return False
+    # After the call of a tool comes the tool's answer; there is no text to go on with.
+    return prompt[-1]["content"] is not None and not prompt[-1].get("tool_calls")
+
+
+def split_options(args: Any, traits: RunTraits) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Take `continue_final_message` out of the options that TRL gives to the chat template.
+
+    TRL 1.16 always asks the template for a new turn, which this option contradicts.
+
+    Args:
+        args: `chat_template_kwargs`, the options.
+
+    Returns:
+        The other options, and all of them where last messages have to be continued, else None.
+
+    Raises:
+        ConfigError: they have to be, and prompts hold images or come from environments.
+    """
+    options = dict(args.chat_template_kwargs or {})
+    continues = options.pop(CONTINUE, False)
+    if not continues:
+        return options, None
+    if traits.reads_images or traits.has_environments:
+        raise ConfigError(
+            f"chat_template_kwargs has {CONTINUE}, which is for text without environments. "
+            "Leave it out."
+        )
+    return options, options | {CONTINUE: True}
 
 
 def prompt_token_ids(
@@ -249,12 +203,17 @@ def prompt_token_ids(
 ) -> list[list[int]]:
     """Return the token ids of each prompt as the trainer feeds it to the model.
 
-    Messages go through the chat template; texts are tokenized as they are.
+    Messages go through the chat template; texts are tokenized as they are. The template opens a
+    new turn of the assistant. With the option `continue_final_message` it leaves the last message
+    open instead, where that is the beginning of an answer.
 
     Args:
         prompts: all lists of messages, or all plain texts.
         tokenizer: the model's tokenizer.
         template_options: keyword arguments of the chat template.
+
+    Raises:
+        ValueError: the template changes the message that has to be continued.
     """
     prompts = list(prompts)
     if not prompts:
@@ -262,30 +221,20 @@ def prompt_token_ids(
         return []
     if not isinstance(prompts[0], list):
         return tokenizer(prompts)["input_ids"]
-    return tokenizer.apply_chat_template(
-        prompts,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        **(template_options or {}),
-    )["input_ids"]
+    options = dict(template_options or {})
+    continued: list[int] = []
+    if options.pop(CONTINUE, False):
+        continued = [row for row, prompt in enumerate(prompts) if begins_answer(prompt)]
+    opened = sorted(set(range(len(prompts))) - set(continued))
+    token_ids: dict[int, list[int]] = {}
+    for rows, how in ((opened, "add_generation_prompt"), (continued, CONTINUE)):
+        if rows:
+            chats = [prompts[row] for row in rows]
+            ids = _rendered_ids(chats, tokenizer, {**options, how: True})
+            token_ids.update(zip(rows, ids, strict=True))
+    return [token_ids[row] for row in range(len(prompts))]
 
 
-def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """Split off `count` random rows, the same ones for the same seed.
-
-    Returns:
-        The rows that are held out, and the rest; both keep the order of the data.
-    """
-    order = list(range(len(split.rows)))
-    random.Random(seed).shuffle(order)
-    picked = set(order[:count])
-    held_out = []
-    rest = []
-    for index, row in enumerate(split.rows):
-        if index in picked:
-            held_out.append(row)
-        else:
-            rest.append(row)
-    # The rest keeps the bad rows: they are counted once, where the training data is described.
-    return Split(held_out, [], f"{split.source}, held out"), Split(rest, split.bad, split.source)
+def _rendered_ids(chats: Sequence[Any], tokenizer: Any, options: dict[str, Any]) -> list[list[int]]:
+    rendered = tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True, **options)
+    return rendered["input_ids"]

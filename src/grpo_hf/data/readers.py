@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
@@ -266,7 +266,8 @@ def _csv_row(row: dict[Any, Any], fields: int) -> Row | str:
 
 def _parquet_rows(file: Path) -> _Rows:
     try:
-        rows = parquet.read_table(file).to_pylist()
+        # Through a dataset, which decodes what `datasets` itself keeps as JSON in such a file.
+        rows = Dataset(parquet.read_table(file)).to_list()
     except ArrowException as error:
         raise DataError(f"{file}: not a Parquet file ({error}).") from error
     for index, row in enumerate(rows):

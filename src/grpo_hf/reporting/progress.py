@@ -1,15 +1,16 @@
 """What a run prints while it trains: one readable line per logging step."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
 
 from .metrics_file import MetricsFile, finite
 
 # transformers' progress bar, and the dictionaries that it prints: the line takes their place.
-REPLACED_CALLBACKS = (ProgressCallback, PrinterCallback)
+_REPLACED = (ProgressCallback, PrinterCallback)
 
 # Seconds for a completion, from which on a slow reward is worth a note.
 _SLOW = 0.1
@@ -20,6 +21,19 @@ _SHORTEST = 1e-9
 def progress_callbacks(reward_names: list[str]) -> list[TrainerCallback]:
     """Return the callbacks that report a run: `metrics.jsonl`, and a line per logging step."""
     return [MetricsFile(), ProgressLine(reward_names)]
+
+
+def exchange_callbacks(handler: CallbackHandler, own: Sequence[TrainerCallback]) -> None:
+    """Remove the callbacks that the line replaces from a trainer's, and add others.
+
+    A subclass of a replaced callback is of the user's making, and stays. So they are removed as
+    objects: by its type, transformers would remove an object of a subclass as well.
+    """
+    for callback in list(handler.callbacks):
+        if type(callback) in _REPLACED:
+            handler.remove_callback(callback)
+    for callback in own:
+        handler.add_callback(callback)
 
 
 class ProgressLine(TrainerCallback):

@@ -1,29 +1,34 @@
 """Checks before a run: what can be wrong and can be known before a model is loaded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..config import GRPOConfig
-from ..data import prompts
-from ..data.readers import Split, read_split
-from ..errors import ConfigError, DataError, did_you_mean
+from ..data import prompts, rows
+from ..data.readers import Split
+from ..errors import ConfigError, did_you_mean
 from ..models import adapters, loading
 from ..scoring.process_reward import process_reward
 from ..scoring.registry import load_reward
-from ..scoring.reward import Reward, require_columns
+from ..scoring.reward import Reward
 from ..scoring.scorer import isolate, refuse_namesakes, scored_rewards, weights_at
 from ..scoring.trial import dry_run, first_rows, untried
 from .output_checks import check_hub_login, checkpoint_to_resume
 from .recipe import EMBEDDED_MODEL, Recipe
-
-# What a message about a missing column advises; the column's name goes into the braces.
-_RENAME = "--columns {}=<its name there>"
+from .run_data import (
+    check_lengths,
+    continue_answers,
+    dataset_of,
+    form_of_prompts,
+    model_source,
+    read_data,
+    tokenizer_at_hand,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Task:
     """The rewards and the rows of a run, after they were checked against each other.
 
     Args:
-        held_out: the rows for the evaluation at the end, or None where there is none.
+        held_out: the rows for evaluations, or None where there are none.
         resume: the checkpoint to resume from, or None for a new run.
         notes: sentences about the data that the user should see.
     """
@@ -49,8 +54,8 @@ class Prompts:
     """The datasets of a run, and the tokenizer with which their prompts were checked.
 
     Args:
-        held_out: the prompts for the evaluation at the end, or None where there is none.
-        notes: sentences about rows that were left out.
+        held_out: the prompts for evaluations, or None where there are none.
+        notes: sentences about rows that were left out, and about the form of the prompts.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -68,11 +73,11 @@ def check_task(recipe: Recipe) -> Task:
     # The cheapest checks come first: the data may have to be downloaded.
     _check_cold_start(recipe)
     rewards, eval_reward = _rewards(recipe)
-    train, held_out, notes = _data(recipe, rewards)
+    data = read_data(recipe, rewards)
     resume = checkpoint_to_resume(recipe)
     if recipe.training.push_to_hub:
         check_hub_login(recipe)
-    return Task(rewards, eval_reward, train, held_out, resume, notes)
+    return Task(rewards, eval_reward, data.train, data.held_out, resume, data.notes)
 
 
 def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str, Any]], list[str]]:
@@ -85,28 +90,34 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
         GrpoError: as `check_task`.
     """
     rewards, _ = _rewards(recipe)
-    train, _, notes = _data(recipe, rewards)
+    data = read_data(recipe, rewards)
+    train = data.train
+    notes = [*data.notes]
     if train.bad:
         notes.append(train.describe_bad())
-    build = _prompt_builder(recipe, chat=_has_chat_template(recipe))
-    column = prompts.prompt_column(train, recipe.task.prompt_column)
-    rows: list[dict[str, Any]] = []
+    form, notes_on_form = form_of_prompts(recipe, train, tokenizer_at_hand(recipe))
+    build = prompts.prompt_builder(form)
+    column = rows.prompt_column(train, recipe.task.prompt_column)
+    samples: list[dict[str, Any]] = []
     for row in train.rows:
         # A value that is no prompt raises ValueError; a run leaves such a row out as well.
         with suppress(ValueError):
-            rows.append({**row, "prompt": build(row[column])})
-        if len(rows) == count:
+            samples.append({**row, "prompt": build(row[column])})
+        if len(samples) == count:
             break
-    return rewards, rows, notes
+    return rewards, samples, notes + notes_on_form
 
 
-def check_rows(recipe: Recipe, task: Task, *, chat: bool) -> None:
+def check_rows(recipe: Recipe, task: Task) -> None:
     """Check that the training rows have usable prompts, and try the rewards on two of them.
+
+    It is for a model that does not exist yet, and stands for the rest of `check_model` until then.
 
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
     """
-    dataset, _ = _dataset(recipe, task, task.train, chat=chat)
+    form, _ = form_of_prompts(recipe, task.train, tokenizer_at_hand(recipe))
+    dataset, _ = dataset_of(recipe, task.rewards, task.train, form)
     _try_rewards(recipe, task.rewards, dataset)
 
 
@@ -121,18 +132,19 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         raise ConfigError(
             "no model named: give --model_name_or_path (a local folder, or a model on the Hub)."
         )
-    source = _model_source(recipe)
+    source = model_source(recipe)
     config = loading.read_model_config(name, **source)
     tokenizer = loading.load_tokenizer(name, **source)
     if recipe.task.adapter is not None:
         adapters.check_adapter(recipe.task.adapter, config)
-    notes: list[str] = []
+    form, notes = form_of_prompts(recipe, task.train, tokenizer)
 
     def prompts_of(split: Split) -> Dataset:
-        dataset, checked = _dataset(recipe, task, split, chat=tokenizer.chat_template is not None)
+        dataset, checked = dataset_of(recipe, task.rewards, split, form)
         if checked.bad:
             notes.append(checked.describe_bad())
-        _check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
+        notes.extend(continue_answers(recipe.training, dataset))
+        check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
         return dataset
 
     train = prompts_of(task.train)
@@ -151,50 +163,6 @@ def _check_cold_start(recipe: Recipe) -> None:
             f"{recipe.task.cold_start_steps}: the cold start is for {EMBEDDED_MODEL!r}, which "
             "needs one. Set --cold_start_steps 0 for another model."
         )
-
-
-def _model_source(recipe: Recipe) -> dict[str, Any]:
-    """Return the keyword arguments that say which version of a model is read."""
-    return {
-        "revision": recipe.model.model_revision,
-        "gguf_file": recipe.task.gguf_file,
-        "trust_remote_code": recipe.training.trust_remote_code,
-    }
-
-
-def _has_chat_template(recipe: Recipe) -> bool:
-    """Whether prompts become messages, as far as this can be known without a download."""
-    name = recipe.model.model_name_or_path
-    if name == EMBEDDED_MODEL:
-        # Its tokenizer is made by the cold start, which comes later.
-        return False
-    if name is None or not Path(name).is_dir():
-        # Most models on the Hub have a chat template, and reading one may mean a download.
-        return True
-    tokenizer = loading.load_tokenizer(name, **_model_source(recipe))
-    return tokenizer.chat_template is not None
-
-
-def _prompt_builder(recipe: Recipe, *, chat: bool) -> Callable[[Any], Any]:
-    """Return the function that makes a prompt from the value of a row's prompt column."""
-    task = recipe.task
-    return prompts.prompt_builder(
-        chat=chat, system_prompt=task.system_prompt, instruction=task.instruction
-    )
-
-
-def _dataset(recipe: Recipe, task: Task, split: Split, *, chat: bool) -> tuple[Dataset, Split]:
-    """Return the usable rows of a split as the trainer takes them, and the checked split.
-
-    The checked split names the unusable rows among its `bad` ones.
-    """
-    # Sorted, so that the message about an empty column names the same one in every run.
-    needed: set[str] = set()
-    for reward in task.rewards:
-        needed.update(reward.columns)
-    column = prompts.prompt_column(split, recipe.task.prompt_column)
-    build = _prompt_builder(recipe, chat=chat)
-    return prompts.build_dataset(split, column, build, sorted(needed))
 
 
 def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
@@ -252,90 +220,3 @@ def _try_rewards(recipe: Recipe, rewards: Sequence[Reward], train: Dataset) -> N
     finally:
         if process is not None:
             process.close()
-
-
-def _data(recipe: Recipe, rewards: Sequence[Reward]) -> tuple[Split, Split | None, list[str]]:
-    """Return the training rows, the held-out rows or None, and notes on the data."""
-    task = recipe.task
-    train = _read_split(recipe, rewards, task.dataset_train_split)
-    # Only an optional split may be missing.
-    assert train is not None
-    if task.eval_rows < 0:
-        raise ConfigError(
-            f"eval_rows is {task.eval_rows}; expected a number of prompts, or 0 for no evaluation."
-        )
-    # Without an evaluation the test split is not even read: it need not exist.
-    if not task.eval_rows:
-        return train, None, []
-    test = _read_split(recipe, rewards, task.dataset_test_split, optional=True)
-    if test is not None:
-        # The first rows, so that all runs are evaluated on the same prompts.
-        return train, Split(test.rows[: task.eval_rows], test.bad, test.source), []
-    # At least one row has to remain to train on.
-    if len(train.rows) <= task.eval_rows:
-        raise DataError(
-            f"{train.source} has no split {task.dataset_test_split!r} and {len(train.rows)} rows, "
-            f"too few to hold out {task.eval_rows} of them. Give --eval_rows a smaller number, or "
-            "0 to train without an evaluation."
-        )
-    # The run's seed chooses the rows, so a resumed run holds out the same ones.
-    held_out, rest = prompts.hold_out(train, task.eval_rows, recipe.training.seed)
-    note = (
-        f"{train.source} has no split {task.dataset_test_split!r}: {task.eval_rows} of its rows "
-        "are held out."
-    )
-    return rest, held_out, [note]
-
-
-def _read_split(
-    recipe: Recipe, rewards: Sequence[Reward], name: str, *, optional: bool = False
-) -> Split | None:
-    """Read a split, rename its columns, and check that it has those that the rewards need.
-
-    Returns:
-        The split, or None where it is optional and missing.
-    """
-    task = recipe.task
-    split = read_split(
-        path=task.dataset_path,
-        name=task.dataset_name,
-        config=task.dataset_config,
-        seed=recipe.training.seed,
-        split=name,
-        optional=optional,
-    )
-    if split is None:
-        return None
-    split = prompts.rename_columns(split, recipe.column_map)
-    require_columns(rewards, prompts.column_names(split.rows), split.source, _RENAME)
-    return split
-
-
-def _check_lengths(
-    dataset: Dataset,
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    config: Any,
-    training: GRPOConfig,
-) -> None:
-    """Check that every prompt and a completion of full length fit the model's context."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    # Some architectures have no limit, such as state-space models.
-    if context is None:
-        return
-    # TRL takes None as no limit of its own; then only the prompts themselves can be checked.
-    completion = training.max_completion_length or 0
-    lengths = []
-    for token_ids in prompts.prompt_token_ids(
-        dataset["prompt"], tokenizer, training.chat_template_kwargs
-    ):
-        lengths.append(len(token_ids))
-    longest = max(lengths)
-    if longest + completion > context:
-        too_long = sum(length + completion > context for length in lengths)
-        raise DataError(
-            f"{source}: {too_long} of {len(lengths)} prompts do not fit the model's context of "
-            f"{context} tokens: the longest (usable row {lengths.index(longest)}) has {longest}, "
-            f"and max_completion_length adds {completion}. Shorten or leave out those rows, lower "
-            "--max_completion_length, or take a model with a longer context."
-        )

@@ -37,6 +37,10 @@ class TaskArguments:
         prompt_column (`str`, *optional*): the column with the prompt; by default the first of
             prompt, messages, question and problem that the data has.
         columns (`list[str]`): renames, `name_that_rewards_know=name_in_the_data`.
+        rendered_prompts (`bool`, *optional*): whether prompts that are text were rendered with the
+            chat template already; the model then reads them as they are. By default they are taken
+            so if all of them hold the template's tokens. Otherwise a text becomes the turn of a
+            user, if the tokenizer has a chat template.
         system_prompt (`str`, *optional*): the system message of every prompt.
         instruction (`str`, *optional*): a text that is put below every prompt.
         rewards (`list[str]`): names, `./file.py:function` relative to the recipe, or
@@ -66,6 +70,10 @@ class TaskArguments:
     prompt_column: str | None = field(default=None, metadata={"help": "Column with the prompt."})
     columns: list[str] = field(
         default_factory=list, metadata={"help": "Renames: name_that_rewards_know=name_in_the_data."}
+    )
+    rendered_prompts: bool | None = field(
+        default=None,
+        metadata={"help": "Prompts are text that was rendered with the chat template already."},
     )
     system_prompt: str | None = field(
         default=None, metadata={"help": "System message of every prompt."}

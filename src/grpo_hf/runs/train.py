@@ -106,7 +106,7 @@ def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison 
         _entry_of(trainer.reward_funcs, reward),
         decoding={
             "max_new_tokens": trainer.max_completion_length,
-            "template_options": trainer.chat_template_kwargs,
+            "template_options": args.chat_template_kwargs,
             # Both fit by the user's word, and answering keeps no gradients.
             "batch_size": max(args.per_device_eval_batch_size, args.per_device_train_batch_size),
         },
@@ -133,7 +133,7 @@ def prompts_of(recipe: Recipe, task: preflight.Task) -> preflight.Prompts:
     """
     if recipe.model.model_name_or_path == EMBEDDED_MODEL:
         # Before a cold start, which takes minutes.
-        preflight.check_rows(recipe, task, chat=False)
+        preflight.check_rows(recipe, task)
         recipe.model.model_name_or_path = cold_started(recipe)
     return preflight.check_model(recipe, task)
 

@@ -1,0 +1,276 @@
+"""The data of a run: its rows, read and held out, and its prompts in the form the trainer takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ..config import GRPOConfig
+from ..data import prompts, rows
+from ..data.prompts import CONTINUE, PromptForm
+from ..data.readers import Split, read_split
+from ..demo.tiny_model import tiny_tokenizer
+from ..errors import ConfigError, DataError
+from ..models import loading
+from ..scoring.reward import Reward, require_columns
+from .recipe import EMBEDDED_MODEL, Recipe
+
+# What a message about a missing column advises; the column's name goes into the braces.
+_RENAME = "--columns {}=<its name there>"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The rows of a run.
+
+    Args:
+        held_out: the rows for evaluations, or None where there are none.
+        notes: sentences about the data that the user should see.
+    """
+
+    train: Split
+    held_out: Split | None
+    notes: list[str]
+
+
+def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
+    """Read the training rows and the held-out rows.
+
+    Raises:
+        ConfigError: `eval_rows` is negative.
+        DataError: see `read_split`; a reward lacks a column; too few rows to hold some out.
+    """
+    task = recipe.task
+    if task.eval_rows < 0:
+        raise ConfigError(
+            f"eval_rows is {task.eval_rows}; expected a number of prompts, or 0 for no evaluation."
+        )
+    train = _read_split(recipe, rewards, task.dataset_train_split)
+    # Only an optional split may be missing.
+    assert train is not None
+    # Without an evaluation the test split is not even read: it need not exist.
+    if not task.eval_rows:
+        return RunData(train, None, [])
+    test = _read_split(recipe, rewards, task.dataset_test_split, optional=True)
+    if test is not None:
+        # The first rows, so that all runs are evaluated on the same prompts.
+        return RunData(train, Split(test.rows[: task.eval_rows], test.bad, test.source), [])
+    # At least one row has to remain to train on.
+    if len(train.rows) <= task.eval_rows:
+        raise DataError(
+            f"{train.source} has no split {task.dataset_test_split!r} and {len(train.rows)} rows, "
+            f"too few to hold out {task.eval_rows} of them. Give --eval_rows a smaller number, or "
+            "0 to train without an evaluation."
+        )
+    # The run's seed chooses the rows, so a resumed run holds out the same ones.
+    held_out, rest = rows.hold_out(train, task.eval_rows, recipe.training.seed)
+    note = (
+        f"{train.source} has no split {task.dataset_test_split!r}: {task.eval_rows} of its rows "
+        "are held out."
+    )
+    return RunData(rest, held_out, [note])
+
+
+def _read_split(
+    recipe: Recipe, rewards: Sequence[Reward], name: str, *, optional: bool = False
+) -> Split | None:
+    """Read a split, rename its columns, and check that it has those that the rewards need.
+
+    Returns:
+        The split, or None where it is optional and missing.
+    """
+    task = recipe.task
+    split = read_split(
+        path=task.dataset_path,
+        name=task.dataset_name,
+        config=task.dataset_config,
+        seed=recipe.training.seed,
+        split=name,
+        optional=optional,
+    )
+    if split is None:
+        return None
+    split = rows.rename_columns(split, recipe.column_map)
+    require_columns(rewards, rows.column_names(split.rows), split.source, _RENAME)
+    return split
+
+
+def model_source(recipe: Recipe) -> dict[str, Any]:
+    """Return the keyword arguments that say which version of a model is read."""
+    return {
+        "revision": recipe.model.model_revision,
+        "gguf_file": recipe.task.gguf_file,
+        "trust_remote_code": recipe.training.trust_remote_code,
+    }
+
+
+def tokenizer_at_hand(recipe: Recipe) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a recipe's model, or None where reading it may mean a download."""
+    name = recipe.model.model_name_or_path
+    if name == EMBEDDED_MODEL:
+        return tiny_tokenizer()
+    if name is None or not Path(name).is_dir():
+        return None
+    return loading.load_tokenizer(name, **model_source(recipe))
+
+
+def form_of_prompts(
+    recipe: Recipe, train: Split, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PromptForm, list[str]]:
+    """Decide from the training rows how prompts are made; held-out prompts are made alike.
+
+    Args:
+        tokenizer: of the model. Where it is unknown, it is taken to have a chat template, as those
+            of most models on the Hub have.
+
+    Returns:
+        The form, and sentences about it that the user should see.
+
+    Raises:
+        ConfigError: prompts that are rendered already, and a system prompt or an instruction.
+    """
+    task = recipe.task
+    column = rows.prompt_column(train, task.prompt_column)
+    raw_prompts = [row.get(column) for row in train.rows]
+    rendered, notes = _are_rendered(task.rendered_prompts, raw_prompts, tokenizer)
+    for name in ("system_prompt", "instruction"):
+        if rendered and getattr(task, name) is not None:
+            raise ConfigError(
+                f"{name} cannot be put into prompts that were rendered with the chat template "
+                f"already. Put it in where they are rendered, leave {name} out, or give "
+                "--rendered_prompts false if the texts are what a user says."
+            )
+    form = PromptForm(
+        chat=tokenizer is None or tokenizer.chat_template is not None,
+        rendered=rendered,
+        # TRL's format for supervised training; in a column of any other name they are a beginning.
+        answered=column == "messages",
+        system_prompt=task.system_prompt,
+        instruction=task.instruction,
+    )
+    if form.answered:
+        cut = _count(raw_prompts, lambda raw: isinstance(raw, list) and prompts.is_answered(raw))
+        if cut:
+            notes.append(
+                f"{cut:,} of {len(raw_prompts):,} prompts are `messages` that end with an answer, "
+                "which is left out."
+            )
+    return form, notes
+
+
+def _are_rendered(
+    wanted: bool | None, raw_prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[bool, list[str]]:
+    """Return whether texts were rendered with a chat template, and notes on that."""
+    if wanted is not None or tokenizer is None:
+        return bool(wanted), []
+    marked, texts = prompts.count_rendered(raw_prompts, tokenizer)
+    if not marked:
+        return False, []
+    if marked == texts:
+        note = (
+            "the prompts hold the tokens of the chat template, so they are taken as they are "
+            "(--rendered_prompts false makes each the turn of a user)."
+        )
+        return True, [note]
+    note = (
+        f"{marked:,} of {texts:,} prompts hold tokens of the chat template, and each becomes the "
+        "turn of a user (--rendered_prompts true takes all of them as they are)."
+    )
+    return False, [note]
+
+
+def _count(values: Sequence[Any], holds: Callable[[Any], bool]) -> int:
+    return sum(map(holds, values))
+
+
+def dataset_of(
+    recipe: Recipe, rewards: Sequence[Reward], split: Split, form: PromptForm
+) -> tuple[Dataset, Split]:
+    """Return the usable rows of a split as the trainer takes them, and the checked split.
+
+    The checked split names the unusable rows among its `bad` ones.
+    """
+    # Sorted, so that the message about an empty column names the same one in every run.
+    needed: set[str] = set()
+    for reward in rewards:
+        needed.update(reward.columns)
+    column = rows.prompt_column(split, recipe.task.prompt_column)
+    return rows.build_dataset(split, column, prompts.prompt_builder(form), sorted(needed))
+
+
+def continue_answers(training: GRPOConfig, dataset: Dataset) -> list[str]:
+    """Let the model continue the prompts that end with the beginning of an answer.
+
+    A setting of the user stays: `chat_template_kwargs: {continue_final_message: false}` is TRL's
+    way, which closes such a turn and opens another one.
+
+    Returns:
+        A sentence about it, if there are such prompts.
+    """
+    begun = _count(dataset["prompt"], prompts.begins_answer)
+    options = dict(training.chat_template_kwargs or {})
+    if not begun or CONTINUE in options:
+        return []
+    training.chat_template_kwargs = options | {CONTINUE: True}
+    return [
+        f"{begun:,} of {len(dataset):,} prompts end with the beginning of an answer, which the "
+        f"model continues (chat_template_kwargs {{{CONTINUE}: false}} opens a new turn after it)."
+    ]
+
+
+def check_lengths(
+    dataset: Dataset,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Any,
+    training: GRPOConfig,
+) -> None:
+    """Check that every prompt can be rendered, and fits the context with a full completion.
+
+    Raises:
+        DataError: names the first prompt that cannot, or the longest.
+    """
+    lengths = []
+    for token_ids in _token_ids(dataset, source, tokenizer, training):
+        lengths.append(len(token_ids))
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # Some architectures have no limit, such as state-space models.
+    if context is None:
+        return
+    # TRL takes None as no limit of its own; then only the prompts themselves can be checked.
+    completion = training.max_completion_length or 0
+    longest = max(lengths)
+    if longest + completion > context:
+        too_long = sum(length + completion > context for length in lengths)
+        raise DataError(
+            f"{source}: {too_long} of {len(lengths)} prompts do not fit the model's context of "
+            f"{context} tokens: the longest (usable row {lengths.index(longest)}) has {longest}, "
+            f"and max_completion_length adds {completion}. Shorten or leave out those rows, lower "
+            "--max_completion_length, or take a model with a longer context."
+        )
+
+
+def _token_ids(
+    dataset: Dataset, source: str, tokenizer: PreTrainedTokenizerBase, training: GRPOConfig
+) -> list[list[int]]:
+    options = training.chat_template_kwargs
+    try:
+        return prompts.prompt_token_ids(dataset["prompt"], tokenizer, options)
+    except (TemplateError, ValueError, TypeError):
+        # All at once are faster, and one by one show which it is.
+        for index, prompt in enumerate(dataset["prompt"]):
+            try:
+                prompts.prompt_token_ids([prompt], tokenizer, options)
+            except (TemplateError, ValueError, TypeError) as error:
+                reason = str(error).partition("\n")[0]
+                raise DataError(
+                    f"{source}: the model's chat template cannot render the prompt of usable row "
+                    f"{index} ({reason}). Mend or leave out such rows, or render the prompts "
+                    "yourself and give --rendered_prompts true."
+                ) from error
+        raise

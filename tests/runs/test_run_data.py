@@ -1,0 +1,162 @@
+"""What a recipe makes of its data before a model loads: the form of prompts, notes, refusals."""
+
+import json
+
+import pytest
+import yaml
+from support.chats import SHAPES, USER
+
+from grpo_hf.data.prompts import prompt_token_ids
+from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.models import loading
+from grpo_hf.runs import preflight
+from grpo_hf.runs.recipe import read_recipe
+
+BEGINNING = SHAPES["beginning"]
+RENDERED = "<|user|>2+3?<|assistant|>Let me think.\n<think>"
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_checkpoint):
+    """A recipe on rows that are given, with settings that are all right but for those given."""
+    reward = "def same(completions, **columns):\n    return [1.0 for _ in completions]\n"
+    (tmp_path / "mine.py").write_text(reward)
+
+    def make(rows, **settings):
+        lines = [json.dumps(row) for row in rows]
+        (tmp_path / "train.jsonl").write_text("\n".join(lines))
+        good = {
+            "model_name_or_path": str(tiny_checkpoint),
+            "dataset_path": str(tmp_path / "train.jsonl"),
+            "rewards": ["./mine.py:same"],
+            "output_dir": str(tmp_path / "run"),
+            "max_completion_length": 16,
+            "per_device_train_batch_size": 8,
+            "eval_rows": 0,
+            "use_cpu": True,
+            "report_to": "none",
+        }
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(good | settings))
+        return read_recipe(["--config", str(file)])
+
+    return make
+
+
+def checked(recipe):
+    return preflight.check_model(recipe, preflight.check_task(recipe))
+
+
+def repeated(prompt, count=4, **columns):
+    return [{"prompt": prompt, "number": number, **columns} for number in range(count)]
+
+
+class TestBeginnings:
+    def test_are_continued_and_named(self, recipe):
+        made = recipe(repeated(BEGINNING) + repeated([USER]))
+        prompts = checked(made)
+        assert prompts.train["prompt"][:] == [BEGINNING] * 4 + [[USER]] * 4
+        assert len(prompts.notes) == 1
+        assert prompts.notes[0].startswith("4 of 8 prompts end with the beginning of an answer")
+        options = made.training.chat_template_kwargs
+        assert options == {"continue_final_message": True}
+        ids = prompt_token_ids(prompts.train["prompt"], prompts.tokenizer, options)
+        read = prompts.tokenizer.batch_decode(ids)
+        assert read[0] == "<|user|>What is 2 + 3?<|assistant|>Let me think.\n<think>"
+        assert read[7] == "<|user|>What is 2 + 3?<|assistant|>"
+
+    def test_the_user_s_word_stays(self, recipe):
+        options = {"continue_final_message": False, "x": 1}
+        made = recipe(repeated(BEGINNING), chat_template_kwargs=options)
+        assert checked(made).notes == []
+        assert made.training.chat_template_kwargs == options
+
+    def test_other_options_stay(self, recipe):
+        made = recipe(repeated(BEGINNING), chat_template_kwargs={"x": 1})
+        checked(made)
+        assert made.training.chat_template_kwargs == {"x": 1, "continue_final_message": True}
+
+    def test_that_the_template_changes(self, recipe, monkeypatch):
+        """Templates of reasoning models leave out what was thought in earlier turns."""
+        load = loading.load_tokenizer
+
+        def changed(*arguments, **settings):
+            loaded = load(*arguments, **settings)
+            loaded.chat_template = (
+                "{% for m in messages %}{{ m['content'].split('<think>')[0] }}{% endfor %}"
+            )
+            return loaded
+
+        monkeypatch.setattr(loading, "load_tokenizer", changed)
+        with pytest.raises(DataError, match=r"usable row 1 \(.*--rendered_prompts true"):
+            checked(recipe([{"prompt": [USER]}, *repeated(BEGINNING)]))
+
+
+class TestSupervisedData:
+    MESSAGES = (USER, {"role": "assistant", "content": "5."})
+
+    def test_the_answer_is_left_out_and_named(self, recipe):
+        rows = [{"messages": [*self.MESSAGES], "answer": 5}] * 3 + [{"messages": [USER]}]
+        prompts = checked(recipe(rows))
+        assert prompts.train["prompt"][:] == [[USER]] * 4
+        assert prompts.train["messages"][0] == [*self.MESSAGES]
+        (note,) = prompts.notes
+        assert note.startswith("3 of 4 prompts are `messages` that end with an answer")
+
+    def test_a_column_of_another_name_is_a_prompt(self, recipe):
+        rows = [{"chat": [*self.MESSAGES]}] * 4
+        prompts = checked(recipe(rows, prompt_column="chat"))
+        assert prompts.train["prompt"][:] == [[*self.MESSAGES]] * 4
+
+
+class TestRenderedText:
+    def test_is_recognised(self, recipe):
+        prompts = checked(recipe(repeated(RENDERED)))
+        assert prompts.train["prompt"][:] == [RENDERED] * 4
+        (note,) = prompts.notes
+        assert "taken as they are (--rendered_prompts false" in note
+
+    def test_the_user_s_word_counts(self, recipe):
+        prompts = checked(recipe(repeated(RENDERED), rendered_prompts=False))
+        assert prompts.train["prompt"][0] == [{"role": "user", "content": RENDERED}]
+        prompts = checked(recipe(repeated("2+3?"), rendered_prompts=True))
+        assert prompts.train["prompt"][0] == "2+3?"
+        assert prompts.notes == []
+
+    def test_among_other_texts(self, recipe):
+        prompts = checked(recipe(repeated(RENDERED, 1) + repeated("2+3?", 3)))
+        assert prompts.train["prompt"][0] == [{"role": "user", "content": RENDERED}]
+        (note,) = prompts.notes
+        assert note.startswith("1 of 4 prompts hold tokens of the chat template")
+
+    @pytest.mark.parametrize("name", ["system_prompt", "instruction"])
+    @pytest.mark.parametrize("settings", [{}, {"rendered_prompts": True}], ids=["found", "said"])
+    def test_takes_no_further_text(self, recipe, name, settings):
+        with pytest.raises(ConfigError, match=f"{name} cannot be put into prompts"):
+            checked(recipe(repeated(RENDERED), **{name: "Be brief."}, **settings))
+
+    def test_held_out_rows_have_the_form_of_the_others(self, recipe, tmp_path):
+        made = recipe(repeated(RENDERED), eval_rows=1)
+        folder = tmp_path / "data"
+        folder.mkdir()
+        (tmp_path / "train.jsonl").rename(folder / "train.jsonl")
+        (folder / "test.jsonl").write_text(json.dumps({"prompt": "2+3?"}))
+        made.task.dataset_path = str(folder)
+        assert checked(made).held_out["prompt"][:] == ["2+3?"]
+
+
+def test_rewards_check_shows_prompts_of_the_same_form(recipe):
+    for prompt, expected in ((RENDERED, RENDERED), (BEGINNING, BEGINNING), ("Hi", None)):
+        _, rows, _ = preflight.sample_rows(recipe(repeated(prompt)), 2)
+        assert rows[0]["prompt"] == (expected or [{"role": "user", "content": "Hi"}])
+
+
+def test_the_embedded_model_has_a_chat_template(recipe):
+    """Its rewards are tried on messages, as they are called later, and messages are no mistake."""
+    made = recipe(repeated([USER]), model_name_or_path="embedded:tiny", cold_start_steps=1)
+    made.task.rewards = ["./mine.py:of_messages"]
+    (made.folder / "mine.py").write_text(
+        "def of_messages(completions, **columns):\n"
+        "    return [float(len(completion[0]['content'])) for completion in completions]\n"
+    )
+    preflight.check_rows(made, preflight.check_task(made))
