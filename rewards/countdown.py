@@ -11,12 +11,11 @@ import ast
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from numbers import Real
 from operator import add, index, mul, neg, sub, truediv
 from typing import Any
 
 from grpo_hf.data.completions import Completion, completion_text
-from grpo_hf.errors import RewardSpecError
+from grpo_hf.rewards._options import check_number
 from grpo_hf.scoring.reward import reward_settings
 
 # Six numbers of six digits with all their operators and parentheses fit in 100 characters. The
@@ -36,7 +35,11 @@ _OPERATIONS: dict[type, Callable[..., Fraction]] = {
 _NODES = (ast.BinOp, ast.UnaryOp, ast.Constant, *_OPERATIONS)
 
 
-@reward_settings(in_process=True)
+def _check_options(format_reward: float) -> None:
+    check_number("countdown", "format_reward", format_reward, least=0)
+
+
+@reward_settings(in_process=True, check=_check_options)
 def countdown(
     completions: list[Completion],
     numbers: list[Any],
@@ -59,7 +62,7 @@ def countdown(
         completions: texts, or lists of messages.
         numbers: lists of whole numbers, none negative.
         target: whole numbers.
-        format_reward: what the form alone pays.
+        format_reward: what the form alone pays; 0 pays for solutions only.
 
     Returns:
         One reward per completion; None where the row's numbers or its target are not as described.
@@ -72,11 +75,7 @@ def countdown(
     >>> countdown([right, wrong, "9 * 3 - 3"], numbers=[[1, 3, 9]] * 3, target=[24] * 3)
     [1.1, 0.1, 0.0]
     """
-    if not (isinstance(format_reward, Real) and 0 <= format_reward < float("inf")):
-        raise RewardSpecError(
-            f"countdown: format_reward={format_reward!r}; expected a finite number that is not "
-            "negative. Leave it out for GRPO-Zero's 0.1, or set it to 0 to pay for solutions only."
-        )
+    _check_options(format_reward)
     rewards: list[float | None] = []
     for completion, row_numbers, row_target in zip(completions, numbers, target, strict=True):
         gold = _gold(row_numbers, row_target)

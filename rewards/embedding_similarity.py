@@ -11,10 +11,17 @@ from typing import Any
 
 from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
+from grpo_hf.rewards._options import check_text, check_whole
 from grpo_hf.scoring.reward import reward_settings
 
 
-@reward_settings(in_process=True, batched=True)
+def _check_options(model: str | None, batch_size: int, max_length: int) -> None:
+    check_text("embedding_similarity", "model", model, "an encoder: a folder, or a name on the Hub")
+    check_whole("embedding_similarity", "batch_size", batch_size)
+    check_whole("embedding_similarity", "max_length", max_length)
+
+
+@reward_settings(in_process=True, batched=True, check=_check_options)
 def embedding_similarity(
     completions: list[Completion],
     answer: list[Any],
@@ -40,23 +47,15 @@ def embedding_similarity(
         One reward per completion; None where the reference is not a text, or is empty.
 
     Raises:
-        RewardSpecError: no model is named, it cannot be loaded, or a number is not positive.
+        RewardSpecError: no model is named, it cannot be loaded, or an option is impossible.
 
     Neither of these completions needs the model:
 
     >>> embedding_similarity(["", "42"], ["Forty-two.", None], model="any/encoder")
     [0.0, None]
     """
-    if model is None:
-        raise RewardSpecError(
-            "embedding_similarity needs an encoder: name one as "
-            "embedding_similarity(model='org/name'), or a folder."
-        )
-    if batch_size < 1 or max_length < 1:
-        raise RewardSpecError(
-            f"embedding_similarity: batch_size={batch_size}, max_length={max_length}; expected "
-            "numbers above 0. Leave them out for 32 texts at a time, and 256 tokens of each."
-        )
+    _check_options(model, batch_size, max_length)
+    assert model is not None
     pairs = list(zip(map(completion_text, completions), answer, strict=True))
     embeddings = _embed_pairs(pairs, model, batch_size, max_length)
     rewards: list[float | None] = []

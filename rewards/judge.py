@@ -33,6 +33,7 @@ from typing import Any
 
 from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardError, RewardSpecError
+from grpo_hf.rewards._options import check_number, check_text, check_whole, refuse
 from grpo_hf.rewards._rubric import fill_in, read_rubric, rubric_values
 from grpo_hf.scoring.reward import reward_settings
 
@@ -64,7 +65,39 @@ class JudgeVerdictError(RewardError, ValueError):
     """The judge answered, but without a score on the scale."""
 
 
-@reward_settings(timeout=120, concurrency=16)
+# Options that are numbers, each with its range.
+_RANGES: dict[str, dict[str, float]] = {
+    "lowest": {},
+    "highest": {},
+    "timeout": {"above": 0},
+    "price_in": {"least": 0},
+    "price_out": {"least": 0},
+}
+
+
+def _check_options(**options: Any) -> None:
+    if not str(options["base_url"]).startswith(("http://", "https://")):
+        refuse("judge", "base_url", options["base_url"], "a URL like http://localhost:8000/v1")
+    check_text("judge", "model", options["model"], "the name of a model on the server")
+    check_text("judge", "rubric", options["rubric"], "the path of a text")
+    read_rubric(options["rubric"])
+    for name, limits in _RANGES.items():
+        check_number("judge", name, options[name], **limits)
+    if not options["lowest"] < options["highest"]:
+        refuse("judge", "lowest", options["lowest"], f"below highest, {options['highest']!r}")
+    check_whole("judge", "retries", options["retries"], least=0)
+    if options["temperature"] is not None:
+        check_number("judge", "temperature", options["temperature"], least=0)
+    if options["max_tokens"] is not None:
+        check_whole("judge", "max_tokens", options["max_tokens"])
+    if not isinstance(options["extra_body"], dict | None):
+        refuse("judge", "extra_body", options["extra_body"], "a dictionary, or None")
+    if options["cache"] is not None:
+        check_text("judge", "cache", options["cache"], "the path of a folder, or None")
+    _api_key(options["api_key_env"])
+
+
+@reward_settings(timeout=120, concurrency=16, check=_check_options)
 async def judge(
     completions: list[Completion],
     prompts: list[Any],
@@ -121,8 +154,22 @@ async def judge(
     >>> read_score("SCORE: 10, as the text asked", 0, 10), read_score("SCORE: 11", 0, 10)
     (None, None)
     """
-    _check_options(base_url, model, rubric)
-    _check_ranges(lowest, highest, timeout, retries)
+    _check_options(
+        base_url=base_url,
+        model=model,
+        rubric=rubric,
+        lowest=lowest,
+        highest=highest,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        extra_body=extra_body,
+        timeout=timeout,
+        retries=retries,
+        cache=cache,
+        price_in=price_in,
+        price_out=price_out,
+        api_key_env=api_key_env,
+    )
     client = _client(base_url, _api_key(api_key_env), timeout, retries)
     request = _request(model, temperature, max_tokens, extra_body)
     cache_folder = Path(cache) if cache else None
@@ -265,24 +312,6 @@ class _Referee:
         return text.replace(self.client.api_key, "***")
 
 
-def _check_options(base_url: str, model: str, rubric: str) -> None:
-    if not (base_url.startswith(("http://", "https://")) and model and rubric):
-        raise RewardSpecError(
-            f"judge: base_url={base_url!r}, model={model!r}, rubric={rubric!r}; set all three, "
-            "to a URL like http://localhost:8000/v1, the name of a model there, and the path of a "
-            "text."
-        )
-
-
-def _check_ranges(lowest: float, highest: float, timeout: float, retries: int) -> None:
-    if not (lowest < highest and timeout > 0 and retries >= 0):
-        raise RewardSpecError(
-            f"judge: lowest={lowest!r}, highest={highest!r}, timeout={timeout!r}, "
-            f"retries={retries!r}; set lowest below highest, timeout above 0, and retries to 0 or "
-            "more."
-        )
-
-
 def _request(
     model: str,
     temperature: float | None,
@@ -322,15 +351,18 @@ def _client(base_url: str, api_key: str, timeout: float, retries: int) -> Any:
 
 
 def _api_key(variable: str) -> str:
+    message = (
+        "judge: api_key_env must name an environment variable that holds a key in printable ASCII."
+    )
+    if not isinstance(variable, str):
+        raise RewardSpecError(message)
     # The client requires a key, even if the server does not.
     key = os.environ.get(variable, "").strip() or "no-api-key"
     # The HTTP client's error would quote a key that it cannot send. And a `variable` that is no
     # name may be the key itself: the message repeats neither.
     if variable.isidentifier() and key.isascii() and key.isprintable():
         return key
-    raise RewardSpecError(
-        "judge: api_key_env must name an environment variable that holds a key in printable ASCII."
-    )
+    raise RewardSpecError(message)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError, did_you_mean
+from grpo_hf.rewards._options import refuse
 from grpo_hf.scoring.reward import reward_settings
 
 # py3langid knows 140 languages, and it takes a short English sentence for Scots Gaelic now and
@@ -71,7 +72,16 @@ _SENTENCE_END = re.compile(r"[\n。！？]+|(?<=[.!?…])\s+")
 _MIN_CHARACTERS = 40
 
 
-@reward_settings(imports=("py3langid",))
+def _check_options(language: str) -> None:
+    if language in _BY_SCRIPT:
+        return
+    known = sorted(set(_identifier(None).labels).union(_BY_SCRIPT))
+    if language not in known:
+        expected = f"an ISO 639-1 code: {', '.join(known)}"
+        refuse("language", "language", language, expected, did_you_mean(str(language), known))
+
+
+@reward_settings(imports=("py3langid",), check=_check_options)
 def language(
     completions: list[Completion], *, language: str = "en", **columns: Any
 ) -> list[float | None]:
@@ -95,7 +105,7 @@ def language(
     >>> language(["所以答案是四十二。 Done!!"], language="zh")
     [0.6666666666666666]
     """
-    _check_language(language)
+    _check_options(language)
     rewards = []
     for completion in completions:
         rewards.append(_share(completion_text(completion), language))
@@ -144,17 +154,6 @@ def _letters_by_language(sentence: str, wanted: str) -> Iterator[tuple[str, int]
     else:
         code, _ = _identifier(wanted).classify(rest)
         yield code, other
-
-
-def _check_language(wanted: str) -> None:
-    if wanted in _BY_SCRIPT:
-        return
-    known = sorted(set(_identifier(None).labels).union(_BY_SCRIPT))
-    if wanted not in known:
-        raise RewardSpecError(
-            f"language: language={wanted!r} is not known.{did_you_mean(str(wanted), known)} Set it "
-            f"to an ISO 639-1 code: {', '.join(known)}."
-        )
 
 
 # Loading the model is slow, and a run has few rewards for languages.

@@ -6,11 +6,18 @@ Source: DAPO (arXiv 2503.14476), equation 13.
 from typing import Any
 
 from grpo_hf.data.completions import Completion
-from grpo_hf.errors import RewardSpecError
+from grpo_hf.rewards._options import check_whole, refuse
 from grpo_hf.scoring.reward import reward_settings
 
 
-@reward_settings(in_process=True)
+def _check_options(max_length: int, cache: int) -> None:
+    check_whole("overlong", "max_length", max_length)
+    check_whole("overlong", "cache", cache)
+    if cache > max_length:
+        refuse("overlong", "cache", cache, f"at most max_length, which is {max_length}")
+
+
+@reward_settings(in_process=True, check=_check_options)
 def overlong(
     completions: list[Completion],
     completion_ids: list[list[int]],
@@ -32,18 +39,13 @@ def overlong(
         cache: tokens over which the punishment grows.
 
     Raises:
-        RewardSpecError: cache is not above 0, or it is above max_length.
+        RewardSpecError: an option is no whole number above 0, or `cache` is above `max_length`.
 
     >>> completion_ids = [[0] * 10, [0] * 15, [0] * 99]
     >>> overlong(["short", "long", "endless"], completion_ids, max_length=20, cache=10)
     [0.0, -0.5, -1.0]
     """
-    if not 0 < cache <= max_length:
-        raise RewardSpecError(
-            f"overlong: max_length={max_length}, cache={cache}; expected 0 < cache <= max_length. "
-            "Set max_length to the limit of a completion in tokens, and cache to the part of it "
-            "that is punished."
-        )
+    _check_options(max_length, cache)
     rewards: list[float | None] = []
     for ids in completion_ids:
         # Equation 13 has three cases: min() makes the first, max() the last.

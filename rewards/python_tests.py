@@ -31,22 +31,29 @@ import sys
 from typing import Any
 
 from grpo_hf.data.completions import Completion, completion_text
-from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards import _remote_tests
 from grpo_hf.rewards._code import last_block
+from grpo_hf.rewards._options import check_choice, check_flag, check_number
 from grpo_hf.rewards._tested_names import modules_to_import, names_to_fetch
 from grpo_hf.scoring.reward import reward_settings
-from grpo_hf.scoring.sandbox import Limits, run_sandboxed
+from grpo_hf.scoring.sandbox import LEVELS, Limits, run_sandboxed
 
 _PYTHON = {"python", "py", "python3"}
 # The judge, the model's code, and a few threads or processes that the code starts.
 _PROCESSES = 8
-# Below the reward's own limit of 60 seconds, so that the tests that have passed by then count.
-_LONGEST_TIMEOUT = 50
 _MOST_MEMORY_MB = 1 << 20
 
 
-@reward_settings(timeout=60.0)
+def _check_options(sandbox: str, timeout: float, partial: bool, memory_mb: float) -> None:
+    check_choice("python_tests", "sandbox", sandbox, LEVELS)
+    check_number("python_tests", "timeout", timeout, above=0)
+    check_flag("python_tests", "partial", partial)
+    check_number("python_tests", "memory_mb", memory_mb, above=0, most=_MOST_MEMORY_MB)
+
+
+# The run's limit stays as far behind `timeout` as 60 seconds are behind its default. So the sandbox
+# has time to start and to end, and the tests that have passed by `timeout` count.
+@reward_settings(timeout=60.0, check=_check_options)
 def python_tests(
     completions: list[Completion],
     test_list: list[Any],
@@ -64,8 +71,7 @@ def python_tests(
         test_list: per row a list of tests, each a text of Python statements.
         sandbox: "auto" takes bubblewrap where it works, else resource limits with a warning;
             "required" refuses to run without bubblewrap; "limits" takes resource limits.
-        timeout: seconds for a completion with all its tests, at most 50; tests that have passed by
-            then count.
+        timeout: seconds for a completion with all its tests; tests that have passed by then count.
         partial: False pays 1.0 if all tests pass, else 0.0.
         memory_mb: MB of address space for each process.
         columns: `test_setup_code` (statements) and `test_imports` (a list of statements) run before
@@ -86,8 +92,7 @@ def python_tests(
     >>> python_tests([doubles, squares, "exit()"], [tests] * 3, sandbox="limits")
     [1.0, 0.5, 0.0]
     """
-    _check_option("timeout", timeout, _LONGEST_TIMEOUT)
-    _check_option("memory_mb", memory_mb, _MOST_MEMORY_MB)
+    _check_options(sandbox, timeout, partial, memory_mb)
     limits = Limits(seconds=timeout, memory=int(memory_mb * 2**20), processes=_PROCESSES)
     rewards: list[float | None] = []
     for row, (completion, tests) in enumerate(zip(completions, test_list, strict=True)):
@@ -103,14 +108,6 @@ def python_tests(
         else:
             rewards.append(float(share == 1.0))
     return rewards
-
-
-def _check_option(name: str, value: Any, most: int) -> None:
-    # A bool is an int to Python, and True would mean one second.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-        raise RewardSpecError(
-            f"python_tests: {name} is {value!r}. Give a number above 0, up to {most:,}."
-        )
 
 
 def _statements(columns: dict[str, Any], name: str, row: int) -> list[str]:

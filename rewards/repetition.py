@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from grpo_hf.data.completions import Completion, completion_text
-from grpo_hf.errors import RewardSpecError
+from grpo_hf.rewards._options import check_number, check_whole
 from grpo_hf.scoring.reward import reward_settings
 
 # Thai, Lao, Myanmar, Khmer, kana and Han are written without spaces: each character is a word.
@@ -21,7 +21,13 @@ _UNSPACED = (
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 
 
-@reward_settings(in_process=True)
+def _check_options(n: int, max_penalty: float) -> None:
+    check_whole("repetition", "n", n)
+    # It is subtracted, so it has no minus sign.
+    check_number("repetition", "max_penalty", max_penalty, least=0)
+
+
+@reward_settings(in_process=True, check=_check_options)
 def repetition(
     completions: list[Completion], *, n: int = 4, max_penalty: float = 1.0, **columns: Any
 ) -> list[float | None]:
@@ -44,13 +50,7 @@ def repetition(
     >>> repetition(["a b c a b c", "one two three four", "so so so so so", "so"], n=2)
     [-0.4, 0.0, -0.75, 0.0]
     """
-    # Not isinstance: a bool is an int to Python.
-    if type(n) is not int or n < 1 or not 0 <= max_penalty < float("inf"):
-        raise RewardSpecError(
-            f"repetition: n={n!r}, max_penalty={max_penalty!r}; expected a whole number n > 0 and "
-            "max_penalty >= 0. Set n to the length of an n-gram in words; max_penalty is "
-            "subtracted, so it has no minus sign."
-        )
+    _check_options(n, max_penalty)
     rewards: list[float | None] = []
     for completion in completions:
         repeated = _repeated_share(completion_text(completion), n)

@@ -14,6 +14,7 @@ from typing import Any
 
 from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
+from grpo_hf.rewards._options import check_number, check_text, check_whole, refuse
 from grpo_hf.scoring.reward import reward_settings
 
 
@@ -33,7 +34,51 @@ class _Scorer:
     longest: int
 
 
-@reward_settings(in_process=True, batched=True)
+def _check_options(
+    model: str | os.PathLike[str] | None,
+    batch_size: int,
+    max_length: int,
+    *,
+    device: str | None,
+    dtype: str,
+    center: float,
+    scale: float,
+) -> None:
+    name = os.fspath(model) if isinstance(model, os.PathLike) else model
+    check_text("reward_model", "model", name, "a folder or Hub name")
+    check_whole("reward_model", "batch_size", batch_size)
+    check_whole("reward_model", "max_length", max_length)
+    _check_device(device)
+    _check_dtype(dtype)
+    check_number("reward_model", "center", center)
+    check_number("reward_model", "scale", scale)
+    if scale == 0:
+        refuse("reward_model", "scale", scale, "a number other than 0")
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    if device is None:
+        return
+    expected = "a device of torch, like 'cpu' or 'cuda:1'"
+    # A number is a device only where there is an accelerator.
+    check_text("reward_model", "device", device, expected)
+    try:
+        torch.device(device)
+    except RuntimeError:
+        refuse("reward_model", "device", device, expected)
+
+
+def _check_dtype(dtype: str) -> None:
+    import torch
+
+    is_dtype = isinstance(getattr(torch, str(dtype), None), torch.dtype)
+    if dtype != "auto" and not is_dtype:
+        refuse("reward_model", "dtype", dtype, "'auto' or a type of torch, like 'bfloat16'")
+
+
+@reward_settings(in_process=True, batched=True, check=_check_options)
 def reward_model(
     completions: list[Completion],
     prompts: list[Any],
@@ -75,14 +120,11 @@ def reward_model(
     >>> reward_model(["42"], ["6 * 7?"], model="org/name", scale=0)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    grpo_hf.errors.RewardSpecError: reward_model: scale=0; expected a number other than 0...
+    grpo_hf.errors.RewardSpecError: reward_model: scale is 0, an int; expected a number...
     """
-    is_name = isinstance(model, str | os.PathLike) and bool(str(model))
-    _expect(is_name, f"model={model!r}; expected a folder or Hub name")
-    _expect_count("batch_size", batch_size)
-    _expect_count("max_length", max_length)
-    _expect(_is_number(center), f"center={center!r}; expected a number")
-    _expect(_is_number(scale) and scale != 0, f"scale={scale!r}; expected a number other than 0")
+    _check_options(
+        model, batch_size, max_length, device=device, dtype=dtype, center=center, scale=scale
+    )
     scorer = _load(str(model), device, dtype)
     rows = []
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -92,21 +134,6 @@ def reward_model(
         reward = (score - center) / scale
         rewards.append(reward if math.isfinite(reward) else None)
     return rewards
-
-
-def _expect(holds: bool, problem: str) -> None:
-    if not holds:
-        raise RewardSpecError(f"reward_model: {problem}. Change it among the reward's options.")
-
-
-def _expect_count(option: str, value: Any) -> None:
-    is_count = isinstance(value, int) and value >= 1
-    _expect(is_count, f"{option}={value!r}; expected a whole number, 1 or more")
-
-
-def _is_number(value: Any) -> bool:
-    # Not isinstance: a bool is an int to Python.
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 # Texts
@@ -208,9 +235,6 @@ def _load(name: str, device: str | None, dtype: str) -> _Scorer:
     """Load the model once per process, without a change to the trainer's random state."""
     import torch
 
-    torch_device = _device(device)
-    is_dtype = dtype == "auto" or isinstance(getattr(torch, str(dtype), None), torch.dtype)
-    _expect(is_dtype, f"dtype={dtype!r}; expected 'auto' or a type of torch, like 'bfloat16'")
     # The weights are made on the CPU and moved, so only the CPU's generator is drawn from.
     with torch.random.fork_rng(devices=[]):
         model, tokenizer = _load_files(name, dtype)
@@ -228,7 +252,7 @@ def _load(name: str, device: str | None, dtype: str) -> _Scorer:
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     return _Scorer(
         name=name,
-        model=model.to(torch_device).eval().requires_grad_(False),
+        model=model.to(_device(device)).eval().requires_grad_(False),
         tokenizer=tokenizer,
         pad_id=config.pad_token_id if has_pad_id else None,
         longest=min(positions, tokenizer.model_max_length),
@@ -242,12 +266,7 @@ def _device(device: str | None) -> Any:
         if torch.accelerator.is_available():
             return torch.accelerator.current_accelerator()
         return torch.device("cpu")
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise RewardSpecError(
-            f"reward_model: device={device!r} is no device; expected one like 'cpu' or 'cuda:1'."
-        ) from error
+    return torch.device(device)
 
 
 def _load_files(name: str, dtype: str) -> tuple[Any, Any]:

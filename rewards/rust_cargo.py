@@ -30,8 +30,9 @@ from typing import Any
 from grpo_hf.data.completions import Completion, completion_text
 from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards._code import last_block
+from grpo_hf.rewards._options import check_choice, check_number, check_whole
 from grpo_hf.scoring.reward import reward_settings
-from grpo_hf.scoring.sandbox import Finished, Limits, run_sandboxed
+from grpo_hf.scoring.sandbox import LEVELS, Finished, Limits, run_sandboxed
 
 _RUST = {"rust", "rs"}
 
@@ -58,12 +59,12 @@ _LONGEST_CODE = 20_000  # characters
 _COMPILER_MEMORY = 4 << 30  # bytes of each process
 _PROCESSES = 64
 _DISK = 512 << 20  # bytes
-# Below the reward's own limit of 120 seconds, so that the tests that have passed by then count.
-_LONGEST_TIMEOUT = 110
-_MOST_MEMORY_MB = 1 << 20
 # The check of the toolchain has time to spare, because a slow machine is not a broken one.
-_CHECK_TEST_TIMEOUT = 60
+_CHECK_TIMEOUT = 110  # seconds
+_CHECK_TEST_TIMEOUT = 60  # seconds
 _CHECK_MEMORY_MB = 1024
+_MOST_SECONDS = 1 << 20
+_MOST_MEMORY_MB = 1 << 20
 _CHECK_CODE = "pub fn one() -> u8 {\n    1\n}\n"
 _CHECK_TESTS = "#[test] fn is_one() { assert_eq!(one(), 1); }"
 
@@ -108,7 +109,32 @@ echo done
 """
 
 
-@reward_settings(timeout=120.0)
+def _check_options(
+    compiles: float,
+    clippy: float,
+    passes: float,
+    *,
+    sandbox: str,
+    timeout: float,
+    test_timeout: int,
+    memory_mb: int,
+) -> None:
+    parts = {"compiles": compiles, "clippy": clippy, "passes": passes}
+    for name, part in parts.items():
+        check_number("rust_cargo", name, part, least=0)
+    # Decimal fractions like 0.7 + 0.2 + 0.1 add up to 1 only nearly.
+    if abs(sum(parts.values()) - 1) > 1e-6:
+        raise RewardSpecError(f"rust_cargo: {parts} must add up to 1.")
+    check_choice("rust_cargo", "sandbox", sandbox, LEVELS)
+    check_number("rust_cargo", "timeout", timeout, above=0)
+    # `timeout` and `prlimit` in the script take whole numbers.
+    check_whole("rust_cargo", "test_timeout", test_timeout, most=_MOST_SECONDS)
+    check_whole("rust_cargo", "memory_mb", memory_mb, most=_MOST_MEMORY_MB)
+
+
+# The run's limit stays as far behind `timeout` as 180 seconds are behind its default. So there is
+# time for the check of the toolchain, and the tests that have passed by `timeout` count.
+@reward_settings(timeout=180.0, check=_check_options)
 def rust_cargo(
     completions: list[Completion],
     tests: list[Any],
@@ -136,8 +162,7 @@ def rust_cargo(
         passes: paid in full where every test passes.
         sandbox: "auto" takes bubblewrap where it works, else resource limits with a warning;
             "required" refuses to run without bubblewrap; "limits" takes resource limits.
-        timeout: seconds for a completion with all its tests, at most 110; tests that have passed by
-            then count.
+        timeout: seconds for a completion with all its tests; tests that have passed by then count.
         test_timeout: whole seconds for one test.
         memory_mb: MB of address space for a test (the compiler gets 4 GB).
 
@@ -155,10 +180,15 @@ def rust_cargo(
     >>> _reward(Finished(0, "compiled\nclean\n4\npassed\npassed\n", "", "timed out"), 0.2, 0.1, 0.7)
     0.65
     """
-    _check_parts(compiles, clippy, passes)
-    _check_option("timeout", timeout, _LONGEST_TIMEOUT)
-    _check_option("test_timeout", test_timeout, _LONGEST_TIMEOUT, whole=True)
-    _check_option("memory_mb", memory_mb, _MOST_MEMORY_MB, whole=True)
+    _check_options(
+        compiles,
+        clippy,
+        passes,
+        sandbox=sandbox,
+        timeout=timeout,
+        test_timeout=test_timeout,
+        memory_mb=memory_mb,
+    )
     _check_toolchain(clippy > 0, sandbox)
     test_limits = _TestLimits(test_timeout, memory_mb)
     rewards: list[float | None] = []
@@ -172,22 +202,6 @@ def rust_cargo(
             done = _run(code, row_tests, clippy > 0, sandbox, timeout, test_limits)
             rewards.append(_reward(done, compiles, clippy, passes))
     return rewards
-
-
-def _check_parts(compiles: float, clippy: float, passes: float) -> None:
-    parts = {"compiles": compiles, "clippy": clippy, "passes": passes}
-    # Decimal fractions like 0.7 + 0.2 + 0.1 add up to 1 only nearly.
-    is_negative = any(part < 0 for part in parts.values())
-    if is_negative or abs(sum(parts.values()) - 1) > 1e-6:
-        raise RewardSpecError(f"rust_cargo: {parts} must not be negative and must add up to 1.")
-
-
-def _check_option(name: str, value: float, most: int, whole: bool = False) -> None:
-    # `timeout` and `prlimit` in the script take whole numbers.
-    if not 0 < value <= most or (whole and value != int(value)):
-        raise RewardSpecError(
-            f"rust_cargo: {name} is {value!r}. Give a number above 0, up to {most:,}."
-        )
 
 
 def _is_forbidden(code: str) -> bool:
@@ -285,7 +299,7 @@ def _check_toolchain(with_clippy: bool, sandbox: str) -> None:
             "clippy to 0 and the other parts to add up to 1."
         )
     test_limits = _TestLimits(_CHECK_TEST_TIMEOUT, _CHECK_MEMORY_MB)
-    done = _run(_CHECK_CODE, _CHECK_TESTS, with_clippy, sandbox, _LONGEST_TIMEOUT, test_limits)
+    done = _run(_CHECK_CODE, _CHECK_TESTS, with_clippy, sandbox, _CHECK_TIMEOUT, test_limits)
     if _reward(done, 0.5, 0.0, 0.5) < 1 or (with_clippy and "clean" not in done.stdout):
         raise RewardSpecError(
             "rust_cargo: a right solution fails here, so no reward can be trusted "

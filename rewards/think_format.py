@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from grpo_hf.data.completions import Completion, completion_text
+from grpo_hf.rewards._options import check_flag
 from grpo_hf.scoring.reward import reward_settings
 
 _THINK_TAGS = ("<think>", "</think>")
@@ -15,7 +16,12 @@ _THINK_THEN_TEXT = re.compile(r"<think>(.*)</think>(.*)", re.DOTALL)
 _THINK_THEN_ANSWER = re.compile(r"<think>(.*)</think>\s*<answer>(.*)</answer>", re.DOTALL)
 
 
-@reward_settings(in_process=True)
+def _check_options(answer_tags: bool, opened: bool) -> None:
+    check_flag("think_format", "answer_tags", answer_tags)
+    check_flag("think_format", "opened", opened)
+
+
+@reward_settings(in_process=True, check=_check_options)
 def think_format(
     completions: list[Completion], *, answer_tags: bool = True, opened: bool = False, **columns: Any
 ) -> list[float | None]:
@@ -30,6 +36,9 @@ def think_format(
         opened: the chat template writes the opening `<think>` into the prompt, so the completion
             starts after it, and a `<think>` in the completion is one too many.
 
+    Raises:
+        RewardSpecError: an option is neither True nor False.
+
     >>> tagged = "<think>6 * 7</think>\\n<answer>42</answer>"
     >>> think_format([tagged, "<think>6 * 7</think> 42", "<answer>42</answer>"])
     [1.0, 0.0, 0.0]
@@ -37,6 +46,7 @@ def think_format(
     >>> think_format(untagged, answer_tags=False, opened=True)
     [1.0, 0.0]
     """
+    _check_options(answer_tags, opened)
     form = _THINK_THEN_ANSWER if answer_tags else _THINK_THEN_TEXT
     tags = _THINK_TAGS + _ANSWER_TAGS if answer_tags else _THINK_TAGS
     rewards: list[float | None] = []

@@ -40,11 +40,9 @@ def test_defaults():
     "options", [{"cache": 0}, {"cache": -1}, {"cache": 513}, {"max_length": 127}, {"max_length": 0}]
 )
 def test_impossible_options_say_what_came(options):
-    came = {"max_length": 512, "cache": 128} | options
-    with pytest.raises(RewardSpecError) as raised:
+    expected = "expected a whole number, 1 or more|expected at most max_length, which is"
+    with pytest.raises(RewardSpecError, match=f"overlong: .* is .*; ({expected})"):
         score(10, **options)
-    assert f"max_length={came['max_length']}, cache={came['cache']}" in str(raised.value)
-    assert "0 < cache <= max_length" in str(raised.value)
 
 
 def test_reads_tokens_not_text():

@@ -138,10 +138,10 @@ def test_rows_that_cannot_judge(tests):
 def test_impossible_options():
     with pytest.raises(RewardSpecError, match="must add up to 1"):
         score(DOUBLE, compiles=0.5)
-    with pytest.raises(RewardSpecError, match="must not be negative"):
+    with pytest.raises(RewardSpecError, match=r"is -.*; expected a number, 0 or more"):
         score(DOUBLE, compiles=-0.1, clippy=0.4)
-    with pytest.raises(RewardSpecError, match="timeout is 111"):
-        score(DOUBLE, timeout=111)
+    with pytest.raises(RewardSpecError, match="timeout is 0, an int"):
+        score(DOUBLE, timeout=0)
     with pytest.raises(RewardSpecError, match=r"test_timeout is 0.5"):
         score(DOUBLE, test_timeout=0.5)
     with pytest.raises(RewardSpecError, match="Did you mean 'auto'"):

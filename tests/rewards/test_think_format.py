@@ -4,7 +4,6 @@ import time
 import pytest
 
 from grpo_hf.rewards.think_format import think_format
-from grpo_hf.scoring.reward import RewardSettings
 
 WITH_TAGS = [
     "<think>a</think><answer>b</answer>",
@@ -121,7 +120,7 @@ def test_long_thoughts_are_thoughts():
 
 
 def test_runs_in_the_trainers_process():
-    assert think_format.reward_settings == RewardSettings(in_process=True)
+    assert think_format.reward_settings.in_process and not think_format.reward_settings.batched
 
 
 def test_takes_what_trl_passes():

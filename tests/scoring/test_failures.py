@@ -16,7 +16,7 @@ from support.rollouts import watched_rollouts
 
 from grpo_hf import GRPOConfig, GRPOTrainer, load_reward, reward_settings
 from grpo_hf.algorithm.advantages import outcome_advantages
-from grpo_hf.errors import ConfigError, RewardFailuresError, RewardOutputError
+from grpo_hf.errors import ConfigError, RewardFailuresError, RewardSpecError
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.reporting.progress import progress_line
 from grpo_hf.run_context import RunContext
@@ -139,7 +139,7 @@ def test_what_cannot_work_fails_before_the_model_is_loaded(
     def broken(completions: list[str], **columns: Any) -> list[float]:
         raise KeyError("x")
 
-    with pytest.raises(RewardOutputError, match="0 < cache <= max_length"):
+    with pytest.raises(RewardSpecError, match="cache is 9, an int; expected at most max_length"):
         make_trainer(reward_funcs="overlong(max_length=5, cache=9)", model="/no/such/model")
     make_trainer(reward_funcs=broken)
     assert "KeyError: 'x'" in caplog.text and "was tried on a few rows" in caplog.text

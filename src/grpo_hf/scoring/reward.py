@@ -7,18 +7,19 @@ default that the trainer does not pass are the columns of the data that it needs
 """
 
 import inspect
-import math
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import DataError, RewardSpecError, did_you_mean
+from .settings import SETTINGS, RewardSettings, checked_settings, is_seconds
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _EXPECTED = "fn(prompts, completions, completion_ids, **columns) -> list[float | None]"
+# Seconds by which the run's limit is at least behind a reward's own `timeout`.
+_GRACE = 5.0
 # What a trainer passes: these are neither columns of the data nor options.
 _FROM_TRAINER = {
     "prompts",
@@ -31,72 +32,6 @@ _FROM_TRAINER = {
 }
 
 
-@dataclass(frozen=True)
-class RewardSettings:
-    """How a reward is run and what it counts for.
-
-    The first six are the function's own, by `reward_settings`; a recipe can give all of them beside
-    the reward's options, as in `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`.
-
-    Args:
-        batched: one call gets all completions of a rollout, for rewards that compare them; a
-            failure then costs all of them their value.
-        in_process: the reward is called in the trainer's process, for rewards of microseconds and
-            for those that hold a model. The run is protected from its exceptions, but from nothing
-            else.
-        early: scoring may begin when completions exist, in a thread or a process, while the
-            reference is computed; not for a reward that uses the device itself, or waits for other
-            processes of the run.
-        timeout: seconds for one completion (with `batched`, for the call), instead of
-            `reward_timeout`.
-        concurrency: how many completions an `async def` reward may have under way at a time.
-        imports: modules that are slow to import; they are imported once, before completions are
-            timed.
-        weight: what the reward is multiplied by in the sum of rewards: a number, or a schedule.
-        clip: the lowest and the highest value; a value beyond becomes the nearer of them.
-    """
-
-    batched: bool = False
-    in_process: bool = False
-    early: bool = True
-    timeout: float | None = None
-    concurrency: int = 16
-    imports: tuple[str, ...] = ()
-    weight: "float | Schedule | None" = None
-    clip: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A weight that moves from `start` to `end` over `steps` optimizer steps, and then stays.
-
-    >>> Schedule.parse("linear(0, 1, steps=200)").at(50)
-    0.25
-    """
-
-    start: float
-    end: float
-    steps: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Schedule":
-        """Read `linear(start, end, steps=n)`.
-
-        Raises:
-            ValueError: it is something else.
-        """
-        match = re.fullmatch(
-            r"\s*linear\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*,\s*(?:steps\s*=\s*)?(\d+)\s*\)\s*", text
-        )
-        if match is None or int(match[3]) < 1:
-            raise ValueError(text)
-        return cls(_finite(match[1]), _finite(match[2]), int(match[3]))
-
-    def at(self, step: int) -> float:
-        """Return the weight after `step` optimizer steps."""
-        return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
-
-
 def reward_settings(
     *,
     batched: bool = False,
@@ -105,6 +40,7 @@ def reward_settings(
     timeout: float | None = None,
     concurrency: int = 16,
     imports: tuple[str, ...] = (),
+    check: Callable[..., None] | None = None,
 ) -> Callable[[_Function], _Function]:
     """Say how the decorated reward is run (see `RewardSettings`).
 
@@ -122,8 +58,8 @@ def reward_settings(
     # None means the run's own time-out, and is no number of seconds to check.
     if timeout is not None:
         given["timeout"] = timeout
-    checked = _checked_settings("@reward_settings", given)
-    settings = RewardSettings(**checked, imports=tuple(imports))
+    checked = checked_settings("@reward_settings", given)
+    settings = RewardSettings(**checked, imports=tuple(imports), check=check)
 
     def decorate(function: _Function) -> _Function:
         function.reward_settings = settings  # type: ignore[attr-defined]
@@ -152,7 +88,7 @@ class Reward:
     function: Callable[..., Any]
     options: dict[str, Any]
     source: str
-    settings: RewardSettings = RewardSettings()
+    settings: RewardSettings = field(default_factory=RewardSettings)
 
     is_async: ClassVar[bool] = False
 
@@ -204,6 +140,40 @@ class Reward:
             if is_option and name not in _FROM_TRAINER:
                 options[name] = parameter.default
         return options
+
+    def check_options(self) -> None:
+        """Let the reward's own `check` see the options with which it will be called.
+
+        Raises:
+            RewardSpecError: an option is impossible.
+        """
+        if self.settings.check is None:
+            return
+        options = dict(self.options)
+        for name, default in self._known_options.items():
+            if default is not inspect.Parameter.empty:
+                options.setdefault(name, default)
+        self.settings.check(**options)
+
+    def time_limit(self, run_timeout: float) -> float:
+        """Return the seconds that a run allows for one completion (with `batched`, for the call).
+
+        A reward with an option `timeout` of its own ends by itself, and can say more about it than
+        the run, so the run's limit is always behind it.
+
+        Args:
+            run_timeout: seconds, where neither the reward nor the recipe says anything.
+        """
+        default = self._known_options.get("timeout")
+        own = self.options.get("timeout", default)
+        declared = self.settings.timeout
+        # What is no number of seconds has another meaning, or is refused by the reward itself.
+        if not is_seconds(own):
+            return declared or run_timeout
+        if declared is None:
+            return max(run_timeout, own + _GRACE)
+        # The declared limit belongs to the default: another value keeps the distance between them.
+        return max(declared - default, _GRACE) + own if is_seconds(default) else declared
 
     def taken(self, columns: dict[str, Any]) -> dict[str, Any]:
         """Return the columns that the function is called with."""
@@ -286,63 +256,9 @@ def _settings(
     options: dict[str, Any] = {}
     for name, value in given.items():
         # A parameter of the function wins over a setting of that name.
-        is_setting = name in _SETTINGS and name not in parameters
+        is_setting = name in SETTINGS and name not in parameters
         (settings if is_setting else options)[name] = value
-    return replace(own, **_checked_settings(f"reward {spec!r}", settings)), options
-
-
-def _checked_settings(where: str, given: dict[str, Any]) -> dict[str, Any]:
-    checked = {}
-    for name, value in given.items():
-        convert, expected = _SETTINGS[name]
-        # These are what the converters below raise for a value of a wrong kind.
-        try:
-            checked[name] = convert(value)
-        except (ValueError, TypeError, KeyError):
-            raise RewardSpecError(f"{where}: {name} is {value!r}; expected {expected}.") from None
-    return checked
-
-
-# True and False are numbers to Python, and typos for one here.
-def _positive(value: Any) -> float:
-    if isinstance(value, bool) or not 0 < float(value) < math.inf:
-        raise ValueError(value)
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(value)
-    return value
-
-
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not math.isfinite(float(value)):
-        raise ValueError(value)
-    return float(value)
-
-
-def _weight(value: Any) -> float | Schedule:
-    return Schedule.parse(value) if isinstance(value, str) and "(" in value else _finite(value)
-
-
-def _limits(value: Any) -> tuple[float, float]:
-    low, high = map(_finite, value)
-    if not low < high:
-        raise ValueError(value)
-    return low, high
-
-
-_YES_OR_NO = ({True: True, False: False}.__getitem__, "true or false")
-_SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "batched": _YES_OR_NO,
-    "in_process": _YES_OR_NO,
-    "early": _YES_OR_NO,
-    "timeout": (_positive, "seconds above 0"),
-    "concurrency": (_whole, "a whole number above 0"),
-    "weight": (_weight, "a number, or linear(start, end, steps=n)"),
-    "clip": (_limits, "two numbers, the lower one first"),
-}
+    return replace(own, **checked_settings(f"reward {spec!r}", settings)), options
 
 
 def definition_of(function: Any) -> Any:

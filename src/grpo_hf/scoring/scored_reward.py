@@ -58,13 +58,18 @@ class ScoredReward:
 
     Args:
         reward: the function with its options and settings.
+
+    Raises:
+        RewardSpecError: an option is impossible.
     """
 
     def __init__(self, reward: Reward) -> None:
+        # Here, because every run makes one of these before a model is loaded or a row is scored.
+        reward.check_options()
         self.reward = reward
         # TRL names the reward's metrics by it.
         self.__name__ = reward.name
-        self.timeout = reward.settings.timeout or DEFAULT_TIMEOUT
+        self.timeout = reward.time_limit(DEFAULT_TIMEOUT)
         # Whether it has ever returned steps; it is then credited by steps for the whole run.
         self.speaks_of_steps = False
         self._process: RewardProcess | None = None

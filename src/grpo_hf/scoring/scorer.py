@@ -20,8 +20,9 @@ from typing import Any
 from ..errors import ConfigError, RewardSpecError
 from .outcomes import Outcome, replay
 from .registry import load_reward
-from .reward import Reward, Schedule, require_columns
+from .reward import Reward, require_columns
 from .scored_reward import STAYS, Begun, ScoredReward, values_of
+from .settings import Schedule
 from .worker_client import CannotTravelError, RewardProcess, pack
 
 logger = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ def isolate(
     for reward in rewards or ():
         if not isinstance(reward, ScoredReward):
             continue
-        reward.timeout = reward.reward.settings.timeout or timeout
+        reward.timeout = reward.reward.time_limit(timeout)
         if workers == 0 or reward.reward.settings.in_process:
             continue
         # Pickled here already: whether a reward can travel is known before the process exists.
