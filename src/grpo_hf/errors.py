@@ -4,7 +4,8 @@
     ├── ConfigError (ValueError)            a setting is unknown, or settings contradict each other
     ├── DataError (ValueError)              a dataset is missing, empty or lacks a column
     ├── ModelError (ValueError)             a model, tokenizer or adapter cannot be used as asked
-    │   └── NotPackableError                a model cannot forward packed rows
+    │   ├── NotPackableError                a model cannot forward packed rows
+    │   └── NotGroupableError               a model cannot be sampled by groups
     ├── ReferenceDriftError (RuntimeError)  the reference is not what it has to be
     ├── SeamMovedError (RuntimeError)       another library changed a name that is relied on
     ├── RewardError (Exception)
@@ -44,6 +45,13 @@ class NotPackableError(ModelError):
     """A model cannot forward packed rows.
 
     The trainer catches this error, says so once and takes TRL's path.
+    """
+
+
+class NotGroupableError(ModelError):
+    """A model cannot be sampled by groups.
+
+    The trainer catches this error, says so once and samples as TRL does.
     """
 
 

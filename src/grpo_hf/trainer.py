@@ -75,6 +75,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         dynamic_sampling.check_dynamic_sampling(args, self.train_dataset, traits)
         kl_callbacks = kl_control.kl_callbacks(args, trl_seam.KLTerm(self), model, traits)
         self.critic = critic.build_critic(args, model, self.accelerator, traits)
+        self.grouped = generate.GroupedSampling(trl_seam.tokenizer_of(self), self.accelerator)
         process_reward.attach_policy(self.reward_funcs, trl_seam.policy_of(self), traits)
         if option(args, "packed_update"):
             models = [self.accelerator.unwrap_model(each) for each in self._scored_models(model)]
@@ -235,10 +236,9 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     def _generate_single_turn(self, *positional: Any, **named: Any) -> Any:
         """Sample by groups. TRL 1.16 calls the model's `generate` here, or an engine."""
-        if not (option(self.args, "grouped_rollout") and trl_seam.samples_with_generate(self)):
-            return super()._generate_single_turn(*positional, **named)
-        with generate.faster_generate(self.accelerator.unwrap_model(self.model_wrapped)):
-            return super()._generate_single_turn(*positional, **named)
+        grouped = option(self.args, "grouped_rollout") and trl_seam.samples_with_generate(self)
+        with self.grouped.serving(self.model_wrapped if grouped else None) as served:
+            return served.cut(*super()._generate_single_turn(*positional, **named))
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None

@@ -85,13 +85,6 @@ CALLED = {
         "self",
         "generation_config",
     ),
-    "transformers.generation.utils:GenerationMixin._sample": (
-        "self",
-        "input_ids",
-        "logits_processor",
-        "stopping_criteria",
-        "generation_config",
-    ),
 }
 
 # Attributes of TRL's trainer that are set where it is made.
@@ -500,11 +493,6 @@ def cache_argument(inputs: Mapping[str, Any]) -> str:
         inputs: what a `custom_generate` function is called with.
     """
     return "cache" if "cache" in inputs else "past_key_values"
-
-
-def sample_as_transformers(model: Any, input_ids: Tensor, **inputs: Any) -> Tensor:
-    """Run transformers' own decoding loop, from inside a `custom_generate` function."""
-    return model._sample(input_ids, **inputs)
 
 
 def parser_actions(parser: Any) -> list[Any]:

@@ -14,7 +14,8 @@ from transformers import GenerationConfig
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.errors import GrpoError
-from grpo_hf.rollout import generate as rollout
+from grpo_hf.rollout import decoding
+from grpo_hf.rollout.generate import GroupedSampling
 
 MakeTrainer = Callable[..., GRPOTrainer]
 
@@ -74,37 +75,6 @@ def test_filters_of_the_distribution_hold(sampler: Callable[..., GRPOTrainer]) -
     assert {row[0] for row in drawn} == set(allowed)
 
 
-def test_a_repetition_penalty_goes_on_when_rows_have_ended(
-    sampler: Callable[..., GRPOTrainer],
-) -> None:
-    trainer = sampler(repetition_penalty=1.3, generation_kwargs={"do_sample": False})
-    free = completions(trainer, PROMPTS, grouped=False)
-    # The first prompt's rows end at their third token, the others' later.
-    trainer.generation_config.eos_token_id = [2, free[0][2], free[4][6]]
-    trainer.eos_token_ids = trainer.generation_config.eos_token_id
-    expected = completions(trainer, PROMPTS, grouped=False)
-    assert len({len(row) for row in expected}) > 1
-    assert completions(trainer, PROMPTS, grouped=True) == expected
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_beams": 2},
-        {"cache_implementation": "static"},
-        {"use_cache": False},
-        {"guidance_scale": 2.0},
-        {"repetition_penalty": 1.2},
-    ],
-    ids=lambda settings: next(iter(settings)),
-)
-def test_other_ways_of_generating_stay_transformers_own(settings: dict[str, Any]) -> None:
-    config = GenerationConfig(max_new_tokens=3, do_sample=False, **settings)
-    call = {"input_ids": 0, "attention_mask": 0}
-    assert rollout._is_served(decoder("Llama"), call | {"generation_config": GenerationConfig()})
-    assert not rollout._is_served(decoder("Llama"), call | {"generation_config": config})
-
-
 @pytest.mark.parametrize("architecture", ["Mamba", "Mpt"])
 def test_models_without_an_ordinary_cache_generate_as_ever(
     sampler: Callable[..., GRPOTrainer], architecture: str
@@ -152,17 +122,17 @@ def test_soft_prompts_are_part_of_the_policy() -> None:
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **settings}
     with torch.no_grad():
         expected = model.generate(**call)
-        with rollout.faster_generate(model):
+        with GroupedSampling().serving(model):
             assert torch.equal(model.generate(**call), expected)
 
 
 def test_logits_that_are_not_numbers_are_an_error() -> None:
     with pytest.raises(GrpoError, match="logits are not finite"):
-        rollout._draw(torch.tensor([[0.0, float("nan")]]))
+        decoding._draw(torch.tensor([[0.0, float("nan")]]))
 
 
 def test_generate_is_as_it_was_afterwards() -> None:
     model = decoder("Llama")
-    with pytest.raises(ValueError), rollout.faster_generate(model):
+    with pytest.raises(ValueError), GroupedSampling().serving(model):
         raise ValueError
     assert "generate" not in vars(model)

@@ -1,269 +1,249 @@
-"""Sample whole groups, so that each prompt is read once.
-
-The adapter is folded into the weights meanwhile, and finished rows are left behind.
+"""Sample whole groups, so that each prompt is read once, where that is measured to be right.
 
 TRL samples with `model.generate`, one row per completion, so a prompt is read G times.
-`faster_generate` puts another decoding loop into that call for as long as it lasts; settings,
-logits processors and stopping criteria stay those of transformers, and TRL cuts the completions as
-before.
-
-Shapes: B rows, N distinct prompts, V vocabulary.
+`GroupedSampling` puts another decoding loop (decoding.py) into that call, with the adapter folded
+into the weights. Before it does so for the first time, it compares the two on the run's own
+prompts and settings (self_check.py). Where they differ, or where the loop does not serve a call
+(refusals.py), `generate` runs as it would without, and the log says why, once.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from transformers import (
-    Cache,
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
-from transformers.generation import GenerationMode
+from transformers import GenerationConfig
 
-from ..errors import GrpoError
 from ..models.adapters import causal_model
-from ..trl_seam import cache_argument, sample_as_transformers, whole_generation_config
-from ..update.packing import distinct_prompts
+from ..models.precision import computes_in_half
+from ..trl_seam import attention_implementation, whole_generation_config
+from .decoding import sample_groups
 from .merged_weights import merged
-from .shared_prefix_cache import SharedPrefixCache
+from .refusals import why_not_these_inputs, why_not_these_settings
+from .self_check import Reference
+from .stop_strings import StopStrings
 
-# Rows are dropped when less than this share is unfinished: dropping copies the rest of the cache.
-KEEP = 0.75
+logger = logging.getLogger(__name__)
 
-
-@contextmanager
-def faster_generate(model: Any) -> Iterator[None]:
-    """Let `model.generate` sample by groups, from merged weights, for the length of a `with` block.
-
-    Calls that this module does not serve (beams, assisted decoding, guidance, soft prompts) run
-    as they would without.
-    """
-    generate = model.generate
-    # Usually the class's; a method that was put on the object has to come back afterwards.
-    of_its_own = vars(model).get("generate")
-
-    def generate_groups(*positional: Any, **named: Any) -> Any:
-        if positional or not _is_served(model, named):
-            return generate(*positional, **named)
-        with merged(model):
-            return generate(**named, custom_generate=sample_groups)
-
-    model.generate = generate_groups
-    try:
-        yield
-    finally:
-        del model.generate
-        if of_its_own is not None:
-            model.generate = of_its_own
+# Settings whose values may change from call to call without a new measurement.
+_FREE = {"max_new_tokens", "max_length", "temperature", "top_p", "top_k", "min_p", "max_time"}
 
 
-def _is_served(model: Any, named: dict[str, Any]) -> bool:
-    """Return whether a call of `generate` is text in, sampled or greedy text out, row by row."""
-    if named.keys() != {"input_ids", "attention_mask", "generation_config"}:
-        return False
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        # PEFT puts soft prompts in while it prepares the inputs of each step.
-        return False
-    config = whole_generation_config(causal_model(model), named["generation_config"])
-    return (
-        config.get_generation_mode() in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
-        and config.use_cache is not False
-        and config.cache_implementation in (None, "dynamic")
-        and config.guidance_scale in (None, 1)
-        and config.encoder_repetition_penalty in (None, 1)
-        # transformers 5.23 tells this processor the padding of every row that it began with.
-        and config.repetition_penalty in (None, 1)
-        and not config.encoder_no_repeat_ngram_size
-        and config.num_return_sequences in (None, 1)
-        and not config.return_dict_in_generate
-    )
+_OFF = "Grouped rollouts are off, and rollouts cost what they cost with TRL."
 
 
-def sample_groups(
-    model: Any,
-    input_ids: Tensor,
-    *,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    # By name they would be taken out of the call of `generate`, which reads this signature.
-    **inputs: Any,
-) -> Tensor:
-    """Decode in `generate(custom_generate=...)`, reading each distinct prompt once.
+@dataclass(frozen=True)
+class _Way:
+    """How rows are sampled by groups, and what the log says of what that lacks."""
 
-    The signature is that of transformers 5.23 and 5.24.
+    merges: bool
+    shares_prefixes: bool
+    lacks: str = ""
 
-    Args:
-        input_ids (B, P): prompts, padded on the left.
-        logits_processor, stopping_criteria, generation_config: as `generate` made them.
-        inputs: read are the empty cache (see `cache_argument`) and `attention_mask`, (B, P) or
-            `None`.
+    def weights(self, model: Any) -> AbstractContextManager[None]:
+        return merged(model) if self.merges else nullcontext()
 
-    Returns:
-        (B, P + longest completion): prompts and completions, the rest padding.
-    """
-    cache_name = cache_argument(inputs)
-    cache = inputs.get(cache_name)
-    attention_mask = inputs.get("attention_mask")
-    # A state-space model's, for one: its states cannot be picked by row.
-    if not isinstance(cache, DynamicCache) or not _can_select_rows(cache):
-        return sample_as_transformers(
-            model,
-            input_ids,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            **inputs,
-        )
-    length = input_ids.shape[1]
-    limit = generation_config.max_length
-    padding = generation_config.pad_token_id
-    if padding is None:
-        padding = 0
-    room = input_ids.new_full((len(input_ids), limit - length), padding)
-    sequences = torch.cat([input_ids, room], dim=1)
-    call = partial(model, **{cache_name: cache}, use_cache=True, logits_to_keep=1)
-    rows = _Rows.prefilled(model, call, cache, input_ids, attention_mask, limit)
-    while True:
-        scores = logits_processor(sequences[rows.of, :length], rows.logits.float())
-        token = _draw(scores) if generation_config.do_sample else scores.argmax(-1)
-        # Rows that are finished go on in the cache until it is worth its copy to drop them.
-        token = token.where(rows.unfinished, padding)
-        sequences[rows.of, length] = token
-        length += 1
-        rows.unfinished &= ~stopping_criteria(sequences[rows.of, :length], None)
-        if not rows.unfinished.any() or length == limit:
-            return sequences[:, :length]
-        rows.read(token, length)
+    @property
+    def loop(self) -> Any:
+        return partial(sample_groups, shares_prefixes=self.shares_prefixes)
 
 
-def _can_select_rows(cache: DynamicCache) -> bool:
-    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
+# From the fastest on; the first one that is measured to be right is taken.
+_WAYS = (
+    _Way(merges=True, shares_prefixes=True),
+    _Way(
+        True,
+        False,
+        "Each row of a rollout keeps the states of its prompt, which costs memory and time:",
+    ),
+    _Way(False, False, "Rollouts do not fold the adapter into the weights, which costs time:"),
+)
 
 
-class _Rows:
-    """The rows that are being written, in the order of the cache.
+class Served:
+    """What TRL leaves to do with the completions of a call of `generate`."""
 
-    Those of one prompt lie side by side.
+    def __init__(self) -> None:
+        self.stops: StopStrings | None = None
 
-    `of` holds the row of the rollout that each of them is, (R,), and `unfinished` whether it goes
-    on; `logits` holds what comes next, (R, V).
-    """
+    def cut(self, completions: Sequence[list[int]], *others: Any) -> tuple[Any, ...]:
+        """Cut completions at stop strings, if the call had any, and return them before the rest."""
+        if self.stops is not None:
+            completions = self.stops.cut(completions)
+        return completions, *others
 
-    def __init__(
-        self,
-        call: Any,
-        cache: Cache,
-        prefix_cache: SharedPrefixCache | None,
-        mask: Tensor | None,
-        *,
-        of: Tensor,
-        position: Tensor,
-        logits: Tensor,
-    ) -> None:
-        self._call = call
-        self._cache = cache
-        self._prefix_cache = prefix_cache
-        self._mask = mask
-        self._position = position
-        self.of = of
-        self.logits = logits
-        self.unfinished = torch.ones_like(of, dtype=torch.bool)
 
-    @classmethod
-    def prefilled(
-        cls,
-        model: Any,
-        call: Any,
-        cache: Cache,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        limit: int,
-    ) -> "_Rows":
-        """Read each distinct prompt once.
+class GroupedSampling:
+    """The sampling of one run, which measures each setting once and says each reason once."""
+
+    def __init__(self, tokenizer: Any = None, accelerator: Accelerator | None = None) -> None:
+        """Prepare; nothing is measured before the first call.
 
         Args:
-            call: the model with its cache bound.
+            tokenizer: for stop strings.
+            accelerator: of a run whose processes all sample, so that all of them go one way.
         """
-        known = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        prompts, prompt_of = distinct_prompts(input_ids, known)  # (N, P), (B,)
-        prompt_of, of = torch.sort(prompt_of, stable=True)
-        room = limit - input_ids.shape[1]
-        seen = (prompts >= 0).long()
-        prefix_cache = SharedPrefixCache.for_model(model)
-        # During the prefill it only watches which attention the model asks for.
-        watched = {} if prefix_cache is None else {"prefix_cache": prefix_cache}
-        output = call(
-            input_ids=prompts.clamp(min=0),
-            attention_mask=None if attention_mask is None else seen,
-            position_ids=(seen.cumsum(1) - 1).clamp(min=0),
-            **watched,
-        )
-        mask = None
-        padding = (1 - seen).sum(1)  # (N,)
-        if prefix_cache is not None and prefix_cache.take(cache, prompt_of, padding, room):
-            # A 4D mask counts as prepared already, so that transformers builds none.
-            no_mask = seen.new_ones(1, 1, 1, 1)
-            call = partial(call, prefix_cache=prefix_cache, attention_mask=no_mask)
-        else:
-            prefix_cache = None
-            cache.batch_select_indices(prompt_of)
-            if attention_mask is not None:
-                mask = torch.cat([known, known.new_ones(len(known), room)], dim=1)
-        return cls(
-            call,
-            cache,
-            prefix_cache,
-            mask,
-            of=of,
-            position=seen.sum(1)[prompt_of],
-            logits=output.logits[prompt_of, -1],
-        )
+        self._tokenizer = tokenizer
+        self._accelerator = accelerator
+        # By what decides: the way that was measured to be right, or None.
+        self._ways: dict[Any, _Way | None] = {}
+        self._said: set[str] = set()
 
-    def read(self, token: Tensor, length: int) -> None:
-        """Forward the tokens just written, after dropping finished rows if they are many."""
-        if self.unfinished.sum() <= KEEP * len(self.of):
-            kept = self.unfinished.nonzero()[:, 0]
-            self._cache.batch_select_indices(kept)
-            if self._prefix_cache is not None:
-                self._prefix_cache.keep(kept)
-            token = token[kept]
-            self._position = self._position[kept]
-            self.of = self.of[kept]
-            self.unfinished = self.unfinished[kept]
-        visible = {} if self._mask is None else {"attention_mask": self._mask[self.of, :length]}
-        output = self._call(
-            input_ids=token[:, None], position_ids=self._position[:, None], **visible
-        )
-        self.logits = output.logits[:, -1]
-        self._position = self._position + 1
+    @contextmanager
+    def serving(self, model: Any) -> Iterator["Served"]:
+        """Let `model.generate` sample by groups for the length of a `with` block.
+
+        Args:
+            model: wrapped for training or not; `None` where TRL's way is asked for.
+
+        Yields:
+            What the block's calls of `generate` leave to do.
+        """
+        served = Served()
+        if model is None:
+            yield served
+            return
+        if self._accelerator is not None:
+            model = self._accelerator.unwrap_model(model)
+        generate = model.generate
+        # Usually the class's; a method that was put on the object has to come back afterwards.
+        of_its_own = vars(model).get("generate")
+
+        def generate_groups(*positional: Any, **named: Any) -> Any:
+            if reason := why_not_these_inputs(model, positional, named):
+                self._say(f"{_OFF} About this call: {reason}")
+                return generate(*positional, **named)
+            return self._generate(model, generate, named, served)
+
+        model.generate = generate_groups
+        try:
+            yield served
+        finally:
+            del model.generate
+            if of_its_own is not None:
+                model.generate = of_its_own
+
+    def _generate(
+        self, model: Any, generate: Callable[..., Any], call: dict[str, Any], served: "Served"
+    ) -> Any:
+        """Run a call of `generate` the way that was measured to be right for it."""
+        own = causal_model(model)
+        config = whole_generation_config(own, call["generation_config"])
+        stops = StopStrings(self._tokenizer, config)
+        served.stops = stops
+        width = call["input_ids"].shape[1]
+        reason = why_not_these_settings(model, config, width)
+        if reason is not None:
+            self._say(f"{_OFF} About these settings: {reason}")
+        way = None
+        if reason is None:
+            with stops.as_criterion(own.generation_config, call) as by_groups:
+                way = self._way(model, generate, config, by_groups)
+                if way is not None:
+                    with way.weights(model):
+                        output = generate(**by_groups, custom_generate=way.loop)
+        if way is None:
+            output = generate(**call, **stops.for_generate)
+        # Settings that return more than tokens are TRL's to refuse.
+        if isinstance(output, Tensor):
+            stops.find_ends(output, width)
+        return output
+
+    def _way(
+        self,
+        model: Any,
+        generate: Callable[..., Any],
+        config: GenerationConfig,
+        call: dict[str, Any],
+    ) -> _Way | None:
+        """Return the fastest way that is right, measured at the first call of its kind."""
+        kind = self._kind(model, config)
+        if kind not in self._ways:
+            way, reason = self._measured(model, generate, config, call)
+            first = not self._ways
+            # Later ones come of settings that changed, as they do on every process.
+            if first and self._accelerator is not None:
+                place = len(_WAYS) if way is None else _WAYS.index(way)
+                mine = torch.tensor([place], device=self._accelerator.device)
+                slowest = int(self._accelerator.gather(mine).max())
+                if slowest != place:
+                    reason = f"{_OFF} About this model: another process cannot"
+                way = None if slowest == len(_WAYS) else _WAYS[slowest]
+            self._ways[kind] = way
+            if reason is not None:
+                self._say(reason)
+        return self._ways[kind]
+
+    def _measured(
+        self,
+        model: Any,
+        generate: Callable[..., Any],
+        config: GenerationConfig,
+        call: dict[str, Any],
+    ) -> tuple[_Way | None, str | None]:
+        """Return the fastest way that is right, and why a faster one is not."""
+        half = computes_in_half(causal_model(model), autocast=self._autocasts(model.device.type))
+        try:
+            reference = Reference(model, generate, config, call, half=half)
+        # It raises again in the call itself, as it does in TRL.
+        except Exception as error:
+            return None, f"{_OFF} `generate` itself fails ({type(error).__name__}: {error})"
+        reasons: list[str] = []
+        for way, fallback in zip(_WAYS, _WAYS[1:] + _WAYS[-1:], strict=True):
+            with way.weights(model):
+                reason = reference.why_not(way.loop)
+                # With dropout in its attention a model in training does not share prefixes.
+                if reason is None and _has_dropout(model):
+                    reason = reference.why_not(fallback.loop)
+            if reason is None:
+                return (
+                    way,
+                    f"{way.lacks} about this model with these settings, {reasons[0]}"
+                    if reasons
+                    else None,
+                )
+            reasons.append(reason)
+        return None, f"{_OFF} About this model with these settings: {reasons[-1]}"
+
+    def _autocasts(self, device: str) -> bool:
+        precision = "no" if self._accelerator is None else self._accelerator.mixed_precision
+        return precision in ("bf16", "fp16") or torch.is_autocast_enabled(device)
+
+    def _kind(self, model: Any, config: GenerationConfig) -> Any:
+        """Return what decides whether a model can be sampled by groups, beside its weights."""
+        device = model.device.type
+        settings = []
+        for name, value in sorted(config.to_dict().items()):
+            if name not in _FREE:
+                # Some settings are objects, and each call has copies of them.
+                settings.append((name, re.sub(r" at 0x[0-9a-f]+", "", repr(value))))
+        precision = (model.dtype, self._autocasts(device), torch.get_autocast_dtype(device))
+        adapters = None
+        if isinstance(model, PeftModel):
+            layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+            disabled = any(layer.disable_adapters for layer in layers)
+            adapters = (tuple(model.active_adapters), disabled)
+        implementation = attention_implementation(causal_model(model).config.get_text_config())
+        return id(causal_model(model)), device, implementation, precision, adapters, tuple(settings)
+
+    def _say(self, reason: str) -> None:
+        """Log a reason once, on the main process."""
+        if reason in self._said:
+            return
+        self._said.add(reason)
+        if self._accelerator is None or self._accelerator.is_main_process:
+            logger.warning(f"{reason}.")
 
 
-def _draw(scores: Tensor) -> Tensor:
-    """Sample from softmax(scores), (B, V) -> (B,).
-
-    One uniform number per row is looked up in the cumulated probabilities.
-
-    Raises:
-        GrpoError: the logits are not finite.
-    """
-    # Sums of 50,000 shares in float32 would be off by more than the rarest tokens' shares; MPS has
-    # no float64.
-    precision = torch.float32 if scores.device.type == "mps" else torch.float64
-    distribution = scores.to(precision).softmax(-1).cumsum(-1)
-    if not distribution[:, -1].isfinite().all():
-        raise GrpoError(
-            "the policy's logits are not finite, so nothing can be sampled: lower the learning "
-            "rate."
-        )
-    uniform = torch.rand(len(scores), 1, dtype=precision, device=scores.device)
-    threshold = uniform * distribution[:, -1:]
-    token = torch.searchsorted(distribution, threshold, right=True)[:, 0]
-    return token.clamp(max=scores.shape[1] - 1)
+def _has_dropout(model: Any) -> bool:
+    """Return whether a configuration asks for dropout in attention, whatever it calls it."""
+    config = causal_model(model).config.get_text_config().to_dict()
+    return any("att" in name and "drop" in name and config[name] for name in config)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..config import GRPOConfig
-from . import generate
+from .generate import GroupedSampling
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 # A model's own generation settings may have others.
@@ -59,15 +59,17 @@ def continuing(
     ends = end_token_ids(model, tokenizer)
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends or None}
     config.update(**{**_UNCHANGED, **special, **sampling})
+    # Processes call it a different number of times, so each decides for itself.
+    grouped = GroupedSampling(tokenizer)
 
     def sample(asked: list[list[int]], tokens: int) -> list[list[int]]:
         batch = tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         config.max_new_tokens = tokens
-        with torch.no_grad(), generate.faster_generate(model):
+        with torch.no_grad(), grouped.serving(model) as served:
             output = model.generate(**batch, generation_config=config)
         rows = output[:, batch["input_ids"].size(1) :].tolist()
-        return [_up_to_the_end(row, ends) for row in rows]
+        return served.cut([_up_to_the_end(row, ends) for row in rows])[0]
 
     training = model.training
     model.eval()

@@ -76,7 +76,7 @@ class SharedPrefixCache:
         return True
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, ascending, as `Cache.batch_select_indices` does."""
+        """Go on with these rows only, ascending, as `Cache.reorder_cache` does."""
         prompt_of = torch.repeat_interleave(torch.tensor(self._rows))[rows]
         self._rows = torch.bincount(prompt_of, minlength=len(self._rows)).tolist()
 
@@ -107,6 +107,10 @@ class SharedPrefixCache:
         # (R, H, 1, D) and its normaliser, (R, H, 1)
         added = cpu_attention(query, key, value, scaling, is_causal=False)
         keys, values = self._prompts[module.layer_idx]
+        if keys.dtype != query.dtype or values.dtype != query.dtype:
+            # Under autocast the cache may hold another precision than attention computes in.
+            keys, values = keys.to(query.dtype), values.to(query.dtype)
+            self._prompts[module.layer_idx] = (keys, values)
         outputs = []
         normalisers = []
         end = 0
@@ -162,10 +166,10 @@ class _Added(DynamicLayer):
     def get_seq_length(self) -> int:
         return self._length
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
-            self._keys = self._selected(self._keys, indices)
-            self._values = self._selected(self._values, indices)
+            self._keys = self._selected(self._keys, beam_idx)
+            self._values = self._selected(self._values, beam_idx)
 
     def _selected(self, states: Tensor, indices: Tensor) -> Tensor:
         # Memory that is not written costs nothing yet, so the room for later tokens stays free.
