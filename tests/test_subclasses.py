@@ -173,6 +173,40 @@ def further_term(base: type) -> type:
     return FurtherTerm
 
 
+def entropy_term(base: type) -> type:
+    class EntropyTerm(base):
+        """Adds the entropies of all rows, as TRL's trainer hands them over, to the loss."""
+
+        def _get_per_token_logps_and_entropies(self, *positional, **named):
+            scored = super()._get_per_token_logps_and_entropies(*positional, **named)
+            self.entropies = scored[1]
+            return scored
+
+        def compute_loss(self, model, inputs, *positional, **named):
+            loss = super().compute_loss(model, inputs, *positional, **named)
+            mask = inputs["completion_mask"]
+            return loss - 0.5 * (self.entropies * mask).sum() / mask.sum()
+
+    return EntropyTerm
+
+
+def patched(base: type) -> type:
+    class Patched(base):
+        """A method that is put on the object: the loss counts every completion token."""
+
+        def __init__(self, *positional, **named):
+            super().__init__(*positional, **named)
+            of_class = self._compute_loss
+
+            def with_lengths(model, inputs):
+                loss = of_class(model, inputs)
+                return loss * (1 + inputs["completion_mask"].sum() / 100)
+
+            self._compute_loss = with_lengths
+
+    return Patched
+
+
 def shorter(base: type) -> type:
     class Shorter(base):
         """Changes what was generated, in place, before anybody scores it."""
@@ -198,7 +232,17 @@ def other_advantages(base: type) -> type:
 
 
 @pytest.mark.parametrize(
-    "subclass", [plain, shaped, own_rewards, further_term, shorter, other_advantages]
+    "subclass",
+    [
+        plain,
+        shaped,
+        own_rewards,
+        further_term,
+        entropy_term,
+        patched,
+        shorter,
+        other_advantages,
+    ],
 )
 def test_a_subclass_learns_what_it_learns_under_trl(
     learned: Callable[..., Any], subclass: Subclass
@@ -209,7 +253,10 @@ def test_a_subclass_learns_what_it_learns_under_trl(
         assert (found - without).abs().max().item() > 10 * SAME, "the override changes nothing"
 
 
-@pytest.mark.parametrize("subclass", [plain, shaped, own_rewards, further_term])
+@pytest.mark.parametrize(
+    "subclass",
+    [plain, shaped, own_rewards, further_term, entropy_term, patched, other_advantages],
+)
 def test_and_so_it_does_without_a_kl_term(learned: Callable[..., Any], subclass: Subclass):
     """Where rows without a signal could be left out: not behind a subclass that looks at them."""
     assert_same(learned, subclass, beta=0.0)
@@ -235,8 +282,9 @@ def test_two_rewards_of_one_name_are_two(learned: Callable[..., Any]):
     assert (found - without).abs().max().item() > 10 * SAME
 
 
-def test_a_further_term_sees_rows_without_a_signal(learned: Callable[..., Any]):
-    assert_same(learned, further_term, reward=constant, beta=0.0)
+@pytest.mark.parametrize("subclass", [further_term, entropy_term, patched])
+def test_a_further_term_sees_rows_without_a_signal(learned: Callable[..., Any], subclass: Subclass):
+    assert_same(learned, subclass, reward=constant, beta=0.0)
 
 
 @pytest.mark.parametrize(

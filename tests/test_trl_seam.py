@@ -2,6 +2,7 @@
 it did. A failure names what has moved."""
 
 import ast
+import copy
 import importlib
 from collections import defaultdict
 from collections.abc import Callable
@@ -363,7 +364,6 @@ def test_what_a_trainer_is(trainer: trl.GRPOTrainer):
     traits = trl_seam.traits_of(trainer)
     assert vars(traits) == dict.fromkeys(vars(traits), False)
     assert trl_seam.samples_with_generate(trainer)
-    assert trl_seam.head_settings(trainer).temperature == trainer.temperature
     context = trl_seam.context_of(trainer)
     assert (context.rank, context.world, context.step) == (0, 1, 1)
     facts = trl_seam.card_facts(trainer, "some data")
@@ -479,6 +479,41 @@ def test_a_forward_hook_is_there_once(model: Any):
     trl_seam.add_forward_hook_once(model, hook)
     model(input_ids=torch.arange(3)[None], use_cache=False)
     assert calls == [False]
+
+
+@pytest.mark.parametrize(
+    "kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_hooks_are_found(model: Any, kind: str):
+    layer = model.model.layers[0].mlp
+
+    def hook(*given: Any) -> None:
+        pass
+
+    before = list(trl_seam.hooks_of(model))
+    handle = getattr(layer, f"register_{kind}")(hook)
+    found = [each for each in trl_seam.hooks_of(model) if each not in before]
+    assert found == [("model.layers.0.mlp", hook)]
+    handle.remove()
+    assert list(trl_seam.hooks_of(model)) == before
+
+
+@pytest.mark.parametrize("name", ["_compute_loss", "compute_loss", "training_step", "log"])
+def test_another_loss_is_found(trainer: Any, name: str):
+    def other(*positional: Any, **named: Any) -> None:
+        pass
+
+    class Subclass(trl.GRPOTrainer):
+        pass
+
+    assert not trl_seam.has_other_loss(trainer, trl.GRPOTrainer)
+    setattr(Subclass, name, other)
+    copied = copy.copy(trainer)
+    copied.__class__ = Subclass
+    assert trl_seam.has_other_loss(copied, trl.GRPOTrainer) == (name != "log")
+    patched = copy.copy(trainer)
+    setattr(patched, name, other)
+    assert trl_seam.has_other_loss(patched, trl.GRPOTrainer) == (name != "log")
 
 
 def test_actions_of_trl_s_parser():

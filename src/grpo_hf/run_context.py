@@ -82,6 +82,7 @@ class RunTraits:
         has_environments: environments write prompts, and have tools of their own.
         has_rollout_function: a function of the user's samples the completions.
         entropy_in_loss: the loss has an entropy bonus, or picks tokens by their entropy.
+        has_auxiliary_loss: the loss balances the experts of a mixture.
     """
 
     sharded_weights: bool = False
@@ -91,6 +92,7 @@ class RunTraits:
     has_environments: bool = False
     has_rollout_function: bool = False
     entropy_in_loss: bool = False
+    has_auxiliary_loss: bool = False
 
     def refuse_sharded_weights(self, feature: str, need: str, otherwise: str) -> None:
         """Refuse a feature that needs whole weights in every process.
@@ -108,19 +110,6 @@ class RunTraits:
                 f"{feature} {need}, and FSDP and DeepSpeed shard them. Train on plain processes "
                 f"(DDP: accelerate launch --multi_gpu), or {otherwise}."
             )
-
-
-@dataclass(frozen=True)
-class HeadSettings:
-    """The settings of the step from logits to the score of a token.
-
-    Args:
-        temperature: what they are divided by.
-        entropy_gradient: whether the entropy is part of the loss, and so needs a gradient.
-    """
-
-    temperature: float
-    entropy_gradient: bool
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from .rollout import dynamic_sampling, generate
 from .scoring import failures, process_reward, step_scores, trial
 from .scoring.scorer import RolloutScorer, scheduled_weights, scorer_under_way, weights_at
 from .trl_seam import Batch
-from .update import log_probs, micro_batches
+from .update import log_probs, micro_batches, packing_check
 
 
 class GRPOTrainer(TRLGRPOTrainer):
@@ -79,7 +79,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         process_reward.attach_policy(self.reward_funcs, trl_seam.policy_of(self), traits)
         if option(args, "packed_update"):
             models = [self.accelerator.unwrap_model(each) for each in self._scored_models(model)]
-            log_probs.prepare_models(models, trl_seam.head_settings(self))
+            log_probs.prepare_models(models, self.temperature)
         own_callbacks = kl_callbacks + progress.progress_callbacks(self.reward_func_names)
         progress.exchange_callbacks(self.callback_handler, own_callbacks)
 
@@ -107,15 +107,14 @@ class GRPOTrainer(TRLGRPOTrainer):
         return [policy] if self.ref_model is None else [policy, self.ref_model]
 
     @cached_property
-    def packs(self) -> bool:
-        """Return whether updates run on packed rows; measured once, and logged if they do not."""
-        return option(self.args, "packed_update") and log_probs.decide_packing(
+    def packs(self) -> packing_check.Packing:
+        """Return which rows are updated packed; measured once, and logged if there are none."""
+        return packing_check.decide_packing(
             self._scored_models(self.model_wrapped),
             super()._get_per_token_logps_and_entropies,
             self.accelerator,
-            reads_images=self.traits.reads_images,
-            has_auxiliary_loss=self.aux_loss_enabled,
-            autocast=self.args.bf16 or self.args.fp16,
+            self.traits,
+            self.args,
         )
 
     def _get_per_token_logps_and_entropies(
@@ -135,7 +134,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         None, both (B, C), and an auxiliary loss or None from here.
         """
         block = (model, input_ids, attention_mask, logits_to_keep)
-        if not self.packs:
+        if not self.packs.takes(input_ids):
             others = (batch_size, compute_entropy, *positional)
             return super()._get_per_token_logps_and_entropies(*block, *others, **named)
         # A whole group at least: cut further, its prompt would be read several times.
@@ -151,9 +150,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
-            # A subclass may add terms to the loss that look at every row.
-            adds_terms = type(self)._compute_loss is not GRPOTrainer._compute_loss
-            needs_all = self.beta != 0 or self.traits.entropy_in_loss or adds_terms
+            changed = trl_seam.has_other_loss(self, GRPOTrainer)
+            needs_all = self.beta != 0 or self.traits.entropy_in_loss or changed
             run = trl_seam.context_of(self)
             dealt = micro_batches.deal_rollout(batch, self.args, run, needs_all_rows=needs_all)
             trl_seam.log_metric(self, "signal/kept_fraction", dealt.kept_fraction)
@@ -162,7 +160,8 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Weigh a micro-batch as the whole batch would. TRL 1.16 returns what goes backward."""
-        return super()._compute_loss(model, inputs) * inputs.get("loss_scale", 1.0)
+        with log_probs.only_rows(micro_batches.rows_computed(inputs, trl_seam.context_of(self))):
+            return super()._compute_loss(model, inputs) * inputs.get("loss_scale", 1.0)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         """Make a rollout ready for the loss, as TRL 1.16 does here; replace groups if asked."""
@@ -188,9 +187,9 @@ class GRPOTrainer(TRLGRPOTrainer):
         rewards = returned[-1]
         if not self.model.training:
             return batch, rewards
-        run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
+        args, run, tokenizer = self.args, trl_seam.context_of(self), trl_seam.tokenizer_of(self)
         steps = step_scores.steps_of_rollout(scorer.scores, batch, rewards, tokenizer, run)
-        settings = token_advantages.settings_of(self.args, self.reward_weights, packs=self.packs)
+        settings = token_advantages.settings_of(args, self.reward_weights, packs=bool(self.packs))
         credit = token_advantages.credit_tokens(batch, rewards, steps, settings, run, self.critic)
         trl_seam.log_metrics(self, credit.metrics | step_scores.metrics(scorer.scores, steps))
         if credit.shown is not None:

@@ -12,6 +12,7 @@ widths of prompts and completions, F reward functions.
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from statistics import mean
@@ -25,7 +26,6 @@ from .config import option
 from .errors import SeamMovedError
 from .run_context import (
     CardFacts,
-    HeadSettings,
     Policy,
     PolicyState,
     RefillPlan,
@@ -69,6 +69,9 @@ OVERRIDDEN = {
     "_compute_loss": ("self", "model", "inputs"),
     "create_model_card": ("self", "model_name", "dataset_name", "tags"),
 }
+
+# Names of methods between a rollout and its gradient.
+LOSS_METHODS = re.compile(r"loss|training_step|_prepare_input|logps|_mask$|_weights$")
 
 # Functions and methods that are called, with the parameters that they are called with.
 CALLED = {
@@ -166,6 +169,7 @@ def traits_of(trainer: Any) -> RunTraits:
         has_rollout_function=trainer.rollout_func is not None,
         # Below 1 the quantile is taken over all tokens, those of rows without advantage among them.
         entropy_in_loss=trainer._entropy_bonus_enabled or trainer.top_entropy_quantile < 1,
+        has_auxiliary_loss=trainer.aux_loss_enabled,
     )
 
 
@@ -181,9 +185,12 @@ def context_of(trainer: Any) -> RunContext:
     )
 
 
-def head_settings(trainer: Any) -> HeadSettings:
-    """Return what the logits of a trainer's models go through before they are scored."""
-    return HeadSettings(trainer.temperature, trainer._entropy_bonus_enabled)
+def has_other_loss(trainer: Any, ours: type) -> bool:
+    """Return whether a subclass of ours, or a method put on the object, may change the loss."""
+    for name in filter(LOSS_METHODS.search, dir(ours)):
+        if name in vars(trainer) or getattr(type(trainer), name) is not getattr(ours, name):
+            return True
+    return False
 
 
 def refill_plan(trainer: Any) -> RefillPlan:
@@ -501,6 +508,15 @@ def parser_actions(parser: Any) -> list[Any]:
     argparse has no public list of them.
     """
     return parser._actions
+
+
+def hooks_of(model: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Find the hooks around the forwards and backwards of modules, with the modules' names."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    for name, module in model.named_modules():
+        for kind in kinds:
+            for hook in getattr(module, kind).values():
+                yield name, hook
 
 
 def add_forward_hook_once(module: nn.Module, hook: Callable[..., Any]) -> None:

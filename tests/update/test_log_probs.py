@@ -15,7 +15,7 @@ from support.models import ARCHITECTURES, WINDOW, block, decoder, lora, moved
 from transformers import BitsAndBytesConfig
 
 from grpo_hf import GRPOTrainer
-from grpo_hf.update import log_probs
+from grpo_hf.update import packing_check
 
 MakeTrainer = Callable[..., GRPOTrainer]
 BLOCKS = {
@@ -198,15 +198,7 @@ def test_four_bits(module_trainer: MakeTrainer, tmp_path: Any) -> None:
     assert (ours[2] - theirs[2]).norm() < 2**-7 * theirs[2].norm()
 
 
-PHI_MOE = {
-    "num_local_experts": 2,
-    "num_experts_per_tok": 1,
-    "router_aux_loss_coef": 0.0,
-    "router_jitter_noise": 0.0,
-    "input_jitter_noise": 0.0,
-}
 UNABLE = {
-    "by masks of its own": lambda: decoder("Phimoe", **PHI_MOE, sliding_window=8),
     "its attention is 'eager'": lambda: decoder("Gemma2", **WINDOW),
     "auxiliary loss": lambda: decoder(
         "Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
@@ -225,14 +217,16 @@ def test_models_that_cannot_say_why_once_and_take_trls_path(
     settings = {"router_aux_loss_coef": 0.1} if reason == "auxiliary loss" else {}
     trainer = module_trainer(model=UNABLE[reason](), **settings, beta=0.0)
     rows = block(*BLOCKS["two ragged groups"])
-    with caplog.at_level(logging.WARNING, logger=log_probs.__name__), torch.no_grad():
+    with caplog.at_level(logging.WARNING, logger=packing_check.__name__), torch.no_grad():
         ours = [
             trainer._get_per_token_logps_and_entropies(trainer.model, *rows)[0] for _ in range(2)
         ]
         theirs = trl.GRPOTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, *rows)[
             0
         ]
-    said = [record.getMessage() for record in caplog.records if record.name == log_probs.__name__]
+    said = [
+        record.getMessage() for record in caplog.records if record.name == packing_check.__name__
+    ]
     assert len(said) == 1 and reason in said[0], said
     assert torch.equal(ours[0], theirs) and torch.equal(ours[1], theirs)
 

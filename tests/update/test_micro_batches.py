@@ -1,6 +1,7 @@
 """Micro-batches: groups whole, tokens balanced, and the gradient of one large batch."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -162,33 +163,90 @@ def test_groups_larger_than_a_part_are_split_no_more_than_needed(
         assert all(len(prompts[part].unique()) == 1 for part in dealt)
 
 
-def test_a_part_without_a_row_left_is_one_token_without_effect(trainer: GRPOTrainer) -> None:
+@pytest.fixture
+def tokens_forwarded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect how many tokens each packed row has."""
+    seen: list[int] = []
+    pack = PackedGroups.pack
+
+    def watched(*block: Any) -> PackedGroups:
+        packed = pack(*block)
+        seen.append(packed.input_ids.shape[1])
+        return packed
+
+    monkeypatch.setattr(PackedGroups, "pack", watched)
+    return seen
+
+
+def test_a_part_without_a_row_left_is_one_token_without_effect(
+    trainer: GRPOTrainer, tokens_forwarded: list[int]
+) -> None:
     trainer.loss_type = "grpo"
     batch = generation_batch(trainer)
     batch["advantages"] = torch.zeros(GROUPS * SIZE)
     batch["advantages"][0] = 1.0
-    kept = rows_with_signal(batch)
     micro = micro_batches(
-        batch, kept, steps=4, window=4, loss_type="grpo", total=lambda tensor: tensor
+        batch,
+        rows_with_signal(batch),
+        steps=4,
+        window=4,
+        loss_type="grpo",
+        total=lambda tensor: tensor,
     )
-    sizes = []
+    tokens_forwarded.clear()
     for piece in micro:
-        attention_mask = torch.cat([piece["prompt_mask"], piece["completion_mask"]], dim=1)
-        ids = torch.cat([piece["prompt_ids"], piece["completion_ids"]], dim=1)
-        sizes.append(
-            PackedGroups.pack(
-                ids, attention_mask, piece["completion_ids"].shape[1]
-            ).input_ids.shape[1]
-        )
         assert len(piece["advantages"]) == SIZE  # processes gather metrics of as many rows
         got = gradient(trainer, GRPOTrainer._compute_loss, [piece], steps=4)
         assert bool(got.any()) == (piece["advantages"] != 0).any()
-    assert sorted(sizes) == [
-        1,
-        1,
-        1,
-        int(batch["prompt_mask"][0].sum() + batch["completion_mask"][0].sum()) - 1,
-    ]
+    row = int(batch["prompt_mask"][0].sum() + batch["completion_mask"][0].sum()) - 1
+    assert sorted(tokens_forwarded) == [1, 1, 1, row]
+
+
+def metrics_of(trainer: GRPOTrainer, compute_loss: Any, piece: Batch) -> dict[str, float]:
+    trainer._metrics["train"].clear()
+    gradient(trainer, compute_loss, [piece], steps=1)
+    return {name: values[-1] for name, values in trainer._metrics["train"].items()}
+
+
+def test_metrics_without_rows_without_a_signal_are_trls(trainer: GRPOTrainer) -> None:
+    """All but the entropy, which is that of the rows that are computed."""
+    trainer.loss_type = "grpo"
+    trainer.model.train()
+    batch = generation_batch(trainer, silent=True)
+    batch["old_per_token_logps"] = batch["old_per_token_logps"] + 0.5 * torch.randn(
+        batch["old_per_token_logps"].shape
+    )
+    (piece,) = micro_batches(
+        batch,
+        rows_with_signal(batch),
+        steps=1,
+        window=1,
+        loss_type="grpo",
+        total=lambda tensor: tensor,
+    )
+    ours = metrics_of(trainer, GRPOTrainer._compute_loss, piece)
+    theirs = metrics_of(trainer, trl.GRPOTrainer._compute_loss, batch)
+    kept = select(batch, rows_with_signal(batch).nonzero()[:, 0])
+    of_kept = metrics_of(trainer, trl.GRPOTrainer._compute_loss, kept)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        expected = of_kept[name] if name == "entropy" else value
+        assert ours[name] == pytest.approx(expected, abs=1e-5), name
+    assert 0 < ours["clip_ratio/region_mean"] < of_kept["clip_ratio/region_mean"]
+
+
+def test_no_entropy_is_logged_where_no_row_is_computed(trainer: GRPOTrainer) -> None:
+    trainer.loss_type = "grpo"
+    trainer.model.train()
+    batch = generation_batch(trainer)
+    batch["advantages"] = torch.zeros(GROUPS * SIZE)
+    kept = rows_with_signal(batch)
+    (piece,) = micro_batches(
+        batch, kept, steps=1, window=1, loss_type="grpo", total=lambda tensor: tensor
+    )
+    logged = metrics_of(trainer, GRPOTrainer._compute_loss, piece)
+    assert math.isnan(logged["entropy"])
+    assert logged["clip_ratio/region_mean"] == 0
 
 
 @pytest.mark.parametrize(
@@ -215,7 +273,7 @@ def test_no_row_is_left_out_where_more_than_its_advantage_counts(
 
 
 @pytest.mark.parametrize(("needs_all_rows", "share"), [(False, 0.5), (True, 1.0)])
-def test_rows_that_are_left_out_have_no_token(
+def test_rows_that_are_left_out_keep_their_masks(
     trainer: GRPOTrainer, needs_all_rows: bool, share: float
 ) -> None:
     batch = generation_batch(trainer, silent=True)
@@ -226,7 +284,8 @@ def test_rows_that_are_left_out_have_no_token(
     dealt = deal_rollout(batch, args, run, needs_all_rows=needs_all_rows)
     assert dealt.kept_fraction == share
     (piece,) = dealt.micro_batches
-    assert piece["completion_mask"].any(1).float().mean() == share
+    assert torch.equal(piece["completion_mask"], batch["completion_mask"])
+    assert ("kept_rows" in piece) == (not needs_all_rows)
 
 
 def test_token_advantages_keep_a_row_with_any(trainer: GRPOTrainer) -> None:

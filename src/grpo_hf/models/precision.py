@@ -1,7 +1,8 @@
-"""The precision in which a model computes."""
+"""The precision in which a model computes, and the memory that another one would take."""
 
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -18,3 +19,10 @@ def computes_in_half(model: Any, *, autocast: bool) -> bool:
     uses_tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     # Quantized layers may multiply in half precision, whatever the model says its dtype is.
     return uses_tf32 or getattr(model, "is_quantized", False)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free where weights on a device lie."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from ..models.precision import free_memory
 from ..trl_seam import (
     arrange_weight,
     arranged_linear,
@@ -131,11 +131,4 @@ def _can_merge(layers: list[Any]) -> bool:
         if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.is_meta:
             return False
         needed += weight.numel() * weight.element_size()
-    return needed <= MEMORY * _free_memory(_base(layers[0]).weight.device)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Return the bytes that are free where weights on a device lie."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return needed <= MEMORY * free_memory(_base(layers[0]).weight.device)

@@ -12,6 +12,12 @@ nor keeps them. The entropy comes with it, as
     H = -Σ_v p_v log p_v = log Σ_v exp z_v - Σ_v p_v z_v = -log p_y - h · (Σ_v p_v W_v - W_y) /
     temperature.
 
+TRL logs the entropy of every update, and few losses use it. Its gradient,
+
+    ∂H / ∂h = -Σ_v p_v (log p_v + H) W_v / temperature,
+
+is therefore computed in the backward, from logits computed again, and only where a loss asks.
+
 Shapes: S scored tokens, D hidden size, V vocabulary.
 """
 
@@ -19,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 TILE = 128  # tokens whose logits are alive at a time
 
@@ -38,7 +45,7 @@ def selected_log_probs(
         weight (V, D): frozen, float32.
         labels (S,): token ids.
         temperature: what the logits are divided by.
-        entropy: whether to compute it; it has no gradient.
+        entropy: whether to compute it; it has a gradient, as TRL's has.
 
     Returns:
         Log-probabilities and entropies, (S,) each, the second None if not asked for.
@@ -82,12 +89,35 @@ class _SelectedLogProbs(torch.autograd.Function):
         if entropy and downhill is not None:
             entropies = -log_probs - (hidden * downhill).sum(1)
         if gradient and downhill is not None:
-            ctx.save_for_backward(downhill.div_(-temperature))
-        if entropies is not None:
-            ctx.mark_non_differentiable(entropies)
+            ctx.save_for_backward(downhill.div_(-temperature), hidden, weight)
+            ctx.temperature = temperature
+            # A loss without the entropy gives no gradient for it, rather than zeros to work on.
+            ctx.set_materialize_grads(False)
         return log_probs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad_log_probs: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return grad_log_probs[:, None] * gradient, None, None, None, None, None
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_log_probs: Tensor | None, grad_entropies: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        gradient, hidden, weight = ctx.saved_tensors
+        grad = torch.zeros_like(gradient)
+        if grad_log_probs is not None:
+            grad = grad_log_probs[:, None] * gradient
+        if grad_entropies is not None:
+            scale = grad_entropies / ctx.temperature
+            grad.addcmul_(_entropy_gradient(hidden, weight), scale[:, None])
+        return grad, None, None, None, None, None
+
+
+def _entropy_gradient(scaled: Tensor, weight: Tensor) -> Tensor:
+    """Return temperature · ∂H / ∂h, (S, D), for states divided by the temperature, (S, D)."""
+    gradient = torch.empty_like(scaled)
+    for start in range(0, len(scaled), TILE):
+        tile = slice(start, start + TILE)
+        log_p = (scaled[tile] @ weight.T).log_softmax(1)
+        p = log_p.exp()
+        # Of the same numbers, so that the weights below add up to 0.
+        entropies = -(p * log_p).sum(1, keepdim=True)
+        torch.mm(p.mul_(log_p.add_(entropies)).neg_(), weight, out=gradient[tile])
+    return gradient

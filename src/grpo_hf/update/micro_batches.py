@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..run_context import RunContext
 from ..trl_seam import Batch
+from .log_probs import RowsComputed
 from .packing import distinct_prompts
 
 # Losses that TRL divides by the tokens of all processes.
@@ -34,6 +35,20 @@ class MicroBatch(Batch, total=False):
     """Some rows of a generation batch, and what TRL's loss of them has to be multiplied by."""
 
     loss_scale: Tensor  # ()
+    kept_rows: Tensor  # (B,), the rows that are computed
+
+
+def rows_computed(piece: Any, run: RunContext) -> RowsComputed | None:
+    """Return which rows of a micro-batch are computed; `None` if all of them are, everywhere.
+
+    Args:
+        piece: what the loss is given; in an evaluation, or with TRL's batches, no micro-batch.
+        run: this process's view of the run.
+    """
+    if "kept_rows" not in piece:
+        return None
+    old = piece.get("old_per_token_logps")
+    return RowsComputed(piece["kept_rows"], loss_mask(piece), old, run.total)
 
 
 @dataclass(frozen=True)
@@ -54,9 +69,7 @@ def deal_rollout(batch: Batch, args: Any, run: RunContext, *, needs_all_rows: bo
             an entropy bonus, an entropy quantile, or a term that a subclass adds to the loss.
             Elsewhere rows whose advantages are all 0 are not computed.
     """
-    kept = rows_with_signal(batch)
-    if needs_all_rows:
-        kept = torch.ones_like(kept)
+    kept = None if needs_all_rows else rows_with_signal(batch)
     pieces = micro_batches(
         batch,
         kept,
@@ -65,12 +78,14 @@ def deal_rollout(batch: Batch, args: Any, run: RunContext, *, needs_all_rows: bo
         loss_type=args.loss_type,
         total=run.total,
     )
+    if kept is None:
+        return Dealt(pieces, 1.0)
     return Dealt(pieces, run.gather(kept.float()).mean().item())
 
 
 def micro_batches(
     batch: Batch,
-    kept: Tensor,
+    kept: Tensor | None,
     *,
     steps: int,
     window: int,
@@ -81,7 +96,8 @@ def micro_batches(
 
     Args:
         batch: the rollout, B rows.
-        kept (B,): which rows are computed; what is divided by counts the others as well.
+        kept (B,): which rows are computed; what is divided by counts the others as well. `None` if
+            all of them are.
         steps: how many micro-batches; B is a multiple of it.
         window: how many of them make an optimizer step. Where it does not divide `steps`, an
             optimizer step spans rollouts whose tokens are not known yet, and losses over tokens
@@ -90,7 +106,9 @@ def micro_batches(
         total: sums a tensor over processes.
     """
     tokens = loss_mask(batch).sum(1)  # (B,)
-    costs = batch["completion_mask"].sum(1) * kept
+    costs = batch["completion_mask"].sum(1)
+    if kept is not None:
+        costs = costs * kept
     parts = deal(batch["prompt_ids"], batch["prompt_mask"], costs, steps)
     tokens_of_parts = []
     for part in parts:
@@ -104,7 +122,9 @@ def micro_batches(
     everywhere = total(of_step)
     micro = []
     for index, part in enumerate(parts):
-        piece = _without_tokens_of_dropped_rows(select(batch, part), kept[part])
+        piece = select(batch, part)
+        if kept is not None:
+            piece["kept_rows"] = kept[part]
         if steps % window == 0:
             if loss_type == "bnpo":
                 # TRL divides by the tokens of the micro-batch and by `window`; take both back.
@@ -115,23 +135,6 @@ def micro_batches(
                 piece["num_items_in_batch"] = everywhere[index] * steps / window
         micro.append(piece)
     return micro
-
-
-def _without_tokens_of_dropped_rows(piece: MicroBatch, kept: Tensor) -> MicroBatch:
-    """Take the tokens out of rows that are not kept, so that the packed row leaves them out.
-
-    The rows stay, because every process has to gather as many rows' metrics as the others. Every
-    process also has to call backward; so where no row is kept, one token without an advantage
-    stands for all of them.
-    """
-    piece["completion_mask"] = piece["completion_mask"] * kept[:, None]
-    if not kept.any():
-        # One token of the prompt has to be there, for the completion's token to be predicted from.
-        piece["prompt_mask"] = torch.zeros_like(piece["prompt_mask"])
-        piece["prompt_mask"][:, -1] = 1
-        piece["completion_mask"][0, 0] = 1
-        piece["advantages"] = torch.zeros_like(piece["advantages"])
-    return piece
 
 
 def rows_with_signal(batch: Batch) -> Tensor:

@@ -65,6 +65,9 @@ def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
             return prefix_cache.attend(original, module, *states, attention_mask, **options)
         if layout is None:
             return original(module, query, key, value, attention_mask, **options)
+        # The packed row came with a mask of one cell: more is of the model's own making.
+        if attention_mask is not None and attention_mask.numel() > 1:
+            raise NotPackableError("it weighs what tokens see by masks of its own")
         return attend(layout, module, query, key, value, **options), None
 
     attention.reads_layouts = True  # type: ignore[attr-defined]

@@ -1,0 +1,384 @@
+"""Whether a model can be updated on packed rows: measured with a few tokens, before it is trusted.
+
+A few short texts go through a packed row and through TRL's rows. Three things are asked of them:
+
+- Every layer has to read the layout of the row.
+- What a text's neighbours in the row say must not change its own log-probabilities. This needs no
+  tolerance, so it finds a state that leaks at any weights and in any precision.
+- The log-probabilities have to be TRL's. They are compared in float32 where that can be had:
+  half precision would hide at small weights what training lets grow.
+
+Weights that are 0 and will be trained, such as the second matrix of LoRA, are something else
+meanwhile, because a part of a model that is multiplied by 0 shows nothing. What short rows cannot
+show is looked up (packing_limits.py).
+
+Shapes: as in packing.py.
+"""
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from ..config import option
+from ..errors import NotPackableError, SeamMovedError
+from ..models.adapters import causal_model
+from ..models.precision import computes_in_half, free_memory
+from ..models.random_state import own_random_numbers
+from ..run_context import RunTraits
+from ..trl_seam import attention_implementation, check_fused_head
+from .log_probs import forward_packed
+from .packed_attention import read_layouts
+from .packing import PackedGroups
+from .packing_limits import longest_packed_row, refuse_by_looking, refuse_unknown_hooks
+
+logger = get_logger(__name__)
+
+# TRL's way: (model, input_ids, attention_mask, logits_to_keep) -> (log-probabilities, ...).
+Scorer = Callable[..., tuple[Tensor, Tensor | None, Any]]
+
+# Rows as TRL lays them out: ids and mask, (B, P + C), and C.
+Block = tuple[Tensor, Tensor, int]
+
+# What is measured: two prompts with two completions each, small numbers in no order.
+_PROMPTS = ([3, 17, 10, 24, 31, 5], [4, 12, 28, 9])
+_COMPLETIONS = ([8, 21, 30, 13, 6], [15, 7, 26], [11, 29, 18, 4], [22, 3, 14, 27, 19])
+# The same lengths, and the same first text between other neighbours.
+_OTHER_PROMPTS = (_PROMPTS[0], [5, 16, 23, 31])
+_OTHER_COMPLETIONS = (_COMPLETIONS[0], [20, 9, 12], [6, 25, 17, 10], [31, 5, 8, 24, 13])
+_SHORTEST = min(map(len, _PROMPTS)) + min(map(len, _COMPLETIONS))
+
+_LIBRARY = Path(__file__).parents[1]
+
+# How far apart log-probabilities may be, on average: those of one text among other neighbours;
+# those of a packed row and of TRL's; and either where TRL's own numbers move as much, at most.
+# Half precision keeps 8 bits of a logit of about 10.
+_TOLERANCES = {False: (2e-6, 1e-5, 1e-4), True: (0.0, 1e-3, 5e-2)}
+_TIMES_NOISE = 3.0
+
+
+@dataclass
+class Packing:
+    """Which rows a run may update packed.
+
+    Args:
+        longest: how many tokens a row may have, padding included; 0 if none is packed.
+        model: the policy, for hooks that come later.
+    """
+
+    longest: float
+    model: nn.Module
+    _said: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return self.longest > 0
+
+    def takes(self, block: Tensor) -> bool:
+        """Return whether a block of rows, (B, P + C), may be packed; say once why not."""
+        if not self:
+            return False
+        if block.shape[1] > self.longest:
+            self._say(
+                f"Rows of more than {self.longest:.0f} tokens are updated as in TRL: by its "
+                "configuration, the model sees less or counts positions otherwise from there on."
+            )
+            return False
+        try:
+            refuse_unknown_hooks(self.model)
+        except NotPackableError as error:
+            self._say(f"Packed updates are off from here on. About this model: {error}.")
+            return False
+        return True
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            logger.warning(message)
+        self._said.add(message)
+
+
+def decide_packing(
+    models: Sequence[nn.Module],
+    trl_scorer: Scorer,
+    accelerator: Accelerator,
+    traits: RunTraits,
+    args: Any,
+) -> Packing:
+    """Decide which rows a run can update packed; where it is none of them, say why, once.
+
+    Args:
+        models: the policy, and a reference model if there is one, as training will use them.
+        trl_scorer: TRL's way, for the comparison.
+        accelerator: of the run.
+        traits: of the run.
+        args: of the run.
+    """
+    reason = None
+    longest = float("inf")
+    policy = accelerator.unwrap_model(models[0])
+    if not option(args, "packed_update"):
+        return Packing(0.0, policy)
+    try:
+        if traits.reads_images:
+            raise NotPackableError("it reads images as well as text")
+        if traits.has_auxiliary_loss:
+            raise NotPackableError(
+                "its auxiliary loss counts how often each row's tokens chose an expert"
+            )
+        refuse_by_looking(policy, embedding_noise=args.neftune_noise_alpha is not None)
+        # As training will compute.
+        with accelerator.autocast():
+            for model in models:
+                base = causal_model(accelerator.unwrap_model(model))
+                half = computes_in_half(base, autocast=args.bf16 or args.fp16)
+                castable = not traits.sharded_weights
+                limit = check_packing(model, base, trl_scorer, half=half, castable=castable)
+                longest = min(longest, limit)
+        if traits.sharded_weights and longest < float("inf"):
+            # Processes have rows of different lengths, and forward as often as each other.
+            raise NotPackableError(f"rows of more than {longest:.0f} tokens may differ")
+    except NotPackableError as error:
+        reason = f"About this model: {error}"
+    except SeamMovedError as error:
+        reason = f"This is no matter of the model: {error}"
+    unable = torch.tensor([reason is not None], device=accelerator.device)
+    # One process that cannot is enough: all of them have to take the same path.
+    if accelerator.gather(unable).any():
+        reason = reason or "About this model: another process cannot"
+        longest = 0.0
+        logger.warning(
+            f"Packed updates are off, and updates cost what they cost with TRL. {reason}."
+        )
+    return Packing(longest, policy)
+
+
+@torch.no_grad()
+def check_packing(
+    model: nn.Module,
+    base: PreTrainedModel,
+    trl_scorer: Scorer,
+    *,
+    half: bool,
+    castable: bool = True,
+) -> float:
+    """Compare the packed way with TRL's on two prompts of two completions each.
+
+    Args:
+        model: as TRL has it.
+        base: the causal language model inside it.
+        trl_scorer: TRL's way.
+        half: whether the model computes in half precision.
+        castable: whether its weights may be float32 for the comparison.
+
+    Returns:
+        How many tokens a row may have to be packed.
+
+    Raises:
+        NotPackableError: the model cannot take a packed row, or its numbers differ.
+        SeamMovedError: another library has changed a name that the packed way relies on.
+    """
+    config = base.config.get_text_config()
+    read_layouts(attention_implementation(config))
+    check_fused_head(base.forward.without_layouts)
+    blocks = (
+        _block(_PROMPTS, _COMPLETIONS, base),
+        _block(_OTHER_PROMPTS, _OTHER_COMPLETIONS, base),
+    )
+    with _without_dropout(model), _zeros_filled(model), _errors_as_reasons():
+        # As training will compute, which may end in another error than float32 does.
+        layout = PackedGroups.pack(*blocks[0])
+        forward_packed(model, layout)
+        # A layer without attention, or with attention of its own, never asked for the layout.
+        layers = len({module for module, _ in layout.readers})
+        if layers != config.num_hidden_layers:
+            raise NotPackableError(
+                f"{layers} of its {config.num_hidden_layers} layers attend through "
+                "AttentionInterface"
+            )
+        with _in_float32(base, wanted=half, castable=castable) as exact:
+            _refuse_other_numbers(model, blocks, trl_scorer, half=not exact)
+    told = {window for _, window in layout.readers if window}
+    return longest_packed_row(config, told, _SHORTEST)
+
+
+def _block(
+    prompts: Sequence[list[int]], completions: Sequence[list[int]], base: PreTrainedModel
+) -> Block:
+    """Lay texts out as TRL does: ids and mask, (4, P + C), and C."""
+    widest = max(map(len, prompts))
+    longest = max(map(len, completions))
+    rows = []
+    masks = []
+    for row, completion in enumerate(completions):
+        prompt = prompts[row // 2]
+        before = [0] * (widest - len(prompt))
+        after = [0] * (longest - len(completion))
+        rows.append(before + prompt + completion + after)
+        masks.append(before + [1] * len(prompt + completion) + after)
+    ids = torch.tensor(rows, device=base.device) % base.config.get_text_config().vocab_size
+    return ids, torch.tensor(masks, device=base.device), longest
+
+
+def _trl_log_probs(model: nn.Module, block: Block, trl_scorer: Scorer, padding: int = 0) -> Tensor:
+    """Score the rows TRL's way, (4, C), a prompt at a time.
+
+    TRL gives the model no positions. Without padding on the left its numbers are those of a row by
+    itself, for learned positions as well.
+
+    Args:
+        model: as TRL has it.
+        block: of `_block`.
+        trl_scorer: TRL's way.
+        padding: tokens of padding on the left.
+    """
+    ids, mask, longest = block
+    scored = []
+    for prompt, tokens in enumerate(_PROMPTS):
+        rows = slice(2 * prompt, 2 * prompt + 2)
+        # Without the columns in front that hold nothing but padding of a longer prompt.
+        start = ids.shape[1] - longest - len(tokens)
+        own = [pad(part[rows, start:], (padding, 0)) for part in (ids, mask)]
+        scored.append(trl_scorer(model, *own, longest)[0])
+    return torch.cat(scored) * mask[:, -longest:]
+
+
+def _refuse_other_numbers(
+    model: nn.Module, blocks: tuple[Block, Block], trl_scorer: Scorer, *, half: bool
+) -> None:
+    """Refuse a model whose numbers in a packed row depend on the row, or are not TRL's.
+
+    Args:
+        model: as TRL has it.
+        blocks: two that have the first text in common.
+        trl_scorer: TRL's way.
+        half: whether the numbers are those of half precision.
+    """
+    packed, elsewhere = (forward_packed(model, PackedGroups.pack(*block))[0] for block in blocks)
+    expected = _trl_log_probs(model, blocks[0], trl_scorer)
+    leak = _apart(elsewhere[0], packed[0])
+    difference = _apart(packed, expected)
+    exactly, closely, at_most = _TOLERANCES[half]
+    # Written so that NaN is refused as well.
+    if leak <= exactly and difference <= closely:
+        return
+    # Rounding moves TRL's own numbers as well when the same texts are laid out in another way.
+    # Experts that get other numbers of tokens do so, and half precision does.
+    padded = _trl_log_probs(model, blocks[0], trl_scorer, padding=1)
+    noise = min(at_most, _TIMES_NOISE * _apart(padded, expected))
+    if not leak <= max(exactly, noise):
+        raise NotPackableError(
+            f"a text in a packed row changes with its neighbours, by {leak:.1e} per token"
+        )
+    if not difference <= max(closely, noise):
+        raise NotPackableError(
+            f"its log-probabilities in a packed row are {difference:.1e} from those in separate "
+            "rows"
+        )
+
+
+def _apart(values: Tensor, others: Tensor) -> float:
+    return (values - others).abs().mean().item()
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluate for a block; afterwards each module is in the mode that it was in."""
+    # By module: a frozen part may be in evaluation mode while the rest trains.
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _zeros_filled(model: nn.Module) -> Iterator[None]:
+    """Let weights that train, and are 0 so far, be small numbers for a block."""
+    zeros = []
+    for weight in model.parameters():
+        # Parts of sharded weights are of a class of their own.
+        if weight.requires_grad and type(weight.data) is Tensor and not weight.any():
+            zeros.append((weight, weight.clone()))
+    try:
+        # The run's own random numbers stay what they would be without a check.
+        with own_random_numbers(0):
+            for weight, _ in zeros:
+                weight.normal_(std=0.05)
+        yield
+    finally:
+        for weight, before in zeros:
+            weight.copy_(before)
+
+
+@contextmanager
+def _in_float32(base: PreTrainedModel, *, wanted: bool, castable: bool) -> Iterator[bool]:
+    """Compute in float32 for a block, without autocast, where weights and memory allow it.
+
+    Args:
+        base: the causal language model.
+        wanted: whether it computes in less than that.
+        castable: whether its weights are whole.
+
+    Yields:
+        Whether the model computes in float32.
+    """
+    half = [
+        weight
+        for weight in (*base.parameters(), *base.buffers())
+        if weight.dtype in (torch.float16, torch.bfloat16)
+    ]
+    needed = 4 * sum(weight.numel() for weight in half)
+    quantized = getattr(base, "is_quantized", False)
+    if not wanted or not castable or quantized or needed > free_memory(base.device) / 2:
+        yield not wanted
+        return
+    forward = base.forward
+    kept = [(weight, weight.data) for weight in half]
+
+    def without_autocast(*positional: Any, **named: Any) -> Any:
+        with torch.autocast(base.device.type, enabled=False):
+            return forward(*positional, **named)
+
+    # On the model itself, because accelerate and TRL turn autocast on outside of it.
+    base.forward = without_autocast
+    try:
+        for weight, data in kept:
+            weight.data = data.float()
+        yield True
+    finally:
+        for weight, data in kept:
+            weight.data = data
+        base.forward = forward
+
+
+@contextmanager
+def _errors_as_reasons() -> Iterator[None]:
+    """Turn what layers raise, on a row that they were not written for, into a reason.
+
+    Raises:
+        NotPackableError: a layer of the model raised.
+        SeamMovedError: this library did, or met a name that has moved.
+    """
+    try:
+        yield
+    except (NotPackableError, SeamMovedError):
+        # These say already what is wrong.
+        raise
+    except (TypeError, AttributeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        what = f"({type(error).__name__}: {error})"
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        # Values and shapes that do not fit are the model's; a wrong name or call is ours.
+        if isinstance(error, TypeError | AttributeError) and raised_in.is_relative_to(_LIBRARY):
+            moved = f"an error in {raised_in.name} {what}; please report it"
+            raise SeamMovedError(moved) from error
+        raise NotPackableError(f"it does not take a packed row {what}") from error

@@ -1,0 +1,161 @@
+"""What a few short rows cannot show about packing is looked up here, and refused or given a limit.
+
+`packing_check.py` measures whether a model takes packed rows. A measurement sees what happens in
+its rows. It sees neither noise that is drawn in training only, nor what begins with longer rows: a
+window, chunks, the best k of all keys, positions that are stretched beyond a length.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import NotPackableError
+from ..trl_seam import hooks_of
+
+# PEFT 0.21: adapters that work token by token; tests hold each of them against TRL's rows.
+TOKENWISE_ADAPTERS = {
+    "ADALORA",
+    "BOFT",
+    "C3A",
+    "DELORA",
+    "FOURIERFT",
+    "HRA",
+    "IA3",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "LORA",
+    "MISS",
+    "OFT",
+    "ROAD",
+    "SHIRA",
+    "TRAINABLE_TOKENS",
+    "VBLORA",
+    "VERA",
+    "WAVEFT",
+}
+
+# Options of LoRA under which it looks at a batch, or draws random numbers, in training.
+ROWWISE_OPTIONS = {
+    "alora_invocation_tokens": "its adapter looks for invocation tokens once per row (aLoRA)",
+    "monteclora_config": "its adapter draws weights at each forward (MonteCLoRA)",
+    "velora_config": "its adapter keeps an average of the first batch (VeLoRA)",
+    "arrow_config": "its adapter routes between others (Arrow)",
+}
+
+# Libraries whose hooks leave the values of a forward as they are, or are measured.
+_KNOWN_HOOKS = (
+    "accelerate",
+    "bitsandbytes",
+    "deepspeed",
+    "grpo_hf",
+    "peft",
+    "torch",
+    "transformers",
+    "trl",
+)
+
+# Names of numbers that may say how far a token sees, or from which length on positions change.
+_LENGTH = re.compile(
+    r"window|chunk|block|top_?k|keep|local|segment|stride|span|context|max_distance|mem_len"
+    r"|floor_scale"
+)
+# Numbers of layers, experts, images and answers have such names, too.
+_NO_LENGTH = re.compile(r"^n_|^num_|layer|expert|moe|group|pattern|type|image|multiple|method")
+
+
+def refuse_by_looking(model: nn.Module, *, embedding_noise: bool) -> None:
+    """Refuse what reads rows or draws noise in training, where no measurement sees it.
+
+    Args:
+        model: as training will use it, unwrapped.
+        embedding_noise: whether the run adds noise to embeddings (NEFTune).
+
+    Raises:
+        NotPackableError: says what was found.
+    """
+    if embedding_noise:
+        raise NotPackableError("NEFTune scales the noise of embeddings by the length of a row")
+    for adapter in getattr(model, "peft_config", {}).values():
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        if kind not in TOKENWISE_ADAPTERS:
+            raise NotPackableError(f"adapters of type {kind} are not known to work token by token")
+        for option, reason in ROWWISE_OPTIONS.items():
+            if getattr(adapter, option, None):
+                raise NotPackableError(reason)
+    refuse_unknown_hooks(model)
+
+
+def refuse_unknown_hooks(model: nn.Module) -> None:
+    """Refuse hooks of the user's: they may read rows, and what they see would be another shape.
+
+    Raises:
+        NotPackableError: names the module that has such a hook.
+    """
+    for name, hook in hooks_of(model):
+        # functools.partial has no module of its own.
+        home = getattr(getattr(hook, "func", hook), "__module__", None) or ""
+        noise = home.startswith("transformers.integrations.neftune")
+        if noise or home.split(".")[0] not in _KNOWN_HOOKS:
+            raise NotPackableError(f"a hook on {name or 'the model'} may read rows ({home})")
+
+
+def longest_packed_row(config: Any, told: set[int], measured: int) -> float:
+    """Return up to which length rows may be packed, by the numbers of a configuration.
+
+    Args:
+        config: of the text model.
+        told: the windows that the model gives its attention, which packed attention keeps.
+        measured: tokens of the shortest row that was measured.
+
+    Returns:
+        One less than the smallest length at which a token may see less, or positions may change;
+        infinity where there is none.
+    """
+    longest = math.inf
+    for number in _lengths(config):
+        # Models count a window with or without the token itself, or to both sides of it.
+        known = {number - 1, number, number + 1, number // 2, number // 2 + 1}
+        if not told & known and number >= measured:
+            longest = min(longest, number - 1)
+    return longest
+
+
+def _lengths(config: Any) -> Iterator[int]:
+    """Find the numbers of a configuration that may be such a length."""
+    kinds = getattr(config, "layer_types", None)
+    windowed = getattr(config, "use_sliding_window", True)
+    # transformers 5.23: without `layer_types` all layers are alike.
+    if kinds and not any("sliding" in kind for kind in kinds):
+        windowed = False
+    for name, value in config.to_dict().items():
+        if name == "sliding_window" and not windowed:
+            continue
+        if _LENGTH.search(name) and not _NO_LENGTH.search(name):
+            yield from _numbers(value)
+    yield from _stretching_lengths(config)
+
+
+def _stretching_lengths(config: Any) -> Iterator[int]:
+    """Find the lengths from which on rotary positions are stretched for a whole batch."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    # One set for all layers, or one for each kind of layer.
+    sets = [each for each in parameters.values() if isinstance(each, Mapping)] or [parameters]
+    for each in sets:
+        if each.get("rope_type") not in ("dynamic", "longrope"):
+            continue
+        for holder in (each, config.to_dict()):
+            for name in ("original_max_position_embeddings", "max_position_embeddings"):
+                yield from _numbers(holder.get(name))
+
+
+def _numbers(value: Any) -> list[int]:
+    """Return the positive integers in a value or a list of values."""
+    numbers = []
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, int) and not isinstance(each, bool) and each > 0:
+            numbers.append(each)
+    return numbers
