@@ -21,6 +21,7 @@ ORDER = [
     "run_context",
     "trl_seam",
     "demo",
+    "tiny_model",  # an old import path
     "data",
     "models",
     "algorithm",

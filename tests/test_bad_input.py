@@ -207,6 +207,25 @@ class TestData:
         assert "has no split 'test' and 8 rows, too few to hold out 8 of them" in text
         assert "--eval_rows" in text
 
+    @pytest.mark.parametrize("embedded", [False, True])
+    def test_too_few_rows_for_a_step(self, run, tmp_path, embedded):
+        (tmp_path / "one.jsonl").write_text('{"question": "1?", "answer": "#### 1"}\n\n{}\n')
+        model = {"model_name_or_path": "embedded:tiny", "cold_start_steps": 1} if embedded else {}
+        said = run(
+            dataset_path=str(tmp_path / "one.jsonl"),
+            eval_rows=0,
+            num_generations=4,
+            max_steps=-1,
+            num_train_epochs=3,
+            **model,
+        )
+        assert "one.jsonl has 1 prompt, and a generation batch needs 2 different ones" in said
+        assert "Give at least 2 rows, or lower per_device_train_batch_size" in said
+
+    def test_nothing_to_evaluate_on(self, run):
+        said = run(eval_rows=0, eval_strategy="steps", eval_steps=1)
+        assert "eval_strategy is 'steps' and eval_rows 0" in said
+
     def test_prompt_longer_than_the_context(self, run, tmp_path):
         rows = [*ROWS, {"question": "1" * 300, "answer": "#### 1"}]
         (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -376,6 +376,25 @@ def test_what_a_trainer_is(trainer: trl.GRPOTrainer):
     assert trl_seam.KLTerm(trainer).beta == trainer.args.beta == 0.04
 
 
+def test_whose_sampler_draws_the_training_rows():
+    class Own(grpo_hf.GRPOTrainer):
+        def _get_train_sampler(self, dataset=None):
+            return super()._get_train_sampler(dataset)
+
+    class OwnLoader(grpo_hf.GRPOTrainer):
+        def get_train_dataloader(self):
+            return super().get_train_dataloader()
+
+    rows = Dataset.from_dict({"prompt": ["a"]})
+    stream = rows.to_iterable_dataset()
+    for data in (rows, stream, None):
+        call = {"train_dataset": data}
+        assert trl_seam.data_drawn_by_trl(call, grpo_hf.GRPOTrainer) is data
+        for own in (Own, OwnLoader):
+            drawn = trl_seam.data_drawn_by_trl(call, own)
+            assert drawn is (None if data is rows else data)
+
+
 @pytest.mark.parametrize(
     ("attribute", "value", "trait"),
     [

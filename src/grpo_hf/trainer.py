@@ -19,7 +19,7 @@ from trl import GRPOTrainer as TRLGRPOTrainer
 from . import trl_seam
 from .algorithm import critic, kl_control, token_advantages
 from .config import GRPOConfig, option
-from .data import prompts
+from .data import prompts, training_data
 from .data.completions import columns_of
 from .errors import RewardFailuresError
 from .models import adapters, loading, reference_guards
@@ -34,9 +34,8 @@ from .update import log_probs, micro_batches, packing_check
 class GRPOTrainer(TRLGRPOTrainer):
     """TRL's trainer, and exactly its constructor, plus reward names.
 
-    An entry of `reward_funcs` may also be anything that `load_reward` takes, as `"gsm8k"`,
-    `"./mine.py:concise"` or `"overlong(cache=64)"`. A string of the form `org/name`, or a model
-    folder, stays what it is in TRL: a reward model.
+    An entry of `reward_funcs` may also be what `load_reward` takes, as `"gsm8k"`, `"./mine.py:f"`
+    or `"overlong(cache=64)"`; `org/name` and model folders stay TRL's reward models.
 
     With an adapter, the frozen base is the reference: no second model is loaded, the KL at step 0
     is checked to be 0, and the base is checked to be unchanged after training.
@@ -47,7 +46,6 @@ class GRPOTrainer(TRLGRPOTrainer):
     """
 
     __signature__ = signature(TRLGRPOTrainer)
-
     # For the model card; a run from a recipe sets the name of its data.
     dataset_source = "unnamed data"
     # A second `train()` may go on in the folder that the first one claimed.
@@ -60,6 +58,8 @@ class GRPOTrainer(TRLGRPOTrainer):
         if call.get("args") is None:
             call["args"] = GRPOConfig(output_dir=f"{loading.model_name(call['model'])}-GRPO")
         # Before TRL loads the model, which takes longer than to try a reward.
+        data = trl_seam.data_drawn_by_trl(call, type(self))
+        training_data.check_training_data(data, call["args"])
         call["reward_funcs"], self._reward_process = trial.prepare_rewards(call)
         super().__init__(**call)
         self.continues_adapter = isinstance(call["model"], PeftModel)
@@ -72,7 +72,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         """Give the models their roles, and the run what its settings ask for, or refuse that."""
         args, model, traits = self.args, self.model, self.traits
         adapters.prepare_policy(model, option(args, "reference"))
-        dynamic_sampling.check_dynamic_sampling(args, self.train_dataset, traits)
+        dynamic_sampling.check_dynamic_sampling(args, traits)
         kl_callbacks = kl_control.kl_callbacks(args, trl_seam.KLTerm(self), model, traits)
         self.critic = critic.build_critic(args, model, self.accelerator, traits)
         self.grouped = generate.GroupedSampling(trl_seam.tokenizer_of(self), self.accelerator)

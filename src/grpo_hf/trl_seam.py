@@ -76,6 +76,8 @@ LOSS_METHODS = re.compile(r"loss|training_step|_prepare_input|logps|_mask$|_weig
 # Functions and methods that are called, with the parameters that they are called with.
 CALLED = {
     "trl.trainer.grpo_trainer:GRPOTrainer._save_checkpoint": ("self", "model", "trial"),
+    "trl.trainer.grpo_trainer:GRPOTrainer._get_train_sampler": ("self",),
+    "trl.trainer.grpo_trainer:GRPOTrainer.get_train_dataloader": ("self",),
     "trl.trainer.utils:use_adapter": ("model", "adapter_name"),
     "trl.trainer.utils:get_callable_name": ("func",),
     "trl.trainer.utils:is_async_callable": ("func",),
@@ -191,6 +193,19 @@ def has_other_loss(trainer: Any, ours: type) -> bool:
         if name in vars(trainer) or getattr(type(trainer), name) is not getattr(ours, name):
             return True
     return False
+
+
+def data_drawn_by_trl(call: Mapping[str, Any], trainer_class: type) -> Any:
+    """Return the training data of a constructor's call; None where a subclass draws rows of it."""
+    # Not at the top: TRL takes seconds to import, and most of this file does without.
+    from trl import GRPOTrainer
+
+    data = call.get("train_dataset")
+    for method in ("_get_train_sampler", "get_train_dataloader"):
+        # A stream has no length, and rows can only be drawn from it in order.
+        if getattr(trainer_class, method) is not getattr(GRPOTrainer, method):
+            return None if hasattr(data, "__len__") else data
+    return data
 
 
 def refill_plan(trainer: Any) -> RefillPlan:

@@ -21,6 +21,13 @@ def strict_json(line: str) -> Any:
     return json.loads(line, parse_constant=refuse)
 
 
+def begun(folder: Path) -> MetricsFile:
+    """The callback of a run that has begun to train."""
+    file = MetricsFile()
+    file.on_train_begin(arguments(folder), state(0), None)
+    return file
+
+
 def test_metrics_are_strict_json_whatever_is_logged(tmp_path: Path):
     logs = {
         "reward": 0.5,
@@ -34,7 +41,7 @@ def test_metrics_are_strict_json_whatever_is_logged(tmp_path: Path):
         "text": "µ",
         "count": 7,
     }
-    MetricsFile().on_log(arguments(tmp_path), state(3), None, logs=logs)
+    begun(tmp_path).on_log(arguments(tmp_path), state(3), None, logs=logs)
     (line,) = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     finite = {"reward": 0.5, "numpy": 0.25, "tensor": 3, "text": "µ", "count": 7}
     nothing = dict.fromkeys(["nan", "inf", "-inf", "numpy nan", "tensor inf"])
@@ -42,7 +49,7 @@ def test_metrics_are_strict_json_whatever_is_logged(tmp_path: Path):
 
 
 def test_a_repeated_step_counts_as_logged_last(tmp_path: Path):
-    args, file = arguments(tmp_path), MetricsFile()
+    args, file = arguments(tmp_path), begun(tmp_path)
     for step, reward in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.8), (3, 0.9), (10, 1.0)]:
         file.on_log(args, state(step), None, logs={"reward": reward})
     file.on_log(args, state(10), None, logs={"train_runtime": 12.0})
@@ -53,3 +60,15 @@ def test_a_repeated_step_counts_as_logged_last(tmp_path: Path):
         (3, 0.9),
         (10, 1.0),
     ]
+
+
+def test_an_evaluation_before_the_training_waits_for_it(tmp_path: Path):
+    """Before, the folder may be another run's; what was measured is not lost."""
+    args, file = arguments(tmp_path), MetricsFile()
+    file.on_log(args, state(0), None, logs={"eval_reward": 0.25})
+    assert not list(tmp_path.iterdir())
+    file.on_train_begin(args, state(0), None)
+    file.on_log(args, state(1), None, logs={"reward": 0.5})
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = [{"step": 0, "eval_reward": 0.25}, {"step": 1, "reward": 0.5}]
+    assert [json.loads(line) for line in lines] == expected

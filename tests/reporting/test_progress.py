@@ -55,6 +55,7 @@ def test_rates_and_time_left_are_of_this_run_alone(monkeypatch, capsys):
 def test_only_the_main_process_speaks_and_only_of_training_steps(tmp_path: Path, capsys):
     line, file, args = ProgressLine([]), MetricsFile(), arguments(tmp_path)
     for callback in (line, file):
+        callback.on_train_begin(args, state(0), None)
         callback.on_log(args, state(1, main=False), None, logs=LOGS)
         callback.on_log(args, state(1), None, logs=None)
     line.on_log(args, state(1), None, logs={"train_runtime": 3.0})

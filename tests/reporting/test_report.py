@@ -41,6 +41,7 @@ def test_the_report_shows_the_comparison_and_where_everything_lies():
 def test_rewards_are_drawn(tmp_path: Path):
     pytest.importorskip("matplotlib")
     args, file = arguments(tmp_path), MetricsFile()
+    file.on_train_begin(args, state(0), None)
     for step in (1, 2):
         file.on_log(args, state(step), None, logs=LOGS | {"kl": 0.01 * step})
     plot_rewards(tmp_path, tmp_path / "rewards.svg")

@@ -196,7 +196,7 @@ def test_a_stream_is_refused(make_trainer: MakeTrainer) -> None:
     stream = IterableDataset.from_generator(lambda: iter([{"prompt": "1: ", "easy": True}]))
     with pytest.raises(
         ConfigError,
-        match=r"--dynamic_sampling draws fresh prompts, and IterableDataset .* in order",
+        match=r"--dynamic_sampling draws fresh prompts, and a stream .* can only be read in order",
     ):
         make_trainer(train_dataset=stream, dynamic_sampling=True, peft_config=LORA)
 

@@ -13,8 +13,18 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsFile(TrainerCallback):
     """A callback that appends what is logged to `metrics.jsonl` in the output folder.
 
-    The file has one JSON object per call of the logger.
+    The file has one JSON object per call of the logger. An evaluation before the training waits for
+    it: only then the folder is known to belong to this run.
     """
+
+    def __init__(self) -> None:
+        self._waiting: list[str] = []
+        self._has_begun = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._has_begun = True
+        if state.is_world_process_zero:
+            self._write(args)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -24,9 +34,17 @@ class MetricsFile(TrainerCallback):
         row = {"step": state.global_step}
         for name, value in logs.items():
             row[name] = finite(value)
+        self._waiting.append(json.dumps(row) + "\n")
+        if self._has_begun:
+            self._write(args)
+
+    def _write(self, args: Any) -> None:
+        if not self._waiting:
+            return
         # Appending and closing each time leaves a complete file when the run is killed.
         with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.writelines(self._waiting)
+        self._waiting.clear()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -37,9 +37,10 @@ def exchange_callbacks(handler: CallbackHandler, own: Sequence[TrainerCallback])
 
 
 class ProgressLine(TrainerCallback):
-    """Print a line per logging step.
+    """Print a line per logging step, and one per evaluation.
 
-    It shows rewards, KL, the length of completions, tokens per second and the time that is left.
+    A line shows rewards, KL and the length of completions; that of a step also shows tokens per
+    second and the time that is left.
     """
 
     def __init__(self, reward_names: list[str]) -> None:
@@ -59,8 +60,12 @@ class ProgressLine(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        # Other events are evaluations, and the summary at the end of training.
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_reward" in logs:
+            print(evaluation_line(state.global_step, logs, self.reward_names), flush=True)
+        # The summary at the end of training has no loss either.
+        if "loss" not in logs:
             return
         now = time.monotonic()
         # Absent where no rollout was made since the last line.
@@ -93,17 +98,10 @@ def progress_line(
     'step  20/100  reward 0.500  gsm8k 0.250  kl 0.0012  length 42  1,234 tokens/s  1:15 left'
     """
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
-    if "reward" in logs:
-        parts.append(f"reward {_shown(logs['reward'])}")
-        for name in reward_names:
-            parts.append(_reward_part(name, logs))
-    else:
+    if "reward" not in logs:
         # With several updates per rollout, only the first of them logs rewards.
         parts.append("on the same rollout")
-    if "kl" in logs:
-        parts.append(f"kl {logs['kl']:.4f}")
-    if "completions/mean_length" in logs:
-        parts.append(f"length {logs['completions/mean_length']:.0f}")
+    parts += _rollout_parts(logs, reward_names)
     if tokens_per_second:
         parts.append(f"{tokens_per_second:,.0f} tokens/s")
     minutes, seconds = divmod(int(seconds_left), 60)
@@ -113,6 +111,31 @@ def progress_line(
     else:
         parts.append(f"{minutes}:{seconds:02} left")
     return "  ".join(parts)
+
+
+def evaluation_line(step: int, logs: dict[str, Any], reward_names: list[str]) -> str:
+    """Return the line of an evaluation.
+
+    >>> logs = {"eval_reward": 0.5, "eval_rewards/gsm8k/mean": 0.25, "eval_kl": 0.0012}
+    >>> evaluation_line(20, logs, ["gsm8k"])
+    'evaluation at step 20  reward 0.500  gsm8k 0.250  kl 0.0012'
+    """
+    of_rollouts = {name.removeprefix("eval_"): value for name, value in logs.items()}
+    return "  ".join([f"evaluation at step {step}", *_rollout_parts(of_rollouts, reward_names)])
+
+
+def _rollout_parts(logs: dict[str, Any], reward_names: list[str]) -> list[str]:
+    """Return what a line says of rollouts: rewards, KL and lengths, where they are logged."""
+    parts = []
+    if "reward" in logs:
+        parts.append(f"reward {_shown(logs['reward'])}")
+        for name in reward_names:
+            parts.append(_reward_part(name, logs))
+    if "kl" in logs:
+        parts.append(f"kl {logs['kl']:.4f}")
+    if "completions/mean_length" in logs:
+        parts.append(f"length {logs['completions/mean_length']:.0f}")
+    return parts
 
 
 def _reward_part(name: str, logs: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import IterableDataset
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -44,16 +43,15 @@ class Replaced:
     metrics: dict[str, float]
 
 
-def check_dynamic_sampling(args: Any, dataset: Any, traits: RunTraits) -> None:
+def check_dynamic_sampling(args: Any, traits: RunTraits) -> None:
     """Refuse settings with which dynamic sampling, where it is on, cannot work.
 
     Args:
         args: of the run.
-        dataset: its training data.
 
     Raises:
-        ConfigError: the training data is a stream, from which no prompt can be drawn; the model
-            reads images; or advantages are scaled over the whole batch, which fresh groups change.
+        ConfigError: the model reads images, or advantages are scaled over the whole batch, which
+            fresh groups change.
     """
     if not option(args, "dynamic_sampling"):
         return
@@ -69,11 +67,6 @@ def check_dynamic_sampling(args: Any, dataset: Any, traits: RunTraits) -> None:
             "--dynamic_sampling puts fresh groups beside the planned ones, so advantages have to "
             "be those of their own group. Use --scale_rewards group or none, and "
             "--multi_objective_aggregation sum_then_normalize."
-        )
-    if isinstance(dataset, IterableDataset):
-        raise ConfigError(
-            f"--dynamic_sampling draws fresh prompts, and {type(dataset).__name__} can only be "
-            "read in order. Load the data without streaming, or leave dynamic_sampling off."
         )
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import GRPOConfig
 from ..data import prompts, rows
 from ..data.readers import Split
+from ..data.training_data import check_training_data
 from ..errors import ConfigError, did_you_mean
 from ..models import adapters, loading
 from ..scoring.process_reward import process_reward
@@ -72,6 +73,7 @@ def check_task(recipe: Recipe) -> Task:
     """
     # The cheapest checks come first: the data may have to be downloaded.
     _check_cold_start(recipe)
+    _check_evaluations(recipe)
     rewards, eval_reward = _rewards(recipe)
     data = read_data(recipe, rewards)
     resume = checkpoint_to_resume(recipe)
@@ -117,7 +119,8 @@ def check_rows(recipe: Recipe, task: Task) -> None:
         GrpoError: the first thing that is wrong; see errors.py.
     """
     form, _ = form_of_prompts(recipe, task.train, tokenizer_at_hand(recipe))
-    dataset, _ = dataset_of(recipe, task.rewards, task.train, form)
+    dataset, checked = dataset_of(recipe, task.rewards, task.train, form)
+    check_training_data(dataset, recipe.training, source=checked.source)
     _try_rewards(recipe, task.rewards, dataset)
 
 
@@ -148,6 +151,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         return dataset
 
     train = prompts_of(task.train)
+    check_training_data(train, recipe.training, source=task.train.source)
     # Trying the rewards may start processes, so cheaper checks of the data come first.
     _try_rewards(recipe, task.rewards, train)
     held_out = prompts_of(task.held_out) if task.held_out else None
@@ -162,6 +166,16 @@ def _check_cold_start(recipe: Recipe) -> None:
             f"model_name_or_path is {recipe.model.model_name_or_path!r} and cold_start_steps "
             f"{recipe.task.cold_start_steps}: the cold start is for {EMBEDDED_MODEL!r}, which "
             "needs one. Set --cold_start_steps 0 for another model."
+        )
+
+
+def _check_evaluations(recipe: Recipe) -> None:
+    """Check that evaluations during the training have prompts."""
+    strategy = recipe.training.eval_strategy
+    if strategy != "no" and recipe.task.eval_rows == 0:
+        raise ConfigError(
+            f"eval_strategy is {getattr(strategy, 'value', strategy)!r} and eval_rows 0: there is "
+            "nothing to evaluate on. Give --eval_rows 200, or leave eval_strategy out."
         )
 
 

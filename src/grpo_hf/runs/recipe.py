@@ -51,7 +51,7 @@ class TaskArguments:
         gguf_file (`str`, *optional*): a GGUF file in the model's folder or repository, which holds
             the base weights.
         eval_rows (`int`): the number of held-out prompts on which base and adapter are compared at
-            the end; 0 turns the comparison off.
+            the end, and evaluations during the training are made (`eval_strategy`); 0 for none.
         eval_reward (`str`, *optional*): the reward whose full mark counts as a right answer; by
             default the first.
         cold_start_steps (`int`): supervised steps that teach the embedded model the format before
@@ -87,7 +87,7 @@ class TaskArguments:
         default=None, metadata={"help": "GGUF file to take the base from."}
     )
     eval_rows: int = field(
-        default=200, metadata={"help": "Held-out prompts to evaluate on at the end; 0: none."}
+        default=200, metadata={"help": "Held-out prompts to evaluate on; 0: none."}
     )
     eval_reward: str | None = field(
         default=None, metadata={"help": "Reward whose full mark is a right answer."}

@@ -81,6 +81,8 @@ def _trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts) -
         task.rewards,
         recipe.training,
         train_dataset=prompts.train,
+        # As in TRL's script.
+        eval_dataset=prompts.held_out if recipe.training.eval_strategy != "no" else None,
         processing_class=prompts.tokenizer,
         peft_config=lora,
     )
