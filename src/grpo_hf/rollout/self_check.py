@@ -78,8 +78,11 @@ class Reference:
         self._leader = _Steering(self._width, self._ends)
         self._tokens = self._generate(self._leader)
         self._tolerance = _TOLERANCE
-        if half:
-            self._tolerance = max(_TOLERANCE_HALF, _TIMES_NOISE * self._noise())
+        noise = self._noise() if half else None
+        # The autocast of a run does not reach `generate` below an adapter: what moves, but by no
+        # more than in float32, is not rounded to half.
+        if noise is not None and not 0 < noise < _TOLERANCE:
+            self._tolerance = max(_TOLERANCE_HALF, _TIMES_NOISE * noise)
 
     def why_not(self, sample: Callable[..., Tensor]) -> str | None:
         """Return why a decoding loop does not do what `generate` does, or None if it does.

@@ -3,6 +3,7 @@
 Shapes: as in packing.py.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -58,7 +59,7 @@ def take_layouts(model: PreTrainedModel, temperature: float) -> None:
         temperature: what the logits are divided by.
     """
     # A second trainer on one model starts anew.
-    trl_forward = getattr(model.forward, "without_layouts", model.forward)
+    trl_forward = forward_without_layouts(model)
 
     # `generate` reads the signature of the model's own forward.
     @wraps(type(model).forward)
@@ -80,6 +81,13 @@ def take_layouts(model: PreTrainedModel, temperature: float) -> None:
     forward.without_layouts = trl_forward  # type: ignore[attr-defined]
     model.forward = MethodType(forward, model)
     add_forward_hook_once(model.base_model, _suffixes_only)
+
+
+def forward_without_layouts(model: PreTrainedModel) -> Any:
+    """Return the forward that a model had before `take_layouts`, or has if that was not called."""
+    # Where a run computes in half precision, accelerate wraps what is there.
+    taken = inspect.unwrap(model.forward, stop=lambda each: hasattr(each, "without_layouts"))
+    return getattr(taken, "without_layouts", model.forward)
 
 
 def _scored(

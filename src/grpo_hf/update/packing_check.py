@@ -36,7 +36,7 @@ from ..models.precision import computes_in_half, free_memory
 from ..models.random_state import own_random_numbers
 from ..run_context import RunTraits
 from ..trl_seam import attention_implementation, check_fused_head
-from .log_probs import forward_packed
+from .log_probs import forward_packed, forward_without_layouts
 from .packed_attention import read_layouts
 from .packing import PackedGroups
 from .packing_limits import longest_packed_row, refuse_by_looking, refuse_unknown_hooks
@@ -187,7 +187,7 @@ def check_packing(
     """
     config = base.config.get_text_config()
     read_layouts(attention_implementation(config))
-    check_fused_head(base.forward.without_layouts)
+    check_fused_head(forward_without_layouts(base))
     blocks = (
         _block(_PROMPTS, _COMPLETIONS, base),
         _block(_OTHER_PROMPTS, _OTHER_COMPLETIONS, base),
