@@ -45,6 +45,7 @@ TAKEN = {
     ("judge", "max_tokens"): {"none", "huge"},
     ("judge", "extra_body"): {"none", "dictionary"},
     ("judge", "timeout"): {"fraction"},
+    ("judge", "request_timeout"): {"fraction"},
     ("judge", "retries"): {"zero", "huge"},
     ("judge", "cache"): {"none", "text", "number as text"},
     ("judge", "price_in"): {"zero", "fraction"},

@@ -4,10 +4,13 @@ Where prompts are texts, completions are texts; where prompts are lists of messa
 lists of messages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Completion = str | list[dict[str, Any]]
+
+# As chat templates call a part that is text, and as OpenAI's interface of responses does.
+_TEXT_TYPES = ("text", "input_text", "output_text")
 
 
 def completion_text(completion: Completion) -> str:
@@ -31,19 +34,33 @@ def message_texts(completion: Completion) -> list[str]:
     texts = []
     for message in completion:
         if message.get("role") == "assistant":
-            texts.append(_content_text(message))
+            texts.append(message_text(message))
     return texts
 
 
-def _content_text(message: dict[str, Any]) -> str:
-    # The content is None where the message is the call of a tool.
-    content = message.get("content") or ""
+def message_text(message: Mapping[str, Any]) -> str:
+    """Return the text of one message, whoever wrote it.
+
+    The content is a text, or a list of parts of which those of text count, joined without a space.
+    A message that calls a tool has no content (None, or no such key), and its text is empty:
+    neither the call nor what a model thought in a field of its own is text.
+
+    >>> message_text({"content": [{"type": "image"}, {"type": "text", "text": "?"}]})
+    '?'
+    >>> message_text({"content": None, "tool_calls": [{"name": "search"}]})
+    ''
+    """
+    content = message.get("content")
     if isinstance(content, str):
         return content
+    if not isinstance(content, Sequence):
+        return ""
     texts = []
     for part in content:
+        if isinstance(part, str):
+            texts.append(part)
         # A part without a type is text in some chat formats; images and the like have one.
-        if part.get("type", "text") == "text":
+        elif isinstance(part, Mapping) and part.get("type", "text") in _TEXT_TYPES:
             texts.append(part.get("text") or "")
     return "".join(texts)
 
