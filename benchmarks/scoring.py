@@ -8,8 +8,8 @@ written in another form than the gold answer. Both sides read the same texts, an
 if they disagree. Times are wall times: TRL's reward runs in one process, ours in one worker per
 thread.
 
-The row `hang` is the time, in seconds, that one `9^{9^{9^9}}` among the completions costs. It must
-not exceed the timeout of a reward by more than a second. The row `overhead` is the time per
+The row `hang` is the time, in seconds, that one completion costs whose reward computes 9^9^9^9. It
+must not exceed the timeout of a reward by more than a second. The row `overhead` is the time per
 completion of a reward that does nothing, in milliseconds.
 """
 
@@ -54,8 +54,8 @@ BAR = 1.7
 # Lines of reasoning in a completion.
 STEPS = 8
 
-# An expression that cannot be computed in any reasonable time.
-HANGING = r"$\boxed{9^{9^{9^9}}}$"
+# The completion that the reward of the row `hang` takes too long for.
+HANGING = "9^9^9^9"
 MILLISECONDS = 1000
 
 
@@ -114,9 +114,8 @@ def compare(workers: int, repeats: int) -> list[Row]:
         batches.append(problems(COUNT, seed))
     entry, process = isolated(load_reward("math"), workers)
     math = compare_math(entry, batches, workers, repeats)
-    hang = time_hang(entry, *batches[0])
     process.close()
-    return [math, hang, time_overhead(*batches[0], workers, repeats)]
+    return [math, time_hang(batches[0][1], workers), time_overhead(*batches[0], workers, repeats)]
 
 
 def compare_math(
@@ -177,22 +176,33 @@ def are_correct(of_batches: Sequence[Sequence[float | None]]) -> bool:
     return all(full_marks(values) == expected for values in of_batches)
 
 
-def time_hang(entry: ScoredReward, golds: list[str], texts: list[str]) -> Row:
+def time_hang(texts: list[str], workers: int) -> Row:
     """Return the row `hang`: what one completion that hangs costs, in seconds."""
+
+    def power(completions: Sequence[Any], **columns: Any) -> list[float]:
+        if completions[0][0]["content"] == HANGING:
+            # One operation of Python, which nothing but the end of the process interrupts.
+            return [float(9**9**9**9 > 0)]
+        return [1.0]
+
+    entry, process = isolated(load_reward(power), workers)
     messages = _messages(texts)
     hanging = [*messages[:-1], [_message(HANGING)]]
+    # The first call starts the workers.
+    entry(completions=messages)
     seconds = []
     for completions in (messages, hanging):
         start = time.perf_counter()
-        values = entry(completions=completions, answer=[*golds[:-1], "12"])
+        values = entry(completions=completions)
         seconds.append(time.perf_counter() - start)
+    process.close()
     without_hang, with_hang = seconds
     cost = with_hang - without_hang
-    title = f"seconds that one 9^{{9^{{9^9}}}} costs; time-out {TIMEOUT:g}"
+    title = f"seconds that one 9^9^9^9 costs; time-out {TIMEOUT:g}"
     row = ratio_row("hang", title, cost, None, [cost], " s")
     row["equal"] = {
         # The other completions have to be scored as if nothing had happened.
-        "others": full_marks(values[:-1]) == expected_marks(COUNT)[:-1],
+        "others": full_marks(values[:-1]) == [True] * (COUNT - 1),
         "within": cost < TIMEOUT + RESTART_SECONDS,
     }
     return row

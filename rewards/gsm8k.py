@@ -1,10 +1,11 @@
 r"""Pay for the right final number of a grade-school word problem (GSM8K, arXiv 2110.14168).
 
 The answer of a completion is the number after the last `####`; without `####`, the number in the
-last `\boxed{}`; without either, the last number of the text. A marker decides: if it is there and
-no number follows, the answer is wrong, whatever the text said before. A line `#### ...` (or a box)
-that holds a second number is wrong too, even if the two are equal, because neither a hedge ("42 or
-43") nor an unfinished sum ("3 * 3") is an answer. Units and words beside the number are ignored.
+last box that is not empty; without either, the last number of the text. A marker decides: if it is
+there and no number follows, the answer is wrong, whatever the text said before. A line `#### ...`
+(or a box) that holds a second number is wrong too, even if the two are equal, because neither a
+hedge ("42 or 43") nor an unfinished sum ("3 * 3") is an answer. Units and words beside the number
+are ignored.
 `_text.py` says what counts as a number, and what makes a number unreadable.
 """
 
@@ -12,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from grpo_hf.data.completions import Completion, completion_text
+from grpo_hf.rewards._boxes import BOX, boxes_of
 from grpo_hf.rewards._text import numbers_as_written, parse_number
 from grpo_hf.scoring.reward import reward_settings
 
@@ -63,9 +65,9 @@ def _final_value(text: str) -> Fraction | None:
         # The answer ends with its line; some models explain it below.
         lines = after_hash.strip().splitlines()
         return _only_value(lines[0]) if lines else None
-    _, box_marker, after_box = text.rpartition(r"\boxed{")
-    if box_marker:
-        return _only_value(_until_closing_brace(after_box))
+    if BOX.search(text):
+        boxes = boxes_of(text)
+        return _only_value(boxes[-1]) if boxes else None
     numbers = numbers_as_written(text)
     return parse_number(numbers[-1]) if numbers else None
 
@@ -74,19 +76,3 @@ def _only_value(text: str) -> Fraction | None:
     """Return the number in the text if there is exactly one."""
     numbers = numbers_as_written(text)
     return parse_number(numbers[0]) if len(numbers) == 1 else None
-
-
-def _until_closing_brace(text: str) -> str:
-    """Return what stands before the brace that closes an opened one.
-
-    Return "" if no brace closes it: the completion was cut off.
-    """
-    depth = 1
-    for position, character in enumerate(text):
-        if character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-        if depth == 0:
-            return text[:position]
-    return ""

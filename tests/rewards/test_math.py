@@ -164,6 +164,9 @@ def test_solutions_of_other_problems_are_right_by_coincidence_only(math500):
         r"\boxed{\(42\)}",
         "\\boxed{\n42\n}",
         r"\boxed{41} is what I thought first.</think> It is \boxed{42}.",
+        r"Fill in \boxed{}, \boxed{\phantom{00}}, \boxed{\ \,}, \fbox{?}: \boxed{42}",
+        r"\boxed{} is to be filled. The answer is 42.",
+        r"\boxed{42} fills \boxed{\hspace{1cm}} and \boxed{\text{ }}.",
         r"\boxed{42}, again \boxed{42}, as a fraction \boxed{\frac{84}{2}}",
         "<answer>42</answer>",
         r"<answer>So it is \boxed{42}</answer>",
@@ -233,7 +236,6 @@ def test_a_hedge_is_wrong_whichever_is_meant(completion):
         r"\boxed{42} \boxed{42",
         r"<think>\boxed{42}</think>",
         r"\boxed{41}",
-        r"\boxed{4.2e1}",
         r"\boxed{\frac{42}{0}}",
         r"\boxed{42/}",
         r"\boxed{\text{forty-two}}",
@@ -343,7 +345,7 @@ N = 100_000
     ids=lambda text: repr(text[:9]),
 )
 def test_long_completions_are_fast(text):
-    # The import of math-verify is not part of the time.
+    # The import of mpmath is not part of the time.
     score(r"\boxed{41}", "42")
     start = time.process_time()
     assert score(text, "42") == 0.0
@@ -366,7 +368,7 @@ def test_odd_answers_of_tolerable_length_are_fast(answer):
     score(r"\boxed{41}", "42")
     start = time.process_time()
     assert score(rf"\boxed{{{answer}}}", "42") == 0.0
-    assert time.process_time() - start < 10.0
+    assert time.process_time() - start < 1.0
 
 
 def test_an_answer_of_absurd_length_is_wrong():
@@ -374,28 +376,42 @@ def test_an_answer_of_absurd_length_is_wrong():
     assert score(r"\boxed{42" + "+0" * 250 + "}", "42") == 0.0
 
 
+def test_a_box_of_the_problem_is_no_answer():
+    problem = r"What is \boxed{17} times 2, plus \boxed{8}? Put it into \boxed{}."
+    completion = r"We have \boxed{17} and \boxed{8}, so it is \boxed{42}."
+    user = [{"role": "user", "content": problem}]
+    assert score(completion, "42") == 0.0
+    assert math([completion], ["42"], prompts=[problem]) == [1.0]
+    assert math([message(completion)], ["42"], prompts=[user]) == [1.0]
+    # A right answer may be what the problem boxes, and another box stays a hedge.
+    assert math([r"It is \boxed{17}."], ["17"], prompts=[problem]) == [1.0]
+    assert math([completion + r" Or \boxed{43}."], ["42"], prompts=[problem]) == [0.0]
+    assert math([r"\boxed{42} \boxed{"], ["42"], prompts=[r"Use \boxed{"]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("gold", "parts"),
+    [
+        ("1,2", r"$x=\boxed{1}$ or $x=\boxed{2}$"),
+        ("1,2", r"\boxed{2}, \boxed{1}, so the roots are \boxed{1,2}"),
+        (r"(3, \frac{1}{2})", r"$p = \boxed{3}$ and $q = \boxed{0.5}$"),
+        ("x=1,y=2", r"\boxed{x=1}, \boxed{y=2}"),
+    ],
+)
+def test_parts_count_together(gold, parts):
+    assert score(parts, gold) == 1.0
+    assert score(parts + r" or \boxed{7}", gold) == 0.0
+    assert score(r"\boxed{1}", gold) == 0.0
+
+
 def test_long_reasoning_before_the_answer():
     assert score("6 * 7 = $42$. " * 10_000 + r"\boxed{42}", "42") == 1.0
-
-
-def test_the_gold_answer_is_read_once(monkeypatch):
-    import math_verify
-
-    parse = math_verify.parse
-    read = []
-    monkeypatch.setattr(
-        math_verify,
-        "parse",
-        lambda text, *rest, **more: read.append(text) or parse(text, *rest, **more),
-    )
-    math([rf"\boxed{{{n}+x+y+z}}" for n in range(8)], ["3+x+y+z+q"] * 8)
-    assert read.count("$3+x+y+z+q$") == 1
 
 
 def test_works_in_a_thread():
     from concurrent.futures import ThreadPoolExecutor
 
-    # Signals do not work in a thread, nor do math-verify's own time limits, which need them.
+    # Signals, and time limits that need them, do not work in a thread.
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(score, r"\boxed{\frac{17}{34}}", "0.5").result() == 1.0
 

@@ -1,0 +1,193 @@
+r"""Give the LaTeX of an answer one spelling, and take it apart at the outermost level."""
+
+import re
+from functools import lru_cache
+
+_CACHE_SIZE = 4096
+
+_UNICODE = str.maketrans(
+    {
+        "\u2212": "-",
+        "\u2013": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "⋅": r"\cdot ",
+        "÷": r"\div ",
+        "π": r"\pi ",
+        "θ": r"\theta ",
+        "∞": r"\infty ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "≈": r"\approx ",
+        "±": r"\pm ",
+        "∪": r"\cup ",
+        "∈": r"\in ",
+        "√": r"\sqrt ",
+        "°": r"^\circ",
+        "²": "^2",
+        "³": "^3",
+        "\xa0": " ",
+    }
+)
+# What is written in several ways. In this order, because some work on what others leave.
+_SPELLINGS = [
+    (r"\\(?:left|right|[bB]ig+[lr]?)(?![A-Za-z])\s*\.?", ""),
+    (r"\\f?boxed\s*(?=\{)", ""),
+    (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:no)?limits(?![A-Za-z])|(?<!\\)\\!\s*", ""),
+    # The thin space of 10\,080.
+    (r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ""),
+    (r"(?<=[0-9])\s*\{,\}\s*(?=[0-9])", ","),
+    (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\hspace\s*\{[^{}]*\}", " "),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+    (r"\\l(?:eq|eqslant|e)(?![A-Za-z])|<=", r"\\le "),
+    (r"\\g(?:eq|eqslant|e)(?![A-Za-z])|>=", r"\\ge "),
+    (r"\\lt(?![A-Za-z])", "<"),
+    (r"\\gt(?![A-Za-z])", ">"),
+    (r"\\neq?(?![A-Za-z])|!=", r"\\ne "),
+    (r"\\(?:approx|simeq|sim|doteq)(?![A-Za-z])", r"\\approx "),
+    (r"\\(?:mid|vert)(?![A-Za-z])", "|"),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"),
+    (r"\\rbrace(?![A-Za-z])", r"\\}"),
+    (r"\\(?:langle|lparen)(?![A-Za-z])", "("),
+    (r"\\(?:rangle|rparen)(?![A-Za-z])", ")"),
+    (r"\\(?:lor|vee)(?![A-Za-z])", r" \\text{or} "),
+    (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
+    (r"\\backslash(?![A-Za-z])", r"\\setminus "),
+    (r"\\(?:mathbb|mathbf)\s*\{?R\}?|\\(?:R|Reals?)(?![A-Za-z])", r"\\reals "),
+    (r"\\degree(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ", r"^\\circ "),
+    (r"\\operatorname\*?\s*\{\s*((?:arc)?(?:sin|cos|tan)|ln|log|exp)\s*\}", r"\\\1 "),
+    # e and i are numbers in any font. Other upright letters behind a number are units.
+    (r"\\(?:mathrm|text|rm)\s*\{\s*([ei])\s*\}", r" \1"),
+    (r"\\(?:mathbf|mathit|boldsymbol|bm|mathcal|mathsf)\s*\{\s*([A-Za-z])\s*\}", r" \1"),
+    (r"(?<![0-9}\s])\\mathrm\s*\{\s*([A-Za-z])\s*\}", r" \1"),
+    (r"\\(?:mbox|text[a-z]*|math(?:rm|bf|it|sf)|operatorname)\s*\{", r"\\text{"),
+    (r"(?<![A-Za-z])(?:np|math)\.(?=[a-z])", ""),
+    # 3.5e-07. But 2e-1 is Euler's number.
+    (
+        r"(?<![A-Za-z0-9.])([0-9]+\.[0-9]+|1(?=[eE])|[0-9]+(?=E|e\+?[0-9]|e-[0-9]{2}))"
+        r"[eE]\+?(-?)0*([0-9]+)(?![0-9.])",
+        r"\1 \\times 10^{\2\3}",
+    ),
+]
+_RULES = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLINGS]
+
+_GROUPED_NUMBER = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
+# A space between two digits stays, because 4 2 is not 42.
+_SPACE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
+_BRACED_ATOM = re.compile(r"(?<=[_^])\{([A-Za-z0-9])\}")
+
+_BRACKET = re.compile(r"\\begin|\\end|\\[lr](?:floor|ceil|vert)|\\[{}]|\\.|[(){}\[\]]", re.DOTALL)
+_OPENING = ("(", "[", "{", "\\{", "\\begin", "\\lfloor", "\\lceil", "\\lvert")
+_CLOSING = (")", "]", "}", "\\}", "\\end", "\\rfloor", "\\rceil", "\\rvert")
+_LIST = re.compile(
+    r",?\s*(?:\\text\{\s*(?:and|or|,)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))|[,;]"
+)
+_MATRIX = re.compile(
+    r"(?P<factor>[^&=<>,]*?)\[?\s*\\begin\{(?P<kind>[bpv]?(?:small)?matrix|array)\}(?:\{[lcr|\s]*\})?"
+    r"(?P<body>.*)\\end\{(?P=kind)\}\s*\]?"
+)
+
+
+@lru_cache(maxsize=_CACHE_SIZE)
+def spelled(latex: str) -> str:
+    """Return the LaTeX in one spelling, with the spaces that part words."""
+    latex = latex.translate(_UNICODE)
+    for pattern, replacement in _RULES:
+        latex = pattern.sub(replacement, latex)
+    # Inside of brackets a comma parts coordinates.
+    if not re.search(r"[(\[]|\\\{", latex):
+        latex = _GROUPED_NUMBER.sub(lambda number: number[0].replace(",", ""), latex)
+    return _REPEATING.sub(_fraction_of_repeating, latex).strip()
+
+
+def _fraction_of_repeating(decimal: re.Match[str]) -> str:
+    r"""Return 0.1\overline{6} as \frac{15}{90}."""
+    start = decimal[1] + decimal[2]
+    numerator = int(start + decimal[3]) - int(start or "0")
+    return rf"(\frac{{{numerator}}}{{{'9' * len(decimal[3])}{'0' * len(decimal[2])}}})"
+
+
+@lru_cache(maxsize=_CACHE_SIZE)
+def squeezed(text: str) -> str:
+    """Return spelled LaTeX without what nobody sees: spaces, fonts and needless braces."""
+    text = _BRACED_ATOM.sub(r"\1", _TEXT.sub(r"\1", text))
+    return _SPACE.sub("", text).replace("\\$", "").strip()
+
+
+def outermost(text: str, pattern: re.Pattern[str]) -> list[tuple[int, int]]:
+    """Return where the pattern matches outside of brackets."""
+    depths = _depths(text)
+    spans = []
+    for match in pattern.finditer(text):
+        if depths[match.start()] == 0:
+            spans.append(match.span())
+    return spans
+
+
+def split(text: str, pattern: re.Pattern[str]) -> list[str]:
+    """Return the parts of the text between the outermost matches."""
+    parts = []
+    start = 0
+    for match_start, match_end in outermost(text, pattern):
+        parts.append(text[start:match_start].strip())
+        start = match_end
+    return [*parts, text[start:].strip()]
+
+
+def listed(text: str) -> list[str]:
+    r"""Return the items of a list that commas, semicolons, `and` or `or` part.
+
+    >>> listed(r"x = 1 \text{ or } (2, 3)")
+    ['x = 1', '(2, 3)']
+    """
+    items = []
+    for item in split(text, _LIST):
+        # An empty item stands before the "and" of "1, 2, and 3".
+        if item:
+            items.append(item)
+    return items
+
+
+def bracketed(text: str) -> tuple[str, str, str] | None:
+    """Return the bracket that encloses the whole text, the content, and the closing bracket."""
+    opening = text[:2] if text.startswith("\\{") else text[:1]
+    closing = text[-2:] if text.endswith("\\}") else text[-1:]
+    if opening not in ("(", "[", "{", "\\{") or closing not in (")", "]", "}", "\\}"):
+        return None
+    inside = len(text) - len(closing)
+    # The first bracket may close before the last one opens, as in (1)(2).
+    if len(text) < 2 or 0 in _depths(text)[len(opening) : inside]:
+        return None
+    return opening, text[len(opening) : inside].strip(), closing
+
+
+def matrix(text: str) -> tuple[str, str, list[list[str]]] | None:
+    """Return the kind of a matrix (a determinant's is "v"), the factor before it, and its rows."""
+    match = _MATRIX.fullmatch(text)
+    if match is None or "\\begin" in match["body"]:
+        return None
+    rows = []
+    for row in re.split(r"\\\\", match["body"].strip().removesuffix("\\\\")):
+        rows.append([cell.strip() for cell in row.replace("\\hline", "").split("&")])
+    return "v" if match["kind"].startswith("v") else "", match["factor"].strip(), rows
+
+
+def _depths(text: str) -> list[int]:
+    """Return how many brackets enclose each character; an opening one is not inside itself."""
+    depths = [0] * (len(text) + 1)
+    depth = 0
+    position = 0
+    for bracket in _BRACKET.finditer(text):
+        depths[position : bracket.start()] = [depth] * (bracket.start() - position)
+        if bracket[0] in _CLOSING:
+            depth = max(depth - 1, 0)
+        depths[bracket.start() : bracket.end()] = [depth] * len(bracket[0])
+        if bracket[0] in _OPENING:
+            depth += 1
+        position = bracket.end()
+    depths[position:] = [depth] * (len(depths) - position)
+    return depths
