@@ -49,11 +49,12 @@ Scorer = Callable[..., tuple[Tensor, Tensor | None, Any]]
 # Rows as TRL lays them out: ids and mask, (B, P + C), and C.
 Block = tuple[Tensor, Tensor, int]
 
-# What is measured: two prompts with two completions each, small numbers in no order.
-_PROMPTS = ([3, 17, 10, 24, 31, 5], [4, 12, 28, 9])
+# What is measured: two prompts with two completions each, small numbers in no order. The prompts
+# are of one length: TRL gives the model no positions, and padding would shift them.
+_PROMPTS = ([3, 17, 10, 24, 31], [4, 12, 28, 9, 16])
 _COMPLETIONS = ([8, 21, 30, 13, 6], [15, 7, 26], [11, 29, 18, 4], [22, 3, 14, 27, 19])
 # The same lengths, and the same first text between other neighbours.
-_OTHER_PROMPTS = (_PROMPTS[0], [5, 16, 23, 31])
+_OTHER_PROMPTS = (_PROMPTS[0], [2, 16, 23, 31, 7])
 _OTHER_COMPLETIONS = (_COMPLETIONS[0], [20, 9, 12], [6, 25, 17, 10], [31, 5, 8, 24, 13])
 _SHORTEST = min(map(len, _PROMPTS)) + min(map(len, _COMPLETIONS))
 
@@ -195,7 +196,7 @@ def check_packing(
     with _without_dropout(model), _zeros_filled(model), _errors_as_reasons():
         # As training will compute, which may end in another error than float32 does.
         layout = PackedGroups.pack(*blocks[0])
-        forward_packed(model, layout)
+        packed, _ = forward_packed(model, layout)
         # A layer without attention, or with attention of its own, never asked for the layout.
         layers = len({module for module, _ in layout.readers})
         if layers != config.num_hidden_layers:
@@ -204,7 +205,9 @@ def check_packing(
                 "AttentionInterface"
             )
         with _in_float32(base, wanted=half, castable=castable) as exact:
-            _refuse_other_numbers(model, blocks, trl_scorer, half=not exact)
+            if half and exact:
+                packed, _ = forward_packed(model, PackedGroups.pack(*blocks[0]))
+            _refuse_other_numbers(model, blocks, packed, trl_scorer, half=not exact)
     told = {window for _, window in layout.readers if window}
     return longest_packed_row(config, told, _SHORTEST)
 
@@ -213,55 +216,40 @@ def _block(
     prompts: Sequence[list[int]], completions: Sequence[list[int]], base: PreTrainedModel
 ) -> Block:
     """Lay texts out as TRL does: ids and mask, (4, P + C), and C."""
-    widest = max(map(len, prompts))
     longest = max(map(len, completions))
     rows = []
     masks = []
     for row, completion in enumerate(completions):
-        prompt = prompts[row // 2]
-        before = [0] * (widest - len(prompt))
-        after = [0] * (longest - len(completion))
-        rows.append(before + prompt + completion + after)
-        masks.append(before + [1] * len(prompt + completion) + after)
+        tokens = prompts[row // 2] + completion
+        padding = [0] * (longest - len(completion))
+        rows.append(tokens + padding)
+        masks.append([1] * len(tokens) + padding)
     ids = torch.tensor(rows, device=base.device) % base.config.get_text_config().vocab_size
     return ids, torch.tensor(masks, device=base.device), longest
 
 
-def _trl_log_probs(model: nn.Module, block: Block, trl_scorer: Scorer, padding: int = 0) -> Tensor:
-    """Score the rows TRL's way, (4, C), a prompt at a time.
-
-    TRL gives the model no positions. Without padding on the left its numbers are those of a row by
-    itself, for learned positions as well.
-
-    Args:
-        model: as TRL has it.
-        block: of `_block`.
-        trl_scorer: TRL's way.
-        padding: tokens of padding on the left.
-    """
+def _trl_log_probs(
+    model: nn.Module, block: Block, trl_scorer: Scorer, *, padding: int = 0
+) -> Tensor:
+    """Score a block TRL's way, (4, C), with so many tokens of padding in front of its rows."""
     ids, mask, longest = block
-    scored = []
-    for prompt, tokens in enumerate(_PROMPTS):
-        rows = slice(2 * prompt, 2 * prompt + 2)
-        # Without the columns in front that hold nothing but padding of a longer prompt.
-        start = ids.shape[1] - longest - len(tokens)
-        own = [pad(part[rows, start:], (padding, 0)) for part in (ids, mask)]
-        scored.append(trl_scorer(model, *own, longest)[0])
-    return torch.cat(scored) * mask[:, -longest:]
+    scored = trl_scorer(model, pad(ids, (padding, 0)), pad(mask, (padding, 0)), longest)[0]
+    return scored * mask[:, -longest:]
 
 
 def _refuse_other_numbers(
-    model: nn.Module, blocks: tuple[Block, Block], trl_scorer: Scorer, *, half: bool
+    model: nn.Module, blocks: tuple[Block, Block], packed: Tensor, trl_scorer: Scorer, *, half: bool
 ) -> None:
     """Refuse a model whose numbers in a packed row depend on the row, or are not TRL's.
 
     Args:
         model: as TRL has it.
         blocks: two that have the first text in common.
+        packed: log-probabilities of the first one in a packed row, (4, C).
         trl_scorer: TRL's way.
         half: whether the numbers are those of half precision.
     """
-    packed, elsewhere = (forward_packed(model, PackedGroups.pack(*block))[0] for block in blocks)
+    elsewhere, _ = forward_packed(model, PackedGroups.pack(*blocks[1]))
     expected = _trl_log_probs(model, blocks[0], trl_scorer)
     leak = _apart(elsewhere[0], packed[0])
     difference = _apart(packed, expected)
