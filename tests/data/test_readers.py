@@ -197,7 +197,7 @@ class TestHub:
     @pytest.fixture
     def hub(self, monkeypatch):
         def answer(value):
-            def load_dataset(name, config):
+            def load_dataset(name, config, streaming):
                 if isinstance(value, Exception):
                     raise value
                 return value

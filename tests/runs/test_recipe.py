@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trl import GRPOConfig as TRLGRPOConfig
 
 from grpo_hf.errors import ConfigError
 from grpo_hf.runs.recipe import TaskArguments, read_recipe
@@ -396,3 +397,22 @@ def test_every_setting_of_ours_is_documented():
     for field in dataclasses.fields(TaskArguments):
         assert field.metadata["help"]
         assert f"\n        {field.name} (`" in TaskArguments.__doc__
+
+
+def test_every_setting_of_trl_as_yaml_is_what_trl_makes_of_it(tmp_path):
+    """A file with TRL's whole configuration, defaults written out, gives TRL's configuration."""
+    given = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
+    written = {}
+    for setting in dataclasses.fields(TRLGRPOConfig):
+        value = setting.default
+        if setting.default_factory is not dataclasses.MISSING:
+            value = setting.default_factory()
+        if setting.init:
+            # YAML holds what an enumeration stands for.
+            written[setting.name] = getattr(value, "value", value)
+    file = tmp_path / "trl.yaml"
+    file.write_text(yaml.safe_dump(written | given))
+    read = read_recipe(["--config", str(file)]).training
+    made = TRLGRPOConfig(**given)
+    for setting in dataclasses.fields(made):
+        assert getattr(read, setting.name) == getattr(made, setting.name), setting.name

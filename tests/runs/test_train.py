@@ -4,9 +4,13 @@ import json
 
 import pytest
 import yaml
+from datasets import Dataset
 from support.chats import SHAPES, USER
+from trl.scripts import grpo as trl_grpo
 
+from grpo_hf.errors import ConfigError, GrpoError
 from grpo_hf.reporting.metrics_file import METRICS_FILE
+from grpo_hf.runs import preflight
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.runs.train import train
 
@@ -103,3 +107,137 @@ def test_without_a_strategy_nothing_is_evaluated_in_between(make, tmp_path, shap
     )
     assert train(recipe).base.total == 1
     assert "eval_reward" not in (tmp_path / "run" / METRICS_FILE).read_text()
+
+
+class TestStreams:
+    def test_train_and_are_evaluated(self, make, tmp_path):
+        rows = [{"question": f"train {number}", "gold": str(number)} for number in range(70)]
+        # A row that cannot be used comes after those that are read ahead.
+        rows.append({"question": None, "gold": "0"})
+        splits = {"train": rows, "test": [{"question": "test", "gold": "0"}] * 3}
+        recipe = make(
+            splits,
+            dataset_streaming=True,
+            columns=["solution=gold"],
+            eval_rows=2,
+            eval_strategy="steps",
+            eval_steps=2,
+            max_steps=3,
+            shuffle_dataset=False,
+        )
+        assert train(recipe).base.total == 2
+        seen = list(map(json.loads, seen_lines(tmp_path)))
+        trained = {}
+        for row in seen:
+            text = row["prompt"][0]["content"]
+            if text.startswith("train"):
+                trained[text] = row["solution"]
+        # Two prompts a step, in their order.
+        assert trained == {f"train {number}": str(number) for number in range(6)}
+
+    def test_rows_are_held_out_from_the_beginning(self, make, tmp_path):
+        rows = [{"prompt": f"row {number}"} for number in range(8)]
+        recipe = make({"train": rows}, dataset_streaming=True, eval_rows=2)
+        task = preflight.check_task(recipe, may_stream=True)
+        assert [row["prompt"] for row in task.held_out.rows] == ["row 0", "row 1"]
+        assert "its first 2 rows are held out" in task.notes[0]
+        prompts = preflight.check_model(recipe, task)
+        texts = [row["prompt"][0]["content"] for row in prompts.train]
+        assert texts == [f"row {number}" for number in range(2, 8)]
+
+    @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+    def test_every_format(self, make, tmp_path, suffix):
+        rows = [{"prompt": f"row {number}", "solution": f"s{number}"} for number in range(4)]
+        recipe = make({"train": rows}, dataset_streaming=True)
+        file = tmp_path / f"all{suffix}"
+        if suffix == ".parquet":
+            Dataset.from_list(rows).to_parquet(file)
+        elif suffix == ".csv":
+            Dataset.from_list(rows).to_csv(file)
+        else:
+            file.write_text(
+                json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows))
+            )
+        recipe.task.dataset_path = str(file)
+        task = preflight.check_task(recipe, may_stream=True)
+        found = list(preflight.check_model(recipe, task).train)
+        assert [row["solution"] for row in found] == ["s0", "s1", "s2", "s3"]
+        assert found[0]["prompt"] == [{"role": "user", "content": "row 0"}]
+
+    def test_a_bad_row_is_named_and_left_out(self, make, caplog):
+        rows = [{"prompt": "a"}, {"prompt": ""}, {"prompt": "b"}]
+        recipe = make({"train": rows}, dataset_streaming=True)
+        prompts = preflight.check_model(recipe, preflight.check_task(recipe, may_stream=True))
+        assert [row["prompt"][0]["content"] for row in prompts.train] == ["a", "b"]
+        assert "A row of the stream is left out: prompt is empty" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"max_steps": -1}, "Give --max_steps"),
+            ({"dynamic_sampling": True}, "--dynamic_sampling draws fresh prompts"),
+            ({"dataset_path": "embedded:word_problems"}, "leave dataset_streaming out"),
+            ({"dataset_train_split": "trian"}, "no file for the split 'trian'"),
+            ({"per_device_train_batch_size": 32}, "has 4 prompts, and a generation batch needs 8"),
+        ],
+        ids=str,
+    )
+    def test_what_does_not_go_with_them(self, make, settings, said):
+        recipe = make({"train": [{"prompt": "a"}] * 4}, dataset_streaming=True, **settings)
+        with pytest.raises(GrpoError, match=said):
+            preflight.check_task(recipe, may_stream=True)
+
+    def test_other_programs_have_to_know_all_rows(self, make):
+        recipe = make({"train": [{"prompt": "a"}] * 4}, dataset_streaming=True)
+        with pytest.raises(ConfigError, match="this program has to know all rows"):
+            preflight.check_task(recipe)
+
+
+class TestAgainstTRLsScript:
+    """`trl grpo` and a recipe with the same settings give the same rows to rewards."""
+
+    CHATS = ("user", "empty system", "call, content null", "call, content empty")
+    TOOLS = (
+        [{"type": "function", "function": {"name": "add", "parameters": {"a": {"type": "int"}}}}],
+        [{"type": "function", "function": {"name": "now", "parameters": {"zone": "UTC"}}}],
+        None,
+        [],
+    )
+
+    def settings(self, tmp_path, tiny_checkpoint):
+        return {
+            "model_name_or_path": str(tiny_checkpoint),
+            "dataset_name": str(tmp_path / "data"),
+            "num_generations": 4,
+            "per_device_train_batch_size": 8,
+            "max_completion_length": 8,
+            "max_steps": 2,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "use_peft": True,
+            "lora_target_modules": "all-linear",
+        }
+
+    def test_conversations_with_tools(self, tmp_path, tiny_checkpoint, monkeypatch, make):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        monkeypatch.chdir(tmp_path)
+        rows = []
+        for number, (chat, tools) in enumerate(zip(self.CHATS, self.TOOLS, strict=True)):
+            row = {"prompt": SHAPES[chat], "solution": f"${number}$", "tools": tools}
+            rows.append(row | {"messages": [*SHAPES[chat], {"role": "assistant", "content": "a"}]})
+        ours = make({"train": rows}, **self.settings(tmp_path, tiny_checkpoint), dataset_path=None)
+        train(ours)
+        seen = {*seen_lines(tmp_path)}
+        (tmp_path / "noting.py.seen").unlink()
+        flags = ["--reward_funcs", "noting.seen", "--output_dir", str(tmp_path / "trl")]
+        for name, value in self.settings(tmp_path, tiny_checkpoint).items():
+            flags += [f"--{name}", str(value)]
+        trl_grpo.main(*trl_grpo.make_parser().parse_args_and_config(flags))
+        assert seen == {*seen_lines(tmp_path)}
+        expected = [
+            {name: row[name] for name in ("prompt", "solution", "tools", "messages")}
+            for row in rows
+        ]
+        assert sorted(map(json.dumps, expected)) == sorted(seen)

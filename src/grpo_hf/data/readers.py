@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
@@ -94,7 +94,7 @@ def read_split(
     if path == EMBEDDED:
         loaded = _read_embedded(split, seed, optional)
     elif path is not None:
-        file = _split_file(Path(path), split, optional)
+        file = split_file(Path(path), split, optional)
         if file is not None:
             loaded = _read_file(file)
     elif name is not None:
@@ -124,7 +124,12 @@ def _read_embedded(split: str, seed: int, optional: bool) -> Split | None:
     )
 
 
-def _split_file(path: Path, split: str, optional: bool) -> Path | None:
+def split_file(path: Path, split: str, optional: bool) -> Path | None:
+    """Return the file that holds a split; None if there is none and `optional` is set.
+
+    Raises:
+        DataError: as `read_split`.
+    """
     if path.is_file():
         return _single_file(path, split, optional)
     if path.is_dir():
@@ -275,24 +280,38 @@ def _parquet_rows(file: Path) -> _Rows:
 
 
 def _read_hub(name: str, config: str | None, split: str, optional: bool) -> Split | None:
-    splits = _load_from_hub(name, config)
-    if split not in splits:
-        if optional:
-            return None
-        raise DataError(
-            f"dataset {name!r} has no split {split!r}; it has {', '.join(splits)}."
-            f"{did_you_mean(split, splits)} Name one with --dataset_train_split."
-        )
+    found = hub_split(name, config, split, optional)
+    if found is None:
+        return None
     rows = []
-    for index, row in enumerate(splits[split]):
+    for index, row in enumerate(found):
         rows.append({**row, PLACE: f"{split} row {index}"})
     return Split(rows, [], f"{name} ({split})")
 
 
-def _load_from_hub(name: str, config: str | None) -> dict[str, Any]:
+def hub_split(
+    name: str, config: str | None, split: str, optional: bool, *, streaming: bool = False
+) -> Any:
+    """Return a split of a dataset on the Hub; None if there is none and `optional` is set.
+
+    Raises:
+        DataError, HubUnreachable: as `read_split`.
+    """
+    splits = _load_from_hub(name, config, streaming)
+    if split in splits:
+        return splits[split]
+    if optional:
+        return None
+    raise DataError(
+        f"dataset {name!r} has no split {split!r}; it has {', '.join(splits)}."
+        f"{did_you_mean(split, splits)} Name one with --dataset_train_split."
+    )
+
+
+def _load_from_hub(name: str, config: str | None, streaming: bool) -> dict[str, Any]:
     """Return the rows of each split of a dataset on the Hub."""
     try:
-        loaded = load_dataset(name, config)
+        loaded = load_dataset(name, config, streaming=streaming)
     # Before OSError: datasets' errors about a missing dataset are FileNotFoundErrors as well.
     except (DatasetsError, ValueError, RuntimeError) as error:
         raise DataError(f"dataset {name!r} cannot be loaded: {error}") from error
@@ -302,7 +321,7 @@ def _load_from_hub(name: str, config: str | None) -> dict[str, Any]:
             " Without a network, point --dataset_path at a local folder or file, or use "
             f"--dataset_path {EMBEDDED}."
         ) from error
-    return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    return loaded if isinstance(loaded, dict) else {"train": loaded}
 
 
 def check_filled(split: Split) -> None:

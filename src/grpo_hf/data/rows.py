@@ -115,7 +115,7 @@ def build_dataset(
     bad = list(split.bad)
     for index, raw in enumerate(split.rows):
         try:
-            rows.append(_with_prompt(raw, column, build, needed))
+            rows.append(with_prompt(raw, column, build, needed))
         except ModelError:
             # It is a ValueError as well, but not a fault of this row: no row could be used.
             raise
@@ -127,9 +127,10 @@ def build_dataset(
     return _as_dataset(checked), checked
 
 
-def _with_prompt(
+def with_prompt(
     raw: Row, column: str, build: Callable[[Any], list[Row] | str], needed: Iterable[str]
 ) -> Row:
+    """Return a copy of a row with its prompt; raise `ValueError` for a row that cannot be used."""
     for name in needed:
         # The prompt is not in the raw row yet; `build` checks it.
         if name != "prompt" and raw.get(name) is None:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..config import GRPOConfig
@@ -28,6 +28,7 @@ from .run_data import (
     form_of_prompts,
     model_source,
     read_data,
+    stream_of,
     tokenizer_at_hand,
 )
 
@@ -37,9 +38,11 @@ class Task:
     """The rewards and the rows of a run, after they were checked against each other.
 
     Args:
+        train: all training rows, or the first ones of a stream.
         held_out: the rows for evaluations, or None where there are none.
         resume: the checkpoint to resume from, or None for a new run.
         notes: sentences about the data that the user should see.
+        stream: the training rows as they are read while the run trains, if they are.
     """
 
     rewards: list[Reward]
@@ -48,6 +51,7 @@ class Task:
     held_out: Split | None
     resume: str | None
     notes: list[str]
+    stream: IterableDataset | None = None
 
 
 @dataclass(frozen=True)
@@ -60,18 +64,25 @@ class Prompts:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    train: Dataset
+    train: Dataset | IterableDataset
     held_out: Dataset | None
     notes: list[str]
 
 
-def check_task(recipe: Recipe) -> Task:
+def check_task(recipe: Recipe, *, may_stream: bool = False) -> Task:
     """Check rewards, data and output folder, none of which needs a model.
+
+    Args:
+        may_stream: whether the program can train on a stream (`dataset_streaming`).
 
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
     """
     # The cheapest checks come first: the data may have to be downloaded.
+    if recipe.task.dataset_streaming and not may_stream:
+        raise ConfigError(
+            "dataset_streaming: this program has to know all rows. Leave dataset_streaming out."
+        )
     _check_cold_start(recipe)
     _check_evaluations(recipe)
     rewards, eval_reward = _rewards(recipe)
@@ -79,7 +90,7 @@ def check_task(recipe: Recipe) -> Task:
     resume = checkpoint_to_resume(recipe)
     if recipe.training.push_to_hub:
         check_hub_login(recipe)
-    return Task(rewards, eval_reward, data.train, data.held_out, resume, data.notes)
+    return Task(rewards, eval_reward, data.train, data.held_out, resume, data.notes, data.stream)
 
 
 def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str, Any]], list[str]]:
@@ -150,11 +161,14 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
         return dataset
 
-    train = prompts_of(task.train)
-    check_training_data(train, recipe.training, source=task.train.source)
+    train: Any = prompts_of(task.train)
+    if task.stream is None:
+        check_training_data(train, recipe.training, source=task.train.source)
     # Trying the rewards may start processes, so cheaper checks of the data come first.
     _try_rewards(recipe, task.rewards, train)
     held_out = prompts_of(task.held_out) if task.held_out else None
+    if task.stream is not None:
+        train = stream_of(recipe, task.rewards, task.train, task.stream, form)
     return Prompts(tokenizer, train, held_out, notes)
 
 

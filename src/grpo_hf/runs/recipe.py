@@ -34,6 +34,8 @@ class TaskArguments:
         dataset_train_split (`str`): the split to train on.
         dataset_test_split (`str`): the split to evaluate on; without one, rows are held out from
             the training split.
+        dataset_streaming (`bool`): read the training rows while the run trains, in shuffled order
+            within a buffer, as TRL's script does; `max_steps` says how long.
         prompt_column (`str`, *optional*): the column with the prompt; by default the first of
             prompt, messages, question and problem that the data has.
         columns (`list[str]`): renames, `name_that_rewards_know=name_in_the_data`.
@@ -67,6 +69,9 @@ class TaskArguments:
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Read the training rows while the run trains."}
+    )
     prompt_column: str | None = field(default=None, metadata={"help": "Column with the prompt."})
     columns: list[str] = field(
         default_factory=list, metadata={"help": "Renames: name_that_rewards_know=name_in_the_data."}
@@ -302,6 +307,9 @@ def _converted(value: Any, action: Action, hint: Any) -> Any:
     if value is False and "no" in (action.choices or ()):
         # YAML 1.1 reads a bare `no` as false, as in `save_strategy: no`.
         return "no"
+    if action.nargs == "+" and isinstance(value, str) and str in kinds:
+        # transformers splits such texts itself, and an empty one means none.
+        return value
     if action.nargs == "+":
         entries = value if isinstance(value, list) else [value]
         return _converted_entries(entries, action)

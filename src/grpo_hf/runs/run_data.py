@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +13,8 @@ from ..config import GRPOConfig
 from ..data import prompts, rows
 from ..data.prompts import CONTINUE, PromptForm
 from ..data.readers import Split, read_split
+from ..data.streams import first_rows_of, open_stream, stream_with_prompts
+from ..data.training_data import check_prompt_count, check_training_data
 from ..demo.tiny_model import tiny_tokenizer
 from ..errors import ConfigError, DataError
 from ..models import loading
@@ -21,6 +23,8 @@ from .recipe import EMBEDDED_MODEL, Recipe
 
 # What a message about a missing column advises; the column's name goes into the braces.
 _RENAME = "--columns {}=<its name there>"
+# So many rows of a stream are read ahead, to check columns and prompts by them.
+_FIRST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -28,20 +32,23 @@ class RunData:
     """The rows of a run.
 
     Args:
+        train: all training rows, or the first ones of a stream.
         held_out: the rows for evaluations, or None where there are none.
         notes: sentences about the data that the user should see.
+        stream: the training rows as they are read while the run trains, if they are.
     """
 
     train: Split
     held_out: Split | None
     notes: list[str]
+    stream: IterableDataset | None = None
 
 
 def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     """Read the training rows and the held-out rows.
 
     Raises:
-        ConfigError: `eval_rows` is negative.
+        ConfigError: `eval_rows` is negative, or a setting does not go with a stream.
         DataError: see `read_split`; a reward lacks a column; too few rows to hold some out.
     """
     task = recipe.task
@@ -49,6 +56,8 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
         raise ConfigError(
             f"eval_rows is {task.eval_rows}; expected a number of prompts, or 0 for no evaluation."
         )
+    if task.dataset_streaming:
+        return _read_stream(recipe, rewards)
     train = _read_split(recipe, rewards, task.dataset_train_split)
     # Only an optional split may be missing.
     assert train is not None
@@ -92,11 +101,71 @@ def _read_split(
         split=name,
         optional=optional,
     )
-    if split is None:
-        return None
+    return None if split is None else _renamed(recipe, rewards, split)
+
+
+def _renamed(recipe: Recipe, rewards: Sequence[Reward], split: Split) -> Split:
+    """Rename the columns of a split, and check that it has those that the rewards need."""
     split = rows.rename_columns(split, recipe.column_map)
     require_columns(rewards, rows.column_names(split.rows), split.source, _RENAME)
     return split
+
+
+def _read_stream(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
+    """Open the training rows as a stream, and read its first rows and the held-out rows."""
+    task, training = recipe.task, recipe.training
+    if training.max_steps <= 0:
+        raise ConfigError(
+            f"dataset_streaming: a stream does not say how long it is, and max_steps is "
+            f"{training.max_steps}. Give --max_steps."
+        )
+    place: dict[str, Any] = {
+        "path": task.dataset_path,
+        "name": task.dataset_name,
+        "config": task.dataset_config,
+    }
+    stream = open_stream(**place, split=task.dataset_train_split)
+    # Only an optional split may be missing.
+    assert stream is not None
+    check_training_data(stream, training)
+    source = f"{task.dataset_path or task.dataset_name}, read as a stream"
+    held_out = None
+    notes = []
+    if task.eval_rows:
+        test = open_stream(**place, split=task.dataset_test_split, optional=True)
+        held_out = first_rows_of(test or stream, task.eval_rows, f"{source}, held out")
+        held_out = _renamed(recipe, rewards, held_out)
+        if test is None:
+            stream = stream.skip(task.eval_rows)
+            notes.append(
+                f"{source} has no split {task.dataset_test_split!r}: its first {task.eval_rows} "
+                "rows are held out."
+            )
+    needed = training.generation_batch_size // training.num_generations
+    first = first_rows_of(stream, max(needed, _FIRST_ROWS), source)
+    # A stream of fewer rows has come to its end here.
+    check_prompt_count(len(first.rows), training, source=source)
+    return RunData(_renamed(recipe, rewards, first), held_out, notes, stream)
+
+
+def stream_of(
+    recipe: Recipe,
+    rewards: Sequence[Reward],
+    data: Split,
+    stream: IterableDataset,
+    form: PromptForm,
+) -> IterableDataset:
+    """Return a stream as the trainer takes it.
+
+    Args:
+        data: its first rows, with renamed columns.
+    """
+    column = rows.prompt_column(data, recipe.task.prompt_column)
+    # Any row may turn out to begin an answer.
+    options = recipe.training.chat_template_kwargs or {}
+    recipe.training.chat_template_kwargs = {CONTINUE: True} | options
+    build = prompts.prompt_builder(form)
+    return stream_with_prompts(stream, recipe.column_map, column, build, _needed(rewards))
 
 
 def model_source(recipe: Recipe) -> dict[str, Any]:
@@ -195,12 +264,17 @@ def dataset_of(
 
     The checked split names the unusable rows among its `bad` ones.
     """
-    # Sorted, so that the message about an empty column names the same one in every run.
+    column = rows.prompt_column(split, recipe.task.prompt_column)
+    return rows.build_dataset(split, column, prompts.prompt_builder(form), _needed(rewards))
+
+
+def _needed(rewards: Sequence[Reward]) -> list[str]:
+    """Return the columns that rewards read."""
     needed: set[str] = set()
     for reward in rewards:
         needed.update(reward.columns)
-    column = rows.prompt_column(split, recipe.task.prompt_column)
-    return rows.build_dataset(split, column, prompts.prompt_builder(form), sorted(needed))
+    # Sorted, so that the message about an empty column names the same one in every run.
+    return sorted(needed)
 
 
 def continue_answers(training: GRPOConfig, dataset: Dataset) -> list[str]:

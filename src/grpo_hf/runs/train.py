@@ -36,12 +36,14 @@ def train(recipe: Recipe) -> Comparison | None:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     say = PartialState().print
-    task = preflight.check_task(recipe)
+    task = preflight.check_task(recipe, may_stream=True)
     prompts = prompts_of(recipe, task)
     for note in task.notes + prompts.notes:
         say(f"note: {note}", flush=True)
     specs = ", ".join(reward.spec for reward in task.rewards)
-    say(f"{len(prompts.train):,} prompts from {task.train.source}; rewards: {specs}", flush=True)
+    # A stream does not say how many there are.
+    count = f"{len(prompts.train):,} prompts" if task.stream is None else "prompts"
+    say(f"{count} from {task.train.source}; rewards: {specs}", flush=True)
     trainer = _trainer(recipe, task, prompts)
     # Before training, so that an interrupted run leaves its recipe behind.
     if trainer.is_world_process_zero():
