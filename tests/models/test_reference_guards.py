@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PromptTuningConfig
+from peft import FourierFTConfig, LoraConfig, PromptTuningConfig
 from support.adapters import load, lora
+from support.models import decoder
 from transformers import TrainerCallback
 
-from grpo_hf import GRPOTrainer
+from grpo_hf import GRPOTrainer, trl_seam
+from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.errors import ReferenceDriftError
 from grpo_hf.models import reference_guards
 
@@ -57,3 +59,79 @@ def test_one_flipped_bit_changes_the_digest(tiny_checkpoint: Path) -> None:
     assert reference_guards.frozen_digest(model) == before
     next(model.parameters()).data.view(torch.int16).view(-1)[11] ^= 1
     assert reference_guards.frozen_digest(model) != before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4, 50]},
+    ],
+    ids=["embeddings", "tokens"],
+)
+def test_adapters_on_embeddings_train_and_their_kl_is_checked(
+    make_trainer: MakeTrainer, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", **settings)
+    trainer = make_trainer(
+        model=decoder("Qwen2", vocab_size=len(tiny_tokenizer())),
+        peft_config=config,
+        learning_rate=1e-2,
+    )
+    trainer.train()
+    kls = [row["kl"] for row in trainer.state.log_history if "kl" in row]
+    assert kls[0] == 0.0
+    assert kls[1] > 0
+    assert "not checked" not in caplog.text
+
+
+def gpt2(**settings: Any) -> Any:
+    return decoder("GPT2", vocab_size=len(tiny_tokenizer()), **settings)
+
+
+def test_dropout_of_the_base_is_said_and_not_refused(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = gpt2(resid_pdrop=0.3, embd_pdrop=0.3)
+    trainer = make_trainer(model=model, peft_config=lora(), max_steps=1)
+    state = torch.get_rng_state()
+    policy = trl_seam.policy_state(trainer, None)
+    with reference_guards.guard_reference(policy, trainer.args):
+        pass
+    assert torch.equal(torch.get_rng_state(), state)
+    caplog.clear()
+    trainer.train()
+    assert trainer.state.log_history[0]["kl"] > 1e-2
+    said = [text for text in caplog.messages if "Dropout is on" in text]
+    assert len(said) == 1
+    assert "disable_dropout=True" in said[0]
+
+
+def test_without_dropout_nothing_is_said_of_it(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = gpt2(resid_pdrop=0.3, embd_pdrop=0.3)
+    make_trainer(model=model, peft_config=lora(), max_steps=1, disable_dropout=True).train()
+    assert "Dropout is on" not in caplog.text
+
+
+def test_an_adapter_that_is_no_no_op_by_design_trains_as_with_trl(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    fourier = FourierFTConfig(target_modules=["q_proj"], n_frequency=50, task_type="CAUSAL_LM")
+    make_trainer(peft_config=fourier, max_steps=1).train()
+    assert "FourierFTConfig changes the model from the start" in caplog.text
+
+
+def test_a_guard_that_cannot_read_the_model_steps_aside(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: Any, **__: Any) -> float:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(reference_guards, "kl_at_start", unknown)
+    trainer = make_trainer(peft_config=lora(), max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert "is not checked" in caplog.text
+    assert "AttributeError: no such thing" in caplog.text

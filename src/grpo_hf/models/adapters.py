@@ -230,7 +230,7 @@ def add_role(model: PeftModel, adapter: str, config: PeftConfig) -> None:
     guard_adapter_config(config)
     # Before anything reads through the base, since reading is what packs 4-bit weights.
     keep_trainable(model)
-    with _flags_kept(model):
+    with flags_kept(model):
         model.add_adapter(adapter, config)
     for weight in role_weights(model, adapter).values():
         weight.requires_grad_(False)
@@ -258,7 +258,7 @@ def seen_through(model: PeftModel, adapter: str, *, train: bool = False) -> Iter
     """
     active = model.active_adapter
     disabled = _disabled_layers(model)
-    with _flags_kept(model):
+    with flags_kept(model):
         try:
             # A reward model may be read inside a block that disables adapters.
             for layer in disabled:
@@ -288,7 +288,7 @@ def _disabled_layers(model: PeftModel) -> list[Any]:
 
 
 @contextmanager
-def _flags_kept(model: Any) -> Iterator[None]:
+def flags_kept(model: Any) -> Iterator[None]:
     """Restore, after a block, which weights require a gradient and which modules train."""
     # PEFT sets `requires_grad` of all adapters when one is added or becomes active.
     gradients = [(weight, weight.requires_grad) for weight in model.parameters()]

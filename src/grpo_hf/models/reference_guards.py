@@ -4,26 +4,41 @@ How log-probabilities are computed is up to the trainer, which hands over a func
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor
 
 from ..config import option
 from ..errors import ReferenceDriftError
 from ..run_context import PolicyState
-from .adapters import as_reference, role_weights
+from .adapters import as_reference, flags_kept, role_weights
 from .precision import computes_in_half
+from .random_state import own_random_numbers
+
+logger = logging.getLogger(__name__)
 
 # In nats per token; float32 gives exactly 0 or rounding far below.
 KL_AT_START = 1e-6
 # In bf16 the renormalisation of DoRA's weights alone can cost this much.
 KL_AT_START_HALF = 1e-3
 PROBE_TOKENS = 64
+
+_DROPOUT = (
+    "Dropout is on: the untouched policy is %.2g nats per token away from its reference, and "
+    "without dropout 0. TRL scores both with dropout, so the KL term starts there and penalises "
+    "noise. Set disable_dropout=True, or lora_dropout=0, for a KL that starts at 0."
+)
+_NO_NO_OP = (
+    "An adapter of %s changes the model from the start: the untouched policy is %.2g nats a token "
+    "away from its reference, the base, and the KL term holds it to that. An initialisation that "
+    "starts as a no-op would begin at 0."
+)
 
 
 def guard_reference(policy: PolicyState, args: Any) -> AbstractContextManager[None]:
@@ -39,7 +54,7 @@ def guard_reference(policy: PolicyState, args: Any) -> AbstractContextManager[No
         A context manager to train in; see `frozen_weights_checked`.
 
     Raises:
-        ReferenceDriftError: the KL is not 0.
+        ReferenceDriftError: the KL is not 0, and a LoRA adapter is the reason.
     """
     if not isinstance(policy.model, PeftModel) or policy.sharded_weights:
         return nullcontext()
@@ -59,8 +74,8 @@ def guard_reference(policy: PolicyState, args: Any) -> AbstractContextManager[No
 def check_kl_at_start(model: Any, log_probs: Callable[..., Tensor], *, half: bool) -> None:
     """Check on a few tokens that policy and reference agree before the first update.
 
-    The KL is equation 4 of DeepSeekMath (arXiv 2402.03300), averaged over at most 64 tokens, with
-    dropout off.
+    They are read as the run reads them, so with dropout where it has dropout. Dropout alone makes
+    them differ: that is said, and no mistake. What cannot be read here is said as well.
 
     Args:
         model: a PEFT model, unwrapped.
@@ -68,33 +83,54 @@ def check_kl_at_start(model: Any, log_probs: Callable[..., Tensor], *, half: boo
         half: whether the model computes in half precision.
 
     Raises:
-        ReferenceDriftError: the KL is above 1e-6, or above 1e-3 in half precision.
+        ReferenceDriftError: the KL of a LoRA adapter is above 1e-6, or above 1e-3 in half
+            precision, without dropout, too.
     """
-    tokens = min(PROBE_TOKENS, model.get_input_embeddings().num_embeddings)
-    # Any text shows a difference: these are the first tokens of the vocabulary.
-    ids = torch.arange(tokens, device=model.device)[None]  # (1, T)
-    arguments = (model, ids, torch.ones_like(ids), ids.size(1) - 1)
-    # Dropout would make the policy differ from itself.
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            # In float64, so that exp(d) - d - 1 of a tiny d is not lost in rounding.
-            policy = log_probs(*arguments).double()
-            with as_reference(model):
-                difference = log_probs(*arguments).double() - policy
-    finally:
-        model.train(training)
-    kl = (difference.exp() - difference - 1).mean().item()
     allowed = KL_AT_START_HALF if half else KL_AT_START
-    # Written so that a KL of NaN is refused as well.
-    if not kl <= allowed:
-        raise ReferenceDriftError(
-            f"KL between the untouched policy and its reference is {kl:.2e} at step 0; it has to "
-            f"be 0 (at most {allowed:g}). The adapter does not start as a no-op: use a PEFT "
-            "initialisation that does (init_lora_weights=True), or hold a continued adapter to its "
-            "own start (reference='initial')."
+    try:
+        as_in_the_run = kl_at_start(model, log_probs, dropout=True)
+        # Written so that a KL of NaN is no agreement.
+        if as_in_the_run <= allowed:
+            return
+        without_dropout = kl_at_start(model, log_probs, dropout=False)
+    # A model, an adapter or a head that is not known here may raise anything.
+    except Exception as error:
+        logger.warning(
+            "The KL between the untouched policy and its reference is not checked: a few tokens "
+            "could not be scored (%s: %s).",
+            type(error).__name__,
+            error,
         )
+        return
+    if without_dropout <= allowed:
+        logger.warning(_DROPOUT, as_in_the_run)
+    elif isinstance(model.active_peft_config, LoraConfig):
+        raise ReferenceDriftError(
+            f"KL between the untouched policy and its reference is {without_dropout:.2e} at step "
+            f"0; it has to be 0 (at most {allowed:g}). The adapter does not start as a no-op: use "
+            "a PEFT initialisation that does (init_lora_weights=True), or hold a continued adapter "
+            "to its own start (reference='initial')."
+        )
+    else:
+        logger.warning(_NO_NO_OP, type(model.active_peft_config).__name__, without_dropout)
+
+
+def kl_at_start(model: Any, log_probs: Callable[..., Tensor], *, dropout: bool) -> float:
+    """Return the KL per token between a policy and its reference on a few tokens, in nats.
+
+    It is equation 4 of DeepSeekMath (arXiv 2402.03300), averaged over at most 64 tokens.
+    """
+    size = model.config.get_text_config().vocab_size
+    # Any text shows a difference: these are the first tokens of the vocabulary.
+    ids = torch.arange(min(PROBE_TOKENS, size), device=model.device)[None]  # (1, T)
+    arguments = (model, ids, torch.ones_like(ids), ids.size(1) - 1)
+    with torch.no_grad(), flags_kept(model), own_random_numbers(0):
+        model.train(dropout)
+        # In float64, so that exp(d) - d - 1 of a tiny d is not lost in rounding.
+        policy = log_probs(*arguments).double()
+        with as_reference(model):
+            difference = log_probs(*arguments).double() - policy
+    return (difference.exp() - difference - 1).mean().item()
 
 
 @contextmanager
