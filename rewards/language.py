@@ -5,12 +5,12 @@ the target language. Here letters are counted, so that text without spaces can b
 is a sentence: its Han and kana letters are Japanese if there is kana among them, else Chinese; its
 Hangul letters are Korean; and for all its other letters together py3langid names one language.
 Code, formulas, LaTeX commands, links, tags, numbers and single Latin letters (variables) belong to
-no language and are not counted.
+no language and are not counted. A few words can be of any language, so a completion with fewer than
+20 letters is not judged, and fewer than 20 letters beside other scripts are not given a language.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -64,12 +64,34 @@ _NOT_LANGUAGE = re.compile(
     r"|</?[A-Za-z][^<>\n]{0,40}+>"
     r"|(?:https?://|www\.)[!-~]++"
     r"|(?<![A-Za-z])[A-Za-z](?![A-Za-z])"
-    r"|(?<![A-Za-z0-9_])[A-Za-z_]*+\d[A-Za-z0-9_]*+",
+    r"|(?<![A-Za-z0-9_])[A-Za-z_]*+\d[A-Za-z0-9_]*+"
+    # sin(x), math.sqrt, number_of_apples, numberOfApples
+    r"|(?<![\w.])[A-Za-z_]\w*+(?:\.[A-Za-z_]\w*+)*+(?=\()"
+    r"|(?<![\w.])[A-Za-z]\w++(?:\.[A-Za-z]\w++)++"
+    r"|(?<!\w)[A-Za-z]++(?:_[A-Za-z0-9]++)++|(?<!\w)[a-z]++[A-Z][A-Za-z]*+",
     re.DOTALL,
+)
+# Lines of code outside of a fence, and equations like `speed = distance / time`: neither has three
+# words in a row behind the sign. A short line that ends in a colon is lost with them.
+_KEYWORD = r"(?:def|class|for|while|if|elif|else|try|except|with|fn|pub|let|const|return|import|from|print)"
+_CODE_LINE = re.compile(
+    rf"^[ \t]*+(?:{_KEYWORD}"
+    r"\b[^\n=()\[\]{}<>;]*+[=()\[\]{}<>;][^\n]*(?<=[;:{})\]])[ \t]*"
+    rf"|{_KEYWORD}(?: [\w.]++){{0,3}}:|(?:return|import)(?: [\w.]++)?"
+    r"|[^\W\d]\w*+(?:\[[^\]\n]*+\])?[ \t]*+[-+*/]?="
+    r"(?![^\n]*?\b[^\W\d_]{2,}+[ \t]++[^\W\d_]{2,}+[ \t]++[^\W\d_]{2,}+)[^\n]*"
+    r")$",
+    re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"[\n。！？]+|(?<=[.!?…])\s+")
 # A sentence of a word or two can be in any language.
 _MIN_CHARACTERS = 40
+# py3langid is right for 0.79 of the beginnings of MGSM's sentences with 5 to 9 letters, for 0.94 of
+# those with 10 to 14, for 0.98 with 15 to 19, for 0.997 with 20 to 24, and for all from 30 on.
+_MIN_LETTERS = 20
+# A character of Chinese, Japanese or Korean says as much as several letters, and its script names
+# the language.
+_LETTERS_IN_CHARACTER = 5
 
 
 def _check_options(language: str) -> None:
@@ -92,14 +114,15 @@ def language(
         language: ISO 639-1 code ("en", "de", "zh", ...).
 
     Returns:
-        One reward per completion, from 0.0 to 1.0; None where no letter is left to judge (a bare
-        `#### 42` is in every language).
+        One reward per completion, from 0.0 to 1.0; None where too little is left to judge: fewer
+        than 20 letters, or 4 characters of Chinese, Japanese or Korean (`So $x = 3$.` could be in
+        any language).
 
     Raises:
         RewardSpecError: the language is not known, or py3langid is not installed.
 
-    >>> language(["First we add the apples of both girls.", "#### 42"])
-    [1.0, None]
+    >>> language(["First we add the apples of both girls.", "So $x = 3$.", "sin(x) + cos(y)"])
+    [1.0, None, None]
     >>> language(["Zuerst zählen wir die Äpfel zusammen."])
     [0.0]
     >>> language(["所以答案是四十二。 Done!!"], language="zh")
@@ -113,47 +136,67 @@ def language(
 
 
 def _share(text: str, wanted: str) -> float | None:
-    """Return the share of letters in the wanted language; None if there are no letters."""
+    """Return the share of letters in the wanted language; None if there are too few."""
     letters: Counter[str] = Counter()
     # Every other piece between fences is code; the last one too if its fence was never closed.
-    prose = " ".join(text.split("```")[::2])
-    for sentence in _sentences(_NOT_LANGUAGE.sub(" ", prose)):
-        for code, count in _letters_by_language(sentence, wanted):
-            letters[code] += count
+    prose = "\n".join(text.split("```")[::2])
+    prose = _NOT_LANGUAGE.sub(" ", _CODE_LINE.sub("", prose))
+    few = ""
+    for sentence in _sentences(prose):
+        rest = _count_by_script(sentence, letters)
+        if len(_LETTER.findall(rest)) < _MIN_LETTERS:
+            few += rest + " "
+        else:
+            _count_alphabetic(rest, wanted, letters)
+    # The few letters of several sentences may be enough together.
+    if wanted in _BY_SCRIPT or len(_LETTER.findall(few)) >= _MIN_LETTERS:
+        _count_alphabetic(few, wanted, letters)
     total = letters.total()
-    return letters[wanted] / total if total else None
+    by_script = sum(map(letters.__getitem__, _BY_SCRIPT))
+    if total + by_script * (_LETTERS_IN_CHARACTER - 1) < _MIN_LETTERS:
+        return None
+    return letters[wanted] / total
 
 
-def _sentences(prose: str) -> Iterator[str]:
-    """Yield the sentences; one that is too short to judge is joined with the next."""
+def _sentences(prose: str) -> list[str]:
+    """Return the sentences; one that is too short to judge is joined with the next.
+
+    The last one is joined with the one before it.
+    """
+    sentences: list[str] = []
     held = ""
     for sentence in _SENTENCE_END.split(prose):
         held += sentence.strip() + " "
         if len(held) > _MIN_CHARACTERS:
-            yield held
+            sentences.append(held)
             held = ""
-    yield held
+    if sentences:
+        sentences[-1] += held
+        return sentences
+    return [held]
 
 
-def _letters_by_language(sentence: str, wanted: str) -> Iterator[tuple[str, int]]:
-    """Yield each language of a sentence and how many of its letters belong to it."""
+def _count_by_script(sentence: str, letters: Counter[str]) -> str:
+    """Count the letters whose script names their language; return the sentence without them."""
     rest, han_or_kana = _HAN_OR_KANA.subn(" ", sentence)
-    if han_or_kana:
-        code = "ja" if _KANA.search(sentence) else "zh"
-        yield code, han_or_kana
+    letters["ja" if _KANA.search(sentence) else "zh"] += han_or_kana
     rest, hangul = _HANGUL.subn(" ", rest)
-    if hangul:
-        yield "ko", hangul
-    other = len(_LETTER.findall(rest))
-    if not other:
+    letters["ko"] += hangul
+    return rest
+
+
+def _count_alphabetic(text: str, wanted: str, letters: Counter[str]) -> None:
+    """Count the letters of a text under the one language that it is taken for."""
+    count = len(_LETTER.findall(text))
+    if not count:
         return
     if wanted in _BY_SCRIPT:
         # These letters are not of the wanted language's script, so they are foreign, and no
         # matter of which language.
-        yield "", other
+        letters[""] += count
     else:
-        code, _ = _identifier(wanted).classify(rest)
-        yield code, other
+        code, _ = _identifier(wanted).classify(text)
+        letters[code] += count
 
 
 # Loading the model is slow, and a run has few rewards for languages.

@@ -24,14 +24,20 @@ HTML = "<!DOCTYPE html><html><body>Sign in to continue</body></html>"
 GOOD = "It holds.\nSCORE {tag}: 7"
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MisbehavingServer]:
-    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+@pytest.fixture(scope="module")
+def running_server() -> Iterator[MisbehavingServer]:
     running = MisbehavingServer()
     yield running
     running.close()
+
+
+@pytest.fixture
+def server(running_server: MisbehavingServer, monkeypatch: pytest.MonkeyPatch) -> MisbehavingServer:
+    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    running_server.bodies.clear()
+    return running_server
 
 
 @pytest.fixture

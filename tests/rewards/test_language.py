@@ -92,10 +92,29 @@ def test_prices_are_no_formula():
 
 @pytest.mark.parametrize(
     "text",
-    ["", " \n", "#### 42", "6 * 7 = 42", "$x^2$", "```\nlines of code\n", "😀", "<think></think>"],
+    [
+        *(
+            "",
+            " \n",
+            "#### 42",
+            "6 * 7 = 42",
+            "$x^2$",
+            "```\nlines of code\n",
+            "😀",
+            "<think></think>",
+        ),
+        *("So $x=3$.", "The answer is 42.", "Also $x=3$.", "设 $x=3$。", "答案是42。", "Done!"),
+        "sin(x) + cos(y)",
+        "speed = distance / time",
+        "math.sqrt(number_of_apples) + numberOfPears",
+        "for i in range(10):\n    total = total + values[i]\nprint('the sum of all values', total)",
+        "import numpy as np\nnumbers = np.array([1, 2])\nprint(numbers.mean())",
+        "def largest(numbers):\n    if not numbers:\n        return None\n    return max(numbers)",
+        "pub fn double(number: i32) -> i32 {\n    let result = number * 2;\n    result\n}",
+    ],
 )
-@pytest.mark.parametrize("wanted", ["en", "zh"])
-def test_nothing_to_judge_is_none(text, wanted):
+@pytest.mark.parametrize("wanted", ["en", "de", "zh"])
+def test_too_little_to_judge_is_none(text, wanted):
     assert score(text, wanted) is None
     assert language([[{"role": "assistant", "content": text}]], language=wanted) == [None]
 
@@ -112,6 +131,47 @@ def test_grade_school_problems(wanted):
         rewards = language(questions, language=wanted)
         mean = sum(rewards) / len(rewards)
         assert mean > 0.98 if wanted == written else mean < 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("for example: we add all of the apples", "en"),
+        ("if we add (as above) all of them, we get 42", "en"),
+        ("return the books to the library, please", "en"),
+        ("x = 5, so we know that the answer is right", "en"),
+        ("Wir addieren alle Äpfel(n) und Birnen.", "de"),
+        ("答案是四十二", "zh"),
+        ("答えは四十二です", "ja"),
+    ],
+)
+def test_sentences_that_look_like_code_are_language(text, wanted):
+    assert score(text, wanted) == 1.0
+
+
+def test_a_few_words_beside_another_script_have_no_language():
+    assert score(f"{ZH} OK, x cm.", "en") == 0.0
+    assert score(f"{EN} 答案。") == pytest.approx(1 - 2 / (letters(EN) + 2))
+    # Too few in each sentence, and enough together.
+    parts = ("we add the apples", "and all the pears", "of both of them")
+    assert score("".join(f"{ZH}{part}。" for part in parts)) > 0.3
+
+
+@pytest.mark.parametrize("wanted", ["en", "de", "zh"])
+def test_short_texts_are_right_or_not_judged(wanted):
+    folder = Path(os.environ.get("GRPO_HF_DATA", ""), "mgsm")
+    if "GRPO_HF_DATA" not in os.environ or not folder.is_dir():
+        pytest.skip("GRPO_HF_DATA does not name a folder with mgsm/mgsm_en.tsv")
+    lines = (folder / f"mgsm_{wanted}.tsv").read_text(encoding="utf-8").splitlines()[:100]
+    beginnings = []
+    for line in lines:
+        question = line.split("\t")[0]
+        words = question.split() if wanted != "zh" else list(question)
+        for count in (1, 2, 3, 4, 5, 6, 8, 12):
+            beginnings.append((" " if wanted != "zh" else "").join(words[:count]))
+    judged = [reward for reward in language(beginnings, language=wanted) if reward is not None]
+    assert 0.25 * len(beginnings) < len(judged) < 0.95 * len(beginnings)
+    assert sum(judged) / len(judged) > 0.985
 
 
 @pytest.mark.parametrize("code", ["english", "EN", "xx", "", "zxy"])
@@ -165,6 +225,19 @@ N = 100_000
             "```" * (N // 3),
             "<a" * (N // 2),
             "www." * (N // 4),
+        ),
+        *(
+            "def " + "(" * N + "x",
+            "def (" + " " * N + "x",
+            "x = " + "a" * N,
+            "x = " + "ab " * (N // 3),
+        ),
+        *(
+            "x = ab" + " " * N + "1",
+            "a." * (N // 2),
+            "a_" * (N // 2),
+            "aB" * (N // 2),
+            "f(" * (N // 2),
         ),
         *("\\(" * (N // 2), "\\[" * (N // 2), "\\a{" * (N // 3), "\\" * N, f"{EN} " * 1000),
     ],
