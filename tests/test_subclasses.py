@@ -296,6 +296,13 @@ def test_tokens_that_the_policy_did_not_write(
     assert_same(learned, plain, env_mask=True, **settings)
 
 
+def test_noise_on_embeddings_is_trls(learned: Callable[..., Any]):
+    """NEFTune's noise depends on the length of the padded rows; both draw the same."""
+    found = assert_same(learned, plain, neftune_noise_alpha=5.0)
+    without, _ = learned(grpo_hf.GRPOTrainer, plain)
+    assert (found - without).abs().max().item() > 10 * SAME
+
+
 def test_what_is_changed_after_sampling_is_what_rewards_score(learned: Callable[..., Any]):
     """Scoring begins when completions exist; a subclass may change them after that."""
     seen: list[list[int]] = []

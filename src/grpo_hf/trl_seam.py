@@ -525,13 +525,14 @@ def parser_actions(parser: Any) -> list[Any]:
     return parser._actions
 
 
-def hooks_of(model: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Find the hooks around the forwards and backwards of modules, with the modules' names."""
-    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    for name, module in model.named_modules():
-        for kind in kinds:
-            for hook in getattr(module, kind).values():
-                yield name, hook
+def own_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return the hooks around a module's own forward and backward."""
+    return [
+        *module._forward_pre_hooks.values(),
+        *module._forward_hooks.values(),
+        *module._backward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+    ]
 
 
 def add_forward_hook_once(module: nn.Module, hook: Callable[..., Any]) -> None:

@@ -22,11 +22,12 @@ class Net(nn.Module):
         return self.proj(x)
 
 
-def adapted(*, bias: bool = True, **settings: Any) -> tuple[nn.Module, LoraLinear]:
+def adapted(
+    *, bias: bool = True, name: str = "default", **settings: Any
+) -> tuple[nn.Module, LoraLinear]:
     torch.manual_seed(0)
-    model = get_peft_model(
-        Net(bias=bias), LoraConfig(target_modules=["proj"], r=4, lora_alpha=6, **settings)
-    )
+    config = LoraConfig(target_modules=["proj"], r=4, lora_alpha=6, **settings)
+    model = get_peft_model(Net(bias=bias), config, adapter_name=name)
     for weight in model.parameters():
         nn.init.normal_(weight)
     (layer,) = (module for module in model.modules() if isinstance(module, LoraLinear))
@@ -49,8 +50,9 @@ def results(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7, 12), (2, 7, 12), (1, 1, 12)])
-def test_output_and_gradients_are_pefts(shape: tuple[int, ...], bias: bool) -> None:
-    model, layer = adapted(bias=bias)
+@pytest.mark.parametrize("name", ["default", "policy"])
+def test_output_and_gradients_are_pefts(shape: tuple[int, ...], bias: bool, name: str) -> None:
+    model, layer = adapted(bias=bias, name=name)
     x = torch.randn(shape)
     expected = results(
         layer.double(), x.double()
@@ -61,7 +63,7 @@ def test_output_and_gradients_are_pefts(shape: tuple[int, ...], bias: bool) -> N
     assert (
         got.keys()
         == expected.keys()
-        == {"y", "x", "lora_A.default.weight", "lora_B.default.weight"}
+        == {"y", "x", f"lora_A.{name}.weight", f"lora_B.{name}.weight"}
     )
     for name, value in expected.items():
         torch.testing.assert_close(got[name].double(), value, rtol=1e-5, atol=1e-4)
@@ -97,6 +99,24 @@ def test_what_is_more_than_two_products_is_pefts(
     torch.manual_seed(1)
     got = results(layer, x)
     assert all(torch.equal(got[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("part", ["base_layer", "lora_A.default", "lora_B.default"])
+@pytest.mark.parametrize("kind", ["a hook", "a backward hook", "a forward of its own"])
+def test_what_is_put_on_a_part_of_a_layer_runs(part: str, kind: str) -> None:
+    model, layer = adapted()
+    lora.join_products(model)
+    module = layer.get_submodule(part)
+    calls = []
+    own = module.forward
+    if kind == "a hook":
+        module.register_forward_hook(lambda *given: calls.append(1))
+    elif kind == "a backward hook":
+        module.register_full_backward_hook(lambda *given: calls.append(1))
+    else:
+        module.forward = lambda x: calls.append(1) or own(x)
+    layer(torch.randn(5, 12, requires_grad=True)).sum().backward()
+    assert calls == [1]
 
 
 def test_switching_adapters_is_pefts() -> None:

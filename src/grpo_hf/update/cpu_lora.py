@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..trl_seam import lora_is_two_products
+from ..trl_seam import lora_is_two_products, own_hooks
 
 
 def join_products(model: nn.Module) -> None:
@@ -46,8 +46,11 @@ def _forward(self: Any, x: Tensor, *positional: Any, **named: Any) -> Tensor:
 def _is_plain(layer: Any, adapter: str, x: Tensor) -> bool:
     """Return whether the layer is the two products above, on a frozen float32 matrix on a CPU."""
     base, dropout = layer.base_layer, layer.lora_dropout[adapter]
+    # The products below pass by the forwards of these, and so by whatever is put on them.
+    passed_by = (base, dropout, layer.lora_A[adapter], layer.lora_B[adapter])
     return (
         lora_is_two_products(layer, adapter)
+        and not any(own_hooks(module) or "forward" in vars(module) for module in passed_by)
         and (isinstance(dropout, nn.Identity) or not dropout.training)
         and type(base) is nn.Linear
         and not any(weight.requires_grad for weight in base.parameters())

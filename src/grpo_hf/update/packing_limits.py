@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import NotPackableError
-from ..trl_seam import hooks_of
+from ..trl_seam import own_hooks
 
 # PEFT 0.21: adapters that work token by token; tests hold each of them against TRL's rows.
 TOKENWISE_ADAPTERS = {
@@ -95,12 +95,13 @@ def refuse_unknown_hooks(model: nn.Module) -> None:
     Raises:
         NotPackableError: names the module that has such a hook.
     """
-    for name, hook in hooks_of(model):
-        # functools.partial has no module of its own.
-        home = getattr(getattr(hook, "func", hook), "__module__", None) or ""
-        noise = home.startswith("transformers.integrations.neftune")
-        if noise or home.split(".")[0] not in _KNOWN_HOOKS:
-            raise NotPackableError(f"a hook on {name or 'the model'} may read rows ({home})")
+    for name, module in model.named_modules():
+        for hook in own_hooks(module):
+            # functools.partial has no module of its own.
+            home = getattr(getattr(hook, "func", hook), "__module__", None) or ""
+            noise = home.startswith("transformers.integrations.neftune")
+            if noise or home.split(".")[0] not in _KNOWN_HOOKS:
+                raise NotPackableError(f"a hook on {name or 'the model'} may read rows ({home})")
 
 
 def longest_packed_row(config: Any, told: set[int], measured: int) -> float:
