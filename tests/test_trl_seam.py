@@ -600,3 +600,28 @@ def test_four_bit_layers_say_whether_they_pack():
     with torch.no_grad():
         layer(torch.randn(2, 64))
     assert not trl_seam.is_packed(layer)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        ("lfm2", {"causal_conv1d_fn"}),
+        ("qwen3_next", {"causal_conv1d_fn", "torch_chunk_gated_delta_rule"}),
+        (
+            "bamba",
+            {"causal_conv1d_fn", "mamba2_chunk_scan", "mamba2_split_conv1d_scan_combined"},
+        ),
+    ],
+)
+def test_functions_that_carry_state_are_there(architecture: str, names: set[str]):
+    file = importlib.import_module(f"transformers.models.{architecture}.modeling_{architecture}")
+    for name in names:
+        assert name in trl_seam.STATE_FUNCTIONS
+        assert hasattr(file, name), f"transformers has moved {name} of {architecture}"
+        parameters = signature(getattr(file, name)).parameters.values()
+        assert any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters), name
+
+
+def test_files_of_layers(model: Any):
+    names = [file.__name__ for file in trl_seam.files_of_layers(model)]
+    assert "transformers.models.llama.modeling_llama" in names

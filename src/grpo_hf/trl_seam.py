@@ -13,10 +13,11 @@ widths of prompts and completions, F reward functions.
 import copy
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from statistics import mean
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -328,6 +329,27 @@ def fused_log_probs(
         positional, named: the model's own arguments; PEFT passes `labels=None` among them.
     """
     return forward(*positional, **named, shift_labels=shifted_labels, fused_lm_head=True)
+
+
+# transformers: state along a row
+
+
+StateKind = Literal["convolution", "delta rule", "scan", "fused scan"]
+
+# The functions of a model's file that carry state from token to token, and what they do. Each file
+# has its own copies, which take the keyword arguments of the model's call.
+STATE_FUNCTIONS: dict[str, StateKind] = {
+    "causal_conv1d_fn": "convolution",
+    "torch_chunk_gated_delta_rule": "delta rule",
+    "mamba2_chunk_scan": "scan",
+    "mamba2_split_conv1d_scan_combined": "fused scan",
+}
+
+
+def files_of_layers(model: nn.Module) -> list[Any]:
+    """Return the modules of Python in which the classes of a model's layers are defined."""
+    names = {type(layer).__module__ for layer in model.modules()}
+    return [sys.modules[name] for name in sorted(names)]
 
 
 # TRL: what a trainer logs

@@ -24,7 +24,14 @@ from ..trl_seam import cpu_attention, cpu_attention_backward
 from .packing import PackedGroups
 
 # What transformers' models pass to an attention function without changing what it computes.
-KNOWN_OPTIONS = {"is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
+KNOWN_OPTIONS = {
+    "is_causal",
+    "position_ids",
+    "use_cache",
+    "cache_position",
+    "output_attentions",
+    "output_router_logits",
+}
 
 
 def read_layouts(implementation: str) -> None:

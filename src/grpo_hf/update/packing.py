@@ -66,7 +66,10 @@ class PackedGroups:
     block: tuple[int, int]
     # Layers that attended to this row, each with its window.
     readers: list[tuple[nn.Module, int | None]] = field(default_factory=list)
+    # The kernels, (D, K), of the convolutions that read this row.
+    convolutions: list[tuple[int, ...]] = field(default_factory=list)
     _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+    _contexts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def pack(cls, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> "PackedGroups":
@@ -192,6 +195,43 @@ class PackedGroups:
                 prompt_mask = (prompt <= prompt[:, None]) & (prompt[:, None] - prompt < window)
         return prompt_mask, torch.cat([of_prompt, of_suffix], dim=2)[:, None]
 
+    def with_context(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return a longer row in which each sequence follows what came before it in its text.
+
+        Args:
+            size: how many tokens stand in front of each sequence; in front of a prompt there are
+                none, and in front of a suffix there are its prompt's last ones, as far as it has
+                them.
+
+        Returns:
+            Where each token of the longer row lies in this one, T for no token; and where each
+            token of this row lies in the longer one, (T,).
+        """
+        if size not in self._contexts:
+            self._contexts[size] = self._build_context(size)
+        return self._contexts[size]
+
+    def _build_context(self, size: int) -> tuple[Tensor, Tensor]:
+        length = self.input_ids.shape[1]
+        nothing = [length] * size
+        sources: list[int] = []
+        tokens: list[int] = []
+
+        def add(context: list[int], sequence: slice) -> None:
+            sources.extend(context)
+            tokens.extend(range(len(sources), len(sources) + sequence.stop - sequence.start))
+            sources.extend(range(sequence.start, sequence.stop))
+
+        for prompt, _, _ in self.groups:
+            add(nothing, prompt)
+        for prompt, _, suffixes in self.groups:
+            before = [*nothing, *range(prompt.start, prompt.stop)]
+            for suffix in suffixes:
+                # Not [-size:], which is everything for a size of 0.
+                add(before[len(before) - size :], suffix)
+        device = self.input_ids.device
+        return torch.tensor(sources, device=device), torch.tensor(tokens, device=device)
+
 
 @dataclass(frozen=True)
 class Padded:
@@ -210,13 +250,20 @@ class Padded:
         filled = torch.arange(longest, device=lengths.device) < lengths[:, None]
         return cls(len(lengths), longest, filled.flatten().nonzero()[:, 0])
 
+    def rows_of(self, states: Tensor) -> Tensor:
+        """Pad (tokens, ...) to (rows, longest, ...), with zeros for padding."""
+        block = states.new_zeros(self.rows * self.longest, *states.shape[1:])
+        block = block.index_copy(0, self.cells, states)
+        return block.view(self.rows, self.longest, *states.shape[1:])
+
+    def tokens_of(self, states: Tensor) -> Tensor:
+        """Undo `rows_of`."""
+        return states.flatten(0, 1).index_select(0, self.cells)
+
     def pad(self, states: Tensor) -> Tensor:
-        """Pad (heads, tokens, D) to (rows, heads, longest, D), with zeros for padding."""
-        heads, _, size = states.shape
-        block = states.new_zeros(self.rows * self.longest, heads, size)
-        block = block.index_copy(0, self.cells, states.transpose(0, 1))
-        return block.view(self.rows, self.longest, heads, size).transpose(1, 2)
+        """Pad (heads, tokens, D) to (rows, heads, longest, D)."""
+        return self.rows_of(states.transpose(0, 1)).transpose(1, 2)
 
     def unpad(self, states: Tensor) -> Tensor:
         """Undo `pad`: (rows, heads, longest, D) -> (tokens, heads, D)."""
-        return states.transpose(1, 2).flatten(0, 1).index_select(0, self.cells)
+        return self.tokens_of(states.transpose(1, 2))

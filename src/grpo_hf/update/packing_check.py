@@ -38,8 +38,14 @@ from ..run_context import RunTraits
 from ..trl_seam import attention_implementation, check_fused_head
 from .log_probs import forward_packed, forward_without_layouts
 from .packed_attention import read_layouts
+from .packed_states import read_layouts_of_states
 from .packing import PackedGroups
-from .packing_limits import longest_packed_row, refuse_by_looking, refuse_unknown_hooks
+from .packing_limits import (
+    longest_packed_row,
+    refuse_by_looking,
+    refuse_unknown_hooks,
+    refuse_unread_layout,
+)
 
 logger = get_logger(__name__)
 
@@ -188,6 +194,7 @@ def check_packing(
     """
     config = base.config.get_text_config()
     read_layouts(attention_implementation(config))
+    read_layouts_of_states(base)
     check_fused_head(forward_without_layouts(base))
     blocks = (
         _block(_PROMPTS, _COMPLETIONS, base),
@@ -197,13 +204,7 @@ def check_packing(
         # As training will compute, which may end in another error than float32 does.
         layout = PackedGroups.pack(*blocks[0])
         packed, _ = forward_packed(model, layout)
-        # A layer without attention, or with attention of its own, never asked for the layout.
-        layers = len({module for module, _ in layout.readers})
-        if layers != config.num_hidden_layers:
-            raise NotPackableError(
-                f"{layers} of its {config.num_hidden_layers} layers attend through "
-                "AttentionInterface"
-            )
+        refuse_unread_layout(layout, base)
         with _in_float32(base, wanted=half, castable=castable) as exact:
             if half and exact:
                 packed, _ = forward_packed(model, PackedGroups.pack(*blocks[0]))

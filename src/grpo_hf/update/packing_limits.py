@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import NotPackableError
 from ..trl_seam import own_hooks
+from .packing import PackedGroups
 
 # PEFT 0.21: adapters that work token by token; tests hold each of them against TRL's rows.
 TOKENWISE_ADAPTERS = {
@@ -63,8 +65,11 @@ _LENGTH = re.compile(
     r"window|chunk|block|top_?k|keep|local|segment|stride|span|context|max_distance|mem_len"
     r"|floor_scale"
 )
-# Numbers of layers, experts, images and answers have such names, too.
-_NO_LENGTH = re.compile(r"^n_|^num_|layer|expert|moe|group|pattern|type|image|multiple|method")
+# Numbers of layers, experts, images and answers have such names, too. Mamba's chunks are a way to
+# compute, and change nothing.
+_NO_LENGTH = re.compile(
+    r"^n_|^num_|layer|expert|moe|group|pattern|type|image|multiple|method|^(mamba_)?chunk_size$"
+)
 
 
 def refuse_by_looking(model: nn.Module, *, embedding_noise: bool) -> None:
@@ -102,6 +107,31 @@ def refuse_unknown_hooks(model: nn.Module) -> None:
             noise = home.startswith("transformers.integrations.neftune")
             if noise or home.split(".")[0] not in _KNOWN_HOOKS:
                 raise NotPackableError(f"a hook on {name or 'the model'} may read rows ({home})")
+
+
+def refuse_unread_layout(layout: PackedGroups, base: PreTrainedModel) -> None:
+    """Refuse a model with layers that never asked for the layout of the row.
+
+    Args:
+        layout: of a row that the model has read.
+        base: the causal language model.
+
+    Raises:
+        NotPackableError: says how many layers asked.
+    """
+    layers = base.config.get_text_config().num_hidden_layers
+    # A layer with attention of its own does not ask; nor does one without attention.
+    attending = len({module for module, _ in layout.readers})
+    # What carries state along the row begins with a convolution. The recurrence behind it is
+    # measured.
+    convolutions = [module for module in base.modules() if isinstance(module, nn.Conv1d)]
+    all_read = len(layout.convolutions) == len(convolutions)
+    if not all_read or (attending != layers and not convolutions):
+        convolve = f", and {len(layout.convolutions)} of {len(convolutions)} convolutions read it"
+        raise NotPackableError(
+            f"{attending} of its {layers} layers attend through AttentionInterface"
+            f"{convolve if convolutions else ''}"
+        )
 
 
 def longest_packed_row(config: Any, told: set[int], measured: int) -> float:
