@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from grpo_hf.data.completions import completion_text
+from grpo_hf.data.completions import message_text
 from grpo_hf.errors import RewardSpecError, did_you_mean
 
 # `{{` and `}}` are plain braces; they match without a name.
@@ -84,9 +84,7 @@ def _as_text(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, default=str)
     turns = []
     for turn in value:
-        # completion_text reads the assistant's messages only; here every speaker counts.
-        text = completion_text([turn | {"role": "assistant"}])
-        turns.append(f"{turn['role']}: {text}")
+        turns.append(f"{turn['role']}: {message_text(turn)}")
     return "\n".join(turns)
 
 

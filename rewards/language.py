@@ -73,7 +73,10 @@ _NOT_LANGUAGE = re.compile(
 )
 # Lines of code outside of a fence, and equations like `speed = distance / time`: neither has three
 # words in a row behind the sign. A short line that ends in a colon is lost with them.
-_KEYWORD = r"(?:def|class|for|while|if|elif|else|try|except|with|fn|pub|let|const|return|import|from|print)"
+_KEYWORD = (
+    r"(?:def|class|for|while|if|elif|else|try|except|with|fn|pub|let|const"
+    r"|return|import|from|print)"
+)
 _CODE_LINE = re.compile(
     rf"^[ \t]*+(?:{_KEYWORD}"
     r"\b[^\n=()\[\]{}<>;]*+[=()\[\]{}<>;][^\n]*(?<=[;:{})\]])[ \t]*"

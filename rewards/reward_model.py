@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_hf.data.completions import Completion, completion_text
+from grpo_hf.data.completions import Completion, completion_text, message_text
 from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards._options import check_number, check_text, check_whole, refuse
 from grpo_hf.scoring.reward import reward_settings
@@ -166,10 +166,7 @@ def _prompt_text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     # completion_text reads the assistant's messages only; every message of a prompt counts.
-    messages = []
-    for message in prompt:
-        messages.append(message | {"role": "assistant"})
-    return completion_text(messages)
+    return "\n".join(map(message_text, prompt))
 
 
 # Scores

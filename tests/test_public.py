@@ -18,6 +18,7 @@ PUBLIC = {
     "StepRewards": "grpo_hf.scoring.steps",
     "completion_text": "grpo_hf.data.completions",
     "load_reward": "grpo_hf.scoring.registry",
+    "message_text": "grpo_hf.data.completions",
     "register_reward": "grpo_hf.scoring.registry",
     "reward_settings": "grpo_hf.scoring.reward",
     "split_steps": "grpo_hf.scoring.steps",

@@ -1,7 +1,8 @@
 """Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300) on one frozen base model.
 
 from grpo_hf import GRPOConfig, GRPOTrainer, RewardModel, StepRewards
-from grpo_hf import completion_text, load_reward, register_reward, reward_settings, split_steps
+from grpo_hf import completion_text, load_reward, message_text, register_reward, reward_settings
+from grpo_hf import split_steps
 """
 
 from importlib import import_module
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import GRPOConfig
-    from .data.completions import completion_text
+    from .data.completions import completion_text, message_text
     from .reward_models.model import RewardModel
     from .scoring.registry import load_reward, register_reward
     from .scoring.reward import Reward, reward_settings
@@ -24,6 +25,7 @@ __all__ = [
     "StepRewards",
     "completion_text",
     "load_reward",
+    "message_text",
     "register_reward",
     "reward_settings",
     "split_steps",
@@ -37,6 +39,7 @@ _HOMES = {
     "StepRewards": "scoring.steps",
     "completion_text": "data.completions",
     "load_reward": "scoring.registry",
+    "message_text": "data.completions",
     "register_reward": "scoring.registry",
     "reward_settings": "scoring.reward",
     "split_steps": "scoring.steps",

@@ -16,6 +16,7 @@ from weakref import WeakSet
 from transformers import ProcessorMixin, TrainerState
 
 from ..config import option
+from ..data.completions import message_text
 from ..errors import RewardOutputError
 from .judging import score_texts
 from .outcomes import Failure, Outcome
@@ -338,8 +339,7 @@ def _text(prompt: Any) -> str:
         return prompt
     contents = []
     for message in prompt:
-        # A message that calls a tool has no content.
-        contents.append(str(message.get("content") or ""))
+        contents.append(message_text(message))
     return "\n".join(contents)
 
 
