@@ -60,7 +60,7 @@ class _Patience:
     """The time that is left for a completion, and what has kept it from a verdict so far."""
 
     deadline: float
-    obstacle: str = "the server has not answered"
+    obstacle: str = "the server has not finished its answer"
     asked_to_wait: float | None = None
 
     def left(self) -> float:
