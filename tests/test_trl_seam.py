@@ -625,3 +625,12 @@ def test_functions_that_carry_state_are_there(architecture: str, names: set[str]
 def test_files_of_layers(model: Any):
     names = [file.__name__ for file in trl_seam.files_of_layers(model)]
     assert "transformers.models.llama.modeling_llama" in names
+
+
+def test_a_forward_is_found_below_the_autocast_of_a_run(make_trainer: Any):
+    trainer = make_trainer(beta=0.0, bf16=True, max_steps=1)
+    own = trainer.model.forward
+    assert trl_seam.forward_before_autocast(trainer.model) == own
+    trainer.train()
+    assert trainer.model.forward != own
+    assert trl_seam.forward_before_autocast(trainer.model) == own

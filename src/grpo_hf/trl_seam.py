@@ -580,6 +580,14 @@ def lora_is_two_products(layer: Any, adapter: str) -> bool:
     )
 
 
+# accelerate
+
+
+def forward_before_autocast(model: Any) -> Callable[..., Any]:
+    """Return the forward of a model that accelerate wraps in a run's autocast, or its forward."""
+    return vars(model).get("_original_forward", model.forward)
+
+
 # torch
 
 

@@ -14,6 +14,7 @@ from support.models import WINDOW, block, decoder, lora
 from torch import Tensor, nn
 
 from grpo_hf import GRPOTrainer
+from grpo_hf.models import measuring
 from grpo_hf.update import packing_check
 from grpo_hf.update.packing_limits import TOKENWISE_ADAPTERS, longest_packed_row
 
@@ -250,7 +251,7 @@ def test_a_state_that_leaks_a_little_is_found_in_every_precision(
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packing_check, "free_memory", lambda device: room)
+    monkeypatch.setattr(measuring, "free_memory", lambda device: room)
     dtype, autocast = PRECISIONS[precision]
     model = leaking(0.05).to(dtype)
     trainer = module_trainer(model=model, peft_config=lora(**QV), bf16=autocast, beta=0.0)
@@ -282,7 +283,7 @@ def test_good_models_are_packed_in_every_precision(
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packing_check, "free_memory", lambda device: room)
+    monkeypatch.setattr(measuring, "free_memory", lambda device: room)
     dtype, autocast = PRECISIONS[precision]
     model = decoder(architecture, initializer_range=size).to(dtype)
     trainer = module_trainer(model=model, peft_config=lora(), bf16=autocast, beta=0.0)

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ..models.adapters import causal_model
+from ..models.measuring import in_float32, zeros_filled
 from ..models.precision import computes_in_half
 from ..trl_seam import attention_implementation, whole_generation_config
 from .decoding import sample_groups
@@ -174,14 +175,16 @@ class GroupedSampling:
                 place = len(_WAYS) if way is None else _WAYS.index(way)
                 mine = torch.tensor([place], device=self._accelerator.device)
                 slowest = int(self._accelerator.gather(mine).max())
-                if slowest != place:
-                    reason = f"{_OFF} About this model: another process cannot"
                 way = None if slowest == len(_WAYS) else _WAYS[slowest]
+                if slowest != place:
+                    what = f"{_OFF} About this model," if way is None else way.lacks
+                    reason = f"{what} another process cannot"
             self._ways[kind] = way
             if reason is not None:
                 self._say(reason)
         return self._ways[kind]
 
+    @torch.no_grad()
     def _measured(
         self,
         model: Any,
@@ -190,28 +193,26 @@ class GroupedSampling:
         call: dict[str, Any],
     ) -> tuple[_Way | None, str | None]:
         """Return the fastest way that is right, and why a faster one is not."""
-        half = computes_in_half(causal_model(model), autocast=self._autocasts(model.device.type))
-        try:
-            reference = Reference(model, generate, config, call, half=half)
-        # It raises again in the call itself, as it does in TRL.
-        except Exception as error:
-            return None, f"{_OFF} `generate` itself fails ({type(error).__name__}: {error})"
-        reasons: list[str] = []
-        for way, fallback in zip(_WAYS, _WAYS[1:] + _WAYS[-1:], strict=True):
+        base = causal_model(model)
+        half = computes_in_half(base, autocast=self._autocasts(model.device.type))
+        with zeros_filled(model), in_float32(base, wanted=half, castable=True) as exact:
+            try:
+                reference = Reference(model, generate, config, call, half=not exact)
+            # It raises again in the call itself, as it does in TRL.
+            except Exception as error:
+                return None, f"{_OFF} `generate` itself fails ({type(error).__name__}: {error})"
+            way, reasons = _fastest(model, reference)
+        # What float32 does not show: a part that does not take the precision of the run.
+        if way is not None and half and exact:
             with way.weights(model):
-                reason = reference.why_not(way.loop)
-                # With dropout in its attention a model in training does not share prefixes.
-                if reason is None and _has_dropout(model):
-                    reason = reference.why_not(fallback.loop)
-            if reason is None:
-                return (
-                    way,
-                    f"{way.lacks} about this model with these settings, {reasons[0]}"
-                    if reasons
-                    else None,
-                )
-            reasons.append(reason)
-        return None, f"{_OFF} About this model with these settings: {reasons[-1]}"
+                reason = reference.why_not_running(way.loop)
+            if reason is not None:
+                way = None
+                reasons.append(reason)
+        if way is None:
+            return None, f"{_OFF} About this model with these settings: {reasons[-1]}"
+        lacks = f"{way.lacks} about this model with these settings, "
+        return way, lacks + reasons[0] if reasons else None
 
     def _autocasts(self, device: str) -> bool:
         precision = "no" if self._accelerator is None else self._accelerator.mixed_precision
@@ -241,6 +242,21 @@ class GroupedSampling:
         self._said.add(reason)
         if self._accelerator is None or self._accelerator.is_main_process:
             logger.warning(f"{reason}.")
+
+
+def _fastest(model: Any, reference: Reference) -> tuple[_Way | None, list[str]]:
+    """Return the fastest way that is right, and why those before it are not."""
+    reasons: list[str] = []
+    for way, fallback in zip(_WAYS, _WAYS[1:] + _WAYS[-1:], strict=True):
+        with way.weights(model):
+            reason = reference.why_not(way.loop)
+            # With dropout in its attention a model in training does not share prefixes.
+            if reason is None and _has_dropout(model):
+                reason = reference.why_not(fallback.loop)
+        if reason is None:
+            return way, reasons
+        reasons.append(reason)
+    return None, reasons
 
 
 def _has_dropout(model: Any) -> bool:

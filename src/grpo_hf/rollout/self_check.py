@@ -11,8 +11,8 @@ Shapes: B rows, P tokens of a padded prompt, V vocabulary.
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -21,13 +21,15 @@ from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..errors import NotGroupableError
+from ..models.measuring import without_dropout
+from ..models.random_state import own_random_numbers
 
 # How many tokens are written. Of the first prompt, the first copy ends behind two of them; of the
-# second, the second copy behind four.
-_TOKENS = 6
-_ENDING = {(0, 0): 2, (1, 1): 4}
+# second, the second copy behind three.
+_TOKENS = 5
+_ENDING = {(0, 0): 2, (1, 1): 3}
 # How much of the prompts is read: enough for what a chat template puts at their ends.
-_LENGTHS = (16, 9)
+_LENGTHS = (12, 7)
 _COPIES = 2
 
 # What rounding may do to a score, on average, as a share of the scores' standard deviation. Half
@@ -91,6 +93,25 @@ class Reference:
             sample: for `generate(custom_generate=...)`.
         """
         follower = _Steering(self._width, self._ends, self._leader)
+        reason = self._why_not_following(follower, sample)
+        if reason is not None:
+            return reason
+        difference = _difference(self._leader.scores, follower.scores)
+        # Written so that a difference of NaN is refused as well.
+        if not difference <= self._tolerance:
+            return (
+                f"its scores by groups are {difference:.1e} of their deviation from those of "
+                "`generate`"
+            )
+        return None
+
+    def why_not_running(self, sample: Callable[..., Tensor]) -> str | None:
+        """Return why a decoding loop does not run, whatever its scores are, or None if it does."""
+        return self._why_not_following(_Steering(self._width, self._ends, self._leader), sample)
+
+    def _why_not_following(
+        self, follower: "_Steering", sample: Callable[..., Tensor]
+    ) -> str | None:
         try:
             tokens = self._generate(follower, custom_generate=sample)
         except NotGroupableError as error:
@@ -100,13 +121,6 @@ class Reference:
             return f"it cannot be sampled by groups ({type(error).__name__}: {error})"
         if not torch.equal(tokens, self._tokens):
             return "it writes other tokens by groups than with `generate`"
-        difference = _difference(self._leader.scores, follower.scores)
-        # Written so that a difference of NaN is refused as well.
-        if not difference <= self._tolerance:
-            return (
-                f"its scores by groups are {difference:.1e} of their deviation from those of "
-                "`generate`"
-            )
         return None
 
     def _noise(self) -> float:
@@ -118,9 +132,12 @@ class Reference:
 
     def _generate(self, steering: "_Steering", **changed: Any) -> Tensor:
         call = {**self._call, **changed, "logits_processor": LogitsProcessorList([steering])}
-        # A row's score depends on its text, whatever dropout would have drawn.
-        with torch.no_grad(), _without_chance(self._model), warnings.catch_warnings():
+        with ExitStack() as stack:
+            # A row's score depends on its text, whatever dropout or a draw would make of it.
+            stack.enter_context(without_dropout(self._model))
+            stack.enter_context(own_random_numbers(0))
             # The run itself warns of its settings, and with its own lengths.
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             output = self._run(**call)
         return output[:, call["input_ids"].shape[1] :]
@@ -239,21 +256,6 @@ def _short(config: GenerationConfig, *, clock: bool) -> GenerationConfig:
     if clock:
         settings.max_time = 3600.0
     return settings
-
-
-@contextmanager
-def _without_chance(model: Any) -> Iterator[None]:
-    """Evaluate for a block that uses up none of the run's random numbers."""
-    # By module: a frozen part may be in evaluation mode while the rest trains.
-    training = [module for module in model.modules() if module.training]
-    devices = [model.device] if model.device.type == "cuda" else []
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _difference(expected: dict[Text, Tensor], found: dict[Text, Tensor]) -> float:

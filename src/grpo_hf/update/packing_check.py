@@ -32,8 +32,8 @@ from transformers import PreTrainedModel
 from ..config import option
 from ..errors import NotPackableError, SeamMovedError
 from ..models.adapters import causal_model
-from ..models.precision import computes_in_half, free_memory
-from ..models.random_state import own_random_numbers
+from ..models.measuring import in_float32, without_dropout, zeros_filled
+from ..models.precision import computes_in_half
 from ..run_context import RunTraits
 from ..trl_seam import attention_implementation, check_fused_head
 from .log_probs import forward_packed, forward_without_layouts
@@ -200,12 +200,12 @@ def check_packing(
         _block(_PROMPTS, _COMPLETIONS, base),
         _block(_OTHER_PROMPTS, _OTHER_COMPLETIONS, base),
     )
-    with _without_dropout(model), _zeros_filled(model), _errors_as_reasons():
+    with without_dropout(model), zeros_filled(model), _errors_as_reasons():
         # As training will compute, which may end in another error than float32 does.
         layout = PackedGroups.pack(*blocks[0])
         packed, _ = forward_packed(model, layout)
         refuse_unread_layout(layout, base)
-        with _in_float32(base, wanted=half, castable=castable) as exact:
+        with in_float32(base, wanted=half, castable=castable) as exact:
             if half and exact:
                 packed, _ = forward_packed(model, PackedGroups.pack(*blocks[0]))
             _refuse_other_numbers(model, blocks, packed, trl_scorer, half=not exact)
@@ -275,79 +275,6 @@ def _refuse_other_numbers(
 
 def _apart(values: Tensor, others: Tensor) -> float:
     return (values - others).abs().mean().item()
-
-
-@contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """Evaluate for a block; afterwards each module is in the mode that it was in."""
-    # By module: a frozen part may be in evaluation mode while the rest trains.
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _zeros_filled(model: nn.Module) -> Iterator[None]:
-    """Let weights that train, and are 0 so far, be small numbers for a block."""
-    zeros = []
-    for weight in model.parameters():
-        # Parts of sharded weights are of a class of their own.
-        if weight.requires_grad and type(weight.data) is Tensor and not weight.any():
-            zeros.append((weight, weight.clone()))
-    try:
-        # The run's own random numbers stay what they would be without a check.
-        with own_random_numbers(0):
-            for weight, _ in zeros:
-                weight.normal_(std=0.05)
-        yield
-    finally:
-        for weight, before in zeros:
-            weight.copy_(before)
-
-
-@contextmanager
-def _in_float32(base: PreTrainedModel, *, wanted: bool, castable: bool) -> Iterator[bool]:
-    """Compute in float32 for a block, without autocast, where weights and memory allow it.
-
-    Args:
-        base: the causal language model.
-        wanted: whether it computes in less than that.
-        castable: whether its weights are whole.
-
-    Yields:
-        Whether the model computes in float32.
-    """
-    half = [
-        weight
-        for weight in (*base.parameters(), *base.buffers())
-        if weight.dtype in (torch.float16, torch.bfloat16)
-    ]
-    needed = 4 * sum(weight.numel() for weight in half)
-    quantized = getattr(base, "is_quantized", False)
-    if not wanted or not castable or quantized or needed > free_memory(base.device) / 2:
-        yield not wanted
-        return
-    forward = base.forward
-    kept = [(weight, weight.data) for weight in half]
-
-    def without_autocast(*positional: Any, **named: Any) -> Any:
-        with torch.autocast(base.device.type, enabled=False):
-            return forward(*positional, **named)
-
-    # On the model itself, because accelerate and TRL turn autocast on outside of it.
-    base.forward = without_autocast
-    try:
-        for weight, data in kept:
-            weight.data = data.float()
-        yield True
-    finally:
-        for weight, data in kept:
-            weight.data = data
-        base.forward = forward
 
 
 @contextmanager
