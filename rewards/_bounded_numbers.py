@@ -4,6 +4,15 @@ A number is exact (a `Fraction`) as long as it is rational; every other number i
 80 digits. An operation whose result would be undefined, or longer than `_MAX_BITS`, raises
 `NoValueError` before it is computed: so each operation takes milliseconds at most, whatever a model
 wrote.
+
+>>> power(Fraction(2), Fraction(-3)), close(root(Fraction(2), Fraction(2)), Fraction("1.414214"))
+(Fraction(1, 8), False)
+>>> close(root(Fraction(2), Fraction(2)), Fraction("1.414214"), decimal=True)
+True
+>>> power(Fraction(9), Fraction(9**9))
+Traceback (most recent call last):
+    ...
+grpo_hf.rewards._bounded_numbers.NoValueError: a power that is too large
 """
 
 from fractions import Fraction

@@ -12,6 +12,7 @@ from functools import lru_cache
 from math import gcd
 
 from grpo_hf.rewards import _bounded_numbers as numbers
+from grpo_hf.rewards._bounded_numbers import NoValueError
 from grpo_hf.rewards._math_expression import constant_value, ratio, same_value
 from grpo_hf.rewards._math_text import bracketed, listed, matrix, spelled, split, squeezed
 from grpo_hf.rewards._real_sets import real_set, relation, same_set
@@ -77,7 +78,11 @@ def same_answer(gold: str, answer: str) -> bool:
     >>> same_answer(r"\{x \mid x < 0\}", r"(-\infty, 0)"), same_answer("4:30 p.m.", "4:30 a.m.")
     (True, False)
     """
-    return _same(_unwrapped(spelled(gold)), _unwrapped(spelled(answer)))
+    try:
+        return _same(_unwrapped(spelled(gold)), _unwrapped(spelled(answer)))
+    except NoValueError:
+        # An exact number may be too large to be compared with one that is not exact.
+        return False
 
 
 @lru_cache(maxsize=_CACHE_SIZE)

@@ -103,7 +103,11 @@ def _variable(name: str, point: int) -> Number:
 
 
 class ExpressionReader:
-    """Read tokens from the left to the right, and compute their value at one point."""
+    r"""Read tokens from the left to the right, and compute their value at one point.
+
+    >>> ExpressionReader(tokenized(r"\frac12 + 3^2"), point=0).whole()
+    Fraction(19, 2)
+    """
 
     def __init__(self, tokens: list[str], point: int) -> None:
         self.tokens = tokens

@@ -45,7 +45,11 @@ def relation(text: str) -> tuple[list[str], list[str]] | None:
 
 
 def real_set(text: str) -> RealSet | None:
-    """Return the set that the text describes, or None if it describes no set of real numbers."""
+    r"""Return the set that the text describes, or None if it describes no set of real numbers.
+
+    >>> len(real_set(r"x < 0 \text{ or } x \ge 2").intervals), real_set("3, 4")
+    (2, None)
+    """
     intervals = []
     variables = set()
     for part in split(text, _UNION):
