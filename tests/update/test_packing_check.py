@@ -474,6 +474,35 @@ def test_an_error_of_this_library_is_not_laid_on_the_model(
     assert_falls_back(trainer, said, "no matter of the model: an error in packed_attention.py")
 
 
+PADDED: dict[str, Callable[[], Any]] = {
+    "learned positions": lambda: decoder("GPT2"),
+    "a convolution with a bias": lambda: decoder(
+        "Lfm2", layer_types=["conv", "full_attention", "conv"], conv_bias=True
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PADDED)
+def test_where_padding_changes_trls_numbers_it_is_said(
+    module_trainer: MakeTrainer, kind: str, said: list[str]
+) -> None:
+    model = PADDED[kind]()
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(weight, std=0.3)
+    trainer = module_trainer(model=model, beta=0.0)
+    assert trainer.packs
+    assert len(said) == 1 and "change with the padding" in said[0]
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Gemma3Text", "OPT"])
+def test_where_padding_changes_nothing_nothing_is_said(
+    module_trainer: MakeTrainer, architecture: str, said: list[str]
+) -> None:
+    assert module_trainer(model=decoder(architecture), beta=0.0).packs and not said
+
+
 def test_another_name_of_the_adapter_is_as_good(module_trainer: MakeTrainer) -> None:
     model = peft.get_peft_model(decoder("Llama"), lora(), adapter_name="policy")
     trainer = off_zero(module_trainer(model=model, beta=0.0))

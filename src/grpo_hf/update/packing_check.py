@@ -130,6 +130,7 @@ def decide_packing(
     """
     reason = None
     longest = float("inf")
+    shift = 0.0
     policy = accelerator.unwrap_model(models[0])
     if not option(args, "packed_update"):
         return Packing(0.0, policy)
@@ -147,7 +148,7 @@ def decide_packing(
                 base = causal_model(accelerator.unwrap_model(model))
                 half = computes_in_half(base, autocast=args.bf16 or args.fp16)
                 castable = not traits.sharded_weights
-                limit = check_packing(model, base, trl_scorer, half=half, castable=castable)
+                limit, shift = check_packing(model, base, trl_scorer, half=half, castable=castable)
                 longest = min(longest, limit)
         if traits.sharded_weights and longest < float("inf"):
             # Processes have rows of different lengths, and forward as often as each other.
@@ -164,6 +165,12 @@ def decide_packing(
         logger.warning(
             f"Packed updates are off, and updates cost what they cost with TRL. {reason}."
         )
+    elif shift:
+        logger.warning(
+            "TRL's log-probabilities of this model change with the padding of a row, by "
+            f"{shift:.1e} per token here. Packed updates take those of a row by itself "
+            "(--packed_update false: TRL's)."
+        )
     return Packing(longest, policy)
 
 
@@ -175,7 +182,7 @@ def check_packing(
     *,
     half: bool,
     castable: bool = True,
-) -> float:
+) -> tuple[float, float]:
     """Compare the packed way with TRL's on two prompts of two completions each.
 
     Args:
@@ -186,7 +193,8 @@ def check_packing(
         castable: whether its weights may be float32 for the comparison.
 
     Returns:
-        How many tokens a row may have to be packed.
+        How many tokens a row may have to be packed; and by how much TRL's log-probabilities change
+        with the padding of a row, 0 for rounding.
 
     Raises:
         NotPackableError: the model cannot take a packed row, or its numbers differ.
@@ -208,9 +216,9 @@ def check_packing(
         with in_float32(base, wanted=half, castable=castable) as exact:
             if half and exact:
                 packed, _ = forward_packed(model, PackedGroups.pack(*blocks[0]))
-            _refuse_other_numbers(model, blocks, packed, trl_scorer, half=not exact)
+            shift = _refuse_other_numbers(model, blocks, packed, trl_scorer, half=not exact)
     told = {window for _, window in layout.readers if window}
-    return longest_packed_row(config, told, _SHORTEST)
+    return longest_packed_row(config, told, _SHORTEST), shift
 
 
 def _block(
@@ -240,7 +248,7 @@ def _trl_log_probs(
 
 def _refuse_other_numbers(
     model: nn.Module, blocks: tuple[Block, Block], packed: Tensor, trl_scorer: Scorer, *, half: bool
-) -> None:
+) -> float:
     """Refuse a model whose numbers in a packed row depend on the row, or are not TRL's.
 
     Args:
@@ -249,19 +257,21 @@ def _refuse_other_numbers(
         packed: log-probabilities of the first one in a packed row, (4, C).
         trl_scorer: TRL's way.
         half: whether the numbers are those of half precision.
+
+    Returns:
+        By how much TRL's own numbers change with padding, where that is more than rounding.
     """
     elsewhere, _ = forward_packed(model, PackedGroups.pack(*blocks[1]))
     expected = _trl_log_probs(model, blocks[0], trl_scorer)
     leak = _apart(elsewhere[0], packed[0])
     difference = _apart(packed, expected)
     exactly, closely, at_most = _TOLERANCES[half]
-    # Written so that NaN is refused as well.
-    if leak <= exactly and difference <= closely:
-        return
     # Rounding moves TRL's own numbers as well when the same texts are laid out in another way.
     # Experts that get other numbers of tokens do so, and half precision does.
     padded = _trl_log_probs(model, blocks[0], trl_scorer, padding=1)
-    noise = min(at_most, _TIMES_NOISE * _apart(padded, expected))
+    shift = _apart(padded, expected)
+    noise = min(at_most, _TIMES_NOISE * shift)
+    # Written so that NaN is refused as well.
     if not leak <= max(exactly, noise):
         raise NotPackableError(
             f"a text in a packed row changes with its neighbours, by {leak:.1e} per token"
@@ -271,6 +281,7 @@ def _refuse_other_numbers(
             f"its log-probabilities in a packed row are {difference:.1e} from those in separate "
             "rows"
         )
+    return 0.0 if half or shift <= at_most else shift
 
 
 def _apart(values: Tensor, others: Tensor) -> float:
