@@ -34,6 +34,8 @@ KEEP = 0.75
 _LAYERS_BY_ROW = (
     "DynamicLayer",
     "DynamicSlidingWindowLayer",
+    # Beside keys and values, what picks the tokens that are attended to.
+    "DynamicIndexedLayer",
     "LinearAttentionLayer",
     "LinearAttentionAndFullAttentionLayer",
     "LinearAttentionAndSlidingWindowAttentionLayer",
