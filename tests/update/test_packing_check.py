@@ -465,6 +465,25 @@ def test_gradient_checkpointing_brings_no_hook_of_the_users(module_trainer: Make
     assert module_trainer(model=decoder("Llama"), peft_config=lora(), **settings).packs
 
 
+class Particular(nn.Module):
+    """A layer of somebody's, which insists on the shape of TRL's batches."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states: Tensor) -> Tensor:
+        assert len(states) > 1, "several rows, please"
+        return self.layer(states)
+
+
+def test_whatever_a_model_raises_ends_no_run(module_trainer: MakeTrainer, said: list[str]) -> None:
+    model = decoder("Llama")
+    model.model.layers[1].mlp = Particular(model.model.layers[1].mlp)
+    trainer = module_trainer(model=model, beta=0.0)
+    assert_falls_back(trainer, said, "several rows, please")
+
+
 def test_an_error_of_this_library_is_not_laid_on_the_model(
     module_trainer: MakeTrainer, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

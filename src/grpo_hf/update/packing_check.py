@@ -57,11 +57,11 @@ Block = tuple[Tensor, Tensor, int]
 
 # What is measured: two prompts with two completions each, small numbers in no order. The prompts
 # are of one length: TRL gives the model no positions, and padding would shift them.
-_PROMPTS = ([3, 17, 10, 24, 31], [4, 12, 28, 9, 16])
-_COMPLETIONS = ([8, 21, 30, 13, 6], [15, 7, 26], [11, 29, 18, 4], [22, 3, 14, 27, 19])
+_PROMPTS = ([3, 17, 10, 24], [4, 12, 28, 9])
+_COMPLETIONS = ([8, 21, 30, 13], [15, 7], [11, 29, 18], [22, 3, 14])
 # The same lengths, and the same first text between other neighbours.
-_OTHER_PROMPTS = (_PROMPTS[0], [2, 16, 23, 31, 7])
-_OTHER_COMPLETIONS = (_COMPLETIONS[0], [20, 9, 12], [6, 25, 17, 10], [31, 5, 8, 24, 13])
+_OTHER_PROMPTS = (_PROMPTS[0], [2, 16, 23, 31])
+_OTHER_COMPLETIONS = (_COMPLETIONS[0], [20, 9], [6, 25, 17], [31, 5, 8])
 _SHORTEST = min(map(len, _PROMPTS)) + min(map(len, _COMPLETIONS))
 
 _LIBRARY = Path(__file__).parents[1]
@@ -217,8 +217,8 @@ def check_packing(
             if half and exact:
                 packed, _ = forward_packed(model, PackedGroups.pack(*blocks[0]))
             shift = _refuse_other_numbers(model, blocks, packed, trl_scorer, half=not exact)
-    told = {window for _, window in layout.readers if window}
-    return longest_packed_row(config, told, _SHORTEST), shift
+        told = {window for _, window in layout.readers if window}
+        return longest_packed_row(config, told, _SHORTEST), shift
 
 
 def _block(
@@ -301,7 +301,8 @@ def _errors_as_reasons() -> Iterator[None]:
     except (NotPackableError, SeamMovedError):
         # These say already what is wrong.
         raise
-    except (TypeError, AttributeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+    # Code of any model may raise anything, and a check ends no run.
+    except Exception as error:
         what = f"({type(error).__name__}: {error})"
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         # Values and shapes that do not fit are the model's; a wrong name or call is ours.
