@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import torch
 
-from grpo_hf.models import adapters as roles
+from grpo_hf.models.reference import reset_reference
 from grpo_hf.reward_models.model import RewardModel
 from grpo_hf.runs.program import quiet
 
@@ -129,7 +129,7 @@ def with_roles(trainer: Any) -> RewardModel:
     Returns:
         The reward model.
     """
-    roles.reset_reference(trainer.model)
+    reset_reference(trainer.model)
     return RewardModel.on(trainer.model, trainer.processing_class)
 
 

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
+from trl.trainer import grpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
 import grpo_hf
@@ -426,6 +427,16 @@ def test_a_checkpoint_is_written_when_asked(trainer: trl.GRPOTrainer):
     folder = Path(trainer.args.output_dir) / "checkpoint-1"
     assert (folder / "adapter_model.safetensors").is_file()
     assert (folder / "trainer_state.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["use_adapter", "create_model_from_path"])
+def test_trl_finds_another_function_for_a_block(name: str):
+    own = getattr(grpo_trainer, name)
+    with trl_seam.replaced_in_trl(name, len):
+        assert getattr(grpo_trainer, name) is len
+    assert getattr(grpo_trainer, name) is own
+    # Both are called by their plain name, which is looked up in the module.
+    assert f" {name}(" in getsource(grpo_trainer.GRPOTrainer)
 
 
 def test_no_adapter_is_the_base(trainer: trl.GRPOTrainer):

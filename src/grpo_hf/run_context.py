@@ -156,6 +156,7 @@ class PolicyState:
 
     Args:
         model: unwrapped; a PEFT model where there is an adapter.
+        reference_model: the second model that is the reference of a policy without an adapter.
         log_probs: scores as the run does: (model, input ids (1, T), mask (1, T), tokens to score)
             to log-probabilities, (1, tokens to score).
         fresh: whether nothing has trained it in this run, or in a run that this one resumes.
@@ -166,6 +167,7 @@ class PolicyState:
     """
 
     model: Any
+    reference_model: Any
     log_probs: Callable[..., Tensor]
     fresh: bool
     has_kl_term: bool

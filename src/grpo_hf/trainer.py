@@ -22,7 +22,7 @@ from .config import GRPOConfig, option
 from .data import prompts, training_data
 from .data.completions import columns_of
 from .errors import RewardFailuresError
-from .models import adapters, loading, reference_guards
+from .models import adapters, loading, reference, reference_guards
 from .reporting import credit_file, model_card, output_folder, progress
 from .rollout import dynamic_sampling, generate
 from .scoring import failures, process_reward, step_scores, trial
@@ -61,17 +61,18 @@ class GRPOTrainer(TRLGRPOTrainer):
         data = trl_seam.data_drawn_by_trl(call, type(self))
         training_data.check_training_data(data, call["args"])
         call["reward_funcs"], self._reward_process = trial.prepare_rewards(call)
-        super().__init__(**call)
-        self.continues_adapter = isinstance(call["model"], PeftModel)
+        with reference.made_here(call["model"], call["args"]):
+            super().__init__(**call)
+        self.beta, self.continues_adapter = self.args.beta, isinstance(call["model"], PeftModel)
         self.traits = trl_seam.traits_of(self)
         self.chat_template_kwargs, self._continuing = prompts.split_options(self.args, self.traits)
-        self.results: dict[str, Any] = {}
         self._prepare_stages()
 
     def _prepare_stages(self) -> None:
         """Give the models their roles, and the run what its settings ask for, or refuse that."""
         args, model, traits = self.args, self.model, self.traits
-        adapters.prepare_policy(model, option(args, "reference"))
+        self.results: dict[str, Any] = {}
+        reference.prepare_policy(model, self.ref_model, args, traits, self.continues_adapter)
         dynamic_sampling.check_dynamic_sampling(args, traits)
         kl_callbacks = kl_control.kl_callbacks(args, trl_seam.KLTerm(self), model, traits)
         self.critic = critic.build_critic(args, model, self.accelerator, traits)
@@ -92,8 +93,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         if not self._owns_output_folder:
             output_folder.claim_output_folder(folder, self.accelerator, resume=resume)
         self._owns_output_folder = True
-        policy = trl_seam.policy_state(self, resume)
-        with reference_guards.guard_reference(policy, self.args):
+        with reference_guards.guard_reference(trl_seam.policy_state(self, resume), self.args):
             try:
                 return super().train(resume_from_checkpoint=resume, **keywords)
             except RewardFailuresError:
@@ -182,7 +182,8 @@ class GRPOTrainer(TRLGRPOTrainer):
     def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[Batch, Tensor]:
         """Make TRL's rollout, B rows, with its rewards, (W·B, F), and tokens their advantages."""
         scorer = RolloutScorer(self.reward_funcs, rows)
-        with scorer.under_way(), trl_seam.rewards_recorded(self) as returned:
+        seen_here = trl_seam.replaced_in_trl("use_adapter", reference.as_reference)
+        with scorer.under_way(), seen_here, trl_seam.rewards_recorded(self) as returned:
             batch = super()._generate_and_score_completions(rows)
         rewards = returned[-1]
         if not self.model.training:

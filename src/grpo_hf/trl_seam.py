@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from statistics import mean
 from typing import Any, Literal, NotRequired, TypedDict
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,8 @@ CALLED = {
     "trl.trainer.grpo_trainer:GRPOTrainer._get_train_sampler": ("self",),
     "trl.trainer.grpo_trainer:GRPOTrainer.get_train_dataloader": ("self",),
     "trl.trainer.utils:use_adapter": ("model", "adapter_name"),
+    "trl.trainer.grpo_trainer:use_adapter": ("model", "adapter_name"),
+    "trl.trainer.grpo_trainer:create_model_from_path": ("model_id",),
     "trl.trainer.utils:get_callable_name": ("func",),
     "trl.trainer.utils:is_async_callable": ("func",),
     "trl:get_peft_config": ("model_args",),
@@ -260,6 +263,7 @@ def policy_state(trainer: Any, resume: str | bool | None) -> PolicyState:
 
     return PolicyState(
         model=trainer.accelerator.unwrap_model(trainer.model),
+        reference_model=trainer.ref_model,
         log_probs=log_probs,
         # `train` may be called twice, and the second time the policy is not untouched.
         fresh=not resume and trainer.state.global_step == 0,
@@ -297,6 +301,17 @@ def active_adapter(model: Any, name: str | None) -> AbstractContextManager[None]
     from trl.trainer.utils import use_adapter
 
     return use_adapter(model, adapter_name=name)
+
+
+def replaced_in_trl(name: str, function: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Let TRL's trainer find another function under a name of its module for a block.
+
+    It reads a reference inside `use_adapter(model, adapter_name)`, and makes the reference of a
+    model without an adapter by `create_model_from_path(name, **settings)`.
+    """
+    from trl.trainer import grpo_trainer
+
+    return patch.object(grpo_trainer, name, function)
 
 
 def check_fused_head(forward: Callable[..., Any]) -> None:
@@ -427,8 +442,6 @@ def rewards_recorded(trainer: Any) -> Iterator[list[Tensor]]:
         A list that gets an entry per call, (W·B, F), of all processes, NaN for None.
     """
     calculate = trainer._calculate_rewards
-    # Usually the class's; a method that was put on the object has to come back afterwards.
-    of_its_own = vars(trainer).get("_calculate_rewards")
     returned: list[Tensor] = []
 
     def recorded(*positional: Any, **named: Any) -> Tensor:
@@ -436,27 +449,19 @@ def rewards_recorded(trainer: Any) -> Iterator[list[Tensor]]:
         returned.append(rewards)
         return rewards
 
-    trainer._calculate_rewards = recorded
-    try:
+    # A method that was put on the object comes back afterwards.
+    with patch.object(trainer, "_calculate_rewards", recorded):
         yield returned
-    finally:
-        del trainer._calculate_rewards
-        if of_its_own is not None:
-            trainer._calculate_rewards = of_its_own
 
 
-@contextmanager
-def rewards_replaced(trainer: Any, functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
+def rewards_replaced(
+    trainer: Any, functions: Sequence[Callable[..., Any]]
+) -> AbstractContextManager[Any]:
     """Let TRL call other reward functions for a block, under the names of the trainer's own.
 
     `_calculate_rewards` reads `reward_funcs` once, when it begins.
     """
-    own = trainer.reward_funcs
-    trainer.reward_funcs = list(functions)
-    try:
-        yield
-    finally:
-        trainer.reward_funcs = own
+    return patch.object(trainer, "reward_funcs", list(functions))
 
 
 def prompt_ids_of(trainer: Any, prompts: Sequence[Any]) -> list[list[int]]:

@@ -23,6 +23,7 @@ from grpo_hf import GRPOConfig, GRPOTrainer, trl_seam
 from grpo_hf.algorithm import kl_control as steering
 from grpo_hf.errors import ConfigError, ModelError, ReferenceDriftError
 from grpo_hf.models import adapters as roles
+from grpo_hf.models.reference import as_reference, reset_reference
 from grpo_hf.run_context import RunTraits
 
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -249,8 +250,8 @@ def test_a_resumed_run_has_the_reference_that_it_had(
     assert logged(resumed, "kl") == metrics
     assert same(policy(resumed.model), policy(whole.model))
     with (
-        roles.as_reference(resumed.model) as reference,
-        roles.as_reference(whole.model) as expected,
+        as_reference(resumed.model) as reference,
+        as_reference(whole.model) as expected,
     ):
         assert torch.equal(logits(reference), logits(expected))
 
@@ -302,9 +303,9 @@ def test_every_weight_of_an_adapter_is_copied(
                 weight += 0.05 * torch.randn_like(weight)
         seen.append(logits(model))
         random = torch.get_rng_state()
-        roles.reset_reference(model)
+        reset_reference(model)
         assert torch.equal(torch.get_rng_state(), random)
-        with roles.as_reference(model):
+        with as_reference(model):
             assert torch.equal(logits(model), seen[-1])
         assert model.active_adapter == "default"
         assert [
@@ -312,7 +313,7 @@ def test_every_weight_of_an_adapter_is_copied(
         ] == trained
     with torch.no_grad():
         next(weight for weight in model.parameters() if weight.requires_grad).mul_(2)
-    with roles.as_reference(model):
+    with as_reference(model):
         assert torch.equal(logits(model), seen[-1])  # a copy, not the policy's own tensors
     assert not any(
         torch.equal(one, other) for one, other in itertools.pairwise([*seen, logits(model)])
@@ -339,8 +340,8 @@ def test_the_optimizer_and_ddp_do_not_see_the_copy(tiny_checkpoint: Path, tmp_pa
                     input_ids=torch.arange(3, 13)[None], labels=torch.arange(3, 13)[None]
                 ).loss.backward()
                 optimizer.step()
-            roles.reset_reference(model)
-            with roles.as_reference(model):
+            reset_reference(model)
+            with as_reference(model):
                 assert torch.equal(logits(model), logits(plain))
         assert same(policy(model), policy(plain))
     finally:
@@ -396,7 +397,7 @@ def test_the_saved_policy_is_used_as_ever(
     going_on = make_trainer(
         model=model, output_dir=str(tmp_path / "on"), reference_reset_every=2, max_steps=1
     )
-    with roles.as_reference(going_on.model) as reference:
+    with as_reference(going_on.model) as reference:
         assert torch.equal(logits(reference), now)
     going_on.train()
     assert logged(going_on, "kl")[0] <= 1e-6

@@ -12,6 +12,7 @@ from support.adapters import load, logits, lora
 from grpo_hf import GRPOTrainer
 from grpo_hf.errors import ModelError
 from grpo_hf.models import adapters as roles
+from grpo_hf.models.reference import as_reference
 
 MakeTrainer = Callable[..., GRPOTrainer]
 
@@ -50,7 +51,7 @@ def test_reference_of_a_new_adapter_is_the_base(
     trainer.train()
     base = logits(load(tiny_checkpoint))
     assert not torch.allclose(logits(trainer.model), base)
-    with roles.as_reference(trainer.model) as model:
+    with as_reference(trainer.model) as model:
         assert torch.equal(logits(model), base)
     with roles.as_base(trainer.model) as model:
         assert torch.equal(logits(model), base)
@@ -68,7 +69,7 @@ def test_reference_of_a_continued_adapter_is_its_frozen_copy(
     )
     trainer.train()
     assert not torch.allclose(logits(trainer.model), start)
-    with roles.as_reference(trainer.model) as model:
+    with as_reference(trainer.model) as model:
         torch.testing.assert_close(logits(model), start)
     assert not any(p.requires_grad for n, p in trainer.model.named_parameters() if ".ref." in n)
     assert any(p.requires_grad for n, p in trainer.model.named_parameters() if ".default." in n)
@@ -81,7 +82,7 @@ def test_reference_of_a_continued_adapter_can_be_the_base(
     model = roles.continue_adapter(load(tiny_checkpoint), str(adapter))
     trainer = make_trainer(model=model, reference="base")
     trainer.train()
-    with roles.as_reference(trainer.model) as reference:
+    with as_reference(trainer.model) as reference:
         assert torch.equal(logits(reference), logits(load(tiny_checkpoint)))
     assert trainer.state.log_history[0]["kl"] > 1e-4  # it starts away from the base, on purpose
 

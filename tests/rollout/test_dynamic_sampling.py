@@ -15,7 +15,7 @@ from support.rollouts import watched_rollouts
 
 from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.errors import ConfigError
-from grpo_hf.models import adapters as roles
+from grpo_hf.models.reference import as_reference
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.rollout import dynamic_sampling as refill
 
@@ -175,7 +175,7 @@ def test_fresh_groups_are_the_ones_that_train(
         assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        with torch.no_grad(), roles.as_reference(trainer.model):
+        with torch.no_grad(), as_reference(trainer.model):
             reference = trainer._get_per_token_logps_and_entropies(
                 trainer.model, ids, mask, batch["completion_ids"].shape[1]
             )

@@ -29,6 +29,7 @@ from ..config import option
 from ..data.batching import parts
 from ..errors import ConfigError, ModelError
 from ..models import adapters, value_head
+from ..models.kept_weights import role_weights
 from ..models.random_state import own_random_numbers
 from ..run_context import RunTraits
 from ..trl_seam import Batch
@@ -126,7 +127,7 @@ class Critic:
         # Values of 0 make the first advantages the rewards themselves.
         torch.nn.init.zeros_(self.head.weight)
         self._weights = [
-            *adapters.role_weights(model, ADAPTER).values(),
+            *role_weights(model, ADAPTER).values(),
             *self.head.parameters(),
         ]
         self._optimizer = torch.optim.AdamW(

@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 
 from ..config import option
 from ..errors import ModelError
-from ..models.adapters import reset_reference
+from ..models.kept_weights import base_weights_that_train, kept_weights
+from ..models.reference import reset_reference
 from ..run_context import RunTraits
 from ..trl_seam import KLTerm
 
@@ -48,7 +49,7 @@ def check_reference_resets(model: Any, traits: RunTraits) -> None:
     """Check that a policy can become the reference after some optimizer steps.
 
     Raises:
-        ModelError: the policy is no adapter, which is what a reset copies.
+        ModelError: the policy is no adapter, which is what a reset copies, or more than an adapter.
         ConfigError: the weights are sharded.
     """
     if not isinstance(model, PeftModel):
@@ -56,6 +57,14 @@ def check_reference_resets(model: Any, traits: RunTraits) -> None:
             "reference_reset_every copies the adapter, and this model has none. Train one "
             "(--use_peft true, or a peft_config), or use TRL's --sync_ref_model true "
             "--ref_model_mixup_alpha 1 --ref_model_sync_steps N."
+        )
+    beside = list(base_weights_that_train(model))
+    # Their copies are in no checkpoint, so a resumed run would have another reference.
+    if beside or kept_weights(model).start is not None:
+        raise ModelError(
+            "reference_reset_every copies the adapter, and this policy is more than PEFT can hold "
+            f"twice ({beside[0] if beside else type(model.active_peft_config).__name__}). Train "
+            "LoRA with bias='none' and nothing beside it, or leave reference_reset_every out."
         )
     traits.refuse_sharded_weights(
         "reference_reset_every", "copies whole weights", "leave reference_reset_every out"

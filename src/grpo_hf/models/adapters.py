@@ -22,7 +22,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import ModelError
-from ..trl_seam import active_adapter, is_packed, layers_that_pack, never_pack
+from ..trl_seam import is_packed, layers_that_pack, never_pack
+from .kept_weights import kept_weights, role_weights
 from .loading import check_local, loading
 
 # These write into the base weights when the adapter is created, so that the base with the adapter
@@ -135,20 +136,6 @@ def guard_adapters(model: Any, peft_config: PeftConfig | None) -> None:
         )
 
 
-def prepare_policy(model: Any, reference: str) -> None:
-    """Give the model that TRL has built the reference that was asked for, and keep it trainable.
-
-    For a continued adapter TRL 1.16 has put a frozen copy of it on the base, as `ref`. With
-    `reference="base"` that copy goes, and TRL falls back to the base with adapters disabled.
-
-    Raises:
-        ModelError: a 4-bit base whose weights cannot train any more.
-    """
-    if reference == "base":
-        drop_reference(model)
-    keep_trainable(model)
-
-
 def keep_trainable(model: Any) -> None:
     """Keep 4-bit layers differentiable.
 
@@ -181,41 +168,6 @@ def as_base(model: Any) -> Iterator[Any]:
         yield model
 
 
-@contextmanager
-def as_reference(model: Any) -> Iterator[Any]:
-    """See a PEFT model for a block as the reference that the KL term compares with.
-
-    That is the frozen copy `ref` where there is one, and the base alone elsewhere.
-    """
-    with active_adapter(model, "ref" if "ref" in model.peft_config else None):
-        yield model
-
-
-def drop_reference(model: Any) -> None:
-    """Delete the frozen copy `ref`, if there is one, so that the reference is the base alone."""
-    if "ref" in getattr(model, "peft_config", {}):
-        model.delete_adapter("ref")
-
-
-def reset_reference(model: PeftModel) -> None:
-    """Make the policy as it is now the reference: π_ref ← π_θ.
-
-    The reference becomes a frozen copy `ref` of the active adapter. The policy stays active, and
-    the random numbers of the run are not used up.
-
-    Source: arXiv 2402.03300, algorithm 1, line 3.
-    """
-    policy = model.active_adapter
-    if "ref" not in model.peft_config:
-        # PEFT initialises a new adapter on the CPU, with the generator of the run.
-        with torch.random.fork_rng(devices=[]):
-            add_role(model, "ref", model.peft_config[policy])
-    weights = role_weights(model, policy).values()
-    for copy, weight in zip(role_weights(model, "ref").values(), weights, strict=True):
-        # PEFT's new adapters are float32, and the policy may be something else.
-        copy.data = copy.data.to(weight).copy_(weight.data)
-
-
 def add_role(model: PeftModel, adapter: str, config: PeftConfig) -> None:
     """Put one more adapter on the base, frozen; what trains and what is active stay as they were.
 
@@ -236,16 +188,6 @@ def add_role(model: PeftModel, adapter: str, config: PeftConfig) -> None:
         weight.requires_grad_(False)
 
 
-def role_weights(model: PeftModel, adapter: str) -> dict[str, torch.nn.Parameter]:
-    """Return the weights of one adapter, by name."""
-    weights = {}
-    for name, weight in model.named_parameters():
-        # A part of the name and not just inside of it: `ref` is in `refined` as well.
-        if adapter in name.split("."):
-            weights[name] = weight
-    return weights
-
-
 @contextmanager
 def seen_through(model: PeftModel, adapter: str, *, train: bool = False) -> Iterator[None]:
     """See the base through another adapter for a block, without dropout and without training.
@@ -258,7 +200,8 @@ def seen_through(model: PeftModel, adapter: str, *, train: bool = False) -> Iter
     """
     active = model.active_adapter
     disabled = _disabled_layers(model)
-    with flags_kept(model):
+    # The base under another adapter is the one that the policy started from.
+    with flags_kept(model), kept_weights(model).base.in_place():
         try:
             # A reward model may be read inside a block that disables adapters.
             for layer in disabled:

@@ -5,7 +5,7 @@ How log-probabilities are computed is up to the trainer, which hands over a func
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -17,9 +17,11 @@ from torch import Tensor
 from ..config import option
 from ..errors import ReferenceDriftError
 from ..run_context import PolicyState
-from .adapters import as_reference, flags_kept, role_weights
+from .adapters import flags_kept
+from .kept_weights import kept_weights, role_weights
 from .precision import computes_in_half
 from .random_state import own_random_numbers
+from .reference import as_reference, keep_base_copies
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,11 @@ _DROPOUT = (
     "Dropout is on: the untouched policy is %.2g nats per token away from its reference, and "
     "without dropout 0. TRL scores both with dropout, so the KL term starts there and penalises "
     "noise. Set disable_dropout=True, or lora_dropout=0, for a KL that starts at 0."
+)
+_OTHER_FILES = (
+    "The reference is not the policy as it starts: the KL between them is %.2g nats per token at "
+    "step 0. TRL reads the reference from the files of the model's name, and the model is another "
+    "by now. reference='initial' takes a copy of the model as it was given."
 )
 _NO_NO_OP = (
     "An adapter of %s changes the model from the start: the untouched policy is %.2g nats a token "
@@ -56,43 +63,44 @@ def guard_reference(policy: PolicyState, args: Any) -> AbstractContextManager[No
     Raises:
         ReferenceDriftError: the KL is not 0, and a LoRA adapter is the reason.
     """
-    if not isinstance(policy.model, PeftModel) or policy.sharded_weights:
+    if policy.sharded_weights:
         return nullcontext()
+    if not isinstance(policy.model, PeftModel):
+        if policy.fresh and policy.reference_model is not None:
+            check_kl_at_start(policy)
+        return nullcontext()
+    # What a user has unfrozen since the trainer was made.
+    keep_base_copies(policy.model, sharded=False)
     # Policy and reference differ by design for a continued adapter that is held to the base, and
     # for soft prompts, which are no no-op at their start.
     held_to_base = option(args, "reference") == "base" and policy.continues_adapter
     starts_elsewhere = held_to_base or policy.model.active_peft_config.is_prompt_learning
     if policy.fresh and policy.has_kl_term and not starts_elsewhere:
-        half = computes_in_half(policy.model, autocast=policy.autocast)
-        check_kl_at_start(policy.model, policy.log_probs, half=half)
+        check_kl_at_start(policy)
     # A critic learns. A copy `ref` is reset, or comes with the checkpoint that a run resumes.
     resets = option(args, "reference_reset_every") is not None
     moving = ["critic"] if policy.fresh and not resets else ["critic", "ref"]
     return frozen_weights_checked(policy.model, moving)
 
 
-def check_kl_at_start(model: Any, log_probs: Callable[..., Tensor], *, half: bool) -> None:
+def check_kl_at_start(policy: PolicyState) -> None:
     """Check on a few tokens that policy and reference agree before the first update.
 
     They are read as the run reads them, so with dropout where it has dropout. Dropout alone makes
     them differ: that is said, and no mistake. What cannot be read here is said as well.
 
-    Args:
-        model: a PEFT model, unwrapped.
-        log_probs: how the run computes log-probabilities.
-        half: whether the model computes in half precision.
-
     Raises:
         ReferenceDriftError: the KL of a LoRA adapter is above 1e-6, or above 1e-3 in half
             precision, without dropout, too.
     """
+    half = computes_in_half(policy.model, autocast=policy.autocast)
     allowed = KL_AT_START_HALF if half else KL_AT_START
     try:
-        as_in_the_run = kl_at_start(model, log_probs, dropout=True)
+        as_in_the_run = kl_at_start(policy, dropout=True)
         # Written so that a KL of NaN is no agreement.
         if as_in_the_run <= allowed:
             return
-        without_dropout = kl_at_start(model, log_probs, dropout=False)
+        without_dropout = kl_at_start(policy, dropout=False)
     # A model, an adapter or a head that is not known here may raise anything.
     except Exception as error:
         logger.warning(
@@ -102,9 +110,12 @@ def check_kl_at_start(model: Any, log_probs: Callable[..., Tensor], *, half: boo
             error,
         )
         return
+    adapter = getattr(policy.model, "active_peft_config", None)
     if without_dropout <= allowed:
         logger.warning(_DROPOUT, as_in_the_run)
-    elif isinstance(model.active_peft_config, LoraConfig):
+    elif adapter is None:
+        logger.warning(_OTHER_FILES, without_dropout)
+    elif isinstance(adapter, LoraConfig):
         raise ReferenceDriftError(
             f"KL between the untouched policy and its reference is {without_dropout:.2e} at step "
             f"0; it has to be 0 (at most {allowed:g}). The adapter does not start as a no-op: use "
@@ -112,24 +123,29 @@ def check_kl_at_start(model: Any, log_probs: Callable[..., Tensor], *, half: boo
             "to its own start (reference='initial')."
         )
     else:
-        logger.warning(_NO_NO_OP, type(model.active_peft_config).__name__, without_dropout)
+        logger.warning(_NO_NO_OP, type(adapter).__name__, without_dropout)
 
 
-def kl_at_start(model: Any, log_probs: Callable[..., Tensor], *, dropout: bool) -> float:
+def kl_at_start(policy: PolicyState, *, dropout: bool) -> float:
     """Return the KL per token between a policy and its reference on a few tokens, in nats.
 
     It is equation 4 of DeepSeekMath (arXiv 2402.03300), averaged over at most 64 tokens.
     """
+    model = policy.model
     size = model.config.get_text_config().vocab_size
     # Any text shows a difference: these are the first tokens of the vocabulary.
     ids = torch.arange(min(PROBE_TOKENS, size), device=model.device)[None]  # (1, T)
-    arguments = (model, ids, torch.ones_like(ids), ids.size(1) - 1)
+    block = (ids, torch.ones_like(ids), ids.size(1) - 1)
     with torch.no_grad(), flags_kept(model), own_random_numbers(0):
         model.train(dropout)
         # In float64, so that exp(d) - d - 1 of a tiny d is not lost in rounding.
-        policy = log_probs(*arguments).double()
-        with as_reference(model):
-            difference = log_probs(*arguments).double() - policy
+        scores = policy.log_probs(model, *block).double()
+        if policy.reference_model is not None:
+            reference = policy.log_probs(policy.reference_model, *block).double()
+        else:
+            with as_reference(model):
+                reference = policy.log_probs(model, *block).double()
+    difference = reference - scores
     return (difference.exp() - difference - 1).mean().item()
 
 
@@ -157,7 +173,7 @@ def frozen_weights_checked(model: Any, moving: Iterable[str] = ()) -> Iterator[N
 
 
 def frozen_digest(model: Any, moving: Iterable[str] = ()) -> str:
-    """Return a digest of the bytes of every weight that does not train with the policy.
+    """Return a digest of the bytes of all that does not train with the policy, copies included.
 
     Args:
         moving: adapters that are left out.
@@ -169,6 +185,9 @@ def frozen_digest(model: Any, moving: Iterable[str] = ()) -> str:
     for name, weight in model.named_parameters():
         if not weight.requires_grad and name not in skipped:
             frozen.append(weight.detach())
+    kept = kept_weights(model)
+    # The reference reads these as well.
+    frozen += kept.base.tensors + (kept.start.tensors if kept.start else [])
     # Hashing releases the interpreter's lock, so threads do use several cores.
     with ThreadPoolExecutor() as threads:
         digests = list(threads.map(_tensor_digest, frozen))

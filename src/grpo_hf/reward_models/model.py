@@ -31,6 +31,7 @@ from ..data.batching import parts
 from ..data.prompts import prompt_token_ids
 from ..errors import DataError
 from ..models import adapters
+from ..models.kept_weights import role_weights
 from ..models.random_state import own_random_numbers
 from ..scoring.reward import reward_settings
 from ..scoring.steps import StepRewards, step_places
@@ -367,7 +368,7 @@ class RewardModel:
         self.head.to(adapters.causal_model(self.model).device).requires_grad_(True)
         try:
             with adapters.seen_through(self.model, self.adapter, train=True):
-                adapter_weights = adapters.role_weights(self.model, self.adapter).values()
+                adapter_weights = role_weights(self.model, self.adapter).values()
                 weights = [*adapter_weights, *self.head.parameters()]
                 return fit(weights, lengths, terms, loss_of, settings)
         finally:

@@ -192,8 +192,6 @@ class IterativeGRPO:
     def _train_policy(self, number: int, folder: Path) -> None:
         """Train the policy of the previous iteration, and save it in `folder`."""
         reward_model = self.load(number - 1)
-        # TRL 1.16 makes the new reference itself: a copy of the policy as it is now.
-        adapters.drop_reference(self.model)
         args = copy.copy(self.args)
         args.output_dir = str(folder)
         args.seed = self.args.seed + number
