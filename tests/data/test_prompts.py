@@ -6,12 +6,14 @@ import pytest
 from jinja2 import TemplateError
 from support.chats import CALL, SHAPES, TEMPLATES, USER, tokenizer_with
 from support.data_files import jsonl
+from tokenizers.processors import TemplateProcessing
 from trl import maybe_apply_chat_template
 
 from grpo_hf.data.prompts import (
     CONTINUE,
     PromptForm,
     begins_answer,
+    begins_twice,
     count_rendered,
     prompt_builder,
     prompt_token_ids,
@@ -131,6 +133,18 @@ class TestText:
         assert count_rendered(values, tokenizer) == (2, 3)
         tokenizer.chat_template = None
         assert count_rendered(values, tokenizer) == (0, 3)
+
+    @pytest.mark.parametrize("adds", [True, False])
+    def test_a_text_that_begins_twice(self, adds):
+        tokenizer = tokenizer_with("llama3")
+        if adds:
+            one = TemplateProcessing(
+                single="<|pad|> $A", special_tokens=[("<|pad|>", tokenizer.bos_token_id)]
+            )
+            tokenizer.backend_tokenizer.post_processor = one
+        rendered = tokenizer.apply_chat_template([USER], tokenize=False)
+        assert begins_twice([None, "2+3?", rendered], tokenizer) == adds
+        assert not begins_twice(["2+3?"], tokenizer)
 
 
 class TestMessages:

@@ -158,6 +158,16 @@ def count_rendered(raw_prompts: Iterable[Any], tokenizer: Any) -> tuple[int, int
     return rendered, len(texts)
 
 
+def begins_twice(raw_prompts: Iterable[Any], tokenizer: Any) -> bool:
+    """Whether a text begins with the token that the tokenizer puts before every text as well."""
+    first = tokenizer.bos_token
+    for raw in raw_prompts:
+        if first and isinstance(raw, str) and raw.startswith(first):
+            # One text stands for all: the tokenizer treats them alike.
+            return tokenizer(raw)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
+    return False
+
+
 def is_answered(messages: Sequence[Any]) -> bool:
     """Whether the last message is one of the assistant."""
     last = messages[-1] if messages else None

@@ -213,6 +213,11 @@ def form_of_prompts(
                 f"already. Put it in where they are rendered, leave {name} out, or give "
                 "--rendered_prompts false if the texts are what a user says."
             )
+    if tokenizer and rendered and prompts.begins_twice(raw_prompts, tokenizer):
+        notes.append(
+            f"the prompts begin with {tokenizer.bos_token}, and the tokenizer adds another one, as "
+            "in TRL. Leave it out of the texts for the model to read it once."
+        )
     form = PromptForm(
         chat=tokenizer is None or tokenizer.chat_template is not None,
         rendered=rendered,
