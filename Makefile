@@ -49,7 +49,7 @@ smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model witho
 models/smollm2-135m-instruct/config.json: $(READY)
 	$(BIN)/python recipes/smollm2.py models/smollm2-135m-instruct
 
-bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL: update, rollout, step, memory, scoring (THREADS=1 REPEATS=5)
+bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL: update, rollout, hybrids, step, memory, scoring (THREADS=1 REPEATS=5)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks --threads $(THREADS) --repeats $(REPEATS)
 

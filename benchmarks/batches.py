@@ -203,7 +203,11 @@ def forced_lengths(trainer: Any, lengths: Sequence[int]) -> Iterator[None]:
     limit = trainer.generation_config.max_new_tokens
 
     def processors(*positional: Any, **named: Any) -> LogitsProcessorList:
-        forced = _Lengths(lengths, named["encoder_input_ids"], trainer.eos_token_ids)
+        prompts = named["encoder_input_ids"]
+        # grpo-hf compares its sampling with `generate` on a few rows of its own.
+        if len(prompts) != len(lengths):
+            return original(*positional, **named)
+        forced = _Lengths(lengths, prompts, trainer.eos_token_ids)
         return LogitsProcessorList([*original(*positional, **named), forced])
 
     # transformers 5.23: whichever trainer calls `generate`, it asks the model for its logits

@@ -9,7 +9,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import batches, common, memory, plot, rollout, scoring, step, update
+from benchmarks import batches, common, hybrids, memory, plot, rollout, scoring, step, update
 from benchmarks.common import OURS, PEER, TRL, Time
 from benchmarks.flops import Shape, seen_pairs, useful_flops
 from benchmarks.sides import make_trainer
@@ -248,6 +248,33 @@ def test_rollouts_have_the_lengths_they_are_told(trainers, side: str) -> None:
     assert list(map(len, completions)) == lengths
     for ids in completions:
         assert ids[-1] in trainers[side].eos_token_ids
+
+
+@pytest.mark.parametrize("name", hybrids.MODELS)
+def test_hybrids_are_compared_with_equal_numbers(
+    tiny_checkpoint: Path,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    small = hybrids.SIZES | {"hidden_size": 64, "intermediate_size": 64, "head_dim": 8}
+    # Mamba's heads fill twice the hidden size.
+    config, settings = hybrids.MODELS[name]
+    fitting = settings | ({"mamba_d_head": 8} if name == "bamba" else {})
+    monkeypatch.setattr(hybrids, "SIZES", small)
+    monkeypatch.setitem(hybrids.MODELS, name, (config, fitting))
+    monkeypatch.setattr(hybrids, "UPDATES", [SMALL])
+    monkeypatch.setattr(hybrids, "ROLLOUT", update.Case("tiny", "tiny", prompt=12, longest=9))
+    monkeypatch.setattr(update, "MICRO_BATCH", 8)
+    flags = arguments(tmp_path, rows=hybrids.names())
+    flags.model = str(tiny_checkpoint)
+    rows = hybrids.measure(name, flags)
+    assert [row["name"] for row in rows] == [f"{name} small", f"{name} tiny"]
+    for row in rows:
+        assert all(row["equal"].values()), row
+    # Both sides would be equal as well if ours were TRL's way.
+    assert "are off" not in caplog.text
 
 
 @pytest.mark.parametrize("side", [TRL, OURS])
