@@ -184,7 +184,7 @@ class CardFacts:
         base: the name or folder of the base model.
         dataset: the name or folder of the data.
         rewards: name with options, and weight, of each reward.
-        adapter: the configuration of the policy's adapter, where it is called "default".
+        adapter: the configuration of the policy's adapter, or None.
         has_adapter: whether the policy is an adapter at all.
         steps: optimizer steps that were made.
     """

@@ -284,7 +284,7 @@ def card_facts(trainer: Any, dataset_source: str) -> CardFacts:
         base=trainer.model.config._name_or_path,
         dataset=dataset_source,
         rewards=list(zip(specs, trainer.reward_weights.tolist(), strict=True)),
-        adapter=getattr(trainer.model, "peft_config", {}).get("default"),
+        adapter=getattr(trainer.model, "active_peft_config", None),
         has_adapter=hasattr(trainer.model, "peft_config"),
         steps=trainer.state.global_step,
     )

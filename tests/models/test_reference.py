@@ -227,6 +227,41 @@ def test_an_adapter_of_any_name_has_its_start_as_reference(
     assert not torch.allclose(logits(trainer.model), logits(original))
 
 
+@pytest.mark.parametrize("settings", [{"advantage_estimator": "gae"}, {"reference_reset_every": 1}])
+def test_a_run_goes_on_under_another_name_as_under_default(
+    make_trainer: MakeTrainer, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Critic, resets, checkpoints, resuming, saving and the card."""
+    learned = []
+    for name in ("default", "sft"):
+        torch.manual_seed(0)
+        model = moved(get_peft_model(qwen2(), lora(), adapter_name=name))
+        run = FAST | settings | {"save_strategy": "steps", "save_steps": 1}
+        run |= {"output_dir": str(tmp_path / name), "lr_scheduler_type": "constant"}
+        make_trainer(model=copy.deepcopy(model), **run | {"max_steps": 2}).train()
+        trainer = make_trainer(model=model, **run)
+        trainer.train(resume_from_checkpoint=True)
+        trainer.save_model()
+        saved = tmp_path / name if name == "default" else tmp_path / name / name
+        read = PeftModel.from_pretrained(qwen2(), saved).eval()
+        assert torch.equal(logits(read), logits(trainer.model.eval()))
+        assert "| `lora_r` | 4 |" in (tmp_path / name / "README.md").read_text()
+        learned.append([weight.detach() for weight in role_weights(trainer.model, name).values()])
+        learned[-1].append(seen_as_reference(trainer))
+    for weight, other in zip(*learned, strict=True):
+        assert torch.equal(weight, other)
+
+
+def test_an_adapter_of_another_name_takes_the_fast_ways(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = get_peft_model(qwen2(), lora(), adapter_name="sft")
+    trainer = make_trainer(model=model, **FAST)
+    trainer.train()
+    assert trainer.packs
+    assert "are off" not in caplog.text
+
+
 CONTINUED = {
     "biases": lora(bias="all"),
     "head and norms": lora(modules_to_save=["lm_head", "norm"]),

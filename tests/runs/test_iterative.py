@@ -22,6 +22,7 @@ from transformers import (
 
 from grpo_hf import GRPOConfig, load_reward, reward_settings
 from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.models.kept_weights import role_weights
 from grpo_hf.reward_models import fit as fitting
 from grpo_hf.reward_models.fit import FitSettings
 from grpo_hf.reward_models.model import RewardModel
@@ -51,14 +52,14 @@ def make(tiny_checkpoint: Path) -> Make:
         continued: Continued | None = None,
         judge: Any = digits,
         load_in_4bit: bool = False,
+        adapter_name: str = "default",
         **settings: Any,
     ) -> IterativeGRPO:
         torch.manual_seed(0)
         quantized = BitsAndBytesConfig(load_in_4bit=True) if load_in_4bit else None
         base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, quantization_config=quantized)
-        model = get_peft_model(
-            base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
+        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base, lora, adapter_name=adapter_name)
         args = {
             "num_generations": 4,
             "per_device_train_batch_size": 8,
@@ -367,3 +368,16 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     )
     assert [group._asdict() for group in iterate._read(tmp_path / "new" / "samples.jsonl")] == [row]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["samples.jsonl"]
+
+
+def test_a_policy_of_another_name_goes_through_the_same_iterations(
+    make: Make, tmp_path: Path
+) -> None:
+    learned = []
+    for name in ("default", "sft"):
+        loop = make(tmp_path / name, adapter_name=name)
+        reward_model = loop.run(1)
+        weights = role_weights(loop.model, name) | role_weights(loop.model, reward_model.adapter)
+        learned.append([weight.detach().clone() for weight in weights.values()])
+    for weight, other in zip(*learned, strict=True):
+        assert torch.equal(weight, other)

@@ -1,11 +1,10 @@
-"""One frozen base, seen through adapters: the policy, the reference, and other roles.
+"""One frozen base, seen through adapters: the policy, the base itself, and other roles.
 
-    policy     base + LoRA adapter `default`, the only weights that train
-    reference  base with adapters disabled; for a run that continues an adapter, base + its frozen
-               copy `ref`; after a reset, base + a frozen copy `ref` of the policy as it was then
+    policy     base + the active adapter
+    base       adapters disabled, and copies of weights of the base that train beside them
     others     base + one more adapter each: a reward model, a critic
 
-Nothing else in this library switches adapters.
+reference.py shows the reference. Nothing else in this library switches adapters.
 """
 
 import json

@@ -11,31 +11,32 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import ModelError
+from ..models.kept_weights import role_weights
 from ..models.loading import loading
 
 
 def save_policy(model: PeftModel, folder: Path) -> None:
-    """Write the adapter `default` and no other; only the main process writes."""
+    """Write the policy's adapter and no other; only the main process writes."""
     if PartialState().is_main_process:
         # PEFT saves every adapter unless told otherwise, and a reward model may be one of them.
-        model.save_pretrained(str(folder), selected_adapters=["default"])
+        model.save_pretrained(str(folder), selected_adapters=[model.active_adapter])
     PartialState().wait_for_everyone()
 
 
 def load_policy(model: PeftModel, folder: Path) -> None:
-    """Give the adapter `default` the weights of a saved adapter.
+    """Give the policy's adapter the weights of a saved adapter.
 
     Raises:
         ModelError: the folder holds no adapter, or an adapter of other layers.
     """
-    with loading("policy", str(folder)):
-        weights = load_peft_weights(str(folder), device="cpu")
-    result = set_peft_model_state_dict(model, weights, adapter_name="default")
-    mismatches = []
+    adapter = model.active_adapter
+    # PEFT writes an adapter of another name into a folder of that name.
+    saved = folder if adapter == "default" else folder / adapter
+    with loading("policy", str(saved)):
+        weights = load_peft_weights(str(saved), device="cpu")
+    result = set_peft_model_state_dict(model, weights, adapter_name=adapter)
     # PEFT reports every weight that the file lacks, also those of the base and of other adapters.
-    for name in result.missing_keys:
-        if ".default." in name:
-            mismatches.append(name)
+    mismatches = sorted(role_weights(model, adapter).keys() & set(result.missing_keys))
     mismatches.extend(result.unexpected_keys)
     if mismatches:
         raise ModelError(

@@ -104,7 +104,7 @@ def check(args: GRPOConfig) -> None:
 
 
 class IterativeGRPO:
-    """The loop over a policy `model`, which holds the adapter `default` on a frozen base.
+    """The loop over a policy `model`, an adapter on a frozen base.
 
     Args:
         args: the settings of each iteration's GRPO. `max_steps` is M, `output_dir` is the folder of
