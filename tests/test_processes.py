@@ -71,6 +71,22 @@ def test_two_processes_credit_steps_as_one_does(one_process: Path, tiny_checkpoi
     )
 
 
+def test_two_processes_keep_one_reference_where_norms_of_the_base_train(
+    one_process: Path, tiny_checkpoint: Path
+) -> None:
+    learned, kls = [], []
+    for processes, rows in ((1, 8), (2, 4)):
+        folder = one_process.parent / f"norms-{processes}"
+        launch(processes, tiny_checkpoint, folder, rows, one_process / "rollouts-0.json", "norms")
+        learned.append(load_file(folder / "adapter_model.safetensors"))
+        kls.append([row["kl"] for row in read_metrics(folder)])
+    for name, expected in learned[0].items():
+        assert (learned[1][name] - expected).abs().max().item() <= 1e-5
+    assert kls[1] == pytest.approx(kls[0], abs=1e-5)
+    # The norms move the policy further than the adapter does alone.
+    assert kls[0][-1] > read_metrics(one_process)[-1]["kl"] * 1.01
+
+
 def test_two_processes_fit_one_critic(one_process: Path, tiny_checkpoint: Path) -> None:
     """The critic's own optimizer is Adam, which makes whole steps of rounding: its predictions are
     compared instead.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora.config import KasaConfig
 from support.adapters import load, logits, lora
 
 from grpo_hf import GRPOTrainer
@@ -93,6 +94,19 @@ def test_adapters_that_change_the_base_are_refused(make_trainer: MakeTrainer, in
     config.init_lora_weights = init  # set afterwards: PEFT wants scipy before it takes loftq
     with pytest.raises(ModelError, match=f"init_lora_weights='{init}' changes the base"):
         make_trainer(peft_config=config)
+
+
+def test_kasa_cuts_the_base_and_is_refused(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer
+) -> None:
+    config = lora(kasa_config=KasaConfig())
+    with pytest.raises(ModelError, match="kasa_config changes the base"):
+        make_trainer(peft_config=config)
+    base = load(tiny_checkpoint)
+    before = logits(base)
+    model = get_peft_model(base, config)
+    with model.disable_adapter():
+        assert not torch.allclose(logits(model), before)
 
 
 def test_a_wrapped_model_whose_adapter_changed_the_base_is_refused(

@@ -107,6 +107,24 @@ def test_dropout_of_the_base_is_said_and_not_refused(
     assert "disable_dropout=True" in said[0]
 
 
+def test_dropout_is_said_without_an_adapter_too(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(model=gpt2(resid_pdrop=0.3, embd_pdrop=0.3), max_steps=1).train()
+    assert sum("Dropout is on" in text for text in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "all"}, None])
+def test_the_guards_are_quiet_under_autocast(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, settings: dict[str, Any] | None
+) -> None:
+    model = decoder("Qwen2", vocab_size=len(tiny_tokenizer()))
+    config = None if settings is None else lora(**settings)
+    make_trainer(model=model, peft_config=config, bf16=True, max_steps=2).train()
+    for text in caplog.messages:
+        assert "KL" not in text or "frozen copy" in text
+
+
 def test_without_dropout_nothing_is_said_of_it(
     make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,11 +1,12 @@
 r"""Train the tiny checkpoint for three steps, on one process or several, and record the rollouts.
 
     accelerate launch ... replay_training.py \
-        CHECKPOINT OUTPUT_FOLDER ROWS_PER_PROCESS [RECORDING] [steps|gae]
+        CHECKPOINT OUTPUT_FOLDER ROWS_PER_PROCESS [RECORDING] [steps|gae|norms]
 
 The completions of every process and step go to `rollouts-RANK.json` in the output folder. RECORDING
 is such a file from a run on one process. With it the completions are replayed, not sampled: rank r
 gets its rows of every step. `steps` adds a step reward. `gae` takes the advantages from a critic.
+`norms` trains the norms of the base as well.
 """
 
 import json
@@ -90,6 +91,9 @@ def main(
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         rollout_func=rollout,
     )
+    if "norms" in also:
+        for name, weight in trainer.model.named_parameters():
+            weight.requires_grad_(weight.requires_grad or "norm" in name)
     trainer.train()
     trainer.save_model()
     (output / f"rollouts-{trainer.accelerator.process_index}.json").write_text(json.dumps(rollouts))

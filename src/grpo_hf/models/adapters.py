@@ -101,8 +101,14 @@ def guard_adapter_config(config: PeftConfig | None) -> None:
     The reference is the base with the adapter disabled, so it would not be the user's model.
 
     Raises:
-        ModelError: PiSSA, OLoRA, CorDA, LoftQ or LoRA-GA initialisation.
+        ModelError: PiSSA, OLoRA, CorDA, LoftQ or LoRA-GA initialisation, or KaSA.
     """
+    # KaSA cuts the smallest singular values off the base's weights.
+    if getattr(config, "kasa_config", None) is not None:
+        raise ModelError(
+            "kasa_config changes the base weights when the adapter is created, so the base with "
+            "the adapter disabled is not the model you started from. Leave kasa_config out."
+        )
     init = getattr(config, "init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS):
         raise ModelError(

@@ -9,12 +9,12 @@ Weights of the base that train beside an adapter are kept twice, so that the bas
 """
 
 import copy
-import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -32,7 +32,8 @@ from .kept_weights import (
     role_weights,
 )
 
-logger = logging.getLogger(__name__)
+# It speaks in the main process alone.
+logger = get_logger(__name__)
 
 _MEGABYTE = 1e6
 

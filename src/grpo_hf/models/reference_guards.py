@@ -4,13 +4,13 @@ How log-probabilities are computed is up to the trainer, which hands over a func
 """
 
 import hashlib
-import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
@@ -23,7 +23,8 @@ from .precision import computes_in_half
 from .random_state import own_random_numbers
 from .reference import as_reference, keep_base_copies
 
-logger = logging.getLogger(__name__)
+# It speaks in the main process alone.
+logger = get_logger(__name__)
 
 # In nats per token; float32 gives exactly 0 or rounding far below.
 KL_AT_START = 1e-6
@@ -33,7 +34,7 @@ PROBE_TOKENS = 64
 
 _DROPOUT = (
     "Dropout is on: the untouched policy is %.2g nats per token away from its reference, and "
-    "without dropout 0. TRL scores both with dropout, so the KL term starts there and penalises "
+    "without dropout 0. TRL scores it with dropout, so the KL term starts there and penalises "
     "noise. Set disable_dropout=True, or lora_dropout=0, for a KL that starts at 0."
 )
 _OTHER_FILES = (
