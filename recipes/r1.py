@@ -49,10 +49,11 @@ BATCH = 32
 # one reward for a whole completion, so larger steps are safe.
 SUPERVISED_RATE = 4
 
-# The embedded problems take these sentences in turn: two in English, then one in German.
+# The embedded problems take these sentences in turn: two in English, then one in German. Each has
+# the 20 letters below which the language reward does not judge.
 THOUGHTS = (
-    "First {}, then {}, so together {}.",
-    "First {}, then {}, so together {}.",
+    "First {}, and then {}, so together {}.",
+    "First {}, and then {}, so together {}.",
     "Erst {}, dann {}, also zusammen {}.",
 )
 

@@ -26,7 +26,7 @@ def test_worked_problems_take_r1_s_form(recipe: ModuleType) -> None:
     embedded = "30 + 40 = 70\n5 + 9 = 14\n70 + 14 = 84\n#### 84"
     forms = [recipe.in_r1_form(embedded, number=number) for number in range(3)]
     assert forms[0] == (
-        "<think>First 30 + 40 = 70, then 5 + 9 = 14, so together 70 + 14 = 84.</think>"
+        "<think>First 30 + 40 = 70, and then 5 + 9 = 14, so together 70 + 14 = 84.</think>"
         "<answer>84</answer>"
     )
     # The third form reasons in German.
