@@ -28,7 +28,7 @@ def test_greedy_tokens_are_trls(sampler: Callable[..., GRPOTrainer], architectur
     trainer = sampler(architecture, generation_kwargs={"do_sample": False})
     first = completions(trainer, PROMPTS, grouped=False)
     # Rows now end early, and not together.
-    trainer.generation_config.eos_token_id = [2, first[0][3], first[4][6]]
+    trainer.generation_config.eos_token_id = [2, first[0][3], first[4][-2]]
     trainer.eos_token_ids = trainer.generation_config.eos_token_id
     expected = completions(trainer, PROMPTS, grouped=False)
     assert completions(trainer, PROMPTS, grouped=True) == expected

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from grpo_hf import GRPOTrainer
 from grpo_hf.rollout import decoding, generate, self_check
 from grpo_hf.rollout.generate import GroupedSampling
+from grpo_hf.trl_seam import cache_argument
 
 IDS = torch.tensor([[5, 6, 7, 8]] * 3 + [[0, 0, 9, 10]] * 3)
 MASK = (IDS > 0).long()
@@ -67,7 +68,7 @@ def test_what_is_known_to_be_right_takes_the_fastest_way(
 
 def rows_exchanged(model: Any, input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
     """Decode with the states of two rows in each other's place."""
-    cache = inputs["past_key_values"]
+    cache = inputs[cache_argument(inputs)]
     reorder = cache.reorder_cache
     cache.reorder_cache = lambda rows: reorder(rows.flip(0))
     return decoding.sample_groups(model, input_ids, **inputs | {"shares_prefixes": False})

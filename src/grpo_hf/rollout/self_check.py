@@ -28,8 +28,8 @@ from ..models.random_state import own_random_numbers
 # second, the second copy behind three.
 _TOKENS = 5
 _ENDING = {(0, 0): 2, (1, 1): 3}
-# How much of the prompts is read: enough for what a chat template puts at their ends.
-_LENGTHS = (12, 7)
+# How much of the prompts is read, the tokens before the first one that is written.
+_LENGTHS = (8, 5)
 _COPIES = 2
 
 # What rounding may do to a score, on average, as a share of the scores' standard deviation. Half
