@@ -98,12 +98,7 @@ def _apply_delta_rule(
     """
     for name in ("initial_state", "output_final_state", "cu_seqlens"):
         named.pop(name, None)
-    prompts = []
-    suffixes = []
-    for states in (query, key, value, g, beta):
-        of_prompts, of_suffixes = _split(layout, states)
-        prompts.append(of_prompts)
-        suffixes.append(of_suffixes)
+    prompts, suffixes = _split(layout, query, key, value, g, beta)
     output = prompts[2]
     initial = None
     # Not every kernel takes a length of 0.
@@ -146,12 +141,8 @@ def _scan(
     if dt_softplus:
         step_size = softplus(step_size)
     step_size = step_size.clamp(*dt_limit)
-    prompts = []
-    suffixes = []
-    for each in (states, step_size, *written_and_read):
-        of_prompts, of_suffixes = _split(layout, each)
-        prompts.append(of_prompts)
-        suffixes.append(of_suffixes)
+    prompts, suffixes = _split(layout, states, step_size, *written_and_read)
+    # The function takes it behind the step sizes; it is the same for all tokens.
     prompts.insert(2, decay)
     suffixes.insert(2, decay)
     output = prompts[0]
@@ -175,10 +166,18 @@ _BY_KIND: dict[StateKind, Callable[..., Any]] = {
 }
 
 
-def _split(layout: PackedGroups, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut (1, T, ...) into (N, longest prompt, ...) and (M, longest suffix, ...), zero-padded."""
-    in_prompts = layout.prompts.rows_of(states[0, : layout.shared])
-    return in_prompts, layout.suffixes.rows_of(states[0, layout.shared :])
+def _split(layout: PackedGroups, *inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Cut each (1, T, ...) into (N, longest prompt, ...) and (M, longest suffix, ...), zero-padded.
+
+    Returns:
+        The parts of prompts, and those of suffixes.
+    """
+    prompts = []
+    suffixes = []
+    for each in inputs:
+        prompts.append(layout.prompts.rows_of(each[0, : layout.shared]))
+        suffixes.append(layout.suffixes.rows_of(each[0, layout.shared :]))
+    return prompts, suffixes
 
 
 def _joined(layout: PackedGroups, in_prompts: Tensor, in_suffixes: Tensor) -> Tensor:
