@@ -410,6 +410,10 @@ def test_lengths_that_are_none_set_no_limit() -> None:
     windowed = decoder("Mistral", sliding_window=32).config
     assert longest_packed_row(windowed, {32}, 7) == math.inf
     assert longest_packed_row(windowed, set(), 7) == 31
+    # Its layers tell their attention of no window, and its masks have one all the same.
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    masked = decoder("SmolLM3", sliding_window=9, use_sliding_window=False, layer_types=kinds)
+    assert longest_packed_row(masked.config, set(), 7) == 8
 
 
 def test_windows_that_attention_is_told_of_stay_packed(module_trainer: MakeTrainer) -> None:

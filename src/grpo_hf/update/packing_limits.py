@@ -158,10 +158,12 @@ def longest_packed_row(config: Any, told: set[int], measured: int) -> float:
 def _lengths(config: Any) -> Iterator[int]:
     """Find the numbers of a configuration that may be such a length."""
     kinds = getattr(config, "layer_types", None)
-    windowed = getattr(config, "use_sliding_window", True)
-    # transformers 5.23: without `layer_types` all layers are alike.
-    if kinds and not any("sliding" in kind for kind in kinds):
-        windowed = False
+    # transformers 5.23: without `layer_types` all layers are alike. Masks are made by these kinds,
+    # also where `use_sliding_window` is false (SmolLM3).
+    if kinds:
+        windowed = any("sliding" in kind for kind in kinds)
+    else:
+        windowed = getattr(config, "use_sliding_window", True)
     for name, value in config.to_dict().items():
         if name == "sliding_window" and not windowed:
             continue
