@@ -24,7 +24,7 @@ BLOCKS = {
 
 def brute_force(layout, query, key, value, scale, window):
     """Each token in turn: the scores of what it may see, their softmax, the mean of the values."""
-    outputs = torch.zeros_like(query)
+    outputs = query.new_zeros(*query.shape[:-1], value.shape[-1])
     for prompt, _, suffixes in layout.groups:
         for part in (prompt, *suffixes):
             seen_before = [] if part is prompt else list(range(prompt.start, prompt.stop))
@@ -49,9 +49,11 @@ def test_values_and_gradients_are_those_of_softmax(name, key_heads, window, padd
     torch.manual_seed(0)
     layout = PackedGroups.pack(*block(*BLOCKS[name]))
     tokens = layout.input_ids.shape[1]
+    # Values of another size than keys, as latent attention has them.
+    of_values = SIZE - 2 if padded else SIZE
     states = [
-        torch.randn(1, tokens, heads, SIZE, dtype=torch.float64).transpose(1, 2).requires_grad_()
-        for heads in (HEADS, key_heads, key_heads)
+        torch.randn(1, tokens, heads, size, dtype=torch.float64).transpose(1, 2).requires_grad_()
+        for heads, size in ((HEADS, SIZE), (key_heads, SIZE), (key_heads, of_values))
     ]
     ours = attention.attend(layout, None, *states, scaling=0.3, sliding_window=window)
     expected = brute_force(layout, *states, 0.3, window)

@@ -182,8 +182,8 @@ def _padded(
     suffix_k = torch.cat([prompt_k[layout.prompt_of], suffix_k], dim=2)
     suffix_v = torch.cat([prompt_v[layout.prompt_of], suffix_v], dim=2)
     prompt_mask, suffix_mask = layout.masks(window)
-    of_prompts = prompt_q
-    # Not every kernel takes a length of 0.
+    # Not every kernel takes a length of 0. Values may have another size than queries.
+    of_prompts = prompt_q.new_zeros(*prompt_q.shape[:-1], value.shape[-1])
     if prompts.longest:
         of_prompts = scaled_dot_product_attention(
             prompt_q,
