@@ -9,11 +9,11 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from math import gcd
 
 from grpo_hf.rewards import _bounded_numbers as numbers
 from grpo_hf.rewards._bounded_numbers import NoValueError
-from grpo_hf.rewards._math_expression import constant_value, ratio, same_value
+from grpo_hf.rewards._math_expression import constant_value, ratio
+from grpo_hf.rewards._math_numbers import same_number
 from grpo_hf.rewards._math_text import bracketed, listed, matrix, spelled, split, squeezed
 from grpo_hf.rewards._real_sets import real_set, relation, same_set
 
@@ -34,39 +34,16 @@ _TIME = re.compile(
     r"|(?P<hour_>[0-9]{1,2}):(?P<minute_>[0-9]{2})",
     re.IGNORECASE,
 )
-_RATIO = re.compile(r"([0-9]+):([0-9]+)")
-# What an answer may leave out and not change: the base of 52_8, the modulus of 3 \pmod{7}.
-_BASE = re.compile(r"([0-9A-F]+)_\{?\(?([0-9]+|\\text\{[a-z]+\})\)?\}?")
-_MODULUS = re.compile(r"(.*?)\(?\s*\\(?:pmod|bmod|mod)\s*\{?\s*(\w+)\s*\}?\)?")
-
-_CURRENCY = re.compile(r"^(-?)\s*(?:\\\$|\\text\{\s*\\?\$\s*\}|\\pounds|[£€¥₹])\s*")
 _ABOUT = re.compile(
     r"^(?:\\approx|=|(?:\\text\{)?\s*(?:about|approximately|roughly)\s*\}?)\s*", re.IGNORECASE
 )
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SCALE = re.compile(rf"(?:\\text\{{)?\s*({'|'.join(_SCALES)})s?\b\s*\}}?", re.IGNORECASE)
-_PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:percent|per cent|%)\s*\}|(?:percent|per cent)\b)")
-# These words change the number before them.
-_WORD = (
-    r"(?!(?:or|and|not|to|plus|minus|times|over|mod|squared|cubed|dozen|half|halves|factorial)\b)"
-    r"[A-Za-z][A-Za-z.']*+"
+# \text{17 apples}
+_TEXT_WITH_NUMBER = re.compile(r"\\text\{\s*(-?[0-9][^{}]*)\}")
+# \textbf{(C) }12, but not \text{(C) or (D)}
+_CHOICE = re.compile(
+    r"\\text\{\s*\((?P<letter>[A-Z])\)(?!.*(?:\([A-Z]\)|\b(?:or|and|not)\b))\s*"
+    r"(?:\}\s*(?P<behind>.+)|(?P<inside>[^{}]+)\})"
 )
-_POWER = r"(?:\s*\^\s*\{?-?[0-9]\}?)?"
-_TEXT_UNIT = rf"\\text\{{\s*(?:{_WORD}{_POWER}[\s/·-]*)+\}}{_POWER}"
-_SHORT = (
-    "cm|mm|km|nm|dm|ft|in|yd|mi|kg|mg|lbs?|oz|hrs?|min|sec|ms|mph|kmh|kph|mL|ml|sq|cu|rad|deg|per"
-)
-# Letters alone are variables: 4t is no time, and 4 m no length unless m is upright.
-_UNITS = [
-    re.compile(rf"(?:\\cdot|/)?\s*{_TEXT_UNIT}\s*$"),
-    re.compile(rf"\\frac\s*\{{\s*{_TEXT_UNIT}\s*\}}\s*\{{\s*{_TEXT_UNIT}\s*\}}\s*$"),
-    re.compile(rf"(?<![A-Za-z\\])(?:{_SHORT})(?:/(?:h|s|hr|{_SHORT}))?(?![A-Za-z]){_POWER}\s*$"),
-    re.compile(
-        rf"(?<![A-Za-z\\{{])(?=[A-Za-z]{{4}})(?!sin|cos|tan|log|exp|sqrt|arc){_WORD}{_POWER}\s*$"
-    ),
-]
-_MAX_UNITS = 6
-_TRIGONOMETRY = re.compile(r"(?:sin|cos|tan|cot|sec|csc)")
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z \-.']*")
 
 
@@ -91,17 +68,20 @@ def _same(gold: str, answer: str, depth: int = 0) -> bool:
         return bool(answer)
     if depth > _MAX_DEPTH or not answer:
         return False
-    for compare in (_same_times, _same_matrices, _same_sets, _same_lists, _same_relations):
+    for compare in _COMPARISONS:
         same = compare(gold, answer, depth + 1)
         if same is not None:
             return same
-    return _same_words(gold, answer) or _same_numbers(gold, answer)
+    return _same_words(gold, answer) or same_number(gold, answer)
 
 
 def _unwrapped(text: str) -> str:
     r"""Return the answer without needless brackets and without "about"; `x < 0` of {x | x < 0}."""
     for _ in range(_MAX_DEPTH):
         text = _ABOUT.sub("", text).strip()
+        words = _TEXT_WITH_NUMBER.fullmatch(text)
+        if words:
+            return words[1].strip()
         brackets = bracketed(text)
         if brackets is None:
             return text
@@ -137,6 +117,28 @@ def _same_times(gold: str, answer: str, depth: int) -> bool | None:
     return clocks[0][:2] == clocks[1][:2] and same_half
 
 
+def _same_choices(gold: str, answer: str, depth: int) -> bool | None:
+    r"""Compare \textbf{(C) }12 with C or with 12; None if neither is a choice with its text."""
+    gold_choice = _CHOICE.fullmatch(gold)
+    choice = _CHOICE.fullmatch(answer)
+    if gold_choice and choice:
+        same_letter = gold_choice["letter"] == choice["letter"]
+        return same_letter and _same(_chosen(gold_choice), _chosen(choice), depth)
+    if gold_choice:
+        return _is_letter(answer, gold_choice) or same_number(_chosen(gold_choice), answer)
+    if choice:
+        return _is_letter(gold, choice) or same_number(gold, _chosen(choice))
+    return None
+
+
+def _chosen(choice: re.Match[str]) -> str:
+    return _unwrapped(choice["behind"] or choice["inside"])
+
+
+def _is_letter(text: str, choice: re.Match[str]) -> bool:
+    return squeezed(text).strip("().") == choice["letter"]
+
+
 def _same_sets(gold: str, answer: str, depth: int) -> bool | None:
     gold_set = real_set(gold)
     answer_set = real_set(answer)
@@ -147,6 +149,10 @@ def _same_sets(gold: str, answer: str, depth: int) -> bool | None:
 
 def _same_lists(gold: str, answer: str, depth: int) -> bool | None:
     """Compare lists and tuples; None if neither is one."""
+    if relation(gold) is None:
+        answer = _without_name(answer)
+    elif relation(answer) is None:
+        gold = _without_name(gold)
     gold_bracket, gold_items = _items(gold)
     bracket, items = _items(answer)
     if not gold_bracket and not bracket and len(gold_items) == len(items) == 1:
@@ -167,6 +173,23 @@ def _same_lists(gold: str, answer: str, depth: int) -> bool | None:
     return _cover(gold_items, items, depth) and _cover(
         items, gold_items, depth, lambda left, right: (right, left)
     )
+
+
+def _without_name(text: str) -> str:
+    r"""Return \{1, 2\} of x \in \{1, 2\}, and (1, 2) of (x, y) = (1, 2)."""
+    sides, signs = relation(text) or ([], [])
+    if signs not in (["="], ["\\in"]) or not _is_name(sides[0]):
+        return text
+    value = _unwrapped(sides[1])
+    # Behind \in, (1, 2) is an interval.
+    is_list = value.startswith("\\{") if signs == ["\\in"] else bool(bracketed(value))
+    return value if is_list or len(listed(value)) > 1 else text
+
+
+def _is_name(text: str) -> bool:
+    """Say whether the text is a name, or a tuple of names; an expression is none."""
+    _, names = _items(text)
+    return bool(names) and not any(_OPERATOR.search(squeezed(name)) for name in names)
 
 
 def _by_name(items: list[str]) -> list[str]:
@@ -323,57 +346,11 @@ def _same_words(gold: str, answer: str) -> bool:
     return gold_words == words or (len(words) > 1 and gold_words.lower() == words.lower())
 
 
-def _same_numbers(gold: str, answer: str) -> bool:
-    gold_text, gold_base = _without_base(gold)
-    text, base = _without_base(answer)
-    if base and base != gold_base:
-        return False
-    gold_number, gold_percent = _measured(gold_text)
-    number, percent = _measured(text)
-    if same_value(_fraction(gold_number), _fraction(number)):
-        return True
-    if gold_percent == percent:
-        return False
-    # 50% may be written as 50 or as 0.5.
-    if gold_percent:
-        gold_number = f"({gold_number})/100"
-    else:
-        number = f"({number})/100"
-    return same_value(gold_number, number)
-
-
-def _without_base(text: str) -> tuple[str, str]:
-    match = _BASE.fullmatch(text) or _MODULUS.fullmatch(text)
-    return (match[1].strip(), squeezed(match[2])) if match else (text, "")
-
-
-def _measured(text: str) -> tuple[str, bool]:
-    """Return a number without its currency and units, and whether it is a percentage."""
-    text = _CURRENCY.sub(r"\1", text)
-    if not _TRIGONOMETRY.search(text):
-        text = text.replace("^\\circ", " ")
-    scale = 0
-    for _ in range(_MAX_UNITS):
-        text = text.strip()
-        shorter = text
-        for unit in _UNITS:
-            shorter = unit.sub("", shorter)
-        match = _SCALE.search(text)
-        if match and match.end() == len(text):
-            scale += _SCALES[match[1].lower()]
-            shorter = text[: match.start()]
-        if shorter == text or not shorter.strip():
-            break
-        text = shorter
-    bare = _PERCENT.sub("", text)
-    if scale:
-        bare = rf"({bare})\cdot 10^{{{scale}}}"
-    return bare, bare != text and not scale
-
-
-def _fraction(text: str) -> str:
-    """Return the ratio 2:3 as a fraction; a ratio that is not in lowest terms is none."""
-    match = _RATIO.fullmatch(squeezed(text))
-    if match is None or gcd(int(match[1]), int(match[2])) != 1:
-        return text
-    return rf"\frac{{{match[1]}}}{{{match[2]}}}"
+_COMPARISONS = (
+    _same_times,
+    _same_matrices,
+    _same_choices,
+    _same_sets,
+    _same_lists,
+    _same_relations,
+)

@@ -1,12 +1,12 @@
 r"""Pay for the right final answer of a competition problem (MATH, arXiv 2103.03874).
 
 The answer of a completion is what its text after `</think>` boxes. Without a box it is what stands
-in `<answer>...</answer>`; without these tags it is what follows the last `####`, `Answer:` or
-`answer is` on its line. Nothing else is searched. An empty box is no answer, nor is one that the
-prompt contains, if there is another. If there is more than one box (or pair of answer tags), every
-one has to be right, or all of them together, as the parts of a list: "\boxed{1} or \boxed{2}"
-scores 0.0 whichever is meant, unless both are, and a model learns not to box a result before it is
-sure.
+in `<answer>...</answer>`. Without these tags, and also between them, it is what follows the last
+`####`, `Answer:` or `answer is` on its line. Nothing else is searched. An empty box is no answer,
+nor is one that the prompt contains, if there is another. If there is more than one box (or pair of
+answer tags), every one has to be right, or all of them together, as the parts of a list: "\boxed{1}
+or \boxed{2}" scores 0.0 whichever is meant, unless both are, and a model learns not to box a result
+before it is sure.
 
 `_math_answer.py` says when two answers are the same: 0.5 and \frac12, or 5 and x=5. So an
 expression that is left to be worked out is right too, and units are not compared. No comparison
@@ -112,7 +112,9 @@ def _tagged(text: str) -> list[str]:
     contents = []
     for part in text.split("<answer>")[1:]:
         content, closing, _ = part.partition("</answer>")
-        contents.append(content if closing else "")
+        # "The answer is 5." may stand between the tags, too.
+        marked = _marked(content) or [content]
+        contents.append(marked[0] if closing else "")
     return contents
 
 

@@ -109,6 +109,23 @@ RIGHT = [
     (r"\begin{pmatrix}1\\2\end{pmatrix}", [r"\begin{bmatrix}1\\2\end{bmatrix}"]),
     (r"10\,080", ["10080"]),
     ("[2,5)", [r"2\le x<5"]),
+    # Without a blank, 2e-1 is a calculator's 0.2 or Euler's 2e - 1.
+    ("2e-1", ["0.2", "2e - 1", r"2\mathrm{e}-1", r"\frac15", r"2\times 10^{-1}", "-1+2e"]),
+    ("0.2", ["2e-1", "x=2e-1", r"2e-1\text{ m}"]),
+    ("2e+1", ["20", "1+2e", "2E+1"]),
+    ("1-2e", ["-2e+1"]),
+    ("5e-7", ["0.0000005", r"5 \times 10^{-7}", "5E-7", "5e-07"]),
+    (r"5\cdot 10^{-7}", ["5e-7", r"5e-7\text{ m}"]),
+    ("7e-12", [r"7e - 12", r"7 \times 10^{-12}"]),
+    ("1,2", [r"x \in \{1, 2\}", r"S=\{2,1\}", "x = 1, 2"]),
+    (r"\{1,2\}", [r"x \in \{2, 1\}", "x=1,x=2"]),
+    ("(1,2)", ["(x,y)=(1,2)", "P=(1,2)", r"(x,y)=\left(1,\frac42\right)"]),
+    ("(x,y)=(1,2)", ["(1,2)"]),
+    ("(1,2),(3,4)", [r"(x,y)=(1,2),(3,4)", r"(x, y) \in \{(3,4), (1,2)\}"]),
+    ("17", [r"\text{17 apples}", r"\text{17}", r"\text{17 cm}"]),
+    (r"\text{(C)}", ["C", "(C)", r"\textbf{(C) }12", r"\textbf{(C)}\ 12", r"\text{(C) 12}"]),
+    ("12", [r"\textbf{(C) }12", r"\text{(C)} 12\text{ cm}"]),
+    (r"\textbf{(C) }12", ["C", "12", r"\text{(C) } 12"]),
 ]
 
 WRONG = [
@@ -180,6 +197,24 @@ WRONG = [
     (r"\text{even}", ["neve", "odd"]),
     ("60", [r"41\approx 60", r"60\approx 61"]),
     ("1/3", ["0.333", "0.33"]),
+    ("2e-1", ["0.3", "2e", "2", "1-2e", "20", "2e-2", "3e-1"]),
+    ("0.2", ["2e - 1", "2e-10", "2e1", r"2\mathrm{e}-1", "2e-1x"]),
+    ("(1,2)", ["(x,y)=(2,1)", "(1,3)=(1,2)", "3=(1,2)", r"x \in (2,1)", r"(x,y)\ne(1,2)"]),
+    ("1,2", [r"x \in \{1,3\}", r"x \in (1,2)", r"x \notin \{1,2\}"]),
+    (
+        "C",
+        [
+            r"\textbf{(B) }12",
+            r"\text{(B) C}x",
+            r"\text{(A) or (C)}",
+            r"\text{(A)}\text{(C)}",
+            r"\text{(C)}, \text{(D)}",
+            r"\text{(C) or (D)}",
+            r"\text{(C) or D}",
+        ],
+    ),
+    (r"\textbf{(C) }12", [r"\textbf{(C) }13", r"\textbf{(B) }12", "B", "13"]),
+    ("17", [r"\text{not 17}", r"\text{17 or 18}", r"\text{17 million}"]),
 ]
 
 ODE = r"x(t)=C_{1} e^{-\frac{2}{3} t}\cos(\omega t)+\frac{F}{m(\omega_0^2-\omega^2)}\sin(\omega t)"
