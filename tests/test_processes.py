@@ -150,3 +150,9 @@ def test_too_many_failures_on_one_process_stop_both(tiny_checkpoint: Path, tmp_p
     assert {"adapter_model.safetensors", "rng_state_0.pth", "rng_state_1.pth"} <= {
         f.name for f in checkpoint.iterdir()
     }
+
+
+def test_rows_may_be_too_long_for_the_fast_ways_on_one_process(tmp_path: Path) -> None:
+    """What one process leaves to TRL, for its own rows, keeps no other process waiting."""
+    said = launch(2, tmp_path / "run", script=SCRIPT.with_name("uneven_lengths.py"))
+    assert "rank 0 is done" in said and "rank 1 is done" in said

@@ -136,12 +136,12 @@ class GRPOTrainer(TRLGRPOTrainer):
         block = (model, input_ids, attention_mask, logits_to_keep)
         if not self.packs.takes(input_ids):
             others = (batch_size, compute_entropy, *positional)
-            return super()._get_per_token_logps_and_entropies(*block, *others, **named)
+            scored = super()._get_per_token_logps_and_entropies(*block, *others, **named)
+            return scored[0], log_probs.filled_entropies(scored[1]), *scored[2:]
         # A whole group at least: cut further, its prompt would be read several times.
         rows = max(batch_size, self.num_generations) if batch_size else None
         with self.accelerator.autocast():
-            scored = log_probs.packed_log_probs(*block, rows=rows, compute_entropy=compute_entropy)
-        return *scored, None
+            return *log_probs.packed_log_probs(*block, rows=rows, entropy=compute_entropy), None
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Keep groups together. TRL 1.16 fills `_buffered_inputs` here, and counts in `_step`."""
@@ -193,8 +193,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         settings = token_advantages.settings_of(args, self.reward_weights, packs=bool(self.packs))
         credit = token_advantages.credit_tokens(batch, rewards, steps, settings, run, self.critic)
         trl_seam.log_metrics(self, credit.metrics | step_scores.metrics(scorer.scores, steps))
-        if credit.shown is not None:
-            trl_seam.show_advantages(self, credit.shown)
+        trl_seam.show_advantages(self, credit.shown)
         return {**batch, "advantages": credit.advantages}, rewards
 
     def _tokenize_prompts(self, conversations: list[Any]) -> Any:
@@ -208,6 +207,7 @@ class GRPOTrainer(TRLGRPOTrainer):
     def _generate(self, prompts: list[Any]) -> Any:
         """Begin to score. TRL 1.16 returns (_, completion_ids, _, completions, ...)."""
         output = super()._generate(prompts)
+        self.grouped.share_reasons(trl_seam.context_of(self))
         scorer = scorer_under_way()
         # A rollout function and environments add columns later, when TRL calls the rewards.
         late = self.rollout_func is not None or self.environments is not None

@@ -386,12 +386,15 @@ def log_metrics(trainer: Any, values: Mapping[str, float]) -> None:
         log_metric(trainer, name, value)
 
 
-def show_advantages(trainer: Any, advantages: Tensor) -> None:
+def show_advantages(trainer: Any, advantages: Tensor | None) -> None:
     """Put other advantages into the table of completions for the last rollout.
 
     Args:
-        advantages (B,): of this process; they are gathered here, as TRL gathers them.
+        advantages (B,): of this process; they are gathered here, as TRL gathers them. With `None`
+            the table keeps what it has.
     """
+    if advantages is None:
+        return
     table = trainer._logs["advantages"]
     everywhere = trainer.accelerator.gather(advantages).tolist()
     # The table keeps `generation_batch_size` rows; an evaluation may have more.

@@ -200,38 +200,49 @@ def test_what_decides_is_measured_again(ways: list[Any]) -> None:
     assert len(ways) == 4
 
 
-class TwoProcesses:
-    """An accelerator whose other process takes the way with this number."""
+class SecondProcess:
+    """An accelerator of a run in which another process is the main one."""
 
-    device = torch.device("cpu")
-    is_main_process = True
+    is_main_process = False
     mixed_precision = "no"
-
-    def __init__(self, other: int) -> None:
-        self.other = other
-        self.gathered: list[int] = []
 
     def unwrap_model(self, model: Any) -> Any:
         return model
 
-    def gather(self, mine: torch.Tensor) -> torch.Tensor:
-        self.gathered.append(int(mine))
-        return torch.tensor([int(mine), self.other])
+
+class Between:
+    """What processes tell each other: this one, and another that has these reasons."""
+
+    def __init__(self, others: list[str]) -> None:
+        self.others = others
+        self.told: list[str] = []
+
+    def gather_list(self, mine: list[str]) -> list[str]:
+        self.told += mine
+        return mine + self.others
 
 
-@pytest.mark.parametrize("other", [1, len(generate._WAYS)])
-def test_all_processes_take_the_way_of_the_slowest(
-    other: int, caplog: pytest.LogCaptureFixture
+def test_a_reason_is_logged_once_whichever_process_has_it(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    accelerator: Any = TwoProcesses(other)
-    grouped = GroupedSampling(accelerator=accelerator)
-    model = decoder("Llama")
-    sampled(grouped, model)
-    # A second question at a time that the others do not know would wait for ever.
-    sampled(grouped, model, no_repeat_ngram_size=2)
-    assert accelerator.gathered == [0]
-    assert next(iter(grouped._ways.values())) == (*generate._WAYS, None)[other]
-    assert "another process cannot" in caplog.text
+    """No process waits for another while it samples: their prompts, and so their ways, differ."""
+    second: Any = SecondProcess()
+    grouped = GroupedSampling(accelerator=second)
+    sampled(grouped, decoder("Llama"), num_beams=2)
+    assert not caplog.records
+    run: Any = Between([])
+    grouped.share_reasons(run)
+    assert len(run.told) == 1 and "beam search" in run.told[0]
+    main = GroupedSampling()
+    for _ in range(2):
+        main.share_reasons(Between(run.told))
+    assert caplog.text.count("beam search (on another process)") == 1
+    caplog.clear()
+    # What both of them have is said as the main process's own.
+    main = GroupedSampling()
+    sampled(main, decoder("Llama"), num_beams=2)
+    main.share_reasons(Between(run.told))
+    assert caplog.text.count("beam search") == 1 and "another" not in caplog.text
 
 
 def test_the_ends_of_the_runs_prompts_are_what_is_measured() -> None:

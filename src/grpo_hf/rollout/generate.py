@@ -25,6 +25,7 @@ from transformers import GenerationConfig
 from ..models.adapters import causal_model
 from ..models.measuring import in_float32, zeros_filled
 from ..models.precision import computes_in_half
+from ..run_context import RunContext
 from ..trl_seam import attention_implementation, whole_generation_config
 from .decoding import sample_groups
 from .merged_weights import merged
@@ -90,13 +91,16 @@ class GroupedSampling:
 
         Args:
             tokenizer: for stop strings.
-            accelerator: of a run whose processes all sample, so that all of them go one way.
+            accelerator: of the run, where there is one. Each process goes its own way, as prompts
+                differ; what others lack is logged by `share_reasons`.
         """
         self._tokenizer = tokenizer
         self._accelerator = accelerator
         # By what decides: the way that was measured to be right, or None.
         self._ways: dict[Any, _Way | None] = {}
         self._said: set[str] = set()
+        # Those of this process that the others do not know yet.
+        self._unshared: list[str] = []
 
     @contextmanager
     def serving(self, model: Any) -> Iterator["Served"]:
@@ -131,6 +135,17 @@ class GroupedSampling:
             del model.generate
             if of_its_own is not None:
                 model.generate = of_its_own
+
+    def share_reasons(self, run: RunContext) -> None:
+        """Log on the main process what other processes lack; all of them have to call this.
+
+        Args:
+            run: this process's view of the rollout.
+        """
+        reasons = run.gather_list(self._unshared)
+        self._unshared = []
+        for reason in reasons:
+            self._log(reason, " (on another process)")
 
     def _generate(
         self, model: Any, generate: Callable[..., Any], call: dict[str, Any], served: "Served"
@@ -168,18 +183,7 @@ class GroupedSampling:
         """Return the fastest way that is right, measured at the first call of its kind."""
         kind = self._kind(model, config)
         if kind not in self._ways:
-            way, reason = self._measured(model, generate, config, call)
-            first = not self._ways
-            # Later ones come of settings that changed, as they do on every process.
-            if first and self._accelerator is not None:
-                place = len(_WAYS) if way is None else _WAYS.index(way)
-                mine = torch.tensor([place], device=self._accelerator.device)
-                slowest = int(self._accelerator.gather(mine).max())
-                way = None if slowest == len(_WAYS) else _WAYS[slowest]
-                if slowest != place:
-                    what = f"{_OFF} About this model," if way is None else way.lacks
-                    reason = f"{what} another process cannot"
-            self._ways[kind] = way
+            self._ways[kind], reason = self._measured(model, generate, config, call)
             if reason is not None:
                 self._say(reason)
         return self._ways[kind]
@@ -236,12 +240,18 @@ class GroupedSampling:
         return id(causal_model(model)), device, implementation, precision, adapters, tuple(settings)
 
     def _say(self, reason: str) -> None:
+        """Log a reason of this process, once, and keep it for the others."""
+        if reason not in self._said:
+            self._unshared.append(reason)
+        self._log(reason)
+
+    def _log(self, reason: str, where: str = "") -> None:
         """Log a reason once, on the main process."""
         if reason in self._said:
             return
         self._said.add(reason)
         if self._accelerator is None or self._accelerator.is_main_process:
-            logger.warning(f"{reason}.")
+            logger.warning(f"{reason}{where}.")
 
 
 def _fastest(model: Any, reference: Reference) -> tuple[_Way | None, list[str]]:

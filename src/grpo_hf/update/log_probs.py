@@ -184,13 +184,24 @@ def only_rows(computed: RowsComputed | None) -> Iterator[None]:
         _rows_computed.reset(token)
 
 
+def filled_entropies(entropies: Tensor | None) -> Tensor | None:
+    """Return entropies of all rows, (B, C), as those of a packed row are inside of `only_rows`.
+
+    Another process may have packed its rows, and then waits for the sum of this one.
+    """
+    computed = _rows_computed.get()
+    if computed is None or entropies is None:
+        return entropies
+    return computed.fill_entropies(entropies)
+
+
 def packed_log_probs(
     model: nn.Module,
     input_ids: Tensor,
     attention_mask: Tensor,
     logits_to_keep: int,
     *,
-    compute_entropy: bool = False,
+    entropy: bool = False,
     rows: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Score each completion token by a forward over the distinct tokens of a block.
@@ -199,7 +210,7 @@ def packed_log_probs(
         model: as TRL has it, wrapped or not, after `take_layouts`.
         input_ids, attention_mask (B, P + C): prompts padded left, completions right.
         logits_to_keep: C.
-        compute_entropy: whether entropies are wanted.
+        entropy: whether entropies are wanted.
         rows: how many rows go into one forward; all of them if not given.
 
     Returns:
@@ -214,17 +225,14 @@ def packed_log_probs(
     entropies = []
     for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
         layout = PackedGroups.pack(ids, mask, logits_to_keep)
-        scored, entropy = forward_packed(model, layout, entropy=compute_entropy)
-        log_probs.append(scored)
-        if entropy is not None:
-            entropies.append(entropy)
+        of_piece, entropies_of_piece = forward_packed(model, layout, entropy=entropy)
+        log_probs.append(of_piece)
+        if entropies_of_piece is not None:
+            entropies.append(entropies_of_piece)
     of_rows = torch.cat(log_probs)
-    of_entropies = torch.cat(entropies) if entropies else None
-    if computed is None:
-        return of_rows, of_entropies
-    if of_entropies is not None:
-        of_entropies = computed.fill_entropies(of_entropies)
-    return computed.fill_log_probs(of_rows), of_entropies
+    if computed is not None:
+        of_rows = computed.fill_log_probs(of_rows)
+    return of_rows, filled_entropies(torch.cat(entropies) if entropies else None)
 
 
 def forward_packed(

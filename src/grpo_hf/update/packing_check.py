@@ -108,7 +108,8 @@ class Packing:
 
     def _say(self, message: str) -> None:
         if message not in self._said:
-            logger.warning(message)
+            # The rows of this process may be the only long ones.
+            logger.warning(message, main_process_only=False)
         self._said.add(message)
 
 
