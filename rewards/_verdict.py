@@ -16,8 +16,8 @@ _LONGEST_LINE = 200  # characters
 # Marks of Markdown and JSON, quotes and brackets.
 _MARKS = r"[\s*_`\"'#|(){}\[\],;]*+"
 _VERDICT = re.compile(
-    # A quote in Markdown; "Score", "My final score", in any language.
-    rf"(?:{_MARKS}>)*+{_MARKS}(?P<label>[^\W\d_]+(?: [^\W\d_]+){{0,2}}{_MARKS})?"
+    # A quote or an item of a list in Markdown; "Score", "My final score", in any language.
+    rf"(?:{_MARKS}(?:>|-(?=\s)))*+{_MARKS}(?P<label>[^\W\d_]+(?: [^\W\d_]+){{0,2}}{_MARKS})?"
     # A dash is a separator where the number does not touch it, else a minus sign.
     rf"(?:[:=]|[-\u2013\u2014](?=\s))?{_MARKS}(?P<open><)?"
     # At most 12 digits on each side of the point, so that no score is read as infinity. A comma
@@ -49,7 +49,9 @@ def read_score(
     # What a model thinks before it answers may hold drafts.
     answer = reply.rpartition("</think>")[2]
     lines = [line for line in answer.splitlines() if line.strip("` \t")]
-    tag_word = re.compile(rf"(?<![0-9A-Za-z]){re.escape(tag)}(?![0-9A-Za-z])", re.IGNORECASE)
+    word = rf"(?<![0-9A-Za-z]){re.escape(tag)}(?![0-9A-Za-z])"
+    # "SCORE <4f1d09ab>: 8" and "SCORE: 4f1d09ab: 8" are meant as they should be.
+    tag_word = re.compile(rf"(?::\s*)?(?:<{word}>|{word})", re.IGNORECASE)
     scores = []
     for line in lines:
         rest, found = tag_word.subn(" ", line)
