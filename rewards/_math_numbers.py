@@ -10,7 +10,8 @@ from grpo_hf.rewards._math_expression import same_value
 from grpo_hf.rewards._math_text import squeezed
 
 _RATIO = re.compile(r"([0-9]+):([0-9]+)")
-# What an answer may leave out and not change: the base of 52_8, the modulus of 3 \pmod{7}.
+# What an answer may leave out and not change: the base of 52_8, the modulus of 3 \pmod{7}. It may
+# add a modulus, and the base ten.
 _BASE = re.compile(r"([0-9A-F]+)_\{?\(?([0-9]+|\\text\{[a-z]+\})\)?\}?")
 _MODULUS = re.compile(r"(.*?)\(?\s*\\(?:pmod|bmod|mod)\s*\{?\s*(\w+)\s*\}?\)?")
 # A calculator's 0.2, or Euler's 2e - 1.
@@ -26,7 +27,7 @@ _WORD = (
     r"[A-Za-z][A-Za-z.']*+"
 )
 _POWER = r"(?:\s*\^\s*\{?-?[0-9]\}?)?"
-_TEXT_UNIT = rf"\\text\{{\s*(?:{_WORD}{_POWER}[\s/·-]*)+\}}{_POWER}"
+_TEXT_UNIT = rf"\\text\{{[\s(]*(?:{_WORD}{_POWER}(?:[\s/()-]|\\cdot)*)+\}}{_POWER}"
 _SHORT = (
     "cm|mm|km|nm|dm|ft|in|yd|mi|kg|mg|lbs?|oz|hrs?|min|sec|ms|mph|kmh|kph|mL|ml|sq|cu|rad|deg|per"
 )
@@ -40,6 +41,7 @@ _UNITS = [
     ),
 ]
 _MAX_UNITS = 6
+_DEGREES = re.compile(r"\^\\circ\s*(?:[CF](?![A-Za-z]))?")
 _TRIGONOMETRY = re.compile(r"(?:sin|cos|tan|cot|sec|csc)")
 
 
@@ -53,7 +55,8 @@ def same_number(gold: str, answer: str) -> bool:
     """
     gold_text, gold_base = _without_base(gold)
     text, base = _without_base(answer)
-    if base and base != gold_base:
+    adds = not gold_base and (base == "10" or base.startswith("mod "))
+    if base and base != gold_base and not adds:
         return False
     gold_number, gold_percent = _measured(gold_text)
     number, percent = _measured(text)
@@ -84,8 +87,11 @@ def _readings(text: str) -> list[str]:
 
 
 def _without_base(text: str) -> tuple[str, str]:
-    match = _BASE.fullmatch(text) or _MODULUS.fullmatch(text)
-    return (match[1].strip(), squeezed(match[2])) if match else (text, "")
+    match = _BASE.fullmatch(text)
+    if match:
+        return match[1], squeezed(match[2])
+    match = _MODULUS.fullmatch(text)
+    return (match[1].strip(), f"mod {match[2]}") if match else (text, "")
 
 
 def _fraction(text: str) -> str:
@@ -100,7 +106,7 @@ def _measured(text: str) -> tuple[str, bool]:
     """Return a number without its currency and units, and whether it is a percentage."""
     text = _CURRENCY.sub(r"\1", text)
     if not _TRIGONOMETRY.search(text):
-        text = text.replace("^\\circ", " ")
+        text = _DEGREES.sub(" ", text)
     scale = 0
     for _ in range(_MAX_UNITS):
         text = text.strip()

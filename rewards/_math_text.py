@@ -37,7 +37,7 @@ _SPELLINGS = [
     (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:no)?limits(?![A-Za-z])|(?<!\\)\\!\s*", ""),
     # The thin space of 10\,080.
     (r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ""),
-    (r"(?<=[0-9])\s*\{,\}\s*(?=[0-9])", ","),
+    (r"(?<=[0-9])\s*\{([,:])\}\s*(?=[0-9])", r"\1"),
     (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\hspace\s*\{[^{}]*\}", " "),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
@@ -77,6 +77,7 @@ _GROUPED_NUMBER = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,
 # A space between two digits stays, because 4 2 is not 42.
 _SPACE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_ALIGNED = re.compile(r"\\begin\{(cases|aligned|gathered)\}(.*?)\\end\{\1\}")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
 _BRACED_ATOM = re.compile(r"(?<=[_^])\{([A-Za-z0-9])\}")
 
@@ -98,10 +99,19 @@ def spelled(latex: str) -> str:
     latex = latex.translate(_UNICODE)
     for pattern, replacement in _RULES:
         latex = pattern.sub(replacement, latex)
+    latex = _ALIGNED.sub(_list_of_lines, latex)
     # Inside of brackets a comma parts coordinates.
     if not re.search(r"[(\[]|\\\{", latex):
         latex = _GROUPED_NUMBER.sub(lambda number: number[0].replace(",", ""), latex)
     return _REPEATING.sub(_fraction_of_repeating, latex).strip()
+
+
+def _list_of_lines(aligned: re.Match[str]) -> str:
+    r"""Return x = 1, y = 2 of equations one below the other."""
+    # The & of cases parts a value from its condition: such a function stays as it is.
+    if aligned[1] == "cases" and "&" in aligned[2]:
+        return aligned[0]
+    return aligned[2].replace("&", "").replace("\\\\", ", ").strip().removesuffix(",")
 
 
 def _fraction_of_repeating(decimal: re.Match[str]) -> str:

@@ -126,6 +126,16 @@ RIGHT = [
     (r"\text{(C)}", ["C", "(C)", r"\textbf{(C) }12", r"\textbf{(C)}\ 12", r"\text{(C) 12}"]),
     ("12", [r"\textbf{(C) }12", r"\text{(C)} 12\text{ cm}"]),
     (r"\textbf{(C) }12", ["C", "12", r"\text{(C) } 12"]),
+    ("5", [r"\begin{aligned} x &= 2+3 \\ &= 5 \end{aligned}"]),
+    ("3", [r"n \equiv 3 \pmod{7}", r"3 \pmod 7", "3_{10}", r"3\text{ (approx.)}"]),
+    ("25", [r"25^\circ C", r"25^{\circ}\mathrm{C}", "25 °F", r"25\,\text{J/(kg·K)}"]),
+    ("9.8", [r"9.8\,\mathrm{m\cdot s^{-2}}", r"9.8\text{ kg}\cdot\text{m/s}^2"]),
+    ("12:30 p.m.", [r"12{:}30 \text{ PM}"]),
+    ("x=1,y=2", [r"\begin{cases} x=1\\ y=2\end{cases}", r"\begin{aligned}x&=1\\y&=2\end{aligned}"]),
+    (
+        r"f(x)=\begin{cases} x & x>0 \\ 0 & x \le 0\end{cases}",
+        [r"f(x) = \begin{cases}x&x>0\\0&x\leq 0\end{cases}"],
+    ),
 ]
 
 WRONG = [
@@ -214,6 +224,15 @@ WRONG = [
         ],
     ),
     (r"\textbf{(C) }12", [r"\textbf{(C) }13", r"\textbf{(B) }12", "B", "13"]),
+    (r"3 \pmod 7", [r"3 \pmod 8", r"10 \pmod{5}"]),
+    ("11_2", ["11_{10}", "11_3", "3"]),
+    ("11", ["11_2", r"4 \pmod 7"]),
+    ("25", ["25C", r"25\text{ (or 26)}", r"25\text{ (squared)}"]),
+    ("x=1,y=2", [r"\begin{cases} x=2\\ y=1\end{cases}", r"\begin{cases} x=1\end{cases}"]),
+    (
+        r"f(x)=\begin{cases} x & x>0 \\ 0 & x \le 0\end{cases}",
+        [r"\begin{cases} x & x>0 \\ 1 & x \le 0\end{cases}", "x", "0"],
+    ),
     ("17", [r"\text{not 17}", r"\text{17 or 18}", r"\text{17 million}"]),
 ]
 
