@@ -165,6 +165,9 @@ class TestMessages:
         for content in ("own", "", None):
             own = {"role": "system", "content": content}
             assert build([own, USER]) == [own, USER]
+        # OpenAI's newer name for a system message.
+        own = {"role": "developer", "content": "own"}
+        assert build([own, USER]) == [own, USER]
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_an_instruction_stands_below_what_the_user_says_last(self, shape):

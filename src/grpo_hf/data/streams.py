@@ -32,7 +32,7 @@ def open_stream(
         The stream, or None if there is no such split and `optional` is set.
 
     Raises:
-        DataError: no such split, or nothing that can be streamed.
+        DataError: no such split, or nothing that can be streamed or read.
         HubUnreachable: the Hub does not answer.
     """
     if path is None and name is not None:
@@ -46,7 +46,11 @@ def open_stream(
     if file is None:
         return None
     files = {split: str(file)}
-    return load_dataset(_FORMATS[file.suffix], data_files=files, streaming=True)[split]
+    try:
+        return load_dataset(_FORMATS[file.suffix], data_files=files, streaming=True)[split]
+    # datasets 5.2 lets StopIteration out where a file has no row.
+    except (ValueError, OSError, StopIteration) as error:
+        raise DataError(f"{file} cannot be read ({str(error) or 'it has no rows'}).") from error
 
 
 def first_rows_of(stream: IterableDataset, count: int, source: str) -> Split:

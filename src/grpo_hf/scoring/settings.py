@@ -81,6 +81,11 @@ class Schedule:
 
 
 def checked_settings(where: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with their types converted.
+
+    Raises:
+        RewardSpecError: a value is impossible; the message begins with `where`.
+    """
     checked = {}
     for name, value in given.items():
         convert, expected = SETTINGS[name]
