@@ -23,7 +23,8 @@ _SCALE = re.compile(rf"(?:\\text\{{)?\s*({'|'.join(_SCALES)})s?\b\s*\}}?", re.IG
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:percent|per cent|%)\s*\}|(?:percent|per cent)\b)")
 # These words change the number before them.
 _WORD = (
-    r"(?!(?:or|and|not|to|plus|minus|times|over|mod|squared|cubed|dozen|half|halves|factorial)\b)"
+    r"(?!(?:or|and|not|to|plus|minus|times|over|mod|squared|cubed|dozens?|factorial)\b)"
+    r"(?!(?:half|halves|thirds?|fourths?|fifths?|tenths?|hundredths?|thousandths?)\b)"
     r"[A-Za-z][A-Za-z.']*+"
 )
 _POWER = r"(?:\s*\^\s*\{?-?[0-9]\}?)?"

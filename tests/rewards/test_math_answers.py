@@ -227,6 +227,7 @@ WRONG = [
     (r"3 \pmod 7", [r"3 \pmod 8", r"10 \pmod{5}"]),
     ("11_2", ["11_{10}", "11_3", "3"]),
     ("11", ["11_2", r"4 \pmod 7"]),
+    ("5", [r"5\text{ tenths}", r"5\text{ hundredths}", "5 thirds", r"5\text{ dozens}"]),
     ("25", ["25C", r"25\text{ (or 26)}", r"25\text{ (squared)}"]),
     ("x=1,y=2", [r"\begin{cases} x=2\\ y=1\end{cases}", r"\begin{cases} x=1\end{cases}"]),
     (
