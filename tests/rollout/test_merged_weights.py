@@ -84,3 +84,26 @@ def test_dropout_is_off_while_sampling_from_merged_weights(
     assert completions(trainer, PROMPTS, grouped=True) == completions(
         trainer, PROMPTS, grouped=True
     )
+
+
+@pytest.mark.parametrize("part", ["", "base_layer", "lora_A.default", "lora_dropout.default"])
+def test_what_is_put_on_a_layer_between_rollouts_stays_in_force(part: str) -> None:
+    """Hooks that steer a model may come with a callback, long after the sampling was measured."""
+    model = get_peft_model(decoder("Llama"), lora(lora_dropout=0.1)).eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    ids = torch.tensor([[5, 6, 7, 8]])
+    handle = layer.get_submodule(part).register_forward_hook(lambda *_: _[-1] * -3 + 1)
+    with torch.no_grad():
+        expected = model(ids).logits
+        with merging.merged(model):
+            hooked = model(ids).logits
+        handle.remove()
+        forward = layer.forward
+        layer.forward = lambda x: -2 * forward(x)
+        negated = model(ids).logits
+        with merging.merged(model):
+            torch.testing.assert_close(model(ids).logits, negated)
+    torch.testing.assert_close(hooked, expected)

@@ -3,10 +3,15 @@
 from collections.abc import Callable
 
 import pytest
+import torch
+from peft import get_peft_model
+from support.models import decoder, lora
 from support.sampling import PROMPTS, completions
+from transformers import GenerationConfig
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.rollout import shared_prefix_cache
+from grpo_hf.rollout.generate import GroupedSampling
 
 MakeTrainer = Callable[..., GRPOTrainer]
 
@@ -38,3 +43,17 @@ def test_prompts_of_one_row_each_and_of_one_token(sampler: Callable[..., GRPOTra
         assert completions(trainer, prompts, grouped=True) == completions(
             trainer, prompts, grouped=False
         )
+
+
+def test_masks_of_a_models_own_are_not_passed_by(caplog: pytest.LogCaptureFixture) -> None:
+    """Doge's masks hide nothing in texts as short as those that are measured."""
+    model = decoder("Doge", keep_window_size=16)
+    ids = torch.arange(3, 27)[None].repeat(2, 1)
+    settings = GenerationConfig(max_new_tokens=12, do_sample=False, pad_token_id=0)
+    call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": settings}
+    # Frozen and 0, as in a new model, it makes nothing of its masks until they hide tokens.
+    model = get_peft_model(model, lora(target_modules=["q_proj"]))
+    expected = model.generate(**call)
+    with torch.no_grad(), GroupedSampling().serving(model):
+        assert torch.equal(model.generate(**call), expected)
+    assert "masks of its own" in caplog.text

@@ -20,6 +20,7 @@ from ..trl_seam import (
     has_arranged_products,
     lora_is_two_products,
 )
+from ..update.cpu_lora import is_left_alone
 
 MEMORY = 0.5  # merged weights may take this share of the memory that is free
 ROWS = 16  # about as many are decoded at a time; oneDNN arranges weights for that
@@ -31,13 +32,12 @@ def merged(model: Any) -> Iterator[None]:
 
     These are weights of their own; those of the model are not touched, so that not one bit of them
     moves (merging and unmerging in place drifts, by 1e-2 per cycle in bfloat16). On a CPU they are
-    arranged as oneDNN wants them for a few
-    rows, once instead of at every product: decoding is mostly such products. Without gradients
-        only.
+    arranged as oneDNN wants them for a few rows, once instead of at every product: decoding is
+    mostly such products. Without gradients only.
 
     Where the adapter cannot be folded in, the block runs on it as it is: quantised weights, DoRA
-        and other variants, adapters that are not LoRA, and less free memory than twice what the
-        merged weights take.
+    and other variants, adapters that are not LoRA, hooks on a part of a layer, and less free memory
+    than twice what the merged weights take.
     """
     layers = _layers(model)
     if not isinstance(model, PeftModel) or not _can_merge(layers):
@@ -118,7 +118,7 @@ def _can_merge(layers: list[Any]) -> bool:
     for layer in adapted:
         # Every adapter on the layer has to be two products, not just the active one: a variant on
         # another one changes how PEFT computes the layer.
-        if type(layer) is not LoraLinear:
+        if type(layer) is not LoraLinear or not is_left_alone(layer):
             return False
         if not all(lora_is_two_products(layer, name) for name in layer.lora_bias):
             return False

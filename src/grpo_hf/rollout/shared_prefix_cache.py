@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from ..errors import NotGroupableError
 from ..trl_seam import attention_implementation, cpu_attention
 from ..update.packed_attention import as_autocast, join, read_layouts, unknown_options
 
@@ -93,6 +94,9 @@ class SharedPrefixCache:
         """Compute attention in the place of a model's attention function.
 
         `key` and `value` are what rows have added, (R, K, t, D).
+
+        Raises:
+            NotGroupableError: while decoding, the model has masks that hide more than padding.
         """
         if self._prompts is None:
             self._seen.add(module)
@@ -102,6 +106,9 @@ class SharedPrefixCache:
                 if name != "scaling" and not is_zero:
                     self._strange.add(name)
             return original(module, query, key, value, mask, **options)
+        # Decoding gives a mask of one cell: more is of the model's own making.
+        if mask is not None and mask.numel() > 1:
+            raise NotGroupableError("it weighs what tokens see by masks of its own")
         query, key, value = as_autocast(query, key, value)
         scaling = options.get("scaling")
         # (R, H, 1, D) and its normaliser, (R, H, 1)

@@ -43,6 +43,23 @@ def _forward(self: Any, x: Tensor, *positional: Any, **named: Any) -> Tensor:
     return _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[adapter])
 
 
+def is_left_alone(layer: LoraLinear) -> bool:
+    """Return whether nothing was put on the parts of a LoRA layer, or in place of its forward.
+
+    A hook on the layer as a whole is none of its parts, and runs whatever its forward is.
+    """
+    forward = vars(layer).get("forward")
+    if forward is not None and getattr(forward, "__func__", None) is not _forward:
+        return False
+    parts = [module for module in layer.modules() if module is not layer]
+    return not any(_is_intercepted(part) for part in parts)
+
+
+def _is_intercepted(module: nn.Module) -> bool:
+    """Return whether a call of a module is more than its class's forward."""
+    return bool(own_hooks(module)) or "forward" in vars(module)
+
+
 def _is_plain(layer: Any, adapter: str, x: Tensor) -> bool:
     """Return whether the layer is the two products above, on a frozen float32 matrix on a CPU."""
     base, dropout = layer.base_layer, layer.lora_dropout[adapter]
@@ -50,7 +67,7 @@ def _is_plain(layer: Any, adapter: str, x: Tensor) -> bool:
     passed_by = (base, dropout, layer.lora_A[adapter], layer.lora_B[adapter])
     return (
         lora_is_two_products(layer, adapter)
-        and not any(own_hooks(module) or "forward" in vars(module) for module in passed_by)
+        and not any(_is_intercepted(module) for module in passed_by)
         and (isinstance(dropout, nn.Identity) or not dropout.training)
         and type(base) is nn.Linear
         and not any(weight.requires_grad for weight in base.parameters())
