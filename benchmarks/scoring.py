@@ -23,8 +23,8 @@ from typing import Any
 from grpo_hf.runs.program import quiet
 from grpo_hf.scoring.registry import load_reward
 from grpo_hf.scoring.reward import Reward
+from grpo_hf.scoring.run_rewards import isolate
 from grpo_hf.scoring.scored_reward import ScoredReward
-from grpo_hf.scoring.scorer import isolate
 
 from .common import (
     OURS,

@@ -103,7 +103,7 @@ def _check_options(**options: Any) -> None:
 
 
 # The run's limit stays 15 seconds behind `timeout`: so the judge itself can say what took so long.
-@reward_settings(timeout=135, concurrency=16, check=_check_options)
+@reward_settings(batched=False, in_process=False, timeout=135, concurrency=16, check=_check_options)
 async def judge(
     completions: list[Completion],
     prompts: list[Any],

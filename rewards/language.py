@@ -106,7 +106,7 @@ def _check_options(language: str) -> None:
         refuse("language", "language", language, expected, did_you_mean(str(language), known))
 
 
-@reward_settings(imports=("py3langid",), check=_check_options)
+@reward_settings(batched=False, in_process=False, imports=("py3langid",), check=_check_options)
 def language(
     completions: list[Completion], *, language: str = "en", **columns: Any
 ) -> list[float | None]:

@@ -30,7 +30,7 @@ _FORMULA = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])++)\$|\\\(((?:(?!\\[()]).)++)\\\
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
 
 
-@reward_settings(imports=("mpmath",))
+@reward_settings(batched=False, in_process=False, imports=("mpmath",))
 def math(completions: list[Completion], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""Return 1.0 where the completion's final answer equals the gold answer, else 0.0.
 

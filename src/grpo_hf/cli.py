@@ -348,12 +348,12 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _scored(reward: "Reward", completions: list[Any], columns: dict[str, Any]) -> "list[Outcome]":
     """Return the outcome of each completion, scored in worker processes as in a run."""
-    from .scoring.scored_reward import DEFAULT_TIMEOUT, ScoredReward
-    from .scoring.scorer import isolate
+    from .scoring.run_rewards import isolate
+    from .scoring.scored_reward import ScoredReward
 
     scored = ScoredReward(reward)
     # None means as many workers as this process has cores.
-    process = isolate([scored], workers=None, timeout=DEFAULT_TIMEOUT)
+    process = isolate([scored], workers=None, timeout=None)
     # transformers' own TrainerState would import torch.
     columns["trainer_state"] = SimpleNamespace(global_step=0, max_steps=1, epoch=0.0)
     outcomes = scored.score(completions, columns)

@@ -63,8 +63,8 @@ class GRPOConfig(TRLGRPOConfig):
         grouped_rollout (`bool`): read each prompt once per group when sampling. False: TRL's
             rollout.
         early_rewards (`bool`): compute rewards during the reference pass. False: after it.
-        reward_timeout (`float`): the number of seconds that a reward may take for a completion, if
-            the reward has no `timeout` of its own.
+        reward_timeout (`float`, *optional*): the seconds that a reward may take for a completion,
+            if it has no `timeout` of its own; by default a minute, or 30 times what it took so far.
         reward_workers (`int`, *optional*): the number of completions that are scored at a time, in
             worker processes; by default the number of cores of this process. With 0, rewards run in
             the trainer's process, where a reward that hangs or crashes stops the run.
@@ -160,8 +160,8 @@ class GRPOConfig(TRLGRPOConfig):
         },
     )
     # How rewards run, and how often they may fail.
-    reward_timeout: float = field(
-        default=10.0, metadata={"help": "Seconds that a reward may take for a completion."}
+    reward_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds that a reward may take for a completion."}
     )
     reward_workers: int | None = field(
         default=None,

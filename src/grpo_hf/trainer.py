@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor, float32, tensor
+from torch import Tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
 from . import trl_seam
@@ -26,7 +26,7 @@ from .models import adapters, loading, reference, reference_guards
 from .reporting import credit_file, model_card, output_folder, progress
 from .rollout import dynamic_sampling, generate
 from .scoring import failures, process_reward, step_scores, trial
-from .scoring.scorer import RolloutScorer, scheduled_weights, scorer_under_way, weights_at
+from .scoring.scorer import RolloutScorer, scorer_under_way, weights_now
 from .trl_seam import Batch
 from .update import log_probs, micro_batches, packing_check
 
@@ -50,6 +50,9 @@ class GRPOTrainer(TRLGRPOTrainer):
     dataset_source = "unnamed data"
     # A second `train()` may go on in the folder that the first one claimed.
     _owns_output_folder = False
+    reward_weights: Tensor
+    # What scores in the place of each of `reward_funcs`, which are the user's own.
+    _entries = property(lambda self: self.run_rewards.entries_for(self.reward_funcs))
 
     def __init__(self, *positional: Any, **named: Any) -> None:
         call = signature(TRLGRPOTrainer).bind(*positional, **named).arguments
@@ -60,7 +63,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         # Before TRL loads the model, which takes longer than to try a reward.
         data = trl_seam.data_drawn_by_trl(call, type(self))
         training_data.check_training_data(data, call["args"])
-        call["reward_funcs"], self._reward_process = trial.prepare_rewards(call)
+        call["reward_funcs"], self.run_rewards = trial.prepare_rewards(call)
         with reference.made_here(call["model"], call["args"]):
             super().__init__(**call)
         self.beta, self.continues_adapter = self.args.beta, isinstance(call["model"], PeftModel)
@@ -77,7 +80,7 @@ class GRPOTrainer(TRLGRPOTrainer):
         kl_callbacks = kl_control.kl_callbacks(args, trl_seam.KLTerm(self), model, traits)
         self.critic = critic.build_critic(args, model, self.accelerator, traits)
         self.grouped = generate.GroupedSampling(trl_seam.tokenizer_of(self), self.accelerator)
-        process_reward.attach_policy(self.reward_funcs, trl_seam.policy_of(self), traits)
+        process_reward.attach_policy(self._entries, trl_seam.policy_of(self), traits)
         if option(args, "packed_update"):
             models = [self.accelerator.unwrap_model(each) for each in self._scored_models(model)]
             log_probs.prepare_models(models, self.temperature)
@@ -181,7 +184,7 @@ class GRPOTrainer(TRLGRPOTrainer):
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[Batch, Tensor]:
         """Make TRL's rollout, B rows, with its rewards, (W·B, F), and tokens their advantages."""
-        scorer = RolloutScorer(self.reward_funcs, rows)
+        scorer = RolloutScorer(self._entries, rows, trl_seam.context_of(self))
         seen_here = trl_seam.replaced_in_trl("use_adapter", reference.as_reference)
         with scorer.under_way(), seen_here, trl_seam.rewards_recorded(self) as returned:
             batch = super()._generate_and_score_completions(rows)
@@ -222,16 +225,13 @@ class GRPOTrainer(TRLGRPOTrainer):
 
         It reads `reward_weights` afterwards.
         """
-        step, run = self.state.global_step, trl_seam.context_of(self)
-        weights = weights_at(self.reward_funcs, self.args.reward_weights, step)
-        if weights is not None:
-            self.reward_weights = tensor(weights, dtype=float32)
-            trl_seam.log_metrics(self, scheduled_weights(self.reward_funcs, weights))
-        scorer = scorer_under_way() or RolloutScorer(self.reward_funcs, inputs)
+        run = trl_seam.context_of(self)
+        self.reward_weights, moved = weights_now(self._entries, self.args, self.reward_weights, run)
+        scorer = scorer_under_way() or RolloutScorer(self._entries, inputs, run)
         with trl_seam.rewards_replaced(self, scorer.functions()):
             rewards = super()._calculate_rewards(inputs, *positional, **named)
         settled = failures.settle_failures(scorer.scores, rewards, run, self.args)
-        trl_seam.log_metrics(self, settled.metrics)
+        trl_seam.log_metrics(self, settled.metrics | moved)
         return settled.rewards
 
     def _generate_single_turn(self, *positional: Any, **named: Any) -> Any:

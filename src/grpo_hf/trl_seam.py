@@ -278,8 +278,10 @@ def card_facts(trainer: Any, dataset_source: str) -> CardFacts:
     """Return what the card of a run says about it."""
     specs = []
     # A reward model has no spec, and goes by the name that TRL gives it.
-    for function, name in zip(trainer.reward_funcs, trainer.reward_func_names, strict=True):
-        specs.append(getattr(getattr(function, "reward", None), "spec", name))
+    # What scores in the place of what the user gave; TRL's own trainer has none of it.
+    entries = getattr(trainer, "_entries", trainer.reward_funcs)
+    for entry, name in zip(entries, trainer.reward_func_names, strict=True):
+        specs.append(getattr(getattr(entry, "reward", None), "spec", name))
     return CardFacts(
         base=trainer.model.config._name_or_path,
         dataset=dataset_source,

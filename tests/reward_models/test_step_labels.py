@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from grpo_hf import completion_text, reward_settings
 from grpo_hf.errors import ConfigError
 from grpo_hf.reward_models.step_labels import labelled_steps
+from grpo_hf.scoring.run_rewards import scored_rewards
 from grpo_hf.scoring.scored_reward import ScoredReward
-from grpo_hf.scoring.scorer import scored_rewards
 
 ROWS = [{"prompt": f"{n} + {n} = ", "answer": "x" * n} for n in range(1, 7)]
 CHAT = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]

@@ -30,6 +30,7 @@ NAN = float("nan")
 
 FAULTS = """
 import ctypes, os, random, zlib
+from grpo_hf import reward_settings
 
 KINDS = ["raise", "hang", "segfault", "exit", "leak", "nan", "text", "short"]
 hoard = []
@@ -43,6 +44,7 @@ def healthy(completions, **columns):
 def twin(completions, **columns):
     return healthy(completions)
 
+@reward_settings(batched=False, in_process=False)
 def faulty(completions, **columns):
     (text,) = completions
     draw = chance("fault" + text)
@@ -151,11 +153,10 @@ def test_advantages_are_those_of_the_completions_that_were_scored(
     """Completions 1 and 6 fail: the others' advantages are the oracle's with those two unjudged."""
     calls = []
 
-    @reward_settings(in_process=True)
+    @reward_settings(in_process=True, batched=False)
     def partly(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         calls.append(completion_ids[0])
-        # The dry run has made two calls before the rollout.
-        if len(calls) - 3 in (1, 6):
+        if len(calls) - 1 in (1, 6):
             raise ValueError
         return [float(sum(completion_ids[0]) % 23)]
 
@@ -169,7 +170,7 @@ def test_advantages_are_those_of_the_completions_that_were_scored(
     with watched_rollouts() as rollouts:
         trainer.train()
     (rollout,) = rollouts
-    sums = [float(sum(ids) % 23) + 0.25 for ids in calls[2:10]]
+    sums = [float(sum(ids) % 23) + 0.25 for ids in calls]
     sums[1] = sums[6] = NAN
     expected = outcome_advantages(torch.tensor(sums).view(2, 4)).flatten()
     torch.testing.assert_close(rollout.batch["advantages"], expected, rtol=1e-4, atol=1e-5)
@@ -285,8 +286,8 @@ def run_with_faults(
     assert 0.05 < sum(outcome.failure is not None for outcome in faulty) / len(faulty) < 0.3
     assert psutil.Process().num_fds() <= handles + 2
     # The two workers were replaced, and nothing else was left behind.
-    assert len({child.pid for child in psutil.Process().children(recursive=True)} - before) <= 2
-    trainer._reward_process.close()
+    assert len({child.pid for child in psutil.Process().children(recursive=True)} - before) <= 3
+    trainer.run_rewards.process.close()
     return read_metrics(folder / "run"), seconds, reasons["timeout"]
 
 

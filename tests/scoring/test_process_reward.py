@@ -52,8 +52,10 @@ def trained(
     sampled: defaultdict[tuple[int, ...], list[list[int]]] = defaultdict(list)
     score, continue_tokens = ScoredReward.score, trl_seam.continue_tokens
 
-    def watched(entry: ScoredReward, completions: Any, columns: Any, begun: Any = None) -> Any:
-        said = score(entry, completions, columns, begun)
+    def watched(
+        entry: ScoredReward, completions: Any, columns: Any, begun: Any = None, **how: Any
+    ) -> Any:
+        said = score(entry, completions, columns, begun, **how)
         if entry.__name__ == "monte_carlo":
             call = {**columns, "completions": completions, "said": said, "sampled": dict(sampled)}
             calls.append(call)
@@ -187,7 +189,8 @@ def test_a_group_that_processes_share_has_one_baseline(make_trainer: MakeTrainer
     )
     run = SecondProcess(trainer.accelerator, group_size=4, training=True, step=0)
     policy = replace(trl_seam.policy_of(trainer), context=lambda: run)
-    attach_policy(trainer.reward_funcs, policy, RunTraits())
+    entries = trainer.run_rewards.entries_for(trainer.reward_funcs)
+    attach_policy(entries, policy, RunTraits())
     texts, answer = (
         ["ab cd", "i o u", "a e i", "b c", "ou", "x ae"],
         ["x", "x", "yy", "yy", "yy", "yy"],
@@ -199,10 +202,10 @@ def test_a_group_that_processes_share_has_one_baseline(make_trainer: MakeTrainer
         "completion_ids": ids,
         "answer": answer,
     }
-    entry, own = trainer.reward_funcs[0], vowels(texts, answer)
-    assert entry(**rows) == own
+    own = vowels(texts, answer)
+    assert entries[0](**rows) == own
     trainer.model.train()
-    outcomes = trainer.reward_funcs[-1].score(texts, {**rows, "first_values": own})
+    outcomes = entries[-1].score(texts, {**rows, "first_values": own})
     means = [(30.0 + own[0] + own[1]) / 3] * 2 + [sum(own[2:]) / 4] * 4
     for outcome, reward, mean in zip(outcomes, own, means, strict=True):
         assert sum(outcome.steps.rewards) == pytest.approx(reward - mean)
@@ -299,8 +302,9 @@ def test_a_policy_that_cannot_sample_freely_is_refused(
     make_trainer: MakeTrainer, trait: str, problem: str
 ) -> None:
     trainer = make_trainer(process_reward="monte_carlo")
+    entries = trainer.run_rewards.entries_for(trainer.reward_funcs)
     with pytest.raises(ConfigError, match=problem):
-        attach_policy(trainer.reward_funcs, trl_seam.policy_of(trainer), RunTraits(**{trait: True}))
+        attach_policy(entries, trl_seam.policy_of(trainer), RunTraits(**{trait: True}))
 
 
 def test_a_rollout_function_is_refused_before_training(

@@ -9,7 +9,7 @@ from trl.trainer.utils import is_async_callable
 
 from grpo_hf.errors import DataError, RewardError, RewardSpecError
 from grpo_hf.scoring.registry import load_reward, register_reward
-from grpo_hf.scoring.reward import require_columns
+from grpo_hf.scoring.signature import require_columns
 
 
 class TestOptions:
@@ -102,16 +102,12 @@ class TestSignature:
         ):
             load_reward(spec)
 
-    def test_generators(self):
-        def generator(completions):
-            yield 1.0
-
+    def test_async_generators(self):
         async def async_generator(completions):
             yield 1.0
 
-        for function in (generator, async_generator, partial(generator)):
-            with pytest.raises(RewardSpecError, match="is a generator"):
-                load_reward(function)
+        with pytest.raises(RewardSpecError, match="is an async generator"):
+            load_reward(async_generator)
 
     def test_signature_found_and_expected_are_printed(self):
         def score(prediction, *, scale: float = 1.0):

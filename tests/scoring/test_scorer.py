@@ -11,8 +11,9 @@ from trl.trainer.utils import get_callable_name, is_async_callable
 from grpo_hf import reward_settings
 from grpo_hf.errors import ConfigError, RewardNotFound, RewardSpecError
 from grpo_hf.scoring.registry import load_reward
-from grpo_hf.scoring.reward import checked_reward
-from grpo_hf.scoring.scorer import RolloutScorer, scored_rewards, scorer_under_way, weights_at
+from grpo_hf.scoring.run_rewards import scored_rewards
+from grpo_hf.scoring.scorer import RolloutScorer, scorer_under_way, weights_at
+from grpo_hf.scoring.signature import checked_reward
 
 
 def vowels(completions, *, scale=1.0, **columns):

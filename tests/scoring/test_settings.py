@@ -7,8 +7,8 @@ import pytest
 
 from grpo_hf import reward_settings
 from grpo_hf.errors import RewardSpecError
-from grpo_hf.scoring.reward import checked_reward
-from grpo_hf.scoring.scorer import isolate, scored_rewards
+from grpo_hf.scoring.run_rewards import isolate, scored_rewards
+from grpo_hf.scoring.signature import checked_reward
 
 
 @pytest.mark.parametrize(

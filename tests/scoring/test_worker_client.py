@@ -14,19 +14,21 @@ from typing import Any
 
 import psutil
 import pytest
+from transformers import TrainerState
 
 from grpo_hf import reward_settings
 from grpo_hf.scoring.outcomes import Outcome
 from grpo_hf.scoring.registry import load_reward
+from grpo_hf.scoring.run_rewards import isolate
 from grpo_hf.scoring.scored_reward import ScoredReward
-from grpo_hf.scoring.scorer import isolate
 from grpo_hf.scoring.worker_client import CannotTravelError, pack
 
 FAULTS = """
 import ctypes, os, signal, time
 
-hoard = []
+from grpo_hf import reward_settings
 
+@reward_settings(batched=False, in_process=False)
 def faulty(completions, **columns):
     (text,) = completions
     kind, _, rest = text.partition(" ")
@@ -121,6 +123,7 @@ def test_the_same_for_any_number_of_workers() -> None:
 def _faulty_by_value() -> Callable[..., Any]:
     offset = 0.5  # a closure, which travels by value
 
+    @reward_settings(batched=False)
     def faulty(completions: list[str], **columns: Any) -> list[float]:
         if completions == ["raise"]:
             raise ValueError
@@ -130,6 +133,7 @@ def _faulty_by_value() -> Callable[..., Any]:
 
 
 def test_functions_of_scripts_partials_and_objects_travel() -> None:
+    @reward_settings(in_process=False)
     class Scaled:
         def __init__(self, scale: float) -> None:
             self.scale = scale
@@ -164,7 +168,8 @@ def test_what_cannot_travel_stays_with_a_warning(caplog: pytest.LogCaptureFixtur
     entry = ScoredReward(load_reward(locked))
     assert isolate([entry], workers=2, timeout=5) is None
     assert entry(completions=["a"]) == [1.0]
-    assert "'locked' runs in the trainer's process" in caplog.text and "lock" in caplog.text
+    assert "'locked' is called in the trainer's process" in caplog.text
+    assert "it refers to lock, a lock, which can change" in caplog.text
     with pytest.raises(CannotTravelError):
         pack(load_reward(locked))
 
@@ -172,12 +177,12 @@ def test_what_cannot_travel_stays_with_a_warning(caplog: pytest.LogCaptureFixtur
 def test_columns_that_cannot_travel_are_scored_here_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def reads(completions: list[str], environments: Any) -> list[float]:
-        return [1.0 for _ in environments]
+    def reads(completions: list[str], locks: Any) -> list[float]:
+        return [1.0 for _ in locks]
 
     entry = ScoredReward(load_reward(reads))
     process = isolate([entry], workers=1, timeout=5)
-    assert entry(completions=["a"], environments=[threading.Lock()]) == [1.0]
+    assert entry(completions=["a"], locks=[threading.Lock()]) == [1.0]
     assert "what it is called with cannot be sent" in caplog.text
     assert process is not None
     process.close()
@@ -196,6 +201,7 @@ def test_batched_rewards_get_one_call() -> None:
 
 
 def test_async_rewards_wait_together_and_one_that_blocks_is_found() -> None:
+    @reward_settings(batched=False)
     async def waits(completions: list[str], **columns: Any) -> list[float]:
         import asyncio  # where this runs
 
@@ -221,20 +227,20 @@ def test_what_they_log_comes_back() -> None:
     ) -> list[float]:
         log_extra("length", [len(text) for text in completions])
         log_metric("step", trainer_state.global_step)
-        return [1.0]
+        log_metric("loss", trainer_state.log_history[0]["loss"])
+        return [1.0 for _ in completions]
 
     entry = ScoredReward(load_reward(talks))
     process = isolate([entry], workers=2, timeout=5)
     columns, metrics = {}, {}
-    state = type("State", (), {})()
-    state.global_step, state.log_history = 7, [threading.Lock()]
+    state = TrainerState(global_step=7, log_history=[{"loss": 0.5}])
     entry(
         completions=["a", "bb"],
         trainer_state=state,
         log_extra=columns.__setitem__,
         log_metric=metrics.__setitem__,
     )
-    assert (columns, metrics) == ({"length": [1, 2]}, {"step": 7.0})
+    assert (columns, metrics) == ({"length": [1, 2]}, {"step": 7.0, "loss": 0.5})
     assert process is not None
     process.close()
 
@@ -242,6 +248,7 @@ def test_what_they_log_comes_back() -> None:
 def test_memory_that_others_leaked_is_not_a_completion_s_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    @reward_settings(batched=False, in_process=False)
     def leaks(completions: list[str], **columns: Any) -> list[float]:
         import builtins
 
@@ -278,9 +285,11 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     """Neither by a trainer that ends, nor by one that is killed while a reward hangs."""
     program = """
 import sys, time, threading
+from grpo_hf import reward_settings
 from grpo_hf.scoring.registry import load_reward
 from grpo_hf.scoring.scored_reward import ScoredReward
-from grpo_hf.scoring.scorer import isolate
+from grpo_hf.scoring.run_rewards import isolate
+@reward_settings(batched=False)
 def hangs(completions, **columns):
     if completions == ["hang"]: time.sleep(600)
     return [1.0]
@@ -300,7 +309,7 @@ if sys.argv[1] == "hang":
             assert child.stdout is not None and child.stdout.readline() == "ready\n"
             time.sleep(0.5)
             family = psutil.Process(child.pid).children(recursive=True)
-            assert len(family) == 3  # the server and its workers
+            assert len(family) == 4  # the server, its workers and the one for whole calls
             child.kill()
         child.wait(timeout=60)
         _, alive = psutil.wait_procs(family, timeout=20)
@@ -408,7 +417,7 @@ def test_what_only_this_process_can_load_stays(caplog: pytest.LogCaptureFixture)
         assert entries[0](completions=["a"]) == [2.0]
         assert entries[1](completions=["a"]) != [float(os.getpid())]
         assert (
-            "'made' runs in the trainer's process" in caplog.text
+            "'made' is called in the trainer's process" in caplog.text
             and "No module named 'made_here'" in caplog.text
         )
     finally:
@@ -418,19 +427,16 @@ def test_what_only_this_process_can_load_stays(caplog: pytest.LogCaptureFixture)
 
 
 def test_columns_of_classes_from_scripts_travel() -> None:
-    class Environment:
+    class Table:
         def __init__(self, score: float) -> None:
             self.score = score
 
-    def reads(completions: list[str], environments: Any) -> list[float]:
-        return [environment.score for environment in environments]
+    def reads(completions: list[str], tables: Any) -> list[float]:
+        return [table.score for table in tables]
 
     entry = ScoredReward(load_reward(reads))
     process = isolate([entry], workers=1, timeout=10)
-    assert entry(completions=["a", "b"], environments=[Environment(0.5), Environment(2.0)]) == [
-        0.5,
-        2.0,
-    ]
+    assert entry(completions=["a", "b"], tables=[Table(0.5), Table(2.0)]) == [0.5, 2.0]
     assert process is not None
     process.close()
 
@@ -439,7 +445,7 @@ def test_columns_of_classes_from_scripts_travel() -> None:
 def test_no_more_async_rewards_under_way_than_allowed(workers: int, tmp_path: Path) -> None:
     folder = str(tmp_path)
 
-    @reward_settings(concurrency=3)
+    @reward_settings(concurrency=3, batched=False)
     async def counted(completions: list[str], **columns: Any) -> list[float]:
         import asyncio
         import tempfile
@@ -462,7 +468,8 @@ def test_slow_imports_are_not_a_completion_s_time(tmp_path: Path) -> None:
         "import sys\nsys.path.insert(0, r'"
         + str(tmp_path)
         + "')\nfrom grpo_hf import reward_settings\n\n\n"
-        "@reward_settings(imports=('slow_to_import',))\ndef late(completions, **columns):\n"
+        "@reward_settings(imports=('slow_to_import',), batched=False, in_process=False)\n"
+        "def late(completions, **columns):\n"
         "    import slow_to_import\n    return [1.0 for _ in completions]\n"
     )
     entry = ScoredReward(load_reward(f"{tmp_path}/mine.py:late"))

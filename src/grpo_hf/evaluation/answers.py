@@ -20,8 +20,8 @@ from ..rollout.sampling import GREEDY, continuing
 from ..scoring.judging import score_texts
 from ..scoring.outcomes import Outcome
 from ..scoring.reward import Reward
+from ..scoring.run_rewards import isolate
 from ..scoring.scored_reward import ScoredReward
-from ..scoring.scorer import isolate
 
 # Rewards of right and wrong pay 1 for a right answer; anything below is partial credit.
 _FULL_MARK = 1.0

@@ -14,6 +14,8 @@ _REPLACED = (ProgressCallback, PrinterCallback)
 
 # Seconds for a completion, from which on a slow reward is worth a note.
 _SLOW = 0.1
+# Seconds of a rollout, from which on waiting for a reward is worth a note.
+_LONG_WAIT = 1.0
 # Two log events may be measured at the same instant.
 _SHORTEST = 1e-9
 
@@ -141,8 +143,9 @@ def _rollout_parts(logs: dict[str, Any], reward_names: list[str]) -> list[str]:
 def _reward_part(name: str, logs: dict[str, Any]) -> str:
     """Return a reward's mean and standard deviation, with notes on what is wrong with it.
 
-    The notes are the share of completions with a value if that is below 1, failures by reason, and
-    the median and 99th percentile of the time for a completion if the reward is slow.
+    The notes are the share of completions with a value if that is below 1, failures by reason, the
+    median and 99th percentile of the time for a completion if the reward is slow, and how long the
+    run waited for it.
     """
     prefix = f"rewards/{name}/"
     values = {}
@@ -162,6 +165,8 @@ def _reward_part(name: str, logs: dict[str, Any]) -> str:
             notes.append(f"{reason} {share:.1%}")
     if values.get("latency_p99", 0) >= _SLOW:
         notes.append(f"scored in {values['latency_p50']:.2f} s, p99 {values['latency_p99']:.2f} s")
+    if values.get("waited", 0) >= _LONG_WAIT:
+        notes.append(f"waited for {values['waited']:.0f} s")
     return f"{shown} ({', '.join(notes)})" if notes else shown
 
 

@@ -17,7 +17,8 @@ from ..models import adapters, loading
 from ..scoring.process_reward import process_reward
 from ..scoring.registry import load_reward
 from ..scoring.reward import Reward
-from ..scoring.scorer import isolate, refuse_namesakes, scored_rewards, weights_at
+from ..scoring.run_rewards import isolate, refuse_namesakes, scored_rewards
+from ..scoring.scorer import weights_at
 from ..scoring.trial import dry_run, first_rows, untried
 from .output_checks import check_hub_login, checkpoint_to_resume
 from .recipe import EMBEDDED_MODEL, Recipe

@@ -18,7 +18,8 @@ from ..data.training_data import check_prompt_count, check_training_data
 from ..demo.tiny_model import tiny_tokenizer
 from ..errors import ConfigError, DataError
 from ..models import loading
-from ..scoring.reward import Reward, require_columns
+from ..scoring.reward import Reward
+from ..scoring.signature import require_columns
 from .recipe import EMBEDDED_MODEL, Recipe
 
 # What a message about a missing column advises; the column's name goes into the braces.

@@ -15,7 +15,6 @@ from ..evaluation.statistics import Comparison
 from ..models import adapters, loading
 from ..reporting import report
 from ..scoring.reward import Reward
-from ..scoring.scored_reward import ScoredReward
 from ..trainer import GRPOTrainer
 from . import preflight
 from .recipe import EMBEDDED_MODEL, Recipe
@@ -107,7 +106,8 @@ def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison 
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.processing_class,
         held_out.to_list(),
-        _entry_of(trainer.reward_funcs, reward),
+        # It has a process already.
+        trainer.run_rewards.entries_for([reward])[0],
         decoding={
             "max_new_tokens": trainer.max_completion_length,
             "template_options": args.chat_template_kwargs,
@@ -117,14 +117,6 @@ def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison 
         trainer_state=trainer.state,
         file=file if trainer.is_world_process_zero() else None,
     )
-
-
-def _entry_of(entries: list[Any], reward: Reward) -> ScoredReward:
-    """Return the entry of a reward among a trainer's, which has a process already."""
-    for entry in entries:
-        if isinstance(entry, ScoredReward) and entry.reward is reward:
-            return entry
-    return ScoredReward(reward)
 
 
 def prompts_of(recipe: Recipe, task: preflight.Task) -> preflight.Prompts:

@@ -106,13 +106,15 @@ def count_failures(scores: Scores, rewards: Tensor, run: RunContext) -> FailureR
 
     To log, with R for the reward's name: `rewards/R/judged`, the share of completions with a
     number; `rewards/R/failed`, and `rewards/R/failed/REASON` for each reason that came up, shares;
-    `rewards/R/latency_p50` and `latency_p99`, seconds for a completion.
+    `rewards/R/latency_p50` and `latency_p99`, seconds for a completion; `rewards/R/waited`, seconds
+    for which the slowest process waited.
 
     Args:
         scores: of this process, with at least one reward.
         rewards (W·B, F): of all processes, NaN for None.
     """
     codes, seconds = _gathered(scores, rewards.device, run)  # (W·B, S) each
+    waited = _longest_waits(scores, rewards.device, run)  # (S,)
     counts = []
     metrics = {}
     for index, (column, entry) in enumerate(scores.entries.items()):
@@ -130,6 +132,7 @@ def count_failures(scores: Scores, rewards: Tensor, run: RunContext) -> FailureR
                 metrics[f"{prefix}/failed/{reason.replace(' ', '_')}"] = count / len(codes)
         metrics[f"{prefix}/latency_p50"] = times.quantile(0.5).item()
         metrics[f"{prefix}/latency_p99"] = times.quantile(0.99).item()
+        metrics[f"{prefix}/waited"] = waited[index].item()
     return FailureReport(counts, (codes > 0).any(1), metrics)
 
 
@@ -247,6 +250,12 @@ def _gathered(scores: Scores, device: torch.device, run: RunContext) -> tuple[Te
     all_codes = run.gather(torch.tensor(codes, device=device).T.contiguous())
     all_seconds = run.gather(torch.tensor(seconds, device=device).T.contiguous())
     return all_codes, all_seconds
+
+
+def _longest_waits(scores: Scores, device: torch.device, run: RunContext) -> Tensor:
+    """Return the seconds for which the slowest process waited for each reward, (S,)."""
+    waits = [scores.waited.get(column, 0.0) for column in scores.entries]
+    return run.gather(torch.tensor([waits], device=device)).amax(0)
 
 
 def _code(outcome: Outcome) -> int:

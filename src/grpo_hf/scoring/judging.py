@@ -17,6 +17,7 @@ def score_texts(
     columns: Mapping[str, Sequence[Any]],
     completion_ids: Sequence[Sequence[int]] | None = None,
     trainer_state: Any = None,
+    is_trial: bool = False,
 ) -> list[Outcome]:
     """Return the outcome of a reward for one text per prompt.
 
@@ -24,6 +25,7 @@ def score_texts(
         prompts: texts, or lists of messages; the completions take the same form.
         columns: of the data, an entry per prompt under each name.
         completion_ids: the tokens of the texts, where they are known.
+        is_trial: whether no model wrote the texts.
     """
     if not completion_ids:
         # A reward that reads the ids finds a list per completion, as in a rollout.
@@ -35,7 +37,7 @@ def score_texts(
         # Last, so that a column of the data wins, as the caller has named it.
         **columns,
     }
-    return reward.score(as_completions(texts, prompts), arguments)
+    return reward.score(as_completions(texts, prompts), arguments, is_trial=is_trial)
 
 
 def judge_by(

@@ -6,11 +6,12 @@ where they are too many (scoring/failures.py).
 """
 
 import asyncio
+import inspect
 import math
 import reprlib
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from numbers import Real
@@ -86,6 +87,8 @@ class _Log:
         self._count = count
         self.extras: list[list[tuple[str, Any]]] = [[] for _ in range(count)]
         self.metrics: list[tuple[str, float]] = []
+        # As TRL passes them.
+        self.functions = {"log_extra": self.extra, "log_metric": self.metric}
 
     def extra(self, column: str, values: Sequence[Any]) -> None:
         if len(values) != self._count:
@@ -110,13 +113,22 @@ def call(reward: Reward, columns: dict[str, Any], count: int) -> list[Outcome]:
     """
     log = _Log(count)
     start = time.perf_counter()
-    columns = columns | {"log_extra": log.extra, "log_metric": log.metric}
     try:
-        values = reward(**columns)
-        if asyncio.iscoroutine(values):
+        values = reward(**columns, **log.functions)
+        if inspect.iscoroutine(values):
             values = asyncio.run(values)
         return finished(values, log, start)
     # SystemExit, too: a reward that calls sys.exit() must not end the run.
+    except (Exception, SystemExit) as error:
+        return failed(error, count, start)
+
+
+async def call_awaiting(reward: Reward, columns: dict[str, Any], count: int) -> list[Outcome]:
+    """Call an `async def` reward as `call` does, from a loop that runs already."""
+    log = _Log(count)
+    start = time.perf_counter()
+    try:
+        return finished(await reward(**columns, **log.functions), log, start)
     except (Exception, SystemExit) as error:
         return failed(error, count, start)
 
@@ -136,9 +148,8 @@ async def call_async(
         async with free:
             log = _Log(1)
             start = time.perf_counter()
-            logs = {"log_extra": log.extra, "log_metric": log.metric}
             try:
-                values = await asyncio.wait_for(reward(**columns, **logs), timeout=timeout)
+                values = await asyncio.wait_for(reward(**columns, **log.functions), timeout=timeout)
                 return finished(values, log, start)[0]
             except TimeoutError as error:
                 # A reward may raise a TimeoutError of its own, before its time is up.
@@ -192,9 +203,9 @@ def timed_out(seconds: float) -> Outcome:
 def outcomes_of(values: Any, expected: int) -> list[Outcome]:
     """Return what a reward returned, as one outcome per completion.
 
-    Numbers of any kind become floats, numpy and torch scalars and booleans among them. A list,
-    tuple, array or tensor of them is accepted. Anything else is a failure: of one completion where
-    it is an entry, of all where it is the list.
+    Numbers of any kind become floats, numpy and torch scalars and booleans among them. Whatever
+    yields them in order is accepted, as in TRL: a list, an array, a tensor, an iterator. Anything
+    else is a failure: of one completion where it is an entry, of all where it is the list.
 
     >>> [outcome.value for outcome in outcomes_of((True, None, 0.5), 3)]
     [1.0, None, 0.5]
@@ -202,16 +213,29 @@ def outcomes_of(values: Any, expected: int) -> list[Outcome]:
     Failure(reason='wrong length', detail='it returned 1 values for 2 completions')
     """
     # A numpy array or a torch tensor, told without importing either.
-    if hasattr(values, "tolist"):
+    if hasattr(values, "tolist") and getattr(values, "ndim", 1) == 1:
         values = values.tolist()
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+    entries = _entries_of(values)
+    if entries is None:
         shown = f"{reprlib.repr(values)} ({type(values).__name__})"
         failure = Failure("wrong type", f"it returned {shown} and no list of numbers")
         return [Outcome(None, failure)] * expected
+    values = list(entries)
     if len(values) != expected:
         detail = f"it returned {len(values)} values for {expected} completions"
         return [Outcome(None, Failure("wrong length", detail))] * expected
     return [_outcome_of(value) for value in values]
+
+
+def _entries_of(values: Any) -> Iterator[Any] | None:
+    # These can be iterated over, and what comes is no list of numbers.
+    if isinstance(values, str | bytes | Mapping | Set):
+        return None
+    # Asked for, because not all that has entries says so by its type.
+    try:
+        return iter(values)
+    except TypeError:
+        return None
 
 
 def _outcome_of(value: Any) -> Outcome:
@@ -219,8 +243,8 @@ def _outcome_of(value: Any) -> Outcome:
         return Outcome()
     if isinstance(value, StepRewards):
         return Outcome(value.mean, steps=value)
-    # A numpy or torch scalar.
-    if getattr(value, "ndim", None) == 0:
+    # A number of numpy's or torch's, or an array or tensor of one.
+    if hasattr(value, "item") and math.prod(getattr(value, "shape", ())) == 1:
         value = value.item()
     if not isinstance(value, Real | Decimal):
         detail = f"it returned {reprlib.repr(value)} ({type(value).__name__}) and no number"
@@ -276,9 +300,14 @@ def replay(
             columns.setdefault(column, [None] * len(outcomes))[row] = value
     for column, values in columns.items():
         extra(column, values)
+    for name, number in mean_metrics(outcomes).items():
+        metric(name, number)
+
+
+def mean_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return the mean of what a reward logged under each name."""
     logged: dict[str, list[float]] = {}
     for outcome in outcomes:
         for name, number in outcome.metrics:
             logged.setdefault(name, []).append(number)
-    for name, numbers in logged.items():
-        metric(name, sum(numbers) / len(numbers))
+    return {name: sum(numbers) / len(numbers) for name, numbers in logged.items()}

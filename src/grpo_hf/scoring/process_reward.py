@@ -13,9 +13,10 @@ from ..errors import ConfigError, RewardSpecError, did_you_mean
 from ..run_context import Policy, RunContext, RunTraits
 from .judging import judge_by, number
 from .registry import split_spec
-from .reward import Reward, checked_reward
+from .reward import Reward
 from .scored_reward import ScoredReward, values_of
 from .settings import RewardSettings
+from .signature import checked_reward
 from .steps import SEPARATORS, StepRewards, found_steps
 
 _CREDITS = ("value", "gain")

@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import Any, TypeGuard, TypeVar
 
 from ..errors import RewardError, RewardNotFound, RewardSpecError, did_you_mean
-from .reward import Reward, address, checked_reward, definition_of
+from .reward import Reward, address, callable_name, definition_of
+from .signature import checked_reward
 
 # The entry points by which installed packages provide rewards, ours among them.
 _GROUP = "grpo_hf.rewards"
@@ -101,8 +102,8 @@ def load_reward(
         name = str(key)
         options = dict(given or {})
     elif callable(spec):
-        definition = definition_of(spec)
-        return checked_reward(spec, definition.__name__, address(spec), {}, definition.__module__)
+        source = definition_of(spec).__module__
+        return checked_reward(spec, callable_name(spec), address(spec), {}, source)
     else:
         raise RewardSpecError(
             f"reward {spec!r}: expected a function, a name, or one {{name: {{option: value}}}}."

@@ -7,17 +7,16 @@ default that the trainer does not pass are the columns of the data that it needs
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
-from ..errors import DataError, RewardSpecError, did_you_mean
-from .settings import SETTINGS, RewardSettings, checked_settings, is_seconds
+from .bytecode import may_look_up
+from .settings import LEAST_SECONDS, RewardSettings, checked_settings, is_seconds
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_EXPECTED = "fn(prompts, completions, completion_ids, **columns) -> list[float | None]"
 # Seconds by which the run's limit is at least behind a reward's own `timeout`.
 _GRACE = 5.0
 # What a trainer passes: these are neither columns of the data nor options.
@@ -34,9 +33,9 @@ _FROM_TRAINER = {
 
 def reward_settings(
     *,
-    batched: bool = False,
-    in_process: bool = False,
-    early: bool = True,
+    batched: bool | None = None,
+    in_process: bool | None = None,
+    early: bool | None = None,
     timeout: float | None = None,
     concurrency: int = 16,
     imports: tuple[str, ...] = (),
@@ -44,7 +43,8 @@ def reward_settings(
 ) -> Callable[[_Function], _Function]:
     """Say how the decorated reward is run (see `RewardSettings`).
 
-    Without it a reward runs in worker processes, one completion at a time.
+    What is not said is found out: a reward that refers to nothing that can change runs in a worker
+    process, and is called for single completions once that was seen to give the same values.
 
     Raises:
         RewardSpecError: a value is not possible.
@@ -53,12 +53,11 @@ def reward_settings(
         "batched": batched,
         "in_process": in_process,
         "early": early,
+        "timeout": timeout,
         "concurrency": concurrency,
     }
-    # None means the run's own time-out, and is no number of seconds to check.
-    if timeout is not None:
-        given["timeout"] = timeout
-    checked = checked_settings("@reward_settings", given)
+    said = {name: value for name, value in given.items() if value is not None}
+    checked = checked_settings("@reward_settings", said)
     settings = RewardSettings(**checked, imports=tuple(imports), check=check)
 
     def decorate(function: _Function) -> _Function:
@@ -130,6 +129,10 @@ class Reward:
         parameters = inspect.signature(self.function).parameters.values()
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
+    def reads(self, name: str) -> bool:
+        """Return whether the function may look at what the trainer passes under a name."""
+        return name in self._parameters or (self._takes_all and may_look_up(self.function, name))
+
     @property
     def _known_options(self) -> dict[str, Any]:
         """Every option that the reward takes, with its default (`Parameter.empty` for none)."""
@@ -155,14 +158,17 @@ class Reward:
                 options.setdefault(name, default)
         self.settings.check(**options)
 
-    def time_limit(self, run_timeout: float) -> float:
+    def time_limit(self, run_timeout: float | None) -> float | None:
         """Return the seconds that a run allows for one completion (with `batched`, for the call).
+
+        None leaves it to `Patience`, which lets slow rewards be slow.
 
         A reward with an option `timeout` of its own ends by itself, and can say more about it than
         the run, so the run's limit is always behind it.
 
         Args:
-            run_timeout: seconds, where neither the reward nor the recipe says anything.
+            run_timeout: seconds, where neither the reward nor the recipe says anything; None where
+                the run says nothing either.
         """
         default = self._known_options.get("timeout")
         own = self.options.get("timeout", default)
@@ -171,7 +177,7 @@ class Reward:
         if not is_seconds(own):
             return declared or run_timeout
         if declared is None:
-            return max(run_timeout, own + _GRACE)
+            return max(run_timeout or LEAST_SECONDS, own + _GRACE)
         # The declared limit belongs to the default: another value keeps the distance between them.
         return max(declared - default, _GRACE) + own if is_seconds(default) else declared
 
@@ -195,72 +201,6 @@ class AsyncReward(Reward):
         return await self.function(**self.taken(columns), **self.options)
 
 
-def checked_reward(
-    function: Any, name: str, spec: str, options: dict[str, Any], source: str
-) -> Reward:
-    """Return the function as a `Reward`.
-
-    Args:
-        name: short name, for metrics and tables.
-        spec: what it was named by, without options.
-        options: of the reward, and settings beside them.
-        source: who provides it.
-
-    Raises:
-        RewardSpecError: it cannot be called as a reward, or does not take these options.
-    """
-    if inspect.isclass(function) or inspect.isbuiltin(function) or not callable(function):
-        what = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
-        raise RewardSpecError(f"reward {spec!r} is {what}; expected a function {_EXPECTED}.")
-    # An object is what its `__call__` is, and a partial what it wraps.
-    forms = (function.func if isinstance(function, partial) else function, function.__call__)
-    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms):
-        raise RewardSpecError(
-            f"reward {spec!r} is a generator; expected a function that returns: {_EXPECTED}."
-        )
-    kind = AsyncReward if any(map(inspect.iscoroutinefunction, forms)) else Reward
-    whole_spec = spec
-    if options:
-        whole_spec += f"({', '.join(f'{key}={value!r}' for key, value in options.items())})"
-    settings, options = _settings(function, spec, options)
-    reward = kind(name, whole_spec, function, options, source, settings)
-    takes_completions = reward._takes_all or "completions" in reward._parameters
-    # The trainer passes prompts and completions; a column named in the singular never arrives.
-    never_arrives = {"prompt", "completion"} & set(reward.columns)
-    if not takes_completions or never_arrives:
-        signature = inspect.signature(function)
-        raise RewardSpecError(
-            f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}."
-        )
-    known = reward._known_options
-    for option in options:
-        if option not in known:
-            raise RewardSpecError(
-                f"reward {spec!r} has no option {option!r}.{did_you_mean(str(option), known)} Its "
-                f"options: {', '.join(known) or 'none'}."
-            )
-    return reward
-
-
-def _settings(
-    function: Any, spec: str, given: dict[str, Any]
-) -> tuple[RewardSettings, dict[str, Any]]:
-    """Split what a recipe gives into settings of the reward and options of its function.
-
-    Returns:
-        The function's own settings with those of the recipe put in, and the options.
-    """
-    own = getattr(definition_of(function), "reward_settings", RewardSettings())
-    parameters = inspect.signature(function).parameters
-    settings: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    for name, value in given.items():
-        # A parameter of the function wins over a setting of that name.
-        is_setting = name in SETTINGS and name not in parameters
-        (settings if is_setting else options)[name] = value
-    return replace(own, **checked_settings(f"reward {spec!r}", settings)), options
-
-
 def definition_of(function: Any) -> Any:
     """Return what carries a callable's name, module and docstring.
 
@@ -271,32 +211,14 @@ def definition_of(function: Any) -> Any:
     return function if hasattr(function, "__qualname__") else type(function)
 
 
+def callable_name(function: Any) -> str:
+    """Return the name that TRL gives to a reward: its own `__name__`, or that of its class."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def address(function: Any) -> str:
     """Return where a callable is defined, as `module:qualname`."""
     definition = definition_of(function)
     return f"{definition.__module__}:{definition.__qualname__}"
-
-
-def require_columns(
-    rewards: Iterable[Reward], columns: Sequence[str], source: str, remedy: str
-) -> None:
-    """Check that data has the columns that rewards read.
-
-    Args:
-        rewards: whose columns are needed.
-        columns: what the data has, beside the prompt.
-        source: the data's name.
-        remedy: how a column is renamed there, with `{}` for the name that the reward wants.
-
-    Raises:
-        DataError: names the reward, the column and the columns there are.
-    """
-    for reward in rewards:
-        for column in reward.columns:
-            if column in columns or column == "prompt":
-                continue
-            raise DataError(
-                f"reward {reward.name!r} needs the column {column!r}, which {source} does not "
-                f"have.{did_you_mean(column, columns)} Its columns are {', '.join(columns)}. "
-                f"Rename one with {remedy.format(column)}."
-            )

@@ -1,46 +1,44 @@
 """One reward as a run calls it: in this process or its own, early or when asked, never raising.
 
+A reward is called as TRL calls it, with all completions at once, until it was seen to give the same
+in calls of one completion. What its author said with `reward_settings` is believed.
+
 Shapes: B completions of a rollout on this process.
 """
 
-import asyncio
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cache
-from types import SimpleNamespace
+from functools import cached_property
 from typing import Any
 
-from .outcomes import Failure, Outcome, call, call_async, clipped, placed, replay
+from .calling import ALIKE, VARIES, Job, Scored, Way, is_lost, runs_of
+from .calls_here import Call, run_here
+from .outcomes import Failure, Outcome, call_awaiting, clipped, placed, replay
+from .patience import Patience, said_to_be_waited_for
+from .references import References, references_of
 from .reward import Reward
-from .worker_client import CannotTravelError, RewardProcess, ServerDiedError, lost
+from .worker_client import (
+    CannotTravelError,
+    RewardProcess,
+    ServerDiedError,
+    lost,
+    pickled_columns,
+)
 
 logger = logging.getLogger(__name__)
 
-# Seconds for a completion, where neither the reward nor the run says anything.
-DEFAULT_TIMEOUT = 10.0
-
 STAYS = (
-    "The reward {!r} runs in the trainer's process, where a hang or a crash of it is one of the "
-    "run: {}. @reward_settings(in_process=True) says that this is meant."
+    "The reward {!r} is called in the trainer's process, as in TRL, where a hang or a crash of it "
+    "is one of the run: {}. If nothing outside of it changes what it returns, "
+    "@reward_settings(in_process=False) has it isolated; in_process=True says that this is meant."
 )
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments of one call of a reward.
-
-    Args:
-        columns: under each name a value per completion.
-        shared: what is the same for all completions.
-        count: B.
-    """
-
-    columns: dict[str, Any]
-    shared: dict[str, Any]
-    count: int
+_CALLED_WITH_ALL = (
+    "The reward {!r} is called with all completions of a batch at once, as in TRL: {}. "
+    "@reward_settings(batched=True) says that this is meant; a reward that judges each completion "
+    "by itself is spread over workers by batched=False."
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Begun:
     """A call that is under way, and the future that will hold its outcomes."""
 
     call: Call
-    future: "Future[list[Outcome]]"
+    future: "Future[Scored]"
 
 
 class ScoredReward:
@@ -69,26 +67,66 @@ class ScoredReward:
         self.reward = reward
         # TRL names the reward's metrics by it.
         self.__name__ = reward.name
-        self.timeout = reward.time_limit(DEFAULT_TIMEOUT)
+        self.patience = Patience()
+        self.limit(None)
         # Whether it has ever returned steps; it is then credited by steps for the whole run.
         self.speaks_of_steps = False
         self._process: RewardProcess | None = None
         self._index = 0
+        self._way: Way = "one" if reward.settings.batched is False else "all"
+        # How many batches were scored since single completions were seen to give the same; None
+        # where that was not measured.
+        self._batches: int | None = None
+        # Whether the process that scores has returned anything but failures.
+        self._works_there = False
         # Whether a reward that failed in a thread fails on the main thread, too. None: not tried;
         # False: it works there, and is no longer begun early.
         self._fails_everywhere: bool | None = None
         self._warned: set[str] = set()
 
+    @cached_property
+    def references(self) -> References:
+        """What the reward refers to outside of itself."""
+        return references_of(self.reward.function)
+
+    @property
+    def awaits_here(self) -> bool:
+        """Return whether TRL itself may await the reward, together with others of its kind."""
+        return self._process is None and self.reward.is_async and self._way == "all"
+
+    @property
+    def is_isolated(self) -> bool:
+        """Return whether the reward runs in another process."""
+        return self._process is not None
+
     def isolate(self, process: RewardProcess, index: int) -> None:
         """Score in a process from now on, in which this is the reward of that index."""
         self._process = process
         self._index = index
+        if self.reward.settings.batched is None:
+            self._way = "measure"
+
+    def limit(self, timeout: float | None) -> None:
+        """Set the seconds for a completion, where the reward says nothing of its own."""
+        seconds = self.reward.time_limit(timeout)
+        self.patience = Patience(seconds, seconds if self.reward.settings.batched else None)
+
+    def stay(self, reason: str) -> None:
+        """Score in this process from now on, and say why."""
+        self.warn_once(logger, "place", STAYS.format(self.__name__, reason))
+        self._process = None
+        self._batches = None
+        self._way = "one" if self.reward.settings.batched is False else "all"
 
     @property
     def may_begin_early(self) -> bool:
         """Return whether scoring may begin before it is asked for."""
+        settings = self.reward.settings
         # False is a reward that works on the main thread alone: scoring early would be in vain.
-        return self.reward.settings.early and self._fails_everywhere is not False
+        if settings.early is False or self._fails_everywhere is False:
+            return False
+        # What stays because of what it refers to may refer to something of the main thread.
+        return self.is_isolated or settings.early is True or settings.in_process is True
 
     def __call__(
         self,
@@ -105,7 +143,13 @@ class ScoredReward:
         return values_of(outcomes)
 
     def score(
-        self, completions: Sequence[Any], columns: dict[str, Any], begun: Begun | None = None
+        self,
+        completions: Sequence[Any],
+        columns: dict[str, Any],
+        begun: Begun | None = None,
+        *,
+        groups: list[list[int]] | None = None,
+        is_trial: bool = False,
     ) -> list[Outcome]:
         """Return what became of the reward for each completion.
 
@@ -113,22 +157,33 @@ class ScoredReward:
             completions: texts or messages, B of them.
             columns: what TRL passes beside them.
             begun: the same call, where it is under way already.
+            groups: the rows of each group; None: equal prompts side by side are one.
+            is_trial: whether no model wrote the completions.
         """
-        if begun is not None:
-            raw = self._collect(begun)
-        elif self._process is not None:
-            raw = self._collect(self._submit(self._call_of(completions, columns)))
-        else:
-            raw = self._run_here(self._call_of(completions, columns))
-        outcomes = []
-        for outcome, completion in zip(raw, completions, strict=True):
-            # Checked here, where the text is at hand: a process sends outcomes back without it.
-            outcome = clipped(placed(outcome, completion), self.reward.settings.clip)
-            outcomes.append(outcome)
-        return outcomes
+        with said_to_be_waited_for(f"{self._described} ({len(completions)} completions)"):
+            if begun is not None:
+                raw = self._collect(begun, is_trial)
+            elif self._process is not None:
+                call_ = self._call_of(completions, columns, groups)
+                raw = self._collect(self._submit(call_, is_trial), is_trial)
+            else:
+                raw = self._run_here(self._call_of(completions, columns, groups))
+        return self._checked(raw, completions)
+
+    async def score_awaiting(
+        self, completions: Sequence[Any], columns: dict[str, Any], groups: list[list[int]] | None
+    ) -> list[Outcome]:
+        """Score as `score` does, in the loop in which TRL awaits its rewards together."""
+        call_ = self._call_of(completions, columns, groups)
+        with said_to_be_waited_for(f"{self._described} ({call_.count} completions)"):
+            raw = await call_awaiting(self.reward, call_.columns | call_.shared, call_.count)
+        return self._checked(raw, completions)
 
     def begin(
-        self, completions: Sequence[Any], columns: dict[str, Any]
+        self,
+        completions: Sequence[Any],
+        columns: dict[str, Any],
+        groups: list[list[int]] | None = None,
     ) -> tuple[Begun, Callable[[], None] | None]:
         """Begin to score.
 
@@ -136,14 +191,15 @@ class ScoredReward:
             The call that is under way, and what a thread has to run for it, if anything.
         """
         # The lists are copied now, on this thread, before the trainer goes on with its own.
-        call_ = self._call_of(completions, columns)
+        call_ = self._call_of(completions, columns, groups)
         if self._process is not None:
-            return self._submit(call_), None
-        future: Future[list[Outcome]] = Future()
+            return self._submit(call_, is_trial=False), None
+        future: Future[Scored] = Future()
 
         def run() -> None:
             try:
-                future.set_result(self._run_here(call_))
+                # What fails here is called by groups on the main thread, where it may not fail.
+                future.set_result(Scored(self._run_here(call_, narrow=False)))
             # KeyboardInterrupt, too: it is raised again where the outcomes are waited for.
             except BaseException as error:
                 future.set_exception(error)
@@ -156,24 +212,101 @@ class ScoredReward:
             self._warned.add(about)
             log.warning(message)
 
-    def _collect(self, begun: Begun) -> list[Outcome]:
-        """Wait for a call; make it a second time where the process died or a thread may be why."""
+    @property
+    def _described(self) -> str:
+        return f"the reward {self.__name__!r}"
+
+    def _checked(self, raw: list[Outcome], completions: Sequence[Any]) -> list[Outcome]:
+        self.patience.learn(raw)
+        outcomes = []
+        for outcome, completion in zip(raw, completions, strict=True):
+            # Checked here, where the text is at hand: a process sends outcomes back without it.
+            outcome = clipped(placed(outcome, completion), self.reward.settings.clip)
+            outcomes.append(outcome)
+        return outcomes
+
+    def _submit(self, call_: Call, is_trial: bool) -> Begun:
+        assert self._process is not None
         try:
-            outcomes = begun.future.result()
+            return Begun(call_, self._process.submit(self._job(call_, is_trial)))
         except CannotTravelError as error:
-            return self._stay(error, begun.call)
+            # Whoever waits for the call need not know that it never left.
+            future: Future[Scored] = Future()
+            future.set_result(Scored(self._stay_with(error, call_)))
+            return Begun(call_, future)
+
+    def _job(self, call_: Call, is_trial: bool) -> Job:
+        way = self._way
+        if is_trial and way == "measure":
+            way = "try"
+        elif self._batches is not None:
+            self._batches += 1
+            # A reward may compare what only later completions have in common. It is looked at again
+            # after 1, 2, 4, 8 ... batches, which costs little.
+            if self._batches & (self._batches - 1) == 0:
+                way = "check"
+        return Job(
+            reward=self._index,
+            columns=pickled_columns(call_.columns),
+            shared=pickled_columns(call_.shared),
+            groups=call_.groups,
+            way=way,
+            timeout=self.patience.for_one(),
+            patience=self.patience.for_all(call_.count),
+        )
+
+    def _collect(self, begun: Begun, is_trial: bool) -> list[Outcome]:
+        """Wait for a call; make it a second time where its failure may not be the reward's."""
+        was_here = self._process is None
+        try:
+            scored = begun.future.result()
+        except CannotTravelError as error:
+            return self._stay_with(error, begun.call)
         except ServerDiedError:
             # The process starts anew. What killed it once, such as a lack of memory, may not do so
             # a second time.
             try:
-                return self._submit(begun.call).future.result()
+                scored = self._submit(begun.call, is_trial).future.result()
             except ServerDiedError:
                 return lost(begun.call.count)
-        failures = _exceptions(outcomes)
-        # A process calls rewards on its own main thread, so its failures are real.
-        if self._process is not None or not failures or self._fails_everywhere:
+        if not was_here:
+            return self._from_process(scored, begun.call, is_trial)
+        failures = _exceptions(scored.outcomes)
+        if not failures:
+            return scored.outcomes
+        if self._fails_everywhere is None:
+            return self._try_on_main_thread(begun.call, failures)
+        return self._run_here(begun.call) if is_lost(scored.outcomes) else scored.outcomes
+
+    def _from_process(self, scored: Scored, call_: Call, is_trial: bool) -> list[Outcome]:
+        """Note what a call in the process has shown; make it here if the process is the reason."""
+        outcomes = scored.outcomes
+        if self._process is None:
             return outcomes
-        return self._try_on_main_thread(begun.call, failures)
+        self._works_there |= any(outcome.failure is None for outcome in outcomes)
+        # What works for TRL must not end a run: a reward may need what only this process has.
+        may_move = self.reward.settings.in_process is None and not is_trial
+        if may_move and not self._works_there and len(_exceptions(outcomes)) == call_.count:
+            here = self._run_here(call_)
+            if len(_exceptions(here)) < call_.count:
+                self.stay(f"it fails in another ({_exceptions(outcomes)[0].summary})")
+            return here
+        self._learn(scored.finding, is_trial)
+        return outcomes
+
+    def _learn(self, finding: str, is_trial: bool) -> None:
+        """Decide how the reward is called from now on, and say so if it is not by completions."""
+        if finding == ALIKE:
+            # A few answers that no model wrote show no more than that it can be called.
+            if not is_trial:
+                self._way = "one"
+                self._batches = 0
+        elif finding == VARIES and self.reward.settings.in_process is None:
+            self.stay(finding)
+        elif finding:
+            self._way = "all"
+            self._batches = None
+            self.warn_once(logger, "way", _CALLED_WITH_ALL.format(self.__name__, finding))
 
     def _try_on_main_thread(self, call_: Call, in_thread: list[Failure]) -> list[Outcome]:
         """Score again on this thread what raised in another; `signal` works on this one only."""
@@ -188,64 +321,48 @@ class ScoredReward:
             )
         return outcomes
 
-    def _submit(self, call_: Call) -> Begun:
-        assert self._process is not None
-        try:
-            future = self._process.submit(
-                self._index, call_.columns, call_.shared, call_.count, self.timeout
-            )
-        except CannotTravelError as error:
-            # Whoever waits for the call need not know that it never left.
-            future = Future()
-            future.set_result(self._stay(error, call_))
-        return Begun(call_, future)
-
-    def _stay(self, error: CannotTravelError, call_: Call) -> list[Outcome]:
-        """Score in this process from now on: what the reward is called with cannot be sent."""
-        reason = f"what it is called with cannot be sent to another ({error})"
-        logger.warning(STAYS.format(self.__name__, reason))
-        self._process = None
+    def _stay_with(self, error: CannotTravelError, call_: Call) -> list[Outcome]:
+        """Score here from now on: what the reward is called with cannot be sent."""
+        self.stay(f"what it is called with cannot be sent to another ({error})")
         return self._run_here(call_)
 
-    def _run_here(self, call_: Call) -> list[Outcome]:
-        """Score in this process, one completion a call unless the reward compares them."""
-        settings = self.reward.settings
-        try:
-            if settings.batched:
-                return call(self.reward, call_.columns | call_.shared, call_.count)
-            samples = []
-            for row in range(call_.count):
-                # Lists of one entry: a reward takes lists, however many completions there are.
-                sample: dict[str, Any] = {}
-                for name, values in call_.columns.items():
-                    sample[name] = values[row : row + 1]
-                samples.append(sample | call_.shared)
-            if self.reward.is_async:
-                work = call_async(
-                    self.reward, samples, timeout=self.timeout, concurrency=settings.concurrency
-                )
-                return asyncio.run_coroutine_threadsafe(work, _loop()).result()
-            outcomes = []
-            for sample in samples:
-                outcomes += call(self.reward, sample, 1)
-            return outcomes
-        # A reward that asks for too much memory is one that failed; the trainer goes on.
-        except MemoryError as error:
-            failure = Failure("memory", f"MemoryError: {error}")
-            return [Outcome(None, failure)] * call_.count
+    def _run_here(self, call_: Call, *, narrow: bool = True) -> list[Outcome]:
+        seconds = self.patience.for_one()
+        return run_here(self.reward, call_, way=self._way, timeout=seconds, narrow=narrow)
 
-    def _call_of(self, completions: Sequence[Any], columns: dict[str, Any]) -> Call:
-        """Return what the reward reads of a rollout."""
+    def _call_of(
+        self, completions: Sequence[Any], columns: dict[str, Any], groups: list[list[int]] | None
+    ) -> Call:
+        """Return what the reward is called with; let it stay here if that shows that it has to."""
         lists = {"completions": list(completions)}
         for name, values in columns.items():
             if name != "trainer_state":
                 lists[name] = list(values)
         shared = {}
-        state = columns.get("trainer_state")
-        if state is not None:
-            # The state itself holds callbacks, which do not travel to another process.
-            shared["trainer_state"] = state if self._process is None else _snapshot(state)
-        return Call(self.reward.taken(lists), self.reward.taken(shared), len(completions))
+        if columns.get("trainer_state") is not None:
+            shared["trainer_state"] = columns["trainer_state"]
+        lists = self.reward.taken(lists)
+        shared = self.reward.taken(shared)
+        self._look_for_changes(lists)
+        # What nobody looks at is not sent: the history of a run is long.
+        if self._process is not None:
+            lists = self._read(lists)
+            shared = self._read(shared)
+        if groups is None:
+            groups = runs_of(columns.get("prompts", completions))
+        return Call(lists, shared, groups)
+
+    def _read(self, columns: dict[str, Any]) -> dict[str, Any]:
+        return {name: column for name, column in columns.items() if self.reward.reads(name)}
+
+    def _look_for_changes(self, lists: dict[str, Any]) -> None:
+        if self._process is None or self.reward.settings.in_process is not None:
+            return
+        rebound = self.references.rebound()
+        if rebound:
+            self.stay(f"it refers to {rebound}, which was given another value")
+        elif "environments" in lists and self.reward.reads("environments"):
+            self.stay("it looks at the environments, which are objects of this process")
 
 
 def values_of(outcomes: Sequence[Outcome]) -> list[float | None]:
@@ -260,24 +377,3 @@ def _exceptions(outcomes: Sequence[Outcome]) -> list[Failure]:
         if outcome.failure is not None and outcome.failure.reason == "exception":
             failures.append(outcome.failure)
     return failures
-
-
-def _snapshot(state: Any) -> SimpleNamespace:
-    """Return the numbers and texts of a trainer's state, without its history and callbacks."""
-    # A history grows with the run, and would be pickled at every step.
-    plain = {}
-    for name, value in vars(state).items():
-        if isinstance(value, int | float | str | bool | None):
-            plain[name] = value
-    return SimpleNamespace(**plain)
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """Return the event loop of `async def` rewards in this process.
-
-    There is one for all calls, because the sessions that such rewards open belong to a loop.
-    """
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
-    return loop

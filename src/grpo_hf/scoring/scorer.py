@@ -1,34 +1,25 @@
-"""The rewards of a run: loaded, put into their process, weighted, and called for each rollout.
+"""The scoring of one rollout by the rewards of a run, and their weights.
 
-`RolloutScorer` scores one rollout. It may begin as soon as the completions exist; TRL asks for the
+`RolloutScorer` may begin as soon as the completions exist; TRL asks for the
 values later; `scores` holds the results.
 
 Shapes: B completions of this process, F reward functions.
 """
 
 import copy
-import logging
-import os
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError, RewardSpecError
+from ..errors import ConfigError
+from ..run_context import RunContext
 from .outcomes import Outcome, replay
-from .registry import load_reward
-from .reward import Reward, require_columns
-from .scored_reward import STAYS, Begun, ScoredReward, values_of
+from .scored_reward import Begun, ScoredReward, values_of
 from .settings import Schedule
-from .worker_client import CannotTravelError, RewardProcess, pack
-
-logger = logging.getLogger(__name__)
-
-# `org/name`, as the Hub calls a model.
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 @dataclass(frozen=True)
@@ -39,11 +30,13 @@ class Scores:
         entries: the rewards by their column among all F; reward models are TRL's and not here.
         outcomes: by column, one per completion.
         completions: what was scored, B texts or lists of messages.
+        waited: by column, the seconds for which the trainer waited.
     """
 
     entries: dict[int, ScoredReward]
     outcomes: dict[int, list[Outcome]]
     completions: Sequence[Any]
+    waited: dict[int, float] = field(default_factory=dict)
 
 
 # A context variable and no global, so that rollouts on two threads each find their own scorer.
@@ -64,13 +57,21 @@ class RolloutScorer:
     the reference pass has made of it at that moment.
 
     Args:
-        rewards: a trainer's `reward_funcs`, reward models among them.
+        rewards: what scores, by the column of TRL's rewards: a `ScoredReward`, or what TRL calls
+            itself, such as a reward model.
         rows: of the dataset, as TRL was given them.
+        run: says which rows form a group; without it those of equal prompts side by side.
     """
 
-    def __init__(self, rewards: Sequence[Any], rows: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[Any],
+        rows: Sequence[dict[str, Any]],
+        run: RunContext | None = None,
+    ) -> None:
         self.rows = rows
         self._rewards = list(rewards)
+        self._groups = groups_of(run, len(rows)) if run is not None else None
         self._entries: dict[int, ScoredReward] = {}
         for column, reward in enumerate(self._rewards):
             if isinstance(reward, ScoredReward):
@@ -79,6 +80,7 @@ class RolloutScorer:
         self._begun_with: dict[str, Any] = {}
         self._outcomes: dict[int, list[Outcome]] = {}
         self._completions: Sequence[Any] = []
+        self._waited: dict[int, float] = {}
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
@@ -104,13 +106,10 @@ class RolloutScorer:
         jobs = []
         for column, entry in self._entries.items():
             if entry.may_begin_early:
-                self._begun[column], job = entry.begin(completions, columns)
+                self._begun[column], job = entry.begin(completions, columns, self._groups)
                 if job is not None:
                     jobs.append(job)
-        # Copies, because a subclass may change the lists themselves before TRL asks. The other
-        # columns come from the dataset, and are compared as they are.
-        self._begun_with = {**columns, "completions": copy.deepcopy(completions)}
-        self._begun_with["completion_ids"] = copy.deepcopy(columns["completion_ids"])
+        self._note_begun(completions, columns)
         if jobs:
             # A daemon: a reward that hangs must not keep an interrupted program alive.
             thread = threading.Thread(target=_run, args=(jobs, device), name="rewards", daemon=True)
@@ -121,41 +120,100 @@ class RolloutScorer:
         functions: list[Callable[..., Any]] = []
         # TRL calls reward models itself, by their class, so they are handed on as they are.
         for column, reward in enumerate(self._rewards):
-            if column in self._entries:
-                functions.append(self._function(column, self._entries[column]))
-            else:
+            entry = self._entries.get(column)
+            if entry is None:
                 functions.append(reward)
+            elif entry.awaits_here and column not in self._begun:
+                functions.append(self._async_function(column, entry))
+            else:
+                functions.append(self._function(column, entry))
         return functions
 
     @property
     def scores(self) -> Scores:
         """The outcomes of the calls so far; none where a subclass scores without this library."""
         entries = {}
-        for column in self._outcomes:
+        # In the same order on all processes, whatever was scored first.
+        for column in sorted(self._outcomes):
             entries[column] = self._entries[column]
-        return Scores(entries, self._outcomes, self._completions)
+        return Scores(entries, self._outcomes, self._completions, self._waited)
 
     def _function(self, column: int, entry: ScoredReward) -> Callable[..., list[float | None]]:
         def score(
             *, completions: Sequence[Any], log_extra: Any, log_metric: Any, **columns: Any
         ) -> list[float | None]:
-            # A process reward judges continuations by the first reward, which TRL called before.
-            if getattr(entry.reward.function, "follows_first_reward", False):
+            asked = time.perf_counter()
+            self._begin_isolated(completions, columns)
+            # A process reward judges continuations by the first reward, which TRL called before,
+            # unless it awaits it.
+            follows = getattr(entry.reward.function, "follows_first_reward", False)
+            if follows and 0 in self._outcomes:
                 columns["first_values"] = values_of(self._outcomes[0])
             begun = self._begun.pop(column, None)
             # A subclass may have changed completions or columns since scoring began.
             if not _is_same(columns | {"completions": completions}, self._begun_with):
                 begun = None
-            outcomes = entry.score(completions, columns, begun)
-            self._outcomes[column] = outcomes
-            self._completions = completions
+            outcomes = entry.score(completions, columns, begun, groups=self._groups)
+            self._waited[column] = time.perf_counter() - asked
             # TRL collects what is logged here, so it waits until TRL asks for the values.
-            replay(outcomes, log_extra, log_metric)
-            return values_of(outcomes)
+            return self._noted(column, outcomes, completions, log_extra, log_metric)
 
         # TRL names its profiling context by it.
         score.__name__ = entry.__name__
         return score
+
+    def _async_function(self, column: int, entry: ScoredReward) -> Callable[..., Any]:
+        async def score(
+            *, completions: Sequence[Any], log_extra: Any, log_metric: Any, **columns: Any
+        ) -> list[float | None]:
+            asked = time.perf_counter()
+            outcomes = await entry.score_awaiting(completions, columns, self._groups)
+            self._waited[column] = time.perf_counter() - asked
+            return self._noted(column, outcomes, completions, log_extra, log_metric)
+
+        score.__name__ = entry.__name__
+        return score
+
+    def _noted(
+        self,
+        column: int,
+        outcomes: list[Outcome],
+        completions: Sequence[Any],
+        log_extra: Any,
+        log_metric: Any,
+    ) -> list[float | None]:
+        self._outcomes[column] = outcomes
+        self._completions = completions
+        replay(outcomes, log_extra, log_metric)
+        return values_of(outcomes)
+
+    def _note_begun(self, completions: Sequence[Any], columns: dict[str, Any]) -> None:
+        # Copies, because a subclass may change the lists themselves before TRL asks. The other
+        # columns come from the dataset, and are compared as they are.
+        self._begun_with = {**columns, "completions": copy.deepcopy(completions)}
+        self._begun_with["completion_ids"] = copy.deepcopy(columns["completion_ids"])
+
+    def _begin_isolated(self, completions: Sequence[Any], columns: dict[str, Any]) -> None:
+        """Begin what runs in other processes, so that rewards do not wait for each other."""
+        if self._begun_with:
+            return
+        for column, entry in self._entries.items():
+            if entry.is_isolated and column not in self._outcomes:
+                self._begun[column], _ = entry.begin(completions, columns, self._groups)
+        self._note_begun(completions, columns)
+
+
+def groups_of(run: RunContext, rows: int) -> list[list[int]]:
+    """Return which rows of this process belong to the same group, which may span processes.
+
+    Args:
+        rows: B.
+    """
+    groups: dict[int, list[int]] = {}
+    first = run.mine(rows).start
+    for row in range(rows):
+        groups.setdefault((first + row) // run.group_size, []).append(row)
+    return list(groups.values())
 
 
 def _is_same(called_with: dict[str, Any], begun_with: dict[str, Any]) -> bool:
@@ -176,72 +234,6 @@ def _run(jobs: list[Callable[[], None]], device: Any) -> None:
         torch.cuda.set_device(device)
     for job in jobs:
         job()
-
-
-def scored_rewards(reward_funcs: Any) -> list[Any] | None:
-    """Load every entry of `reward_funcs` for the trainer.
-
-    Reward models (modules, model folders, `org/name`) pass through for TRL to load.
-    """
-    if reward_funcs is None:
-        return None
-    entries = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    rewards = []
-    for entry in entries:
-        rewards.append(entry if _is_reward_model(entry) else ScoredReward(load_reward(entry)))
-    return rewards
-
-
-def isolate(
-    rewards: Sequence[Any] | None, *, workers: int | None, timeout: float
-) -> RewardProcess | None:
-    """Start a process for the rewards that may leave this one; say which of the others stay.
-
-    Args:
-        workers: how many completions are scored at a time. With 0 all rewards stay in this process;
-            with `None` there are as many workers as this process has cores.
-        timeout: seconds for a completion, where a reward has no setting of its own.
-    """
-    packed = []
-    for reward in rewards or ():
-        if not isinstance(reward, ScoredReward):
-            continue
-        reward.timeout = reward.reward.time_limit(timeout)
-        if workers == 0 or reward.reward.settings.in_process:
-            continue
-        # Pickled here already: whether a reward can travel is known before the process exists.
-        try:
-            packed.append((reward, pack(reward.reward)))
-        except CannotTravelError as error:
-            reason = f"it cannot be sent to another ({error})"
-            logger.warning(STAYS.format(reward.__name__, reason))
-    if not packed:
-        return None
-    pickled_rewards = []
-    for _, pickled in packed:
-        pickled_rewards.append(pickled)
-    process = RewardProcess(pickled_rewards, workers or _cores_of_process())
-    # A class or module may be known in this process only, as what a notebook defines.
-    unloadable = process.unloadable()
-    for index, (reward, _) in enumerate(packed):
-        if index in unloadable:
-            reason = f"another cannot load it ({unloadable[index]})"
-            logger.warning(STAYS.format(reward.__name__, reason))
-        else:
-            reward.isolate(process, index)
-    return process
-
-
-def _cores_of_process() -> int:
-    """Return this process's share of the cores that it may run on."""
-    # A container or a batch system may give a process fewer cores than the machine has. Only Linux
-    # can tell.
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    # Launchers set LOCAL_WORLD_SIZE to the number of training processes on this machine.
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def weights_at(
@@ -277,7 +269,22 @@ def weights_at(
     return weights
 
 
-def scheduled_weights(rewards: Sequence[Any], weights: Sequence[float]) -> Mapping[str, float]:
+def weights_now(
+    rewards: Sequence[Any], args: Any, now: Any, run: RunContext
+) -> tuple[Any, dict[str, float]]:
+    """Return the weights of rewards at this step, and what to log about those that move.
+
+    Args:
+        args: of the trainer, with its `reward_weights`.
+        now (F,): the weights until now, a tensor, which stay where no reward has one of its own.
+    """
+    weights = weights_at(rewards, args.reward_weights, run.step)
+    if weights is None:
+        return now, {}
+    return now.new_tensor(weights), _scheduled_weights(rewards, weights)
+
+
+def _scheduled_weights(rewards: Sequence[Any], weights: Sequence[float]) -> dict[str, float]:
     """Return what to log about weights that move: `rewards/R/weight` for each reward R."""
     metrics = {}
     for reward, weight in zip(rewards, weights, strict=True):
@@ -286,45 +293,3 @@ def scheduled_weights(rewards: Sequence[Any], weights: Sequence[float]) -> Mappi
         if isinstance(reward.reward.settings.weight, Schedule):
             metrics[f"rewards/{reward.__name__}/weight"] = weight
     return metrics
-
-
-def check_columns(rewards: Any, dataset: Any) -> None:
-    """Check that a dataset has the columns that rewards read; a stream may not say, and passes.
-
-    Raises:
-        DataError: see `require_columns`.
-    """
-    columns = getattr(dataset, "column_names", None)
-    if isinstance(columns, list):
-        functions = []
-        for entry in rewards or ():
-            if isinstance(entry, ScoredReward):
-                functions.append(entry.reward)
-        require_columns(functions, columns, "the dataset", "dataset.rename_column(..., '{}')")
-
-
-def refuse_namesakes(rewards: Sequence[Reward]) -> None:
-    """Refuse two rewards of one name in a recipe: metrics and the final table go by name.
-
-    Raises:
-        RewardSpecError: names both.
-    """
-    specs: dict[str, str] = {}
-    for reward in rewards:
-        if reward.name in specs:
-            raise RewardSpecError(
-                f"two rewards are called {reward.name!r}: {specs[reward.name]} and {reward.spec}, "
-                "and their metrics could not be told apart. Rename one function, or give it "
-                "another name with @register_reward."
-            )
-        specs[reward.name] = reward.spec
-
-
-def _is_reward_model(entry: Any) -> bool:
-    if isinstance(entry, str):
-        # `rewards/mine.py` looks like `org/name`, too.
-        is_file = entry.startswith(".") or entry.endswith(".py")
-        is_folder = os.path.isfile(os.path.join(entry, "config.json"))
-        return is_folder or (not is_file and bool(_HUB_NAME.match(entry)))
-    # A torch module, told without importing torch.
-    return hasattr(entry, "parameters") and hasattr(entry, "forward")

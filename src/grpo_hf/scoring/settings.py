@@ -8,6 +8,9 @@ from typing import Any, TypeGuard
 
 from ..errors import RewardSpecError
 
+# Seconds that any call of a reward may take, where nobody says how many.
+LEAST_SECONDS = 60.0
+
 
 @dataclass(frozen=True)
 class RewardSettings:
@@ -15,21 +18,25 @@ class RewardSettings:
 
     All but the last two are the function's own, by `reward_settings`. A recipe can give all but
     `imports` and `check` beside the reward's options, as in
-    `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`.
+    `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`. What is None was not said,
+    and is found out; see scored_reward.py.
 
     Args:
-        batched: one call gets all completions of a rollout, for rewards that compare them; a
-            failure then costs all of them their value.
-        in_process: the reward is called in the trainer's process, for rewards of microseconds and
-            for those that hold a model. The run is protected from its exceptions, but from nothing
-            else.
+        batched: True: one call gets all completions of a rollout. False: each completion is judged
+            by itself, so that calls of one completion may be spread over workers.
+        in_process: True: the reward is called in the trainer's process, for rewards of microseconds
+            and for those that hold a model or a state. The run is protected from its exceptions,
+            but from nothing else. False: nothing outside of the reward changes what it returns, so
+            that it may be called in another process.
         early: scoring may begin when completions exist, in a thread or a process, while the
             reference is computed; not for a reward that uses the device itself, or waits for other
-            processes of the run.
-        timeout: seconds for one completion (with `batched`, for the call), instead of
+            processes of the run. Where it is not said, a reward that stays in the trainer's process
+            because of what it refers to begins when TRL asks for it.
+        timeout: seconds for one completion (with `batched=True`, for the call), instead of
             `reward_timeout`. A reward with an option of this name has it moved by that option: see
             `Reward.time_limit`.
-        concurrency: how many completions an `async def` reward may have under way at a time.
+        concurrency: how many completions an `async def` reward with `batched=False` may have under
+            way at a time.
         imports: modules that are slow to import; they are imported once, before completions are
             timed.
         check: a function that is called with every option of the reward, by keyword, before a run
@@ -38,9 +45,9 @@ class RewardSettings:
         clip: the lowest and the highest value; a value beyond becomes the nearer of them.
     """
 
-    batched: bool = False
-    in_process: bool = False
-    early: bool = True
+    batched: bool | None = None
+    in_process: bool | None = None
+    early: bool | None = None
     timeout: float | None = None
     concurrency: int = 16
     imports: tuple[str, ...] = ()

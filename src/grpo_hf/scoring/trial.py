@@ -22,14 +22,14 @@ from .judging import score_texts
 from .outcomes import Failure, Outcome
 from .process_reward import with_process_reward
 from .reward import Reward
+from .run_rewards import RunRewards, callables_of, check_columns, isolate, scored_rewards
 from .scored_reward import ScoredReward, values_of
-from .scorer import check_columns, isolate, scored_rewards, weights_at
-from .worker_client import RewardProcess
+from .scorer import weights_at
 
 logger = logging.getLogger(__name__)
 
 # An answer of words, which no reward should stumble over, and which is right nowhere.
-_PLACEHOLDER = "I do not know."
+_PLACEHOLDER = "I do not know. "
 # Where datasets keep what is right; the fullest form of it first.
 _GOLD_COLUMNS = ("solution", "answer", "code", "target")
 # What a model does that has found a reward for length.
@@ -59,6 +59,8 @@ class Finding:
         lowest, highest: the lowest and the highest of all rewards.
         milliseconds: the median time for a completion.
         deterministic: whether the same answers had the same rewards twice.
+        stays: why a run would call it in the trainer's process; empty if it would not, or if its
+            author says where.
         alone: whether a completion has the same reward alone as among others.
         exploited: the kinds that are rewarded and should not be: by more than 0, or by more than
             the gold answer. The answer of another row counts only above half the reward of the gold
@@ -72,6 +74,7 @@ class Finding:
     highest: float | None
     milliseconds: float
     deterministic: bool
+    stays: str
     alone: bool
     exploited: tuple[str, ...]
     failures: tuple[str, ...]
@@ -88,20 +91,28 @@ class Finding:
                 "model will find out."
             )
         if not self.deterministic:
-            notes.append(f"{name} gave the same answers different rewards the second time.")
+            notes.append(
+                f"{name} gave the same answers different rewards the second time: it counts or is "
+                "random."
+            )
         if not self.alone:
             notes.append(
                 f"{name} gives a completion another reward alone than among others: it compares "
-                "them, and needs @reward_settings(batched=True)."
+                "them, and a run calls it with all completions at once, which "
+                "@reward_settings(batched=True) says."
+            )
+        if self.stays:
+            notes.append(
+                f"{name} would be called in the trainer's process: {self.stays}. "
+                "@reward_settings(in_process=False) says that nothing outside of it changes what "
+                "it returns, and has it isolated."
             )
         if self.lowest is None:
             notes.append(f"{name} could not judge any of these rows.")
         return notes
 
 
-def prepare_rewards(
-    constructor: dict[str, Any],
-) -> tuple[list[Any] | None, RewardProcess | None]:
+def prepare_rewards(constructor: dict[str, Any]) -> tuple[list[Any] | None, RunRewards]:
     """Load the rewards of a trainer's constructor, start their process, and try them on its data.
 
     A rollout function and environments add columns later, so with them neither columns nor rewards
@@ -117,23 +128,42 @@ def prepare_rewards(
     """
     args = constructor["args"]
     dataset = constructor.get("train_dataset")
-    rewards = scored_rewards(constructor.get("reward_funcs"))
-    rewards = with_process_reward(rewards, option(args, "process_reward"))
+    given = constructor.get("reward_funcs")
+    entries = with_process_reward(scored_rewards(given), option(args, "process_reward"))
+    # TRL keeps what the user gave; a name is nothing that it could call.
+    functions = None if entries is None else callables_of(given, entries)
     # Raises where weights contradict each other; which they are, each rollout asks anew.
-    weights_at(rewards or [], args.reward_weights, 0)
+    weights_at(entries or [], args.reward_weights, 0)
     process = isolate(
-        rewards, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout")
+        entries, workers=option(args, "reward_workers"), timeout=option(args, "reward_timeout")
     )
+    run_rewards = RunRewards(functions, entries, process)
     if constructor.get("rollout_func") is not None:
-        return rewards, process
+        return functions, run_rewards
     if constructor.get("environment_factory") is not None:
-        return rewards, process
-    check_columns(rewards, dataset)
+        return functions, run_rewards
+    check_columns(entries, dataset)
     tokenizer = constructor.get("processing_class")
     if isinstance(tokenizer, ProcessorMixin):
         tokenizer = tokenizer.tokenizer
-    dry_run(rewards or [], first_rows(dataset), strict=False, tokenizer=tokenizer)
-    return rewards, process
+    tried = _without_state(functions or [], entries or [])
+    dry_run(tried, first_rows(dataset), strict=False, tokenizer=tokenizer)
+    return functions, run_rewards
+
+
+def _without_state(functions: Sequence[Any], entries: Sequence[Any]) -> list[Any]:
+    """Return the rewards that a trial cannot change: TRL would not call them before a rollout.
+
+    Rewards that are named, as in a recipe, are tried in any case.
+    """
+    tried = []
+    for function, entry in zip(functions, entries, strict=True):
+        if not isinstance(entry, ScoredReward):
+            continue
+        is_named = function is entry.reward
+        if is_named or entry.is_isolated or not entry.references.changeable:
+            tried.append(entry)
+    return tried
 
 
 def dry_run(
@@ -155,7 +185,9 @@ def dry_run(
         if isinstance(entry, ScoredReward) and rows and untried([entry.reward]):
             # Noted before it is called, so that nothing warns of the same failure twice.
             _tried.add(entry.reward)
-            outcomes = _score(entry, rows, [_PLACEHOLDER] * len(rows), tokenizer)
+            # Not twice the same: a reward that compares should have something to compare.
+            texts = [_PLACEHOLDER * (1 + row) for row in range(len(rows))]
+            outcomes = _score(entry, rows, texts, tokenizer, is_trial=True)
             failures = _failures_among(outcomes)
             if not failures:
                 continue
@@ -199,15 +231,17 @@ def first_rows(dataset: Any) -> list[Row]:
     return rows
 
 
-def examine(rewards: Sequence[Reward], rows: Sequence[Row], *, timeout: float) -> list[Finding]:
+def examine(
+    rewards: Sequence[Reward], rows: Sequence[Row], *, timeout: float | None
+) -> list[Finding]:
     """Try rewards on real rows, in processes of their own."""
-    alone = []
-    together = []
+    alone: list[ScoredReward] = []
+    together: list[ScoredReward] = []
     for reward in rewards:
-        alone.append(ScoredReward(reward))
-        # The same function once more, called with all completions at once.
-        batched = replace(reward.settings, batched=True)
-        together.append(ScoredReward(replace(reward, settings=batched)))
+        # The same function twice: called for each completion, and with all of them at once.
+        for entries, batched in ((alone, False), (together, True)):
+            settings = replace(reward.settings, batched=batched)
+            entries.append(ScoredReward(replace(reward, settings=settings)))
     process = isolate([*alone, *together], workers=None, timeout=timeout)
     try:
         findings = []
@@ -259,10 +293,16 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
         highest=max(values, default=None),
         milliseconds=1000 * seconds[len(seconds) // 2],
         deterministic=deterministic,
+        stays=_stays(entry),
         alone=alone,
         exploited=_exploited(pays),
         failures=_failures(outcomes),
     )
+
+
+def _stays(entry: ScoredReward) -> str:
+    is_said = entry.reward.settings.in_process is not None
+    return "" if is_said else entry.references.changeable
 
 
 def _of_other_answers(outcomes: dict[str, list[Outcome]], gold: list[str]) -> list[Outcome]:
@@ -302,7 +342,12 @@ def _failures(outcomes: dict[str, list[Outcome]]) -> tuple[str, ...]:
 
 
 def _score(
-    entry: ScoredReward, rows: Sequence[Row], texts: Sequence[str], tokenizer: Any = None
+    entry: ScoredReward,
+    rows: Sequence[Row],
+    texts: Sequence[str],
+    tokenizer: Any = None,
+    *,
+    is_trial: bool = False,
 ) -> list[Outcome]:
     columns = {}
     # TRL passes these two itself, under the names of their plurals.
@@ -316,6 +361,7 @@ def _score(
         columns=columns,
         completion_ids=[_token_ids(text, tokenizer) for text in texts],
         trainer_state=_STATE,
+        is_trial=is_trial,
     )
 
 

@@ -2,8 +2,8 @@
 
 The other end is worker_server.py. A reward travels as pickle writes it down: by the name of its
 module where that can be imported, and by value where it is defined in a script, a notebook or
-another function. What a reward changes in a worker stays there. So a reward that keeps state, or
-holds a model, wants `@reward_settings(in_process=True)`.
+another function. What a reward changes in a worker stays there, so only rewards come here that
+refer to nothing that can change (references.py), or whose authors say so.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from typing import Any
 import cloudpickle
 import psutil
 
+from .calling import Job, Scored
 from .outcomes import Failure, Outcome
 from .registry import file_modules
 from .reward import Reward
@@ -76,6 +77,19 @@ def pack(reward: Reward) -> tuple[list[str], bytes]:
     return file_modules(), pickled
 
 
+def pickled_columns(columns: dict[str, Any]) -> bytes:
+    """Return what a reward is called with as it can be sent.
+
+    Raises:
+        CannotTravelError: it cannot be pickled.
+    """
+    try:
+        return cloudpickle.dumps(columns)
+    # Here, too, code of the user's objects runs.
+    except Exception as error:
+        raise CannotTravelError(f"{type(error).__name__}: {error}") from error
+
+
 def _closure(function: Any) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     """Return names and cells of the variables that a function has from another one around it."""
     code = getattr(function, "__code__", None)
@@ -112,35 +126,14 @@ class RewardProcess:
             reason = "loading took too long"
         return dict.fromkeys(range(len(self._rewards)), reason)
 
-    def submit(
-        self,
-        reward: int,
-        columns: dict[str, list[Any]],
-        shared: dict[str, Any],
-        count: int,
-        timeout: float,
-    ) -> "Future[list[Outcome]]":
+    def submit(self, job: Job) -> "Future[Scored]":
         """Begin to score.
 
-        Args:
-            columns: one value per completion under each name.
-            shared: what is the same for all of them.
-            count: completions.
-            timeout: seconds for one of them.
-
         Returns:
-            The outcomes; or, as exceptions, `CannotTravelError` if the columns cannot be read
-            there, and `ServerDiedError` if the process has died.
-
-        Raises:
-            CannotTravelError: the columns cannot be pickled.
+            The outcomes and findings; or, as exceptions, `CannotTravelError` if the columns cannot
+            be read there, and `ServerDiedError` if the process has died.
         """
-        try:
-            pickled = cloudpickle.dumps((columns, shared))
-        # Here, too, code of the user's objects runs.
-        except Exception as error:
-            raise CannotTravelError(f"{type(error).__name__}: {error}") from error
-        future: Future[list[Outcome]] = Future()
+        future: Future[Scored] = Future()
         with self._lock:
             # The process may have been killed since, by a reward or by the kernel.
             if self._process.poll() is not None or not self._reader.is_alive():
@@ -149,7 +142,7 @@ class RewardProcess:
             number = next(self._numbers)
             self._pending[number] = future
             try:
-                self._connection.send((number, reward, pickled, count, timeout))
+                self._connection.send((number, job))
             except OSError:
                 self._pending.pop(number, None)
                 future.set_exception(ServerDiedError())
@@ -179,7 +172,7 @@ class RewardProcess:
         theirs.close()
         self._connection = Connection(ours.detach())
         self._connection.send(self._rewards)
-        self._pending: dict[int, Future[list[Outcome]]] = {}
+        self._pending: dict[int, Future[Scored]] = {}
         self._loaded: Future[dict[int, str]] = Future()
         reading = (self._connection, self._pending, self._loaded)
         self._reader = threading.Thread(target=_read, args=reading, daemon=True)
@@ -189,19 +182,19 @@ class RewardProcess:
 
 def _read(
     connection: Connection,
-    pending: "dict[int, Future[list[Outcome]]]",
+    pending: "dict[int, Future[Scored]]",
     loaded: "Future[dict[int, str]]",
 ) -> None:
     """Hand outcomes to who waits for them, until the connection closes."""
     try:
         loaded.set_result(connection.recv())
         while True:
-            number, outcomes = connection.recv()
+            number, scored = connection.recv()
             future = pending.pop(number)
-            if isinstance(outcomes, str):
-                future.set_exception(CannotTravelError(outcomes))
+            if isinstance(scored, str):
+                future.set_exception(CannotTravelError(scored))
             else:
-                future.set_result(outcomes)
+                future.set_result(scored)
     # Whatever it was, nothing more comes.
     except Exception:
         if not loaded.done():

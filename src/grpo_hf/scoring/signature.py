@@ -1,0 +1,108 @@
+"""Checks that a callable can be a reward: its signature, its options, the columns that it needs."""
+
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ..errors import DataError, RewardSpecError, did_you_mean
+from .reward import (
+    AsyncReward,
+    Reward,
+    definition_of,
+)
+from .settings import SETTINGS, RewardSettings, checked_settings
+
+_EXPECTED = "fn(prompts, completions, completion_ids, **columns) -> list[float | None]"
+
+
+def checked_reward(
+    function: Any, name: str, spec: str, options: dict[str, Any], source: str
+) -> Reward:
+    """Return the function as a `Reward`.
+
+    Args:
+        name: short name, for metrics and tables.
+        spec: what it was named by, without options.
+        options: of the reward, and settings beside them.
+        source: who provides it.
+
+    Raises:
+        RewardSpecError: it cannot be called as a reward, or does not take these options.
+    """
+    if inspect.isclass(function) or inspect.isbuiltin(function) or not callable(function):
+        what = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
+        raise RewardSpecError(f"reward {spec!r} is {what}; expected a function {_EXPECTED}.")
+    # An object is what its `__call__` is, and a partial what it wraps.
+    forms = (function.func if isinstance(function, partial) else function, function.__call__)
+    if any(map(inspect.isasyncgenfunction, forms)):
+        raise RewardSpecError(
+            f"reward {spec!r} is an async generator; expected a function that returns: {_EXPECTED}."
+        )
+    kind = AsyncReward if any(map(inspect.iscoroutinefunction, forms)) else Reward
+    whole_spec = spec
+    if options:
+        whole_spec += f"({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+    settings, options = _settings(function, spec, options)
+    reward = kind(name, whole_spec, function, options, source, settings)
+    takes_completions = reward._takes_all or "completions" in reward._parameters
+    # The trainer passes prompts and completions; a column named in the singular never arrives.
+    never_arrives = {"prompt", "completion"} & set(reward.columns)
+    if not takes_completions or never_arrives:
+        signature = inspect.signature(function)
+        raise RewardSpecError(
+            f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}."
+        )
+    known = reward._known_options
+    for option in options:
+        if option not in known:
+            raise RewardSpecError(
+                f"reward {spec!r} has no option {option!r}.{did_you_mean(str(option), known)} Its "
+                f"options: {', '.join(known) or 'none'}."
+            )
+    return reward
+
+
+def _settings(
+    function: Any, spec: str, given: dict[str, Any]
+) -> tuple[RewardSettings, dict[str, Any]]:
+    """Split what a recipe gives into settings of the reward and options of its function.
+
+    Returns:
+        The function's own settings with those of the recipe put in, and the options.
+    """
+    own = getattr(definition_of(function), "reward_settings", RewardSettings())
+    parameters = inspect.signature(function).parameters
+    settings: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in given.items():
+        # A parameter of the function wins over a setting of that name.
+        is_setting = name in SETTINGS and name not in parameters
+        (settings if is_setting else options)[name] = value
+    return replace(own, **checked_settings(f"reward {spec!r}", settings)), options
+
+
+def require_columns(
+    rewards: Iterable[Reward], columns: Sequence[str], source: str, remedy: str
+) -> None:
+    """Check that data has the columns that rewards read.
+
+    Args:
+        rewards: whose columns are needed.
+        columns: what the data has, beside the prompt.
+        source: the data's name.
+        remedy: how a column is renamed there, with `{}` for the name that the reward wants.
+
+    Raises:
+        DataError: names the reward, the column and the columns there are.
+    """
+    for reward in rewards:
+        for column in reward.columns:
+            if column in columns or column == "prompt":
+                continue
+            raise DataError(
+                f"reward {reward.name!r} needs the column {column!r}, which {source} does not "
+                f"have.{did_you_mean(column, columns)} Its columns are {', '.join(columns)}. "
+                f"Rename one with {remedy.format(column)}."
+            )

@@ -1,0 +1,251 @@
+"""The scoring of one rollout by one reward, in the server: which calls workers are given.
+
+Whatever becomes of a call or its worker is an outcome here.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import cloudpickle
+import psutil
+from pebble import ProcessExpired, ProcessPool
+
+from . import worker_calls
+from .calling import (
+    ASYNC,
+    COMPARES,
+    NETWORK,
+    SLOW,
+    Job,
+    Scored,
+    columns_at,
+    is_lost,
+    is_same,
+    narrowed,
+    tells_apart,
+)
+from .outcomes import Failure, Outcome, timed_out
+from .worker_calls import OUT_OF_MEMORY, CallOfAll
+
+# A reward that takes longer with all completions is not called a second time to compare.
+_SECONDS = 2.0
+# Seconds that a call of several completions has beyond the time of its own.
+_GRACE = 5.0
+# Seconds to wait for an orphan that was killed.
+_ORPHAN_TIMEOUT = 1
+# An option of prctl(2), from <linux/prctl.h>.
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The workers for calls of one completion or a group, how many, and those for all at once."""
+
+    of_one: ProcessPool
+    of_all: ProcessPool
+    workers: int
+
+
+class Scoring:
+    """One job under way: its calls, and what they come to."""
+
+    def __init__(
+        self, job: Job, columns: dict[str, list[Any]], shared: bytes | str, pools: Pools
+    ) -> None:
+        reward = worker_calls.rewards[job.reward]
+        # The trainer was told which rewards could not be loaded.
+        assert reward is not None
+        self._reward = reward
+        self._job = job
+        self._columns = columns
+        self._shared = shared
+        self._pools = pools
+
+    def scored(self) -> Scored:
+        """Return the outcomes of all completions, called in the way that the job says."""
+        if not self._job.count:
+            return Scored([])
+        if self._job.way in ("one", "check"):
+            return self._one_by_one()
+        return self._all_at_once()
+
+    def _one_by_one(self) -> Scored:
+        outcomes = self._awaited_apart() if self._reward.is_async else self._apart(self._all_rows)
+        if self._job.way == "check" and tells_apart(outcomes):
+            together = self._call_all().outcomes
+            if not is_lost(together) and not is_same(together, outcomes):
+                return Scored(together, COMPARES)
+        return Scored(outcomes)
+
+    def _all_at_once(self) -> Scored:
+        job = self._job
+        call_of_all = self._call_all()
+        outcomes = call_of_all.outcomes
+        if is_lost(outcomes):
+            return Scored(narrowed(outcomes, job.groups, self._by_rows))
+        if job.way == "all" or job.count == 1:
+            return Scored(outcomes)
+        if self._reward.is_async:
+            return Scored(outcomes, ASYNC)
+        if call_of_all.used_network:
+            return Scored(outcomes, NETWORK)
+        if call_of_all.seconds > _SECONDS:
+            return Scored(outcomes, SLOW)
+        if job.way == "measure" and not tells_apart(outcomes):
+            return Scored(outcomes)
+        return Scored(outcomes, self._compared(outcomes))
+
+    @property
+    def _all_rows(self) -> list[int]:
+        return list(range(self._job.count))
+
+    def _call_all(self) -> CallOfAll:
+        job = self._job
+        arguments = (job.reward, self._pickled(self._all_rows), self._shared, job.count)
+        future = self._pools.of_all.schedule(
+            worker_calls.call_all, args=arguments, timeout=job.patience
+        )
+        try:
+            return future.result()
+        # Whatever became of the worker, or of what it sent, is an outcome.
+        except Exception as error:
+            end_orphans()
+            return CallOfAll([_fate(error, job.patience)] * job.count)
+
+    def _compared(self, outcomes: list[Outcome]) -> str:
+        job = self._job
+        arguments = (job.reward, self._pickled(self._all_rows), self._shared, outcomes)
+        future = self._pools.of_all.schedule(
+            worker_calls.compare_calls, args=arguments, timeout=job.patience
+        )
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise
+        # It can be called with all completions, and not with one.
+        except Exception:
+            end_orphans()
+            return COMPARES
+
+    def _by_rows(self, row_lists: Sequence[list[int]]) -> list[list[Outcome]]:
+        """Call the reward for each list of rows, as many at a time as there are workers."""
+        limits = []
+        futures = []
+        for rows in row_lists:
+            limits.append(self._job.timeout if len(rows) == 1 else self._job.patience)
+            futures.append(self._schedule(rows, limits[-1]))
+        results = []
+        for rows, future, limit in zip(row_lists, futures, limits, strict=True):
+            results.append(self._taken(rows, future, limit))
+        return results
+
+    def _apart(self, rows: Sequence[int]) -> list[Outcome]:
+        return [outcome for (outcome,) in self._by_rows([[row] for row in rows])]
+
+    def _awaited_apart(self) -> list[Outcome]:
+        """Give each worker several completions of an `async def` reward, which wait together."""
+        job = self._job
+        allowed = self._reward.settings.concurrency
+        calls = min(self._pools.workers, allowed, job.count)
+        concurrency = max(1, allowed // calls)
+        parts = [self._all_rows[start::calls] for start in range(calls)]
+        futures = []
+        for rows in parts:
+            # Each completion has its own time inside, and they go in rounds.
+            limit = job.timeout * ceil(len(rows) / concurrency) + _GRACE
+            futures.append(self._schedule(rows, limit, concurrency))
+        found: dict[int, Outcome] = {}
+        for rows, future in zip(parts, futures, strict=True):
+            try:
+                outcomes = future.result()
+            # The worker died: find out whose fault it was.
+            except Exception:
+                end_orphans()
+                outcomes = self._apart(rows)
+            found.update(zip(rows, outcomes, strict=True))
+        return [found[row] for row in self._all_rows]
+
+    def _schedule(self, rows: Sequence[int], limit: float, concurrency: int = 0) -> Any:
+        job = self._job
+        how = (job.timeout, concurrency)
+        arguments = (job.reward, self._pickled(rows), self._shared, len(rows), *how)
+        return self._pools.of_one.schedule(worker_calls.score, args=arguments, timeout=limit)
+
+    def _taken(self, rows: Sequence[int], future: Any, limit: float) -> list[Outcome]:
+        """Return what became of a call; try again where it may not have been its own fault."""
+        try:
+            return future.result()
+        # Here, too, whatever happened is an outcome.
+        except Exception as error:
+            end_orphans()
+            fate = _fate(error, limit)
+            if not _died_of_memory(error):
+                return [fate] * len(rows)
+        # It may have been the memory that completions before it had leaked.
+        try:
+            return self._schedule(rows, limit).result()
+        except Exception as error:
+            end_orphans()
+            return [_fate(error, limit)] * len(rows)
+
+    def _pickled(self, rows: Sequence[int]) -> bytes:
+        return cloudpickle.dumps(columns_at(self._columns, rows))
+
+
+def _died_of_memory(error: Exception) -> bool:
+    """Whether a worker left for want of memory, by itself or by the kernel's hand."""
+    exit_codes = (OUT_OF_MEMORY, -signal.SIGKILL)
+    return isinstance(error, ProcessExpired) and error.exitcode in exit_codes
+
+
+def _fate(error: Exception, timeout: float) -> Outcome:
+    """Return the outcome of a completion whose worker gave no answer.
+
+    Raises:
+        BrokenProcessPool: the pool missed that a worker had begun before it died, and takes no more
+            calls. The process that scores has to start anew.
+    """
+    if isinstance(error, BrokenProcessPool):
+        raise error
+    if isinstance(error, TimeoutError):
+        return timed_out(timeout)
+    if not isinstance(error, ProcessExpired):
+        return Outcome(None, Failure("exception", f"{type(error).__name__}: {error}"))
+    if error.exitcode == OUT_OF_MEMORY:
+        detail = "it needed more memory than a reward worker may have"
+        return Outcome(None, Failure("memory", detail))
+    if error.exitcode is not None and error.exitcode < 0:
+        number = -error.exitcode
+        # Real-time signals have numbers only.
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return Outcome(None, Failure("killed", f"its worker was killed by {name}"))
+    return Outcome(None, Failure("killed", f"its worker left with exit code {error.exitcode}"))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes whose worker has gone, so that they can be found."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_orphans() -> None:
+    """Kill what workers have started and left behind.
+
+    A worker leads a session of its own, and what it starts belongs to that session.
+    """
+    own = os.getsid(0)
+    for child in psutil.Process().children():
+        # The child may be gone by now.
+        with suppress(psutil.Error, OSError):
+            if os.getsid(child.pid) not in (own, child.pid):
+                child.kill()
+                child.wait(_ORPHAN_TIMEOUT)
