@@ -9,6 +9,7 @@ again. A name that is bound to a constant may still be bound anew; those are wat
 import dis
 import enum
 import importlib.util
+import inspect
 import io
 import logging
 import re
@@ -87,7 +88,8 @@ class References:
 
 def references_of(function: Any) -> References:
     """Return what a reward refers to, through the functions and classes that it calls."""
-    walk = _Walk(_module_of(function))
+    # A decorator of a library's is not what the user wrote.
+    walk = _Walk(_module_of(inspect.unwrap(function)))
     # Attributes of the user's objects are read here, which may run code of theirs.
     try:
         walk.look_at_callee(function)
@@ -160,7 +162,7 @@ class _Walk:
         names = function.__code__.co_freevars
         for name, cell in zip(names, function.__closure__ or (), strict=True):
             # A library's decorator holds what it wraps, and machinery of its own.
-            if is_own or isinstance(_content(cell), FunctionType | MethodType | partial):
+            if is_own or self._is_wrapped(_content(cell)):
                 self._bound(name, partial(_content, cell))
         if not is_own:
             return
@@ -274,6 +276,13 @@ class _Walk:
                     self._look(name, value)
             elif not is_machinery and not _is_descriptor(value):
                 self._bound(f"{kind.__name__}.{name}", partial(vars(kind).get, name))
+
+    def _is_wrapped(self, value: Any) -> bool:
+        while isinstance(value, partial):
+            value = value.func
+        if isinstance(value, MethodType):
+            value = value.__func__
+        return isinstance(value, FunctionType) and self._is_own(value)
 
     def _is_own(self, value: FunctionType | type) -> bool:
         """Return whether a function or class is of the user's program, and no library's."""

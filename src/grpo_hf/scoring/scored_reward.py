@@ -161,13 +161,12 @@ class ScoredReward:
             is_trial: whether no model wrote the completions.
         """
         with said_to_be_waited_for(f"{self._described} ({len(completions)} completions)"):
-            if begun is not None:
-                raw = self._collect(begun, is_trial)
-            elif self._process is not None:
-                call_ = self._call_of(completions, columns, groups)
-                raw = self._collect(self._submit(call_, is_trial), is_trial)
+            # What it is called with may show that it has to stay here.
+            call_ = begun.call if begun else self._call_of(completions, columns, groups)
+            if begun is None and self._process is None:
+                raw = self._run_here(call_)
             else:
-                raw = self._run_here(self._call_of(completions, columns, groups))
+                raw = self._collect(begun or self._submit(call_, is_trial), is_trial)
         return self._checked(raw, completions)
 
     async def score_awaiting(

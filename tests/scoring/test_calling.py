@@ -1,0 +1,287 @@
+"""How a reward is called: as in TRL, until another way was seen to give the same."""
+
+import asyncio
+import concurrent.futures
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo_hf import reward_settings
+from grpo_hf.scoring.calling import narrowed, runs_of
+from grpo_hf.scoring.outcomes import Failure, Outcome
+from grpo_hf.scoring.registry import load_reward
+from grpo_hf.scoring.run_rewards import isolate
+from grpo_hf.scoring.scored_reward import ScoredReward
+
+TEXTS = ["a", "bbb", "cc", "dddd", "eeeee", "f"]
+GROUPS = [[0, 1, 2], [3, 4, 5]]
+LENGTHS = [1.0, 3.0, 2.0, 4.0, 5.0, 1.0]
+
+
+@pytest.fixture
+def isolated() -> Iterator[Any]:
+    """A function that puts rewards into a process with two workers."""
+    processes = []
+
+    def make(*rewards: Any, timeout: float | None = 20.0) -> Any:
+        entries = [ScoredReward(load_reward(reward)) for reward in rewards]
+        process = isolate(entries, workers=2, timeout=timeout)
+        assert process is not None and all(entry.is_isolated for entry in entries)
+        processes.append(process)
+        return entries[0] if len(entries) == 1 else entries
+
+    yield make
+    for process in processes:
+        process.close()
+
+
+def calls_in(folder: Path) -> list[int]:
+    """How many completions each call had that a reward has noted there."""
+    return sorted(int(file.name.partition("_")[0]) for file in folder.iterdir())
+
+
+def noted(folder: str, completions: list[str]) -> None:
+    Path(folder, f"{len(completions)}_{time.monotonic_ns()}_{os.getpid()}").touch()
+
+
+def values(outcomes: list[Outcome]) -> list[float | None]:
+    return [outcome.value for outcome in outcomes]
+
+
+def reasons(outcomes: list[Outcome]) -> list[str | None]:
+    return [outcome.failure.reason if outcome.failure else None for outcome in outcomes]
+
+
+def test_what_judges_each_by_itself_is_called_so(isolated: Any, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    def lengths(completions: list[str], **_: Any) -> list[float]:
+        noted(folder, completions)
+        return [float(len(text)) for text in completions]
+
+    entry = isolated(lengths)
+    assert entry(completions=["same"] * 6) == [4.0] * 6
+    # Equal values prove nothing.
+    assert calls_in(tmp_path) == [6]
+    assert entry(completions=TEXTS) == LENGTHS
+    # All, each, and all with every second one doubled.
+    assert calls_in(tmp_path) == [1] * 6 + [6] * 3
+    assert entry(completions=TEXTS) == LENGTHS
+    # And once more, to see whether it still is.
+    assert calls_in(tmp_path) == [1] * 12 + [6] * 4
+    for _ in range(2):
+        entry(completions=TEXTS)
+    assert entry(completions=TEXTS) == LENGTHS
+    assert calls_in(tmp_path) == [1] * 30 + [6] * 6
+
+
+@pytest.mark.parametrize(
+    "compares",
+    [
+        lambda completions, **_: [sorted(completions).index(text) for text in completions],
+        lambda completions, **_: [len(text) - max(map(len, completions)) for text in completions],
+        lambda completions, **_: [len(text) - completions.count(text) for text in completions],
+        lambda completions, **_: [row + len(text) for row, text in enumerate(completions)],
+        lambda completions, log_metric, **_: [
+            log_metric("longest", max(map(len, completions))) or len(text) for text in completions
+        ],
+    ],
+    ids=["rank", "longest", "unlike the others", "place", "logs about all"],
+)
+def test_what_compares_is_called_with_all(
+    isolated: Any, caplog: pytest.LogCaptureFixture, compares: Any
+) -> None:
+    entry = isolated(compares)
+    whole = compares(TEXTS, log_metric=lambda *_: None)
+    for _ in range(3):
+        assert entry(completions=TEXTS) == whole
+    assert caplog.text.count("it compares them") == 1
+
+
+def test_what_compares_only_later_is_found_later(
+    isolated: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def longest_of_long(completions: list[str], **_: Any) -> list[float]:
+        longest = max(map(len, completions))
+        return [float(len(text)) - (longest if longest > 5 else 0) for text in completions]
+
+    entry = isolated(longest_of_long)
+    assert entry(completions=TEXTS) == LENGTHS
+    assert entry(completions=["a" * 9, "a"]) == [0.0, -8.0]
+    assert "it compares them" in caplog.text
+
+
+def test_what_varies_moves_to_the_trainer(isolated: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def clock(completions: list[str], **_: Any) -> list[float]:
+        return [float(time.monotonic_ns() % 10**9) for _ in completions]
+
+    entry = isolated(clock)
+    entry(completions=TEXTS)
+    assert not entry.is_isolated and "it counts or is random" in caplog.text
+
+
+def test_declarations_are_believed(isolated: Any, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    def count(completions: list[str], **_: Any) -> list[float]:
+        noted(folder, completions)
+        return [float(len(completions)) for _ in completions]
+
+    for batched, calls in ((True, [6]), (False, [1] * 6)):
+        # A decorator sets an attribute of the function, and each is pickled as it is then.
+        entry = isolated(reward_settings(batched=batched)(count))
+        assert entry(completions=TEXTS) == [float(calls[0])] * 6
+        assert calls_in(tmp_path) == calls
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
+def test_no_second_call_where_the_first_is_dear(
+    isolated: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = str(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+
+        def slow(completions: list[str], **_: Any) -> list[float]:
+            noted(folder, completions)
+            time.sleep(2.1)
+            return [float(len(text)) for text in completions]
+
+        def asks_a_server(completions: list[str], **_: Any) -> list[float]:
+            noted(folder, completions)
+            socket.create_connection(address).close()
+            return [float(len(text)) for text in completions]
+
+        async def waits(completions: list[str], **_: Any) -> list[float]:
+            noted(folder, completions)
+            return [float(len(text)) for text in completions]
+
+        start = time.monotonic()
+        entries = isolated(slow, asks_a_server, waits)
+        begun = [entry.begin(TEXTS, {})[0] for entry in entries]
+        for entry, call in zip(entries, begun, strict=True):
+            assert values(entry.score(TEXTS, {}, call)) == LENGTHS
+    assert calls_in(tmp_path) == [6] * 3 and time.monotonic() - start < 20
+    for said in ("a call took seconds", "it talks to a server", "it is async"):
+        assert caplog.text.count(said) == 1
+
+
+def test_rewards_do_not_wait_for_each_other(isolated: Any) -> None:
+    """Three judges on two workers, as TRL would await them."""
+
+    def judge() -> Any:
+        async def reward(completions: list[str], **_: Any) -> list[float]:
+            await asyncio.sleep(1.0)
+            return [float(len(text)) for text in completions]
+
+        return reward
+
+    entries = isolated(judge(), judge(), judge())
+    start = time.monotonic()
+    begun = [entry.begin(TEXTS, {})[0] for entry in entries]
+    for entry, call in zip(entries, begun, strict=True):
+        assert values(entry.score(TEXTS, {}, call)) == LENGTHS
+    assert time.monotonic() - start < 2.5
+
+
+def test_a_reward_may_have_its_own_threads_and_processes(isolated: Any) -> None:
+    def with_pools(completions: list[str], **_: Any) -> list[float]:
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            list(threads.map(time.sleep, [0.05] * len(completions)))
+        with concurrent.futures.ProcessPoolExecutor(2) as processes:
+            return [float(n) for n in processes.map(len, completions)]
+
+    entry = isolated(with_pools)
+    assert entry(completions=TEXTS) == LENGTHS
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("raise", "exception"), ("hang", "timeout"), ("die", "killed")]
+)
+def test_a_lost_call_is_made_again_by_groups(isolated: Any, fault: str, reason: str) -> None:
+    """A comparing reward, so that the values show which calls they come from."""
+
+    @reward_settings(batched=True, timeout=0.7)
+    def share(completions: list[str], **_: Any) -> list[float]:
+        if "bad" in completions:
+            if fault == "raise":
+                raise ValueError("no")
+            if fault == "die":
+                os._exit(3)
+            time.sleep(60)
+        return [len(text) / sum(map(len, completions)) for text in completions]
+
+    entry = isolated(share)
+    outcomes = entry.score(["a", "bbb", "cc", "dddd", "bad", "eeee"], {}, groups=GROUPS)
+    assert values(outcomes) == [1 / 6, 3 / 6, 2 / 6, 0.5, None, 0.5]
+    assert reasons(outcomes) == [None] * 4 + [reason, None]
+
+
+def test_the_same_in_the_trainer_s_process() -> None:
+    seen: list[int] = []
+
+    def share(completions: list[str], **_: Any) -> list[float]:
+        seen.append(len(completions))
+        if "bad" in completions:
+            raise ValueError("no")
+        return [len(text) / sum(map(len, completions)) for text in completions]
+
+    entry = ScoredReward(load_reward(share))
+    assert isolate([entry], workers=2, timeout=5) is None
+    outcomes = entry.score(["a", "bbb", "cc", "dddd", "bad", "eeee"], {}, groups=GROUPS)
+    assert values(outcomes) == [1 / 6, 3 / 6, 2 / 6, 0.5, None, 0.5]
+    assert seen == [6, 3, 3, 1, 1, 1, 2]
+
+
+def test_what_nobody_can_be_blamed_for_is_left_out() -> None:
+    lost = [Outcome(None, Failure("exception", "no"))]
+
+    def only_alone(row_lists: Any) -> Any:
+        return [[Outcome(1.0)] if len(rows) == 1 else lost * len(rows) for rows in row_lists]
+
+    assert values(narrowed(lost * 4, [[0, 1], [2], [3]], only_alone)) == [None, None, 1.0, 1.0]
+    assert narrowed(lost * 2, [[0, 1]], lambda rows: [lost for _ in rows]) == lost * 2
+
+
+def test_groups_outside_of_a_rollout_are_equal_prompts() -> None:
+    assert runs_of(["a", "a", "b", "a"]) == [[0, 1], [2], [3]]
+
+
+def test_what_only_works_in_the_trainer_moves_there(
+    isolated: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = os.getpid()
+
+    def at_home(completions: list[str], **_: Any) -> list[float]:
+        if os.getpid() != trainer:
+            raise RuntimeError("no client here")
+        return [float(len(text)) for text in completions]
+
+    entry = isolated(at_home)
+    assert entry(completions=TEXTS) == LENGTHS
+    assert not entry.is_isolated and "it fails in another (RuntimeError: no client" in caplog.text
+
+
+def test_what_looks_at_environments_stays(isolated: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Environment:
+        steps = 0
+
+    def steps(completions: list[str], environments: list[Any], **_: Any) -> list[float]:
+        for environment in environments:
+            environment.steps += 1
+        return [float(environment.steps) for environment in environments]
+
+    entry = isolated(steps)
+    environments = [Environment(), Environment()]
+    for n in (1.0, 2.0):
+        assert entry(completions=["a", "b"], environments=environments) == [n, n]
+    assert "it looks at the environments" in caplog.text
+    other = isolated(lambda completions, **_: [1.0 for _ in completions])
+    assert other(completions=["a", "b"], environments=environments) == [1.0, 1.0]
+    assert other.is_isolated
