@@ -203,11 +203,11 @@ class TestRewardsTest:
         assert message in refused("rewards", "test", "overlong", "--completions", file)
 
     def test_what_a_reward_returns_is_checked(self, refused, tmp_path):
-        (tmp_path / "mine.py").write_text("def score(completions): return [1.0, 2.0]\n")
+        (tmp_path / "mine.py").write_text("def score(completions): return [1.0] * 3\n")
         text = refused(
             "rewards", "test", f"{tmp_path}/mine.py:score", "--completion", "a", "--completion", "b"
         )
-        assert "score failed (wrong length): it returned 2 values for 1 completions" in text
+        assert "score failed (wrong length): it returned 3 values for 1 completions" in text
 
 
 class TestPlot:

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, DataError, OutputExistsError, RewardOutputError
@@ -354,8 +353,11 @@ def _scored(reward: "Reward", completions: list[Any], columns: dict[str, Any]) -
     scored = ScoredReward(reward)
     # None means as many workers as this process has cores.
     process = isolate([scored], workers=None, timeout=None)
-    # transformers' own TrainerState would import torch.
-    columns["trainer_state"] = SimpleNamespace(global_step=0, max_steps=1, epoch=0.0)
+    if reward.reads("trainer_state"):
+        # It imports torch, which takes seconds.
+        from transformers import TrainerState
+
+        columns["trainer_state"] = TrainerState(max_steps=1, epoch=0.0)
     outcomes = scored.score(completions, columns)
     if process is not None:
         process.close()

@@ -346,6 +346,7 @@ def test_a_4_bit_base_can_still_learn_after_the_first_samples(make: Make, tmp_pa
 
 
 def test_a_judge_that_dies_costs_what_it_judged(make: Make, tmp_path: Path) -> None:
+    @reward_settings(batched=False)
     def deadly(completions: list[str], answer: list[str], **_: Any) -> list[float]:
         if answer[0] == "3":
             os._exit(1)

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer, ProcessorMixin
 
-from grpo_hf import GRPOConfig, register_reward, reward_settings
+from grpo_hf import GRPOConfig, reward_settings
 from grpo_hf.cli import main
 from grpo_hf.scoring.registry import load_reward
 from grpo_hf.scoring.trial import Finding, examine, prepare_rewards
@@ -119,9 +119,6 @@ def test_the_trial_s_tokens_are_those_of_its_text(
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     seen = []
 
-    # TRL would not call a function that changes a list before the first rollout, and a trial does
-    # not either; a named reward is tried in any case.
-    @register_reward("watched")
     @reward_settings(in_process=True)
     def watched(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
         seen.extend(zip(completions, completion_ids, strict=True))
@@ -132,7 +129,7 @@ def test_the_trial_s_tokens_are_those_of_its_text(
         given = ProcessorMixin.__new__(ProcessorMixin)
         given.tokenizer = tokenizer
     constructor = {
-        "reward_funcs": "watched",
+        "reward_funcs": watched,
         "train_dataset": Dataset.from_list(rows),
         "processing_class": given,
     }
@@ -141,3 +138,41 @@ def test_the_trial_s_tokens_are_those_of_its_text(
     assert len(seen) == 2
     for completion, ids in seen:
         assert tokenizer.decode(ids) == (completion if rows is ROWS else completion[0]["content"])
+
+
+def test_a_trial_calls_nothing_that_it_might_change(tmp_path: Path) -> None:
+    calls = []
+
+    def counts(completions: list[Any], **_: Any) -> list[float]:
+        calls.append(len(completions))
+        return [float(len(calls))] * len(completions)
+
+    constructor = {"reward_funcs": counts, "train_dataset": Dataset.from_list(ROWS)}
+    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    functions, rewards = prepare_rewards({**constructor, "args": args})
+    assert functions == [counts] and rewards.process is None and calls == []
+    named = {**constructor, "reward_funcs": reward_settings(in_process=True)(counts)}
+    prepare_rewards({**named, "args": args})
+    assert calls == [2]
+
+
+def test_a_trial_finds_what_compares(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def longest(completions: list[Any], **_: Any) -> list[float]:
+        return [float(len(text) == max(map(len, completions))) for text in completions]
+
+    constructor = {"reward_funcs": longest, "train_dataset": Dataset.from_list(ROWS)}
+    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    _, rewards = prepare_rewards({**constructor, "args": args})
+    assert "'longest' is called with all completions" in caplog.text
+    rewards.process.close()
+
+
+def test_where_a_reward_is_called_is_said() -> None:
+    words = ["4"]
+
+    def listed(completions: list[Any], **_: Any) -> list[float]:
+        return [0.0 for text in completions if words]
+
+    (finding,) = found(listed)
+    said = " ".join(finding.notes())
+    assert "called in the trainer's process: it refers to words, a list" in said

@@ -154,14 +154,15 @@ def prepare_rewards(constructor: dict[str, Any]) -> tuple[list[Any] | None, RunR
 def _without_state(functions: Sequence[Any], entries: Sequence[Any]) -> list[Any]:
     """Return the rewards that a trial cannot change: TRL would not call them before a rollout.
 
-    Rewards that are named, as in a recipe, are tried in any case.
+    Rewards that are named, as in a recipe, or say where they are called, are tried in any case.
     """
     tried = []
     for function, entry in zip(functions, entries, strict=True):
         if not isinstance(entry, ScoredReward):
             continue
-        is_named = function is entry.reward
-        if is_named or entry.is_isolated or not entry.references.changeable:
+        # Its author knows of trials, or the user has named it for this library.
+        is_said = entry.reward.settings.in_process is not None or function is entry.reward
+        if is_said or entry.is_isolated or not entry.references.changeable:
             tried.append(entry)
     return tried
 
