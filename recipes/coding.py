@@ -78,7 +78,7 @@ def write_prompts(recipe: Any) -> Path:
 
 def write_split(file: Path, rows: Any, column_map: dict[str, str]) -> None:
     """Write the rows of a split with prompts to a JSON Lines file."""
-    from grpo_hf.data.prompts import rename_columns
+    from grpo_hf.data.rows import rename_columns
 
     lines = []
     for row in rename_columns(rows, column_map).rows:

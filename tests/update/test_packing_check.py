@@ -127,7 +127,7 @@ LORA_OPTIONS: dict[str, dict[str, Any] | str] = {
         )
     },
     "arrow_config": "needs adapters of other runs to route between",
-    "kasa_config": {"kasa_config": peft.tuners.lora.config.KasaConfig()},
+    "kasa_config": "changes the base, which models/adapters.py refuses",
     "ensure_weight_tying": {"ensure_weight_tying": True, "modules_to_save": ["embed_tokens"]},
 }
 REFUSED_OPTIONS = {
