@@ -305,6 +305,13 @@ def active_adapter(model: Any, name: str | None) -> AbstractContextManager[None]
     return use_adapter(model, adapter_name=name)
 
 
+def found_in_trl(name: str) -> Callable[..., Any]:
+    """Return the function that TRL's trainer finds under a name of its module."""
+    from trl.trainer import grpo_trainer
+
+    return getattr(grpo_trainer, name)
+
+
 def replaced_in_trl(name: str, function: Callable[..., Any]) -> AbstractContextManager[Any]:
     """Let TRL's trainer find another function under a name of its module for a block.
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -413,6 +414,19 @@ def test_files_with_other_weights_are_said(
     trainer.train()
     assert "The reference is not the policy as it starts" in caplog.text
     assert torch.equal(logits(trainer.ref_model), logits(load(tiny_checkpoint)))
+
+
+def test_a_model_that_has_no_copy_has_trls_reference(
+    tiny_checkpoint: Path, make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What users keep on a model, such as a lock or activations, is no matter of the reference."""
+    for kept in (Lock(), torch.ones(2, requires_grad=True) * 2):
+        model = load(tiny_checkpoint)
+        model.kept = kept
+        trainer = make_trainer(model=model)
+        assert torch.equal(logits(trainer.ref_model), logits(load(tiny_checkpoint)))
+    assert "cannot be copied (TypeError" in caplog.text
+    assert "cannot be copied (RuntimeError" in caplog.text
 
 
 def test_a_lack_of_memory_says_what_to_do(

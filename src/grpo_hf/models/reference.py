@@ -9,8 +9,9 @@ Weights of the base that train beside an adapter are kept twice, so that the bas
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..config import option
 from ..errors import ModelError
 from ..run_context import RunTraits
-from ..trl_seam import active_adapter, name_or_path, replaced_in_trl
+from ..trl_seam import active_adapter, found_in_trl, name_or_path, replaced_in_trl
 from .adapters import add_role, keep_trainable
 from .kept_weights import (
     base_weights_that_train,
@@ -58,7 +59,8 @@ def made_here(model: Any, args: Any) -> AbstractContextManager[None]:
     # ZeRO-3 may have cut the weights already.
     whole = isinstance(model, PreTrainedModel) and not is_deepspeed_zero3_enabled()
     if whole and option(args, "reference") == "initial":
-        return replaced_in_trl("create_model_from_path", lambda *_, **__: frozen_copy(model))
+        name = "create_model_from_path"
+        return replaced_in_trl(name, partial(_copied_or_read, model, found_in_trl(name)))
     return nullcontext()
 
 
@@ -72,17 +74,46 @@ def _without_kl_term(args: Any) -> Iterator[None]:
         args.beta = beta
 
 
+def _copied_or_read(
+    model: PreTrainedModel, read: Callable[..., Any], *positional: Any, **named: Any
+) -> Any:
+    """Return a copy of a model that does not train, or what TRL reads where it cannot be copied.
+
+    Args:
+        read: makes a model from files, with the other arguments.
+
+    Raises:
+        ModelError: there is no memory for it.
+    """
+    try:
+        return frozen_copy(model)
+    except ModelError:
+        raise
+    # What a user keeps on a model may have no copy: a lock, a tensor with a history.
+    except Exception as error:
+        logger.warning(
+            "The reference of the KL term is read from the model's files, as in TRL: the model as "
+            "it was given cannot be copied (%s: %s).",
+            type(error).__name__,
+            error,
+        )
+        return read(*positional, **named)
+
+
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model that does not train.
 
     Raises:
         ModelError: there is no memory for it.
+        Exception: whatever a part of it raises that has no copy.
     """
     size = sum(weight.nbytes for weight in model.parameters()) / _MEGABYTE
     try:
         reference = copy.deepcopy(model)
     # On a CPU, torch raises a RuntimeError for a lack of memory.
     except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ModelError(
             f"the KL term needs a frozen copy of the model ({size:.0f} MB), which could not be "

@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 # Settings whose values may change from call to call without a new measurement.
 _FREE = {"max_new_tokens", "max_length", "temperature", "top_p", "top_k", "min_p", "max_time"}
 
-
 _OFF = "Grouped rollouts are off, and rollouts cost what they cost with TRL."
 
 
@@ -103,7 +102,7 @@ class GroupedSampling:
         self._unshared: list[str] = []
 
     @contextmanager
-    def serving(self, model: Any) -> Iterator["Served"]:
+    def serving(self, model: Any) -> Iterator[Served]:
         """Let `model.generate` sample by groups for the length of a `with` block.
 
         Args:
@@ -148,7 +147,7 @@ class GroupedSampling:
             self._log(reason, " (on another process)")
 
     def _generate(
-        self, model: Any, generate: Callable[..., Any], call: dict[str, Any], served: "Served"
+        self, model: Any, generate: Callable[..., Any], call: dict[str, Any], served: Served
     ) -> Any:
         """Run a call of `generate` the way that was measured to be right for it."""
         own = causal_model(model)

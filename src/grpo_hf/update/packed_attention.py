@@ -1,11 +1,10 @@
 """Attention over a packed row: a prompt sees itself, a suffix sees its prompt and itself.
 
 Everything else in a decoder works token by token and needs no change. `read_layouts` puts one
-question in front of the
-attention function that a model uses: is there a layout in the call? With one, `attend` below
-answers; without one, the function that was there, so that generation and every other model are as
-they were. The question stays registered, because gradient checkpointing asks it again in the
-backward.
+question in front of the attention function that a model uses: is there a layout in the call? With
+one, `attend` below answers; without one, the function that was there, so that generation and every
+other model are as they were. The question stays registered, because gradient checkpointing asks it
+again in the backward.
 
 Shapes: as in update/packing.py, and H query heads, K key and value heads, D values per head.
 """
