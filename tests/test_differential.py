@@ -19,12 +19,16 @@ FOUND = [
     (1, "Arcee"),
     # Latent attention: values have another size than keys, and sampling by groups crashed.
     (10, "DeepseekV2"),
+    # The same in an update, for prompts of one token, where no part of a prompt is shared.
+    (11, "DeepseekV3"),
     # Masks that weigh keys by their values: other texts, without a word.
     (13, "Doge"),
     # Attention and a state in one layer: sampling by groups crashed.
     (17, "FalconH1"),
     # An adapter on embeddings: the check of the KL at step 0 looked for their size in vain.
     (28, "Glm4"),
+    # A reward that compares the completions of a group, and was given them one by one.
+    (34, "Helium"),
     # Experts of attention: other texts, without a word.
     (37, "JetMoe"),
     # aLoRA, whose invocation is looked for in whole rows: sampling by groups crashed.
