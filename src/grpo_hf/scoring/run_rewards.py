@@ -35,7 +35,8 @@ class RunRewards:
         process: RewardProcess | None,
     ) -> None:
         self.process = process
-        self._given = given or []
+        # A list of our own: TRL puts the reward models that it loads into the one it is given.
+        self._given = list(given or [])
         self._entries = entries or []
 
     def entries_for(self, functions: Sequence[Any]) -> list[Any]:
