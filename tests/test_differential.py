@@ -19,8 +19,6 @@ FOUND = [
     (1, "Arcee"),
     # Latent attention: values have another size than keys, and sampling by groups crashed.
     (10, "DeepseekV2"),
-    # The same in an update, for prompts of one token, where no part of a prompt is shared.
-    (11, "DeepseekV3"),
     # Masks that weigh keys by their values: other texts, without a word.
     (13, "Doge"),
     # Attention and a state in one layer: sampling by groups crashed.

@@ -40,6 +40,7 @@ PLAIN: dict[str, Any] = {
     "max_completion_length": 6,
     "max_steps": 2,
     "learning_rate": 0.05,
+    "beta": 0.0,
     "bf16": False,
     "gradient_checkpointing": False,
     "generation_kwargs": {"do_sample": False},
