@@ -9,8 +9,9 @@ if they disagree. Times are wall times: TRL's reward runs in one process, ours i
 thread.
 
 The row `hang` is the time, in seconds, that one completion costs whose reward computes 9^9^9^9. It
-must not exceed the timeout of a reward by more than a second. The row `overhead` is the time per
-completion of a reward that does nothing, in milliseconds.
+must not exceed the timeout of a reward by more than a second. The rows `overhead` and
+`overhead_whole` are the time per completion of a reward that does next to nothing, in milliseconds,
+called for each completion and with all of them; half a millisecond is allowed.
 """
 
 import random
@@ -20,6 +21,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from grpo_hf import reward_settings
 from grpo_hf.runs.program import quiet
 from grpo_hf.scoring.registry import load_reward
 from grpo_hf.scoring.reward import Reward
@@ -57,6 +59,14 @@ STEPS = 8
 # The completion that the reward of the row `hang` takes too long for.
 HANGING = "9^9^9^9"
 MILLISECONDS = 1000
+
+# Milliseconds per completion that a reward which does nothing may cost, called for each of them and
+# with all of them.
+MOST_OVERHEAD = 0.5
+OVERHEADS = {
+    "overhead": "milliseconds per completion of a reward that does nothing, called for each",
+    "overhead_whole": "milliseconds per completion of a reward that does nothing, called once",
+}
 
 
 def problems(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -107,7 +117,7 @@ def _message(text: str) -> dict[str, str]:
 
 
 def compare(workers: int, repeats: int) -> list[Row]:
-    """Return the three rows."""
+    """Return the four rows."""
     # A new batch for each repeat and one for the warm-up, because both sides cache what they read.
     batches = []
     for seed in range(repeats + 1):
@@ -115,7 +125,11 @@ def compare(workers: int, repeats: int) -> list[Row]:
     entry, process = isolated(load_reward("math"), workers)
     math = compare_math(entry, batches, workers, repeats)
     process.close()
-    return [math, time_hang(batches[0][1], workers), time_overhead(*batches[0], workers, repeats)]
+    texts = batches[0][1]
+    rows = [math, time_hang(texts, workers)]
+    for name, settings in (("overhead", {"batched": False}), ("overhead_whole", {"batched": True})):
+        rows.append(time_overhead(name, settings, texts, workers, repeats))
+    return rows
 
 
 def compare_math(
@@ -179,6 +193,7 @@ def are_correct(of_batches: Sequence[Sequence[float | None]]) -> bool:
 def time_hang(texts: list[str], workers: int) -> Row:
     """Return the row `hang`: what one completion that hangs costs, in seconds."""
 
+    @reward_settings(batched=False)
     def power(completions: Sequence[Any], **columns: Any) -> list[float]:
         if completions[0][0]["content"] == HANGING:
             # One operation of Python, which nothing but the end of the process interrupts.
@@ -208,24 +223,33 @@ def time_hang(texts: list[str], workers: int) -> Row:
     return row
 
 
-def time_overhead(golds: list[str], texts: list[str], workers: int, repeats: int) -> Row:
-    """Return the row `overhead`: the time per completion of a reward that does nothing."""
+def time_overhead(
+    name: str, settings: dict[str, bool], texts: list[str], workers: int, repeats: int
+) -> Row:
+    """Return the time per completion of a reward that does next to nothing.
 
-    def nothing(completions: Sequence[Any], **columns: Any) -> list[float]:
-        return [1.0]
+    Args:
+        name: of the row.
+        settings: what the reward says of itself; what it does not say is found out before.
+    """
+
+    def lengths(completions: Sequence[Any], **columns: Any) -> list[float]:
+        return [float(len(messages[0]["content"])) for messages in completions]
 
     messages = _messages(texts)
-    entry, process = isolated(load_reward(nothing), workers)
-    # The first call starts the workers.
-    entry(completions=messages, answer=golds)
+    entry, process = isolated(load_reward(reward_settings(**settings)(lengths)), workers)
+    # The first calls start the workers, and measure how the reward may be called.
+    for _ in range(3):
+        entry(completions=messages)
     each = []
     for _ in range(repeats):
         start = time.perf_counter()
-        entry(completions=messages, answer=golds)
+        entry(completions=messages)
         each.append(MILLISECONDS * (time.perf_counter() - start) / COUNT)
     process.close()
-    title = "milliseconds per completion of a reward that does nothing"
-    return ratio_row("overhead", title, median(each), None, each, " ms")
+    row = ratio_row(name, OVERHEADS[name], median(each), None, each, " ms")
+    row["equal"] = {"below": median(each) < MOST_OVERHEAD}
+    return row
 
 
 def main(given: Sequence[str] | None = None) -> None:

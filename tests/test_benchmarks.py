@@ -310,8 +310,8 @@ def test_scoring_compares_equal_values(monkeypatch: pytest.MonkeyPatch) -> None:
     # A short batch and a short timeout, so that the hanging completion costs a second.
     monkeypatch.setattr(scoring, "COUNT", 12)
     monkeypatch.setattr(scoring, "TIMEOUT", 1.0)
-    math, hang, overhead = scoring.compare(2, 1)
+    math, hang, overhead, whole = scoring.compare(2, 1)
     assert all(math["equal"].values())
     assert hang["equal"]["others"]
     assert math["value"] > 0
-    assert overhead["value"] > 0
+    assert overhead["value"] > 0 and whole["value"] > 0

@@ -209,12 +209,12 @@ def test_the_progress_line_says_what_failed() -> None:
         "failed/timeout": 0.125,
         "failed/wrong_type": 0.25,
     }
-    of |= {"latency_p50": 0.012, "latency_p99": 1.5}
+    of |= {"latency_p50": 0.012, "latency_p99": 1.5, "waited": 12.3}
     logs = {"reward": 1.0, **{f"rewards/judge/{name}": value for name, value in of.items()}}
     line = progress_line(1, 2, logs, ["judge"], 1.0, 1.0)
     assert (
         "judge 0.500±0.25 (62.5% judged, timeout 12.5%, wrong type 25.0%, scored in 0.01 s, "
-        "p99 1.50 s)" in line
+        "p99 1.50 s, waited for 12 s)" in line
     )
     quick = {"rewards/judge/mean": 1.0, "rewards/judge/std": 0.0, "rewards/judge/judged": 1.0}
     assert "judge 1.000±0.00  " in progress_line(1, 2, {"reward": 1.0} | quick, ["judge"], 1.0, 1.0)
