@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMode
 
 from ..models.adapters import causal_model
+from ..models.positions import stretching_positions
 
 # What a call may have: TRL gives the first three.
 _SERVED = {"input_ids", "attention_mask", "generation_config"}
@@ -28,8 +29,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "token_healing": (None, False),
     "prefill_chunk_size": (None,),
 }
-# Rotary embeddings that turn otherwise once a text is longer than the pretraining's.
-_BY_LENGTH = ("dynamic", "longrope")
 
 
 def why_not_these_inputs(
@@ -68,26 +67,13 @@ def why_not_these_settings(model: Any, config: GenerationConfig, width: int) -> 
         value = getattr(config, name, None)
         if value not in neutral:
             return f"`{name}` is {value}"
-    kind, longest = _positions_change(causal_model(model).config.get_text_config())
     limit = config.max_length or 0
     if config.max_new_tokens is not None:
         limit = width + config.max_new_tokens
-    if longest is not None and limit > longest:
-        return (
-            f"texts may have more than {longest} tokens, where rotary embeddings of type {kind!r} "
-            "change"
-        )
+    for kind, longest in stretching_positions(causal_model(model).config.get_text_config()):
+        if limit > longest:
+            return (
+                f"texts may have more than {longest} tokens, where rotary embeddings of type "
+                f"{kind!r} change"
+            )
     return None
-
-
-def _positions_change(config: Any) -> tuple[str | None, int | None]:
-    """Return the type of a model's rotary embeddings and the length at which they change, if so."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    # One for all layers, or one for each type of layer.
-    every = parameters.values() if "rope_type" not in parameters else [parameters]
-    for one in every:
-        if isinstance(one, Mapping) and one.get("rope_type") in _BY_LENGTH:
-            longest = one.get("original_max_position_embeddings")
-            declared = getattr(config, "original_max_position_embeddings", None)
-            return one["rope_type"], longest or declared or config.max_position_embeddings
-    return None, None

@@ -7,13 +7,14 @@ window, chunks, the best k of all keys, positions that are stretched beyond a le
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import NotPackableError
+from ..models.positions import stretching_positions
 from ..trl_seam import own_hooks
 from .packing import PackedGroups
 
@@ -169,20 +170,8 @@ def _lengths(config: Any) -> Iterator[int]:
             continue
         if _LENGTH.search(name) and not _NO_LENGTH.search(name):
             yield from _numbers(value)
-    yield from _stretching_lengths(config)
-
-
-def _stretching_lengths(config: Any) -> Iterator[int]:
-    """Find the lengths from which on rotary positions are stretched for a whole batch."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    # One set for all layers, or one for each kind of layer.
-    sets = [each for each in parameters.values() if isinstance(each, Mapping)] or [parameters]
-    for each in sets:
-        if each.get("rope_type") not in ("dynamic", "longrope"):
-            continue
-        for holder in (each, config.to_dict()):
-            for name in ("original_max_position_embeddings", "max_position_embeddings"):
-                yield from _numbers(holder.get(name))
+    for _, length in stretching_positions(config):
+        yield length
 
 
 def _numbers(value: Any) -> list[int]:
