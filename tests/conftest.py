@@ -1,5 +1,6 @@
 """Fixtures that more than one test module uses."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from inspect import signature
@@ -16,6 +17,8 @@ from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
 from grpo_hf.demo.tiny_model import tiny_model, tiny_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
+# TRL warns of what is experimental there, and a warning of ours would be an error.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 torch.set_num_threads(1)  # the models are too small for more, and a test run shares its cores
 
 CONSTRUCTOR = [name for name in signature(GRPOTrainer).parameters if name != "args"]
@@ -36,6 +39,17 @@ TINY_RUN = {
 def count_ones(completions: list[str], **_: Any) -> list[float]:
     """A reward that differs within a group of an untrained model's babble."""
     return [float(len(text)) + text.count("1") for text in completions]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_look_through() -> None:
+    """Set apart what is imported by now.
+
+    Every training collects garbage several times, and going through the libraries takes longer
+    than a step of the embedded model.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

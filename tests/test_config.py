@@ -106,6 +106,13 @@ def test_what_trl_would_notice_in_the_middle_of_a_step(configured, name, value):
         configured(**{name: value})
 
 
+def test_what_ends_at_a_stop_string_would_be_left_out(configured):
+    stopping = {"generation_kwargs": {"stop_strings": ["a"]}}
+    with pytest.raises(ConfigError, match=r"at one of the stop_strings\. Leave out one"):
+        configured(mask_truncated_completions=True, **stopping)
+    assert configured(**stopping).generation_kwargs == stopping["generation_kwargs"]
+
+
 GEOMETRIES = [
     {"num_generations": 8, "per_device_train_batch_size": 4},
     {"num_generations": 8, "per_device_train_batch_size": 12},

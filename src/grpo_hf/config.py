@@ -258,6 +258,11 @@ def check_values(args: GRPOConfig) -> None:
             f"{args.reward_workers}; expected a share from 0 to 1, and a number of processes that "
             "is not negative."
         )
+    if args.mask_truncated_completions and (args.generation_kwargs or {}).get("stop_strings"):
+        raise ConfigError(
+            "mask_truncated_completions leaves out completions without an end-of-sequence token, "
+            "so every one that ends at one of the stop_strings. Leave out one of the two."
+        )
 
 
 def check_kl_term(args: GRPOConfig) -> None:

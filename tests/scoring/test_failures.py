@@ -286,8 +286,8 @@ def run_with_faults(
     }
     assert 0.05 < sum(outcome.failure is not None for outcome in faulty) / len(faulty) < 0.3
     assert psutil.Process().num_fds() <= handles + 2
-    # The two workers were replaced, and nothing else was left behind.
-    assert len({child.pid for child in psutil.Process().children(recursive=True)} - before) <= 3
+    # Workers were replaced, and perhaps the process that forks them; nothing was left behind.
+    assert len(psutil.Process().children(recursive=True)) <= len(before)
     trainer.run_rewards.process.close()
     return read_metrics(folder / "run"), seconds, reasons["timeout"]
 
