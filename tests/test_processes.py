@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 from safetensors.torch import load_file
-from support.processes import SCRIPT, launch
+from support.processes import SCRIPT, launch, launch_with_accelerate
 
 from grpo_hf.reporting.metrics_file import read_metrics
 
@@ -25,7 +25,7 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
     one_process: Path, tiny_checkpoint: Path
 ) -> None:
     two = one_process.parent / "two"
-    launch(2, tiny_checkpoint, two, 4, one_process / "rollouts-0.json")
+    launch_with_accelerate(2, tiny_checkpoint, two, 4, one_process / "rollouts-0.json")
     adapter, expected = (
         load_file(folder / "adapter_model.safetensors") for folder in (two, one_process)
     )
