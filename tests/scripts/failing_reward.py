@@ -7,6 +7,7 @@ Both processes stop after a checkpoint.
 
 import os
 import sys
+import time
 
 import torch
 from datasets import Dataset
@@ -52,6 +53,9 @@ def main(checkpoint: str, output: str) -> None:
         trainer.train()
     except RewardFailuresError as error:
         print(f"rank {trainer.accelerator.process_index} stopped: {error}", flush=True)
+    # Threads of gloo may hold tensors of the last collective, and a process that ends the group
+    # before they let go waits for them forever (pytorch/pytorch#56297).
+    time.sleep(0.2)
     trainer.end()
 
 
