@@ -21,9 +21,10 @@ from .algorithm import critic, kl_control, token_advantages
 from .config import GRPOConfig, option
 from .data import prompts, training_data
 from .data.completions import columns_of
+from .durable_trainer import DurableTrainer
 from .errors import RewardFailuresError
 from .models import adapters, loading, reference, reference_guards
-from .reporting import credit_file, model_card, output_folder, progress
+from .reporting import credit_file, model_card, progress
 from .rollout import dynamic_sampling, generate
 from .scoring import failures, process_reward, step_scores, trial
 from .scoring.scorer import RolloutScorer, scorer_under_way, weights_now
@@ -31,7 +32,7 @@ from .trl_seam import Batch
 from .update import log_probs, micro_batches, packing_check
 
 
-class GRPOTrainer(TRLGRPOTrainer):
+class GRPOTrainer(DurableTrainer):
     """TRL's trainer, and exactly its constructor, plus reward names.
 
     An entry of `reward_funcs` may also be what `load_reward` takes, as `"gsm8k"`, `"./mine.py:f"`
@@ -48,8 +49,6 @@ class GRPOTrainer(TRLGRPOTrainer):
     __signature__ = signature(TRLGRPOTrainer)
     # For the model card; a run from a recipe sets the name of its data.
     dataset_source = "unnamed data"
-    # A second `train()` may go on in the folder that the first one claimed.
-    _owns_output_folder = False
     reward_weights: Tensor
     # What scores in the place of each of `reward_funcs`, which are the user's own.
     _entries = property(lambda self: self.run_rewards.entries_for(self.reward_funcs))
@@ -87,20 +86,14 @@ class GRPOTrainer(TRLGRPOTrainer):
         own_callbacks = kl_callbacks + progress.progress_callbacks(self.reward_func_names)
         progress.exchange_callbacks(self.callback_handler, own_callbacks)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
-        """Train, with the folder claimed first, the reference checked before and the base after.
-
-        transformers 5.23: `train` prepares, loops and returns a `TrainOutput`.
-        """
-        resume, folder = resume_from_checkpoint, Path(self.args.output_dir)
-        if not self._owns_output_folder:
-            output_folder.claim_output_folder(folder, self.accelerator, resume=resume)
-        self._owns_output_folder = True
+    def train_here(self, resume: str | bool | None, **keywords: Any) -> Any:
+        """Train, with the reference checked before and the base after."""
         with reference_guards.guard_reference(trl_seam.policy_state(self, resume), self.args):
             try:
-                return super().train(resume_from_checkpoint=resume, **keywords)
+                return super().train_here(resume, **keywords)
             except RewardFailuresError:
                 # What was learned before a reward failed too often is not lost.
+                folder = Path(self.args.output_dir)
                 if failures.lacks_checkpoint(folder, self.state.global_step, self.accelerator):
                     trl_seam.save_checkpoint(self)
                 raise
