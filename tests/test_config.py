@@ -11,7 +11,8 @@ from trl import GRPOConfig as TRLGRPOConfig
 from trl import GRPOTrainer
 
 from grpo_hf import config
-from grpo_hf.config import GRPOConfig, check_geometry
+from grpo_hf.config import GRPOConfig
+from grpo_hf.config_checks import check_geometry
 from grpo_hf.errors import ConfigError
 
 
