@@ -36,6 +36,7 @@ ORDER = [
     "durable_trainer",
     "trainer",
     "runs",
+    "cli_rewards",
     "cli",
     "__init__",  # the public names, imported on first use
 ]

@@ -25,6 +25,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 import grpo_hf
 from grpo_hf import trl_seam
+from grpo_hf.durable_trainer import DurableTrainer
 from grpo_hf.errors import SeamMovedError
 
 ROWS, GROUP, WIDTH = 4, 2, 5
@@ -122,7 +123,8 @@ def test_what_we_override_is_there(name: str):
     method = getattr(trl.GRPOTrainer, name, None)
     assert method is not None, f"trl.GRPOTrainer.{name} has moved: there is no such method"
     assert_takes(method, trl_seam.OVERRIDDEN[name])
-    assert name in vars(grpo_hf.GRPOTrainer), f"{name} is not overridden any more"
+    own = vars(grpo_hf.GRPOTrainer) | vars(DurableTrainer)
+    assert name in own, f"{name} is not overridden any more"
 
 
 @pytest.mark.parametrize("address", trl_seam.CALLED)
@@ -170,7 +172,7 @@ def test_nothing_else_touches_a_private_name_of_trl(trainer: trl.GRPOTrainer):
     private = {name for name in dir(trainer) if name[0] == "_" and name[:2] != "__"}
     source = Path(grpo_hf.__file__).parent
     for file in sorted(source.rglob("*.py")):
-        if file in (source / "trainer.py", source / "trl_seam.py"):
+        if file.name in ("trainer.py", "durable_trainer.py", "trl_seam.py"):
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Attribute) or node.attr not in private:
@@ -286,6 +288,28 @@ def test_other_rewards_are_called_for_a_block(trainer: trl.GRPOTrainer):
         rollout(trainer)
     assert list(trainer._logs["rewards"]["first"]) == [7.0] * ROWS
     assert trainer.reward_funcs is own
+
+
+def test_another_rollout_function_is_called_for_a_block(trainer: trl.GRPOTrainer):
+    own = trainer.rollout_func
+    completions = [[5, 6]] * ROWS
+
+    def written(prompts: list[str], _trainer: Any) -> dict[str, Any]:
+        prompt_ids = [[7]] * len(prompts)
+        return {"prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": None}
+
+    with trl_seam.rollout_function_replaced(trainer, written):
+        assert trainer._generate(["1 + 1 = "] * ROWS)[1] == completions
+    assert trainer.rollout_func is own
+
+
+def test_the_loss_of_some_rows_is_that_of_a_step_of_one_micro_batch(trainer: trl.GRPOTrainer):
+    batch = rollout(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+    expected = trainer.compute_loss(trainer.model, batch)
+    # The last window of an epoch may have left another number.
+    trainer.current_gradient_accumulation_steps = 3
+    assert torch.equal(trl_seam.loss_of(trainer, batch), expected)
 
 
 def rollout(trainer: trl.GRPOTrainer) -> Any:

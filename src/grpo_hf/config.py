@@ -52,6 +52,9 @@ class GRPOConfig(TRLGRPOConfig):
         dynamic_sampling (`bool`): replace groups without a signal by fresh prompts (DAPO, arXiv
             2503.14476).
         max_refills (`int`): the largest number of rounds of fresh prompts in a rollout.
+        non_finite (`str`): what to do with a step whose loss, log-probabilities or gradient are NaN
+            or infinite. `"stop"` ends the run with an error before the weights change; `"skip"`
+            leaves the step out, and stops after five such steps in a row.
         log_credit (`bool`): keep one group of each logging step, with every token's advantage, in
             `credit.jsonl`.
 
@@ -173,7 +176,14 @@ class GRPOConfig(TRLGRPOConfig):
             "help": "With `dynamic_sampling`: how many rounds of fresh prompts a rollout may take."
         },
     )
-    # What a run writes down.
+    # What ends a run, and what it writes down.
+    non_finite: str = field(
+        default="stop",
+        metadata={
+            "help": "A step whose numbers are NaN or infinite: `stop` the run, or `skip` the step.",
+            "choices": ["stop", "skip"],
+        },
+    )
     log_credit: bool = field(
         default=True,
         metadata={

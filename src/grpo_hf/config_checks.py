@@ -17,6 +17,7 @@ _CHOICES = {
     "scale_rewards": ("group", "batch", "none", True, False),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "non_finite": ("stop", "skip"),
     "advantage_estimator": ("group", "reward", "gae"),
 }
 # Settings that have to be above 0. None is accepted: it turns a setting off, or TRL fills it in.

@@ -4,12 +4,21 @@ The stages of an update are in trainer.py. As there, an override unpacks what it
 calls a stage with plain values, and its docstring names what of the libraries it relies on.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from trl import GRPOTrainer as TRLGRPOTrainer
 
+from . import trl_seam
+from .durability import broken_steps, dead_run, finite, rollout_checks
 from .reporting import output_folder
+
+_LAST_STEP = "It was not saved. Lower learning_rate, and go on from the newest checkpoint."
+_NOT_SAVED = (
+    "It is not saved, and what was saved before is untouched. Lower learning_rate, and go on from "
+    "the newest checkpoint."
+)
 
 
 class DurableTrainer(TRLGRPOTrainer):
@@ -17,6 +26,8 @@ class DurableTrainer(TRLGRPOTrainer):
 
     # A second `train()` may go on in the folder that the first one claimed.
     _owns_output_folder = False
+    # A second one adds no second watch either.
+    _watched = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
         """Train in a folder that belongs to this run.
@@ -27,8 +38,59 @@ class DurableTrainer(TRLGRPOTrainer):
         if not self._owns_output_folder:
             output_folder.claim_output_folder(folder, self.accelerator, resume=resume)
         self._owns_output_folder = True
-        return self.train_here(resume, **keywords)
+        broken_steps.check_skipping(self.args, self.accelerator)
+        model = self.accelerator.unwrap_model(self.model)
+        finite.check_before_training(model, self.ref_model)
+        if not self._watched:
+            self.add_callback(dead_run.DeadRunWatch())
+        self._watched = True
+        output = self.train_here(resume, **keywords)
+        finite.check_weights(model, "after the last step", _LAST_STEP)
+        return output
 
     def train_here(self, resume: str | bool | None, **keywords: Any) -> Any:
         """Train in the folder that was claimed."""
         return super().train(resume_from_checkpoint=resume, **keywords)
+
+    @cached_property
+    def _numbers(self) -> finite.StepNumbers:
+        """Return what remembers the losses of a step until its gradient is known."""
+        return finite.StepNumbers()
+
+    def compute_loss(self, model: Any, inputs: Any, *positional: Any, **named: Any) -> Any:
+        """Remember a micro-batch and its loss. transformers 5.23 sends the loss backward."""
+        loss = super().compute_loss(model, inputs, *positional, **named)
+        if self.model.training:
+            self._numbers.add(inputs, loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Stop before a step whose numbers are not finite, or leave it out.
+
+        transformers 5.23 calls this with clipped gradients, right before the optimizer's step.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        run = trl_seam.context_of(self)
+        verdict = self._numbers.judge(norm, run)
+        if verdict is not None:
+            policy, tokenizer = trl_seam.policy_state(self, None), trl_seam.tokenizer_of(self)
+            broken_steps.leave_out_or_stop(verdict, policy, tokenizer, self.args, run)
+            # Optimizers pass over weights without a gradient: their moments stay as well.
+            model.zero_grad()
+        return norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save weights that are finite. transformers 5.23: checkpoints are saved by this, too."""
+        model = self.accelerator.unwrap_model(self.model)
+        finite.check_weights(model, f"after step {self.state.global_step}", _NOT_SAVED)
+        super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """Check what a rollout function returns. TRL 1.16 calls `rollout_func` here."""
+        if self.rollout_func is None:
+            return super()._generate(prompts)
+        size = self.model.config.get_text_config().vocab_size
+        run = trl_seam.context_of(self)
+        checked = rollout_checks.checked_rollout(self.rollout_func, size, run)
+        with trl_seam.rollout_function_replaced(self, checked):
+            return super()._generate(prompts)

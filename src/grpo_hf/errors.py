@@ -13,6 +13,8 @@
     │   ├── RewardSpecError (ValueError)    a reward was found but cannot be used as asked
     │   ├── RewardOutputError (ValueError)  a reward did not return a list of rewards
     │   └── RewardFailuresError (RuntimeError)  a reward fails too often to train a model
+    ├── NotFiniteError (ArithmeticError)    a loss, gradient, log-probability or weight became NaN
+    ├── RolloutError (ValueError)           a rollout function returned no completion, or no tokens
     ├── OutputExistsError (FileExistsError) the output folder holds another run
     └── HubUnreachable (ConnectionError)    the Hub was needed and did not answer
 
@@ -81,6 +83,14 @@ class RewardOutputError(RewardError, ValueError):
 
 class RewardFailuresError(RewardError, RuntimeError):
     """A reward failed on more completions than a run allows."""
+
+
+class NotFiniteError(GrpoError, ArithmeticError):
+    """A loss, gradient, log-probability or weight is NaN or infinite."""
+
+
+class RolloutError(GrpoError, ValueError):
+    """A rollout function returned an empty completion, or ids that are no tokens."""
 
 
 class OutputExistsError(GrpoError, FileExistsError):

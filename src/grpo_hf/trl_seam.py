@@ -69,6 +69,9 @@ OVERRIDDEN = {
     ),
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_compute_loss": ("self", "model", "inputs"),
+    "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
+    "_get_grad_norm": ("self", "model", "grad_norm"),
+    "save_model": ("self", "output_dir", "_internal_call"),
     "create_model_card": ("self", "model_name", "dataset_name", "tags"),
 }
 
@@ -274,6 +277,14 @@ def policy_state(trainer: Any, resume: str | bool | None) -> PolicyState:
     )
 
 
+def loss_of(trainer: Any, micro_batch: Any) -> Tensor:
+    """Return the loss of some rows, as an optimizer step of one micro-batch has it."""
+    # The training loop sets it, and a trainer that replays a batch is in none.
+    trainer.current_gradient_accumulation_steps = 1
+    with trainer.compute_loss_context_manager():
+        return trainer._compute_loss(trainer.accelerator.unwrap_model(trainer.model), micro_batch)
+
+
 def card_facts(trainer: Any, dataset_source: str) -> CardFacts:
     """Return what the card of a run says about it."""
     specs = []
@@ -474,6 +485,11 @@ def rewards_replaced(
     `_calculate_rewards` reads `reward_funcs` once, when it begins.
     """
     return patch.object(trainer, "reward_funcs", list(functions))
+
+
+def rollout_function_replaced(trainer: Any, function: Any) -> AbstractContextManager[Any]:
+    """Let TRL call another rollout function for a block. `_generate` reads `rollout_func`."""
+    return patch.object(trainer, "rollout_func", function)
 
 
 def prompt_ids_of(trainer: Any, prompts: Sequence[Any]) -> list[list[int]]:

@@ -17,6 +17,7 @@ OURS = {
     "reward_workers",
     "max_reward_failures",
     "log_credit",
+    "non_finite",
     "process_reward",
     "advantage_estimator",
     "gae_lambda",

@@ -8,6 +8,7 @@ steps (`reference_reset_every`). KL is one number per optimizer step, in nats pe
 same on all processes.
 """
 
+import math
 from typing import Any
 
 from peft import PeftModel
@@ -119,7 +120,9 @@ class AdaptiveBeta(TrainerCallback):
         # Logged before it moves: this is the weight that the step was computed with.
         self._term.log()
         kl = self._term.kl_of_step()
-        self._term.beta = adapted_beta(self._term.beta, kl, self._target_kl)
+        # A step that was left out because of its numbers says nothing about the KL.
+        if math.isfinite(kl):
+            self._term.beta = adapted_beta(self._term.beta, kl, self._target_kl)
         state.stateful_callbacks[_SAVED_AS] = self._state()
 
     def _state(self) -> dict[str, Any]:

@@ -134,7 +134,9 @@ def _rollout_parts(logs: dict[str, Any], reward_names: list[str]) -> list[str]:
         for name in reward_names:
             parts.append(_reward_part(name, logs))
     if "kl" in logs:
-        parts.append(f"kl {logs['kl']:.4f}")
+        # A step that was left out because of its numbers has none.
+        kl = finite(logs["kl"])
+        parts.append("kl -" if kl is None else f"kl {kl:.4f}")
     if "completions/mean_length" in logs:
         parts.append(f"length {logs['completions/mean_length']:.0f}")
     return parts

@@ -21,7 +21,7 @@ from transformers import (
     cache_utils,
 )
 
-from ..errors import GrpoError, NotGroupableError
+from ..errors import NotFiniteError, NotGroupableError
 from ..trl_seam import cache_argument
 from ..update.packing import distinct_prompts
 from .shared_prefix_cache import SharedPrefixCache
@@ -239,14 +239,14 @@ def _draw(scores: Tensor) -> Tensor:
     One uniform number per row is looked up in the cumulated probabilities.
 
     Raises:
-        GrpoError: the logits are not finite.
+        NotFiniteError: the logits are not finite.
     """
     # Sums of 50,000 shares in float32 would be off by more than the rarest tokens' shares; MPS has
     # no float64.
     precision = torch.float32 if scores.device.type == "mps" else torch.float64
     distribution = scores.to(precision).softmax(-1).cumsum(-1)
     if not distribution[:, -1].isfinite().all():
-        raise GrpoError(
+        raise NotFiniteError(
             "the policy's logits are not finite, so nothing can be sampled: lower the learning "
             "rate."
         )

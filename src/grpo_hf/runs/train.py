@@ -43,7 +43,7 @@ def train(recipe: Recipe) -> Comparison | None:
     # A stream does not say how many there are.
     count = f"{len(prompts.train):,} prompts" if task.stream is None else "prompts"
     say(f"{count} from {task.train.source}; rewards: {specs}", flush=True)
-    trainer = _trainer(recipe, task, prompts)
+    trainer = make_trainer(recipe, task, prompts)
     # Before training, so that an interrupted run leaves its recipe behind.
     if trainer.is_world_process_zero():
         recipe.save(Path(recipe.training.output_dir))
@@ -65,7 +65,7 @@ def train(recipe: Recipe) -> Comparison | None:
     return comparison
 
 
-def _trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts) -> GRPOTrainer:
+def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts) -> GRPOTrainer:
     """Load the model of a recipe, and make its trainer."""
     model: Any = loading.load_base(
         recipe.model,

@@ -1,0 +1,206 @@
+"""Say in words that a run cannot learn, while it can still be stopped.
+
+Nothing here changes what is trained. What is looked at are the numbers that a run logs, and the
+largest weight that trains.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers import TrainerCallback
+
+from ..config import option
+from .finite import extremes, readable_weights
+
+# It speaks in the main process alone.
+logger = get_logger(__name__)
+
+# Optimizer steps for which a sign has to last: a tenth of a short run's, ten of a long one's.
+_LASTS, _LEAST, _SHARE = 10, 3, 4
+# How far weights may grow: several times the largest at the start, and never below this number.
+_GROWTH, _LEAST_WEIGHT = 5.0, 1.0
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign that a run learns nothing.
+
+    Args:
+        name: of the sign.
+        holds: reads it from a logged line of numbers.
+        words: what is said; `{steps}` is for how many steps it has lasted.
+        at_once: whether once is enough.
+    """
+
+    name: str
+    holds: Callable[[dict[str, Any]], bool]
+    words: str
+    at_once: bool = False
+
+
+def _nothing_judged(logs: dict[str, Any]) -> bool:
+    # TRL writes None where it has NaN alone.
+    return logs["reward"] is None or math.isnan(logs["reward"])
+
+
+def _overflows(logs: dict[str, Any]) -> bool:
+    if _nothing_judged(logs):
+        return False
+    return math.isinf(logs["reward"]) or logs.get("reward_std") == math.inf
+
+
+def _nothing_earned(logs: dict[str, Any]) -> bool:
+    return logs["reward"] == 0 and logs.get("reward_std") == 0
+
+
+def _all_alike(logs: dict[str, Any]) -> bool:
+    return logs.get("frac_reward_zero_std") == 1 and not _nothing_earned(logs)
+
+
+def _all_clipped(logs: dict[str, Any]) -> bool:
+    return logs.get("completions/clipped_ratio") == 1
+
+
+def _no_gradient(logs: dict[str, Any]) -> bool:
+    # These make every advantage 0, which is another reason for a gradient of 0.
+    if _nothing_judged(logs) or _overflows(logs):
+        return False
+    return logs.get("grad_norm") == 0 and logs.get("frac_reward_zero_std", 1) < 1
+
+
+SIGNS = (
+    Sign(
+        "nothing judged",
+        _nothing_judged,
+        "Every reward returned None for every completion of the last {steps} steps, so there is "
+        "nothing to learn from. Look at the columns that the rewards read: `grpo-hf rewards check "
+        "RECIPE` tries them on rows of the data.",
+    ),
+    Sign(
+        "rewards overflow",
+        _overflows,
+        "The rewards are so large that their standard deviation overflows float32, which makes "
+        "every advantage 0: nothing is learned. Scale the rewards to numbers around 1, or clip "
+        "them.",
+        at_once=True,
+    ),
+    Sign(
+        "nothing earned",
+        _nothing_earned,
+        "Every completion of the last {steps} steps earned 0, so there is nothing to learn from. "
+        "Look at completions (`grpo-hf credit RUN`): if right answers earn 0, mend the reward or "
+        "the prompt that asks for its format; else begin with easier prompts, a reward for parts "
+        "of an answer, or a model that has learned the format.",
+    ),
+    Sign(
+        "no difference",
+        _all_alike,
+        "All completions of each group earned the same in the last {steps} steps, so every "
+        "advantage is 0 and only the KL term is left to learn from. Use prompts that the model "
+        "solves sometimes, a reward with more than two values, a higher temperature, more "
+        "completions a group (num_generations), or --dynamic_sampling true.",
+    ),
+    Sign(
+        "all clipped",
+        _all_clipped,
+        "Every completion of the last {steps} steps was cut off at max_completion_length before "
+        "its end. Raise max_completion_length, or see that the model knows how to end: its chat "
+        "template, its end-of-sequence token, a prompt that asks for short answers.",
+    ),
+    Sign(
+        "no gradient",
+        _no_gradient,
+        "The gradient was exactly 0 in the last {steps} steps, although completions earned "
+        "different rewards: the weights do not move any more. The policy is likely so sure of its "
+        "tokens that their log-probabilities are 0: lower learning_rate and begin again from a "
+        "checkpoint before that.",
+    ),
+)
+
+_GROWN = (
+    "The largest weight that trains is {largest:.3g} at step {step}, and was {start:.3g} at the "
+    "start: the run diverges. learning_rate is {rate:g}; for LoRA with AdamW 1e-6 to 1e-3 is "
+    "usual. Stop, and begin again with a smaller one."
+)
+
+
+class DeadRunWatch(TrainerCallback):
+    """A callback that says once for each sign that a run learns nothing, and what to do."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, int] = {}
+        self._said: set[str] = set()
+        self._start: float | None = None
+        self._last_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
+        """Remember how large the weights are."""
+        self._last_step = state.global_step
+        self._since.clear()
+        self._start = _largest_weight(objects.get("model"))
+
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, Any] | None = None,
+        **objects: Any,
+    ) -> None:
+        """Look for the signs in a line of numbers of the training."""
+        # Evaluations have other names, and the summary at the end has no loss.
+        if not logs or "loss" not in logs:
+            return
+        steps = max(_LEAST, min(_LASTS, state.max_steps // _SHARE))
+        # With several updates for a rollout, only the first of them logs rewards.
+        if "reward" in logs:
+            for sign in _signs_for(args):
+                self._look(sign, logs, state.global_step, steps)
+        self._last_step = state.global_step
+        self._look_at_weights(args, state, objects.get("model"))
+
+    def _look(self, sign: Sign, logs: dict[str, Any], step: int, steps: int) -> None:
+        """Say a sign that has lasted long enough."""
+        if not sign.holds(logs):
+            self._since.pop(sign.name, None)
+            return
+        # A line is about all steps since the line before.
+        lasted = step - self._since.setdefault(sign.name, self._last_step)
+        if sign.at_once or lasted >= steps:
+            self._say(sign.name, sign.words.format(steps=lasted))
+
+    def _look_at_weights(self, args: Any, state: Any, model: Any) -> None:
+        """Say that the weights have grown beyond what training does."""
+        if self._start is None or "growth" in self._said:
+            return
+        largest = _largest_weight(model)
+        if largest is not None and largest > _GROWTH * max(self._start, _LEAST_WEIGHT):
+            numbers = {"largest": largest, "step": state.global_step, "start": self._start}
+            self._say("growth", _GROWN.format(rate=args.learning_rate, **numbers))
+
+    def _say(self, name: str, words: str) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            logger.warning(words)
+
+
+def _signs_for(args: Any) -> list[Sign]:
+    """Return the signs that mean something under the settings of a run."""
+    # Steps, the reward itself and a critic give advantages where whole rewards are equal.
+    compares = option(args, "advantage_estimator") == "group"
+    if compares and option(args, "process_reward") is None:
+        return list(SIGNS)
+    return [sign for sign in SIGNS if sign.holds is not _all_alike]
+
+
+def _largest_weight(model: Any) -> float | None:
+    """Return the largest entry, without its sign, of the weights that train; None without any."""
+    if model is None:
+        return None
+    weights = []
+    for _, weight in readable_weights(model, trains=True):
+        weights.append(weight)
+    return float(extremes(weights).abs().max()) if weights else None
