@@ -14,14 +14,14 @@ compared in the process where no line of the model's code runs.
     loses the points.
     Not prevented: returning the expected values without computing them where the prompt shows them;
     a test that compares two results of the model's code with each other; a test that any object
-    passes (`assert f(2)`); and, without bubblewrap, an attack on the program that called the
-    sandbox (`sandbox.py` says what is open then).
+    passes (`assert f(2)`); and, with `sandbox: none`, an attack on the program that called it.
 
 Tests receive None, numbers, text, bytes, lists, tuples, sets, dictionaries, ranges, deques,
 fractions, decimals and dates by value, and as these types: a Counter arrives as a dict. Changes
 that a call makes to lists, dictionaries and sets among its arguments arrive too. Any other object
 stays with the model's code; the tests can call it, index it, iterate over it and read and set its
-attributes. The code has the standard library and the packages that are installed beside grpo-hf.
+attributes. The code has the standard library and the packages that are installed beside grpo-hf;
+where the log says that Python was copied, it has the standard library alone.
 """
 
 import inspect
@@ -69,8 +69,8 @@ def python_tests(
     Args:
         completions: texts, or lists of messages.
         test_list: per row a list of tests, each a text of Python statements.
-        sandbox: "auto" takes bubblewrap where it works, else resource limits with a warning;
-            "required" refuses to run without bubblewrap; "limits" takes resource limits.
+        sandbox: "auto" takes the best tier that holds on this machine and refuses to run without
+            one; the name of a tier takes that one; "none" gives resource limits only.
         timeout: seconds for a completion with all its tests; tests that have passed by then count.
         partial: False pays 1.0 if all tests pass, else 0.0.
         memory_mb: MB of address space for each process.
@@ -89,7 +89,7 @@ def python_tests(
     >>> tests = ["assert double(2) == 4", "assert double(-1) == -2"]
     >>> doubles = "```python\ndef double(x):\n    return x * 2\n```"
     >>> squares = "def double(x): return x ** 2"
-    >>> python_tests([doubles, squares, "exit()"], [tests] * 3, sandbox="limits")
+    >>> python_tests([doubles, squares, "exit()"], [tests] * 3, sandbox="none")
     [1.0, 0.5, 0.0]
     """
     _check_options(sandbox, timeout, partial, memory_mb)

@@ -14,8 +14,7 @@ standard macro.
 
 Not prevented: a type that the code redefines. `fn f() -> Same`, where a `Same` equals every number,
 passes `assert_eq!(f(), 4)` but no `let x: i32 = f();`, so good tests name their types. Also not
-prevented, without bubblewrap: an attack on the program that called the sandbox (`sandbox.py` says
-what is open then).
+prevented, with `sandbox: none`: an attack on the program that called it.
 """
 
 import functools
@@ -160,8 +159,8 @@ def rust_cargo(
         clippy: paid where `cargo clippy` reports nothing (unused private items aside) and at least
             one test passes. With 0, clippy need not be installed.
         passes: paid in full where every test passes.
-        sandbox: "auto" takes bubblewrap where it works, else resource limits with a warning;
-            "required" refuses to run without bubblewrap; "limits" takes resource limits.
+        sandbox: "auto" takes the best tier that holds on this machine and refuses to run without
+            one; the name of a tier takes that one; "none" gives resource limits only.
         timeout: seconds for a completion with all its tests; tests that have passed by then count.
         test_timeout: whole seconds for one test.
         memory_mb: MB of address space for a test (the compiler gets 4 GB).
@@ -175,7 +174,7 @@ def rust_cargo(
 
     >>> tests = "#[test] fn doubles() { let x: i32 = double(2); assert_eq!(x, 4); }"
     >>> code = "pub fn double(x: i32) -> i32 {\n    x * 2\n}"
-    >>> rust_cargo([code], [tests], sandbox="limits")  # doctest: +SKIP
+    >>> rust_cargo([code], [tests], sandbox="none")  # doctest: +SKIP
     [1.0]
     >>> _reward(Finished(0, "compiled\nclean\n4\npassed\npassed\n", "", "timed out"), 0.2, 0.1, 0.7)
     0.65

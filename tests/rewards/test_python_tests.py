@@ -4,20 +4,14 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.tiers import BEST, every_level, needs_a_tier
 
 from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards._code import last_block
 from grpo_hf.rewards.python_tests import python_tests
-from grpo_hf.scoring import sandbox
-
-needs_bubblewrap = pytest.mark.skipif(
-    bool(sandbox._bubblewrap_fault()), reason=sandbox._bubblewrap_fault()
-)
-LEVELS = [pytest.param("required", marks=needs_bubblewrap), "limits"]
-both_levels = pytest.mark.parametrize("level", LEVELS)
-BEST = "limits" if sandbox._bubblewrap_fault() else "required"
 
 DOUBLE = "def double(x):\n    return x * 2\n"
 TESTS = ["assert double(2) == 4", "assert double(-1) == -2", "assert double([1]) == [1, 1]"]
@@ -28,7 +22,7 @@ def score(code, tests=TESTS, **options):
     return reward
 
 
-@both_levels
+@every_level
 def test_share_of_tests(level):
     assert score(DOUBLE, sandbox=level) == 1.0
     assert score("def double(x): return 4 if x == 2 else None", sandbox=level) == pytest.approx(
@@ -107,14 +101,10 @@ def double(x): return {2: 4, -1: -2}.get(x, [1, 1]) if texts else 0
 }
 
 
-@pytest.mark.parametrize("level", ["best", "limits"])
+@needs_a_tier
 @pytest.mark.parametrize("code", FORGERIES.values(), ids=FORGERIES)
-def test_forged_passes_are_no_passes(level, code):
-    if level == "limits" and "/proc/[0-9]*" in code:
-        pytest.skip(
-            "resource limits alone do not promise it, and it would write to other programs' files"
-        )
-    assert score(code, sandbox=BEST if level == "best" else level, timeout=2.0) == 0.0
+def test_forged_passes_are_no_passes(code):
+    assert score(code, timeout=2.0) == 0.0
 
 
 def test_a_redefined_set_is_not_asked():
@@ -277,9 +267,10 @@ def test_unknown_sandbox():
 
 
 def test_a_sandbox_that_does_not_start_is_no_low_score(monkeypatch):
-    monkeypatch.setattr("grpo_hf.rewards.python_tests.sys.executable", "/nowhere/python")
+    nowhere = SimpleNamespace(executable="/nowhere/python")
+    monkeypatch.setattr("grpo_hf.rewards.python_tests.sys", nowhere)
     with pytest.raises(RuntimeError, match="the sandbox did not start"):
-        score(DOUBLE)
+        score(DOUBLE, sandbox="none")
 
 
 def test_takes_what_trl_passes():

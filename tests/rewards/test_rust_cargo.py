@@ -3,17 +3,16 @@ import shutil
 import time
 
 import pytest
+from support.tiers import BEST
 
 from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards import rust_cargo as module
 from grpo_hf.rewards.rust_cargo import rust_cargo
-from grpo_hf.scoring import sandbox
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("cargo") or not shutil.which("cargo-clippy"),
     reason="cargo or clippy is not installed",
 )
-BEST = "limits" if sandbox._bubblewrap_fault() else "required"
 
 DOUBLE = "pub fn double(x: i32) -> i32 {\n    x * 2\n}\n"
 TESTS = """
@@ -40,7 +39,7 @@ def score(code, tests=TESTS, **options):
     return reward
 
 
-@pytest.mark.parametrize("level", [BEST, "limits"] if BEST != "limits" else ["limits"])
+@pytest.mark.parametrize("level", [BEST, "none"])
 def test_right_solution(level):
     assert score(DOUBLE, sandbox=level) == 1.0
     assert score(DOUBLE.replace("pub ", ""), sandbox=level) == 1.0

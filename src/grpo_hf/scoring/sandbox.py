@@ -1,39 +1,37 @@
 """Runs code that a model wrote, so that the worst it can do is to fail.
 
-With bubblewrap the code has an empty folder in memory as its only writable place, sees the system's
-programs and Python but none of the user's files, has no network, no environment of ours and process
-numbers of its own, so it cannot signal anything outside. Without it what remains is resource
-limits, an empty environment and a new session; started by root, the code also runs as a user that
-owns nothing, where the program can be run by one. What that leaves open is said by a warning, once.
-The kernel is shared on both levels: its bugs are not fenced off.
-
-Linux only: `setpriv` and `prlimit` (util-linux) set the limits, because Python code between fork
-and exec can deadlock.
+The code has one writable folder, sees the system's programs and Python but none of the user's
+files, has no network, no environment of ours, no rights of root, and no way to signal anything
+outside; when the run ends, so does everything that it started. How that is done depends on the
+machine: `sandbox_tiers.py` tries the ways, best first, and docs/reliability.md says which attack
+each withstands. Where none holds, nothing is run, unless the level "none" was written. The kernel
+is shared on all tiers: its bugs are not fenced off. Linux only.
 """
 
+import json
 import math
 import os
 import secrets
-import selectors
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from ..errors import RewardSpecError, did_you_mean
+from ..errors import RewardSpecError
+from . import sandbox_launch
+from .sandbox_filter import seccomp_filter
+from .sandbox_jail import copied_python, folder_for_all, jail_with_python, open_to_all
+from .sandbox_talk import READ_SIZE, Limits, talk_to
+from .sandbox_tiers import LEVELS, chosen_tier, needs_a_copy
 
-LEVELS = ("auto", "required", "limits")
+__all__ = ["LEVELS", "Finished", "Limits", "confinement", "run_sandboxed"]
+
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 _UNSHARE = (
     "--unshare-ipc",
@@ -42,43 +40,34 @@ _UNSHARE = (
     "--unshare-uts",
     "--unshare-cgroup-try",
 )
-_INSIDE = "/tmp"  # the writable folder, as bubblewrapped code sees it
-_READ_SIZE = 65_536
-_WRITE_SIZE = 4_096  # a pipe that is ready takes this much without blocking (PIPE_BUF)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one run may use.
-
-    Memory is counted per process, so `processes` times `memory` bounds the whole.
-
-    Args:
-        seconds: wall time; also the processor time of each process.
-        memory: bytes of address space of each process.
-        processes: processes and threads.
-        disk: bytes of all files together under bubblewrap, else of each file.
-        output: bytes of standard output and standard error together; one more ends the run.
-    """
-
-    seconds: float = 10.0
-    memory: int = 1 << 30
-    processes: int = 16
-    disk: int = 64 << 20
-    output: int = 1 << 20
+_INSIDE = sandbox_launch.INSIDE  # the writable folder, as code in a file system of its own sees it
+_OWN_FILE_SYSTEM = ("bubblewrap", "namespaces")
 
 
 @dataclass(frozen=True)
 class Finished:
     """How a run ended.
 
-    `reason` is "exited", "timed out" or "too much output". A signal is a negative `returncode`.
+    `reason` is "exited", "timed out", "too much output" or "too much disk". A signal is a negative
+    `returncode`, or with bubblewrap 128 and the signal's number.
     """
 
     returncode: int
     stdout: str
     stderr: str
     reason: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run, as the tiers need to know it."""
+
+    command: list[str]
+    files: Mapping[str, str]
+    limits: Limits
+    readable: tuple[str, ...]
+    environment: dict[str, str]
+    user: int | None
 
 
 def run_sandboxed(
@@ -95,13 +84,12 @@ def run_sandboxed(
 
     Args:
         command: the program and its arguments.
-        files: texts by their path relative to the working folder (under bubblewrap the command
-            cannot change them).
+        files: texts by their path relative to the working folder. The command cannot change them,
+            unless it runs as the user who called (Landlock without root, or no protection).
         stdin: what it reads.
         limits: what it may use.
-        level: "auto" takes bubblewrap where it works, and else resource limits with a warning;
-            "required" raises
-            instead of warning; "limits" takes resource limits and says nothing.
+        level: "auto" takes the best tier that holds here and raises if there is none; the name of
+            a tier takes that; "none" gives resource limits only, with a warning.
         readable: folders that it may read beside the system's programs and Python's own.
         environment: variables beside PATH, HOME, TMPDIR and LANG; none of the caller's are passed
             on.
@@ -109,97 +97,71 @@ def run_sandboxed(
     Raises:
         RewardSpecError: the level is not known, or cannot be had here.
 
-    >>> run_sandboxed(["cat", "a.txt"], files={"a.txt": "42"}, level="limits").stdout
+    >>> run_sandboxed(["cat", "a.txt"], files={"a.txt": "42"}, level="none").stdout
     '42'
     """
-    limits = limits or Limits()
-    bubblewrap = _uses_bubblewrap(level)
-    with tempfile.TemporaryDirectory(prefix="grpo-hf-", ignore_cleanup_errors=True) as host_folder:
-        folder = Path(host_folder).resolve()
-        for name, text in (files or {}).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8", errors="replace")
-        strangers = bubblewrap or _strangers_can_read(
-            (shutil.which(command[0]) or command[0], *readable)
-        )
-        user = _fresh_user() if strangers else None
-        inner = [
-            *_privileges(user, bubblewrap),
-            *_resource_limits(limits, user, bubblewrap),
-            *command,
-        ]
-        if bubblewrap:
-            inner = [*_bubblewrap(folder, files or {}, readable, limits), *inner]
-        elif user is not None:
-            for path in [folder, *folder.rglob("*")]:
-                os.chown(path, user, user)
-        home = _INSIDE if bubblewrap else str(folder)
+    tier = confinement(level)
+    user = _fresh_user() if tier != "none" else None
+    shown = (*_SYSTEM, sys.prefix, sys.base_prefix, *readable)
+    run = _Run(list(command), files or {}, limits or Limits(), shown, dict(environment or {}), user)
+    return _run_in(tier, run, stdin)
+
+
+def confinement(level: str = "auto") -> str:
+    """Return the tier that a level means on this machine, after trying it once per process.
+
+    Raises:
+        RewardSpecError: the level is not known, or cannot be had here.
+    """
+    return chosen_tier(level, _attempt)
+
+
+def _attempt(command: list[str], tier: str) -> tuple[str, str]:
+    """Run a probe in a tier; return its output and, if it did not start, why."""
+    shown = (*_SYSTEM, sys.prefix, sys.base_prefix)
+    user = _fresh_user() if tier != "none" else None
+    try:
+        done = _run_in(tier, _Run(command, {}, Limits(), shown, {}, user), "")
+    except (OSError, RuntimeError, RewardSpecError, subprocess.SubprocessError) as error:
+        return "", str(error)
+    last_line = done.stderr.strip().rpartition("\n")[2]
+    return done.stdout, last_line or f"{done.reason}, exit code {done.returncode}"
+
+
+def _run_in(tier: str, run: _Run, stdin: str) -> Finished:
+    home = str(jail_with_python() / "tmp") if tier == "jail" else folder_for_all()
+    with tempfile.TemporaryDirectory(
+        prefix="grpo-hf-", dir=home, ignore_cleanup_errors=True
+    ) as made:
+        folder = Path(made).resolve() / "work"
+        _write_files(folder, run)
+        inside = _INSIDE if tier in _OWN_FILE_SYSTEM else str(folder)
+        if tier == "jail":
+            inside = f"/tmp/{folder.parent.name}/work"
         variables = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "HOME": home,
-            "TMPDIR": home,
+            "HOME": inside,
+            "TMPDIR": inside,
             "LANG": "C.UTF-8",
-        }
-        return _run(
-            inner, folder, variables | dict(environment or {}), stdin, limits, bubblewrap, user
-        )
+        } | run.environment
+        if tier == "bubblewrap":
+            return _under_bubblewrap(run, folder, variables, stdin)
+        return _launched(tier, run, (folder, inside), variables, stdin)
 
 
-def _uses_bubblewrap(level: str) -> bool:
-    if level not in LEVELS:
-        raise RewardSpecError(
-            f"sandbox {level!r} is not known.{did_you_mean(str(level), LEVELS)} Choose one of: "
-            f"{', '.join(LEVELS)}."
-        )
-    for tool in ("setpriv", "prlimit"):
-        if not shutil.which(tool):
-            raise RewardSpecError(
-                f"the sandbox needs {tool!r}, which is not installed: install util-linux "
-                "(Linux only)."
-            )
-    if level == "limits":
-        return False
-    fault = _bubblewrap_fault()
-    if fault and level == "required":
-        raise RewardSpecError(
-            f"sandbox='required' needs bubblewrap, but {fault}. Install it (apt-get install "
-            "bubblewrap) and allow unprivileged user namespaces, or choose sandbox='auto', which "
-            "then runs with resource limits only."
-        )
-    if fault:
-        _warn(fault)
-    return not fault
-
-
-@cache
-def _bubblewrap_fault() -> str:
-    """Why bubblewrap cannot be used here; nothing if it can."""
-    if not shutil.which("bwrap"):
-        return "bwrap is not installed"
-    command = [*_bubblewrap(Path("/"), {}, (), Limits()), *_privileges(_fresh_user(), True), "true"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        return "bwrap did not answer within 20 s"
-    last_line = done.stderr.strip().rpartition("\n")[2]
-    return (
-        ""
-        if done.returncode == 0
-        else f"bwrap does not work here ({last_line or f'exit code {done.returncode}'})"
-    )
-
-
-@cache
-def _warn(fault: str) -> None:
-    warnings.warn(
-        f"code that the model writes runs with resource limits only, because {fault}. It CAN read "
-        "files that it has the rights for, use the network, and (unless this program is root and "
-        "can hand it to another user) signal your processes. Install bubblewrap (apt-get install "
-        "bubblewrap), or refuse with sandbox='required'.",
-        stacklevel=4,
-    )
+def _write_files(folder: Path, run: _Run) -> None:
+    folder.mkdir()
+    for name, text in run.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8", errors="replace")
+    if run.user is None:
+        return
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    # With the sticky bit the user may make files here, and not remove those of root.
+    os.chown(folder, -1, run.user)
+    folder.chmod(0o1770)
+    folder.parent.chmod(0o711)
 
 
 def _fresh_user() -> int | None:
@@ -217,50 +179,77 @@ def _fresh_user() -> int | None:
     return secrets.choice([uid for uid in range(40_000, 60_000) if uid not in taken])
 
 
-def _privileges(user: int | None, bubblewrap: bool) -> list[str]:
+def _under_bubblewrap(run: _Run, folder: Path, variables: dict[str, str], stdin: str) -> Finished:
+    code = seccomp_filter(namespaces=True)
+    with tempfile.TemporaryFile() as rules:
+        rules.write(code)
+        rules.seek(0)
+        command = [
+            *_bubblewrap(folder, run, rules.fileno() if code else None),
+            *_privileges(run.user),
+            *_prlimit(run.limits),
+            *run.command,
+        ]
+        returncode, output, reason = talk_to(
+            command, folder, variables, stdin, run.limits, rules.fileno()
+        )
+    return Finished(returncode, *output, reason)
+
+
+def _bubblewrap(folder: Path, run: _Run, rules: int | None) -> list[str]:
+    command = [
+        shutil.which("bwrap") or "bwrap",
+        "--die-with-parent",
+        "--new-session",
+        *_UNSHARE,
+        "--cap-drop",
+        "ALL",
+    ]
+    if rules is not None:
+        command += ["--seccomp", str(rules)]
+    if os.geteuid() == 0:  # setpriv then gives up root for good
+        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        command += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    command += ["--perms", "1777", "--size", str(run.limits.disk), "--tmpfs", _INSIDE]
+    # After /tmp, because a virtual environment may lie there.
+    for path in run.readable:
+        command += [*_parents(path), "--ro-bind-try", path, path]
+    for name in run.files:
+        path = f"{_INSIDE}/{name}"
+        command += [*_parents(path), "--ro-bind", str(folder / name), path]
+    return [*command, "--remount-ro", "/", "--chdir", _INSIDE, "--"]
+
+
+def _parents(path: str) -> list[str]:
+    """Folders that bwrap would make itself, but readable for root alone."""
+    return [part for parent in reversed(Path(path).parents[:-1]) for part in ("--dir", str(parent))]
+
+
+def _privileges(user: int | None) -> list[str]:
     command = ["setpriv", "--no-new-privs"]
     if user is not None:
         command += [f"--reuid={user}", f"--regid={user}", "--clear-groups", "--inh-caps=-all"]
-    elif _root_can_give_up_rights():
-        command += ["--inh-caps=-all", "--bounding-set=-all"]
-    if not bubblewrap:
-        command += ["--pdeathsig", "KILL"]  # under bubblewrap --die-with-parent does it
     return [*command, "--"]
 
 
-@cache
-def _root_can_give_up_rights() -> bool:
-    """Return whether we are root and may run a command without root's special rights."""
-    command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--", "true"]
-    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+def _prlimit(limits: Limits) -> list[str]:
+    options = []
+    for name, most in _resource_limits(limits, 0).items():
+        options.append(f"--{name.removeprefix('RLIMIT_').lower()}={most}")
+    return ["prlimit", *options, "--"]
 
 
-@cache
-def _strangers_can_read(paths: tuple[str, ...]) -> bool:
-    """Return whether a user that owns nothing can run a command: not one in root's home, say."""
-    user = _fresh_user()
-    if user is None:
-        return False
-    # setpriv keeps its rights until it starts the next program: only what that one starts is a
-    # stranger.
-    check = ["sh", "-c", 'for path; do test -r "$path" || exit 1; done', "sh", *paths]
-    return subprocess.run([*_privileges(user, False), *check], capture_output=True).returncode == 0
-
-
-def _resource_limits(limits: Limits, user: int | None, bubblewrap: bool) -> list[str]:
-    # The kernel counts processes per user and user namespace. Only a user of its own has none
-    # running already.
-    running = 0 if bubblewrap or user is not None else _own_threads()
-    return [
-        "prlimit",
-        f"--as={limits.memory}",
-        f"--nproc={running + limits.processes}",
-        f"--cpu={math.ceil(limits.seconds) + 1}",
-        f"--fsize={limits.disk}",
-        "--core=0",
-        "--nofile=256",
-        "--",
-    ]
+def _resource_limits(limits: Limits, running: int) -> dict[str, int]:
+    return {
+        "RLIMIT_AS": limits.memory,
+        "RLIMIT_NPROC": running + limits.processes,
+        "RLIMIT_CPU": math.ceil(limits.seconds) + 1,
+        "RLIMIT_FSIZE": limits.disk,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NOFILE": 256,
+    }
 
 
 def _own_threads() -> int:
@@ -272,119 +261,86 @@ def _own_threads() -> int:
     )
 
 
-def _bubblewrap(
-    folder: Path, files: Mapping[str, str], readable: Sequence[str], limits: Limits
-) -> list[str]:
-    command = [
-        shutil.which("bwrap") or "bwrap",
-        "--die-with-parent",
-        "--new-session",
-        *_UNSHARE,
-        "--cap-drop",
-        "ALL",
-    ]
-    if os.geteuid() == 0:  # setpriv then gives up root for good
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    else:
-        command += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
-    command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-    command += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", _INSIDE]
-    # After /tmp, because a virtual environment may lie there.
-    for path in (*_SYSTEM, sys.prefix, sys.base_prefix, *readable):
-        command += [*_parents(path), "--ro-bind-try", path, path]
-    for name in files:
-        path = f"{_INSIDE}/{name}"
-        command += [*_parents(path), "--ro-bind", str(folder / name), path]
-    return [*command, "--remount-ro", "/", "--chdir", _INSIDE, "--"]
-
-
-def _parents(path: str) -> list[str]:
-    """Folders that bwrap would make itself, but readable for root alone."""
-    return [part for parent in reversed(Path(path).parents[:-1]) for part in ("--dir", str(parent))]
-
-
-def _run(
-    command: list[str],
-    folder: Path,
-    environment: dict[str, str],
+def _launched(
+    tier: str,
+    run: _Run,
+    folders: tuple[Path, str],
+    variables: dict[str, str],
     stdin: str,
-    limits: Limits,
-    bubblewrap: bool,
-    user: int | None,
 ) -> Finished:
-    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, start_new_session=True, **pipes
-    )
-    output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-    deadline = time.monotonic() + limits.seconds
+    """Run under `sandbox_launch.py`; `folders` are the same folder from outside and inside."""
+    status, written = os.pipe()
     try:
-        reason = _talk(
-            process, memoryview(stdin.encode(errors="replace")), output, deadline, limits.output
-        )
-        if reason == "exited":
-            process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        reason = "timed out"
+        plan = _plan(tier, run, folders) | {"status": written, "parent": os.getpid()}
+        launcher = [sys.executable, "-I", "-S", sandbox_launch.__file__, json.dumps(plan)]
+        try:
+            returncode, output, reason = talk_to(
+                launcher, folders[0], variables, stdin, run.limits, written
+            )
+        finally:
+            os.close(written)
+        report = json.loads(os.read(status, READ_SIZE).partition(b"\n")[0] or "{}")
     finally:
-        if bubblewrap:
-            process.kill()  # its namespace ends with it, and everything in it
-        else:
-            _end(process, user)
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-    stdout, stderr = (bytes(text).decode(errors="replace") for text in output.values())
-    return Finished(process.returncode, stdout, stderr, reason)
+        os.close(status)
+    if "fault" in report:
+        raise RuntimeError(f"the sandbox ({tier}) cannot be set up: {report['fault']}.")
+    if reason == "exited":
+        reason = report.get("reason", reason)
+    return Finished(report.get("returncode", returncode or -9), *output, reason)
 
 
-def _talk(
-    process: subprocess.Popen[bytes],
-    pending: memoryview,
-    output: dict[str, bytearray],
-    deadline: float,
-    most: int,
-) -> str:
-    """Feed stdin and collect what is printed until the process ends or a limit is broken."""
-    with selectors.DefaultSelector() as selector:
-        for name in output:
-            selector.register(getattr(process, name), selectors.EVENT_READ, name)
-        selector.register(process.stdin, selectors.EVENT_WRITE, "stdin")  # type: ignore[arg-type]
-        while len(selector.get_map()) > (
-            "stdin" in {key.data for key in selector.get_map().values()}
-        ):
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                return "timed out"
-            ready = selector.select(min(remaining, 0.05))
-            if not ready and process.poll() is not None:
-                break  # something that it left behind holds the streams open
-            for key, _ in ready:
-                if key.data == "stdin":
-                    with suppress(BrokenPipeError):
-                        pending = pending[os.write(key.fd, pending[:_WRITE_SIZE]) :]
-                        if pending:
-                            continue
-                else:
-                    text = os.read(key.fd, _READ_SIZE)
-                    output[key.data] += text
-                    if text:
-                        continue
-                selector.unregister(key.fileobj)
-                key.fileobj.close()  # type: ignore[union-attr]
-            if sum(map(len, output.values())) > most:
-                return "too much output"
-    return "exited"
+def _plan(tier: str, run: _Run, folders: tuple[Path, str]) -> dict[str, Any]:
+    folder, inside = folders
+    root = ""
+    command = run.command
+    readable = list(run.readable)
+    if tier == "namespaces":
+        root = str(folder.parent / "root")
+        Path(root).mkdir()
+    elif tier == "jail" or (tier == "landlock" and needs_a_copy()):
+        root, command = _for_a_stranger(tier, run)
+        readable.append(root)
+    # The kernel counts processes per user. Only a user of its own, or a namespace, has none yet.
+    running = 0 if run.user is not None else 1 if tier == "namespaces" else _own_threads()
+    same_user = run.user is None and tier == "landlock"
+    code = seccomp_filter(tier == "namespaces", same_user) if tier != "none" else b""
+    if not code and tier in ("landlock", "jail"):
+        raise RewardSpecError("seccomp is not known for this kind of processor")
+    return {
+        "tier": tier,
+        "user": run.user,
+        "folder": str(folder) if tier == "namespaces" else inside,
+        "root": root,
+        "files": list(run.files),
+        "readable": readable,
+        "limits": _resource_limits(run.limits, running),
+        "disk": run.limits.disk,
+        "filter": code.hex(),
+        "command": command,
+    }
 
 
-def _end(process: subprocess.Popen[bytes], user: int | None) -> None:
-    """Kill the process, its children and session, and all that a user of its own runs."""
-    with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    if user is not None:
-        subprocess.run([*_privileges(user, False), "sh", "-c", "kill -9 -1"], capture_output=True)
+def _for_a_stranger(tier: str, run: _Run) -> tuple[str, list[str]]:
+    """Return the copy's root and the command with Python replaced by the copy."""
+    program, *arguments = run.command
+    root = jail_with_python()
+    if program == sys.executable:
+        copy = copied_python(root)
+        return str(root), [copy.removeprefix(str(root)) if tier == "jail" else copy, *arguments]
+    if tier == "jail":
+        raise RewardSpecError(
+            f"only Python runs in the sandbox that this machine allows (jail), not {program!r}: "
+            "`apt install bubblewrap` helps where user namespaces are allowed."
+        )
+    for path in run.readable:
+        if os.path.exists(path) and not open_to_all(path) and path not in _of_python():
+            raise RewardSpecError(
+                f"the sandbox (landlock) runs {program!r} as a user who owns nothing, and that "
+                f"user cannot read {path}: install it where every user can, or `apt install "
+                "bubblewrap` where user namespaces are allowed."
+            )
+    return str(root), run.command
+
+
+def _of_python() -> tuple[str, str]:
+    return sys.prefix, sys.base_prefix
