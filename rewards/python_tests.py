@@ -36,7 +36,7 @@ from grpo_hf.rewards._code import last_block
 from grpo_hf.rewards._options import check_choice, check_flag, check_number
 from grpo_hf.rewards._tested_names import modules_to_import, names_to_fetch
 from grpo_hf.scoring.reward import reward_settings
-from grpo_hf.scoring.sandbox import LEVELS, Limits, run_sandboxed
+from grpo_hf.scoring.sandbox import LEVELS, Limits, confinement, run_sandboxed
 
 _PYTHON = {"python", "py", "python3"}
 # The judge, the model's code, and a few threads or processes that the code starts.
@@ -46,6 +46,7 @@ _MOST_MEMORY_MB = 1 << 20
 
 def _check_options(sandbox: str, timeout: float, partial: bool, memory_mb: float) -> None:
     check_choice("python_tests", "sandbox", sandbox, LEVELS)
+    confinement(sandbox)
     check_number("python_tests", "timeout", timeout, above=0)
     check_flag("python_tests", "partial", partial)
     check_number("python_tests", "memory_mb", memory_mb, above=0, most=_MOST_MEMORY_MB)

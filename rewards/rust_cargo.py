@@ -31,7 +31,7 @@ from grpo_hf.errors import RewardSpecError
 from grpo_hf.rewards._code import last_block
 from grpo_hf.rewards._options import check_choice, check_number, check_whole
 from grpo_hf.scoring.reward import reward_settings
-from grpo_hf.scoring.sandbox import LEVELS, Finished, Limits, run_sandboxed
+from grpo_hf.scoring.sandbox import LEVELS, Finished, Limits, confinement, run_sandboxed
 
 _RUST = {"rust", "rs"}
 
@@ -125,6 +125,7 @@ def _check_options(
     if abs(sum(parts.values()) - 1) > 1e-6:
         raise RewardSpecError(f"rust_cargo: {parts} must add up to 1.")
     check_choice("rust_cargo", "sandbox", sandbox, LEVELS)
+    confinement(sandbox)
     check_number("rust_cargo", "timeout", timeout, above=0)
     # `timeout` and `prlimit` in the script take whole numbers.
     check_whole("rust_cargo", "test_timeout", test_timeout, most=_MOST_SECONDS)
