@@ -156,7 +156,7 @@ def test_is_a_reward_with_options_and_columns(server, options):
     assert reward.is_async and reward.columns == ()
     assert reward.function.reward_settings.concurrency == 16
     assert reward.function.reward_settings.timeout == 135
-    assert "log_metric" not in reward._known_options
+    assert "log_metric" not in reward.known_options
 
 
 # What the judge reads

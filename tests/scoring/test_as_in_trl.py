@@ -1,6 +1,9 @@
 """Rewards of every shape: the values and the learnt weights are TRL's, and the log says how."""
 
+import functools
+import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,6 +115,61 @@ def unlike_others(completions, **_):
     return [len(text) - 100.0 * (completions.count(text) > 1) for text in completions]
 
 
+def seldom_compares(completions, **_):
+    repeated = [text for text in completions if completions.count(text[:1]) > 2]
+    return [len(text) - 100.0 * (text in repeated) for text in completions]
+
+
+def with_own_pool(completions, **_):
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(len, completions))
+
+
+def with_prompts(function):
+    @functools.wraps(function)
+    def wrapper(prompts, completions, **columns):
+        return function([prompts[0] + text for text in completions], columns["answer"])
+
+    return wrapper
+
+
+@with_prompts
+def takes_two(completions, answer):
+    return [float(len(text) + len(gold)) for text, gold in zip(completions, answer, strict=True)]
+
+
+def in_place(completions, answer, **_):
+    completions[:] = [text.upper() for text in completions]
+    answer[0] += "1"
+    return [float(text.count("A")) for text in completions]
+
+
+class Tally:
+    calls = 0
+
+    @classmethod
+    def add(cls):
+        cls.calls += 1
+        return cls.calls
+
+
+def counts_by_class(completions, **_):
+    return [float(Tally.add() * len(text)) for text in completions]
+
+
+def reads_environment(completions, **_):
+    return [float(os.getenv("REWARD_FACTOR", "1")) * len(text) for text in completions]
+
+
+@functools.lru_cache
+def found_once():
+    return {"factor": 1.0}
+
+
+def reads_cache(completions, **_):
+    return [found_once()["factor"] * len(text) for text in completions]
+
+
 def counts_by_global(completions, **_):
     global CALLS
     CALLS += 1
@@ -167,13 +225,18 @@ class Rebind(TrainerCallback):
         global FACTOR
         FACTOR += 1
         self.environments[0] += 0.5
+        os.environ["REWARD_FACTOR"] = str(FACTOR)
+        found_once()["factor"] = FACTOR
 
 
 def shapes() -> tuple[list[Any], list[TrainerCallback]]:
     """Fresh rewards, and the callbacks that change what some of them refer to."""
     global FACTOR, CALLS
     FACTOR, CALLS = 1.0, 0
+    Tally.calls = 0
     SEEN.clear()
+    found_once.cache_clear()
+    os.environ.pop("REWARD_FACTOR", None)
     globals().pop("LATE", None)
     vars(counts_by_attribute).clear()
     with_list_as_default.__defaults__[0].clear()
@@ -194,6 +257,8 @@ def shapes() -> tuple[list[Any], list[TrainerCallback]]:
         *(counts_by_global, counts_by_attribute, with_list_as_default, fills_list),
         *(random_numbers, numpy_numbers, torch_numbers),
         *(reads_state, rebound_by_callback, defined_later, logs),
+        *(seldom_compares, with_own_pool, takes_two, counts_by_class, reads_environment),
+        *(reads_cache, in_place, reads_column, plain),
     ]
     return rewards, [Rebind(environments)]
 
@@ -254,12 +319,11 @@ def test_every_shape_of_reward_is_paid_and_learnt_as_in_trl(
     assert isolated == {
         *("plain", "reads_column", "awaited", "<lambda>", "scaled", "closes_over_number"),
         *("generator", "returns_generator", "returns_map", "returns_dict_values", "returns_array"),
-        *("returns_column_tensor", "mixed", "shortest", "rank", "unlike_others", "reads_state"),
-        "logs",
+        *("shortest", "rank", "unlike_others", "seldom_compares", "reads_state", "logs"),
+        *("with_own_pool", "takes_two"),
     }
-    for name in ("mixed", "shortest", "rank", "unlike_others", "logs"):
-        assert f"'{name}' is called with all completions of a batch at once" in caplog.text
     assert "'torch_numbers' is called in the trainer's process" in caplog.text
-    assert "it counts or is random" in caplog.text and "rebound" in caplog.text
+    assert "'in_place' is called in the trainer's process" in caplog.text
+    assert "it changes the lists that it is called with" in caplog.text and "rebound" in caplog.text
     assert "it refers to LATE, which has no value yet" in caplog.text
     ours.run_rewards.process.close()

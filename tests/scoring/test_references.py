@@ -1,6 +1,9 @@
 """What a reward refers to that may change: it has to be called where it was defined."""
 
+import decimal
+import enum
 import functools
+import importlib
 import logging
 import math
 import os
@@ -11,7 +14,9 @@ import types
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from os import getenv as read_environment
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -94,10 +99,9 @@ def closures(number: int, texts: Any) -> tuple[Any, ...]:
 
 
 def constant_everywhere(completions, **_):
-    LOG.info("scored")
-    print(len(completions), file=sys.stderr)
-    scored = [helper(completion_text(text)) + math.log(2) + cached() for text in completions]
-    norm = np.linalg.norm([1.0]) + np.float32(1) + torch.tensor([1.0], dtype=torch.float32)
+    print(len(completions))
+    scored = [helper(completion_text(text)) + math.log(2) for text in completions]
+    norm = np.linalg.norm([1.0]) + np.float32(1)
     return [bool(FIND("a")), FROZEN.words, Point(1, 2), Answer("a").value(), scored, norm, os.sep]
 
 
@@ -112,7 +116,7 @@ reads, reads_list, writes, reads_late = closures(1, ["a"])
     "reward",
     [
         *(constant_everywhere, seeded, reads, decorated(seeded), lambda completions, **_: [1.0]),
-        *(partial(seeded, scale=2), torch.no_grad()(seeded), accuracy_reward, think_format_reward),
+        *(partial(seeded, scale=2), accuracy_reward, think_format_reward),
     ],
     ids=lambda reward: getattr(reward, "__name__", "partial"),
 )
@@ -133,6 +137,58 @@ def imports_when_called(completions, **_):
     from random import choice
 
     return [choice("ab") for _ in completions]
+
+
+def imports_a_sibling(completions, **_):
+    from .words import WORDS as words  # type: ignore[import-not-found]
+
+    return words
+
+
+@functools.singledispatch
+def dispatched(value):
+    return 1.0
+
+
+@dispatched.register
+def _of_text(value: str):
+    return 2.0
+
+
+vectorized = np.vectorize(spoilt_helper)
+
+
+@dataclass(frozen=True)
+class Reader:
+    factor: float = 1.0
+
+    def read(self):
+        return WORDS
+
+
+class Reading(NamedTuple):
+    factor: float = 1.0
+
+    def read(self):
+        return WORDS
+
+
+class Mode(enum.Enum):
+    ONE = 1
+
+    def read(self):
+        return WORDS
+
+
+class Counted:
+    calls = 0
+
+    @classmethod
+    def add(cls, count):
+        cls.calls += count
+
+
+READER, READING = Reader(), Reading()
 
 
 class Called:
@@ -156,6 +212,22 @@ class Called:
         (lambda completions, **_: random.random(), "random.random, a Random"),
         (lambda completions, **_: np.random.rand(2), "numpy.random.rand, a RandomState"),
         (lambda completions, **_: os.environ["A"], "os.environ"),
+        (lambda completions, **_: os.getenv("A"), "os.getenv, which is about the process"),
+        (lambda completions, **_: read_environment("A"), "read_environment, which is about"),
+        (lambda completions, **_: decimal.Decimal(1) / 3, "decimal.Decimal, which is about"),
+        (lambda completions, **_: LOG.info("scored"), "LOG, a Logger"),
+        (lambda completions, **_: torch.rand(2), "torch.rand, which is about"),
+        (lambda completions, **_: print("a", file=sys.stderr), "sys.stderr, which is about"),
+        (lambda completions, **_: cached(), "cached, which keeps what it has returned"),
+        (lambda completions, **_: getattr(helper, "factor", 1), "getattr()"),
+        (lambda completions, **_: eval("WORDS"), "eval()"),
+        (lambda completions, **_: dispatched("a"), "dispatched, whose decorator may"),
+        (lambda completions, **_: vectorized("a"), "vectorized, a vectorize"),
+        (lambda completions, **_: READER.read(), "WORDS, a list"),
+        (lambda completions, **_: READING.read(), "WORDS, a list"),
+        (lambda completions, **_: Mode.ONE.read(), "WORDS, a list"),
+        (lambda completions, **_: Counted.add(1), "sets the attribute calls"),
+        (imports_a_sibling, "imports .words when it is called"),
         (lambda completions, **_: globals()["WORDS"], "globals()"),
         (lambda completions, **_: UNKNOWN, "UNKNOWN, which has no value yet"),  # noqa: F821
         (lambda completions, seen=[], **_: seen, "a default value, a list"),
@@ -164,7 +236,7 @@ class Called:
         (Called(), "an object"),
         (Called().method, "a method of a Called"),
         (changes_global, "changes the global variable NUMBER"),
-        (counts_on_itself, "may set attributes of counts_on_itself"),
+        (counts_on_itself, "sets the attribute calls"),
         (imports_when_called, "a Random"),
         (reads_list, "texts, a list"),
         (writes, "changes number"),
@@ -183,6 +255,28 @@ def test_a_module_of_the_user_s_own_is_watched(monkeypatch: pytest.MonkeyPatch) 
     assert (references.changeable, references.rebound()) == ("", "")
     monkeypatch.setattr(own_module, "scale", 3.0)
     assert references.rebound() == "settings_of_mine.scale"
+
+
+def test_a_method_that_is_replaced_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    references = references_of(lambda completions: Answer("a").value())
+    assert not references.changeable and not references.rebound()
+    monkeypatch.setattr(Answer, "value", lambda self: 1.0)
+    assert references.rebound() == "Answer.value"
+
+
+def test_an_installed_package_is_the_reward_s_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "site-packages" / "package_of_rewards"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "state.py").write_text("words = []\n")
+    (package / "rewards.py").write_text(
+        "from . import state\ndef reward(completions, **_):\n    return state.words\n"
+    )
+    monkeypatch.syspath_prepend(package.parent)
+    reward = importlib.import_module("package_of_rewards.rewards").reward
+    assert "state.words, a list" in references_of(reward).changeable
 
 
 def test_a_name_that_is_bound_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,17 +156,6 @@ def test_a_trial_calls_nothing_that_it_might_change(tmp_path: Path) -> None:
     assert calls == [2]
 
 
-def test_a_trial_finds_what_compares(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def longest(completions: list[Any], **_: Any) -> list[float]:
-        return [float(len(text) == max(map(len, completions))) for text in completions]
-
-    constructor = {"reward_funcs": longest, "train_dataset": Dataset.from_list(ROWS)}
-    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True)
-    _, rewards = prepare_rewards({**constructor, "args": args})
-    assert "'longest' is called with all completions" in caplog.text
-    rewards.process.close()
-
-
 def test_where_a_reward_is_called_is_said() -> None:
     words = ["4"]
 

@@ -73,3 +73,20 @@ def attributes_in(following: list[dis.Instruction]) -> tuple[str, ...]:
             break
         chain.append(instruction.argval)
     return tuple(chain)
+
+
+def sets_of_own(before: list[dis.Instruction]) -> bool:
+    """Return whether an attribute is set of a variable of the function itself, other than `cls`.
+
+    Args:
+        before: the instructions before the one that sets it.
+    """
+    place = len(before) - 1
+    # `a.b += 1` keeps a copy of `a` below the sum.
+    if before[place].opname in ("SWAP", "ROT_TWO"):
+        while place and before[place].opname not in ("COPY", "DUP_TOP"):
+            place -= 1
+        place -= 1
+    loading = before[place]
+    names = loading.argval if isinstance(loading.argval, tuple) else (loading.argval,)
+    return loading.opname.startswith("LOAD_FAST") and names[-1] != "cls"

@@ -1,37 +1,23 @@
-"""How a reward is called: with all completions at once as in TRL, by groups, or one by one.
+"""How a reward is called: with all completions at once, as in TRL, or one by one.
 
-TRL calls a reward with all completions of a process. Calls of one completion can be spread over
-workers, and one that hangs costs nothing else; they give the same only for a reward that judges
-each completion by itself. `compare` measures whether it does.
+TRL calls a reward with all completions of a process. A reward may compare them, count or keep a
+state, now or after a thousand batches, and no measurement shows that it never will. So this is how
+a reward is called unless its author says that it judges each completion by itself. A call that came
+to nothing is made again by groups.
 
 Shapes: B completions of a rollout on this process, by their rows.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .outcomes import Outcome, call, mean_metrics
-from .reward import Reward
+from .outcomes import Outcome
 
-# What is found out about a reward.
-ALIKE = "it gives each completion the same value by itself"
-COMPARES = "it gives a completion another value alone than among others, so it compares them"
-VARIES = "it gave the same completions other values the second time, so it counts or is random"
-ASYNC = "it is async, and waits for its completions together"
-NETWORK = "it talks to a server, which a second call may cost money"
-SLOW = "a call took seconds"
-
-# all: one call with all completions. one: a call for each. measure: all, and then one by one to
-# compare, if the values tell the completions apart. try: the same, whatever the values. check: one
-# by one, and then all to compare.
-Way = Literal["all", "one", "measure", "try", "check"]
+# all: one call with all completions. one: a call for each.
+Way = Literal["all", "one"]
 # Calls the reward once for each list of rows; in parallel, where it can.
 CallRows = Callable[[Sequence[list[int]]], list[list[Outcome]]]
-
-# What adding in another order may change of the mean of a metric.
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -46,6 +32,8 @@ class Job:
         way: how the reward is called.
         timeout: seconds for a call with one completion.
         patience: seconds for a call with several.
+        patience_by_groups: seconds for each completion of a group that is called by itself because
+            a call with all came to nothing, where that is more than `patience`.
     """
 
     reward: int
@@ -55,24 +43,32 @@ class Job:
     way: Way
     timeout: float
     patience: float
+    patience_by_groups: float
+    is_trial: bool
 
     @property
     def count(self) -> int:
         """How many completions there are, B."""
         return sum(map(len, self.groups))
 
+    def limit(self, rows: int) -> float:
+        """Return the seconds for a call with some of the completions."""
+        if rows == 1:
+            return self.timeout
+        return max(self.patience, self.patience_by_groups * rows)
+
 
 @dataclass(frozen=True)
 class Scored:
-    """The outcomes of a rollout's completions, and what was found out about the reward.
+    """The outcomes of a rollout's completions.
 
     Args:
         outcomes: B of them.
-        finding: one of the constants above, or empty.
+        changed: whether a call has changed what it was called with.
     """
 
     outcomes: list[Outcome]
-    finding: str = ""
+    changed: bool = False
 
 
 def columns_at(columns: dict[str, list[Any]], rows: Sequence[int]) -> dict[str, list[Any]]:
@@ -142,68 +138,3 @@ def _without_culprits(group: list[int], lost: list[Outcome], call_rows: CallRows
     for row, (outcome,) in zip(group, alone, strict=True):
         outcomes.append(found.get(row, outcome))
     return outcomes
-
-
-def tells_apart(outcomes: Sequence[Outcome]) -> bool:
-    """Return whether a call has values that differ, and no failures.
-
-    Equal values prove nothing: whatever compares completions finds them equal now and then.
-    """
-    return len(set(map(_bits, outcomes))) > 1 and not any(each.failure for each in outcomes)
-
-
-def is_same(one: Sequence[Outcome], other: Sequence[Outcome]) -> bool:
-    """Return whether two calls returned the same, bit for bit."""
-    return list(map(_bits, one)) == list(map(_bits, other))
-
-
-def compare(
-    reward: Reward, columns: dict[str, list[Any]], shared: dict[str, Any], whole: list[Outcome]
-) -> str:
-    """Find out how a reward may be called, by calling it again.
-
-    Beside the completions one by one it is called with every second of them doubled, because many
-    rewards that compare look for completions that are alike, and a rollout may have none.
-
-    Args:
-        columns: a value per completion, under each name.
-        shared: what is the same for all of them.
-        whole: what a call with all completions returned.
-
-    Returns:
-        `ALIKE`, `COMPARES` or `VARIES`.
-    """
-    if _is_alike(reward, columns, shared, whole):
-        return ALIKE
-    again = call(reward, columns | shared, len(whole))
-    return COMPARES if is_same(again, whole) else VARIES
-
-
-def _is_alike(
-    reward: Reward, columns: dict[str, list[Any]], shared: dict[str, Any], whole: list[Outcome]
-) -> bool:
-    alone = []
-    for row, outcome in enumerate(whole):
-        alone += call(reward, columns_at(columns, [row]) | shared, 1)
-        if _bits(alone[-1]) != _bits(outcome):
-            return False
-    if not _metrics_agree(whole, alone):
-        return False
-    doubled = [2 * (row // 2) for row in range(len(whole))]
-    outcomes = call(reward, columns_at(columns, doubled) | shared, len(doubled))
-    return is_same(outcomes, [whole[row] for row in doubled])
-
-
-def _bits(outcome: Outcome) -> str:
-    """Return what is compared of an outcome; Python writes a float so that no bit is lost."""
-    return repr((outcome.value, outcome.steps, outcome.failure is None, outcome.extras))
-
-
-def _metrics_agree(whole: Sequence[Outcome], alone: Sequence[Outcome]) -> bool:
-    """Return whether the means of what single calls logged are what the whole call logged."""
-    expected = mean_metrics(whole)
-    found = mean_metrics(alone)
-    if expected.keys() != found.keys():
-        return False
-    # The order of a sum may change its last bits.
-    return all(math.isclose(expected[name], found[name], rel_tol=_ROUNDING) for name in expected)

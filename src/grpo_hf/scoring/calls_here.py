@@ -63,7 +63,9 @@ def _called(reward: Reward, call_: Call, row_lists: Sequence[list[int]]) -> list
     """Call the reward once for each list of rows."""
     results = []
     for rows in row_lists:
-        columns = columns_at(call_.columns, rows) | call_.shared
+        is_whole = len(rows) == call_.count
+        columns = call_.columns if is_whole else columns_at(call_.columns, rows)
+        columns = columns | call_.shared
         if reward.is_async:
             work = call_awaiting(reward, columns, len(rows))
             results.append(asyncio.run_coroutine_threadsafe(work, _loop()).result())

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 _UNKNOWN = 1800.0
 # A call may take so many times what the slowest one took until now.
 _TIMES = 30.0
+# Seconds for each completion of a group, after a call with all of them took too long: the reward
+# may be slow for the first time, as a judge of answers in a form that no answer had before.
+_BY_GROUPS = 30.0
 # Seconds after which it is said who is waited for; then after twice as long, and so on.
 _FIRST_WORD = 30.0
 
@@ -56,6 +59,10 @@ class Patience:
         # No more than the completions might take one after the other, which is hours for many.
         most = self._timeout * count
         return min(most, max(usual, self._timeout)) if self._slowest else most
+
+    def by_groups(self) -> float:
+        """Return the least seconds for each completion of a group that is called a second time."""
+        return 0.0 if self._timeout or self._of_call else _BY_GROUPS
 
 
 @contextmanager

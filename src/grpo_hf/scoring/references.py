@@ -3,47 +3,50 @@
 TRL calls a reward in the trainer's process, where it sees what other code changes, and other code
 sees what it changes. In another process it would see neither. So a reward may leave only if all
 that it refers to are constants: numbers, texts, modules, functions and classes that refer to such
-again. A name that is bound to a constant may still be bound anew; those are watched.
+again. A name that is bound to a constant may still be bound anew; those are watched. What is not
+known to be constant is taken to change.
 """
 
 import dis
 import enum
-import importlib.util
 import inspect
-import io
-import logging
-import re
 import sys
-import sysconfig
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from datetime import date, time, timedelta, tzinfo
-from decimal import Decimal
-from fractions import Fraction
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path, PurePath
-from types import (
-    BuiltinFunctionType,
-    CodeType,
-    FunctionType,
-    MappingProxyType,
-    MethodType,
-    ModuleType,
-)
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from .bytecode import REACHES_ALL, attributes_in, codes_of
+from .bytecode import REACHES_ALL, attributes_in, codes_of, sets_of_own
+from .constants import (
+    home_of,
+    is_descriptor,
+    is_installed,
+    is_library,
+    module_of,
+    parts_of,
+    root_of,
+)
 
-# Values of these types never change.
-_CONSTANTS = (
-    bool | int | float | complex | str | bytes | range | slice | re.Pattern | Decimal | Fraction
-) | (date | time | timedelta | tzinfo | PurePath | enum.Enum | type(None) | type(...))
-# What is written there has no part in what a reward returns.
-_OUTPUTS = logging.Logger | io.TextIOBase
+# Modules whose functions tell of, or change, the process that a reward runs in.
+_OF_PROCESS = {
+    *("sys", "importlib", "gc", "decimal", "locale", "logging", "warnings", "contextvars"),
+    *("torch", "accelerate", "transformers", "peft"),
+}
+# And of the system's functions these.
+_OF_PROCESS_IN_OS = {
+    *("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "umask", "nice"),
+    *("getcwd", "getcwdb", "chdir", "fchdir"),
+}
+# By these a function reaches what its code does not name, or names as text.
+_BY_TEXT = REACHES_ALL | {"eval", "exec", "compile", "__import__", "getattr", "setattr", "delattr"}
 # Attributes of modules are looked up so deep, as in `numpy.random.mtrand.rand`.
 _MODULE_DEPTH = 3
 _MISSING = object()
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+# The rewards of these packages keep no state.
+_KNOWN = {"grpo_hf", "trl"}
+# How the reward itself is called.
+_ITSELF = "it"
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class References:
 def references_of(function: Any) -> References:
     """Return what a reward refers to, through the functions and classes that it calls."""
     # A decorator of a library's is not what the user wrote.
-    walk = _Walk(_module_of(inspect.unwrap(function)))
+    walk = _Walk(module_of(inspect.unwrap(function)))
     # Attributes of the user's objects are read here, which may run code of theirs.
     try:
         walk.look_at_callee(function)
@@ -116,7 +119,7 @@ class _Walk:
         elif not isinstance(inner, FunctionType | BuiltinFunctionType):
             self._stop("it is an object, which may keep a state")
         else:
-            self._look("it", function)
+            self._look(_ITSELF, function)
 
     def _stop(self, reason: str) -> None:
         self.found.changeable = self.found.changeable or reason
@@ -132,7 +135,10 @@ class _Walk:
         if self.found.changeable or id(value) in self._seen:
             return
         self._seen.add(id(value))
-        if isinstance(value, FunctionType):
+        own_name = str(getattr(value, "__name__", ""))
+        if name != _ITSELF and _is_of_process(home_of(value), own_name):
+            self._stop(f"it refers to {name}, which is about the process that it is called in")
+        elif isinstance(value, FunctionType):
             self._look_at_function(value)
         elif isinstance(value, partial):
             self._look(name, value.func)
@@ -140,30 +146,38 @@ class _Walk:
                 self._look(f"an argument of {name}", argument)
         elif isinstance(value, type):
             self._look_at_class(value)
-        # `lru_cache` wraps what it calls, and remembers what that returned.
         elif type(value).__name__ == "_lru_cache_wrapper":
-            self._look(name, value.__wrapped__)
+            self._look_at_cache(name, value.__wrapped__)
         elif not isinstance(value, ModuleType):
             self._look_at_value(name, value)
+
+    def _look_at_cache(self, name: str, function: Any) -> None:
+        # What it once returned may be changed by whoever holds it.
+        if self._is_own(function):
+            self._stop(f"it refers to {name}, which keeps what it has returned")
 
     def _look_at_value(self, name: str, value: Any) -> None:
         if value is _MISSING:
             self._stop(f"it refers to {name}, which has no value yet")
             return
-        parts = _parts(value)
+        parts = parts_of(value)
         if parts is None:
             self._stop(f"it refers to {name}, {_described(value)}, which can change")
             return
         for part in parts:
             self._look(name, part)
+        if self._is_own(type(value)):
+            self._look(type(value).__name__, type(value))
 
     def _look_at_function(self, function: FunctionType) -> None:
         is_own = self._is_own(function)
-        names = function.__code__.co_freevars
-        for name, cell in zip(names, function.__closure__ or (), strict=True):
-            # A library's decorator holds what it wraps, and machinery of its own.
+        cells = function.__closure__ or ()
+        wraps = any(self._is_wrapped(_content(cell)) for cell in cells)
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
             if is_own or self._is_wrapped(_content(cell)):
                 self._bound(name, partial(_content, cell))
+        if not is_own and (wraps or self._is_wrapped(getattr(function, "__wrapped__", None))):
+            self._look_at_decorator(function, wraps=wraps)
         if not is_own:
             return
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
@@ -172,6 +186,19 @@ class _Walk:
             self._stop(f"it refers to the attribute {name} of a function")
         for code in codes_of(function.__code__):
             self._look_at_code(code, function.__globals__)
+
+    def _look_at_decorator(self, function: FunctionType, *, wraps: bool) -> None:
+        """Look at what a library has made of a function: it may hold more than that.
+
+        Args:
+            wraps: whether the function itself is held.
+        """
+        held = [_content(cell) for cell in function.__closure__ or ()]
+        mutable = [value for value in held if not callable(value) and parts_of(value) is None]
+        # Methods of data classes hold the threads in which they run.
+        is_data = module_of(function) in ("dataclasses", "reprlib")
+        if (mutable or not wraps) and not is_data:
+            self._stop(f"it refers to {function.__name__}, whose decorator may keep a state")
 
     def _look_at_code(self, code: CodeType, namespace: dict[str, Any]) -> None:
         """Look at the global variables that a piece of code reads and writes."""
@@ -187,8 +214,14 @@ class _Walk:
             elif operation in ("LOAD_GLOBAL", "LOAD_NAME"):
                 reads.setdefault(name, []).append(attributes_in(instructions[place + 1 :]))
             elif operation == "IMPORT_NAME":
+                # The level and the names come before it; a level is that of a relative import.
+                if instructions[place - 2].argval:
+                    self._stop(f"it imports .{name} when it is called, which may keep a state")
                 self._look_at_import(name, code.co_names)
-            sets_attributes = sets_attributes or operation in ("STORE_ATTR", "DELETE_ATTR")
+            elif operation in ("STORE_ATTR", "DELETE_ATTR"):
+                sets_attributes = True
+                if not sets_of_own(instructions[:place]):
+                    self._stop(f"it sets the attribute {name} of something that it shares")
         for name, chains in reads.items():
             self._look_at_global(name, namespace, chains, sets_attributes)
 
@@ -220,7 +253,7 @@ class _Walk:
     def _look_at_builtin(self, name: str, namespace: dict[str, Any]) -> None:
         builtins = namespace.get("__builtins__", {})
         known = builtins if isinstance(builtins, dict) else vars(builtins)
-        if name in REACHES_ALL:
+        if name in _BY_TEXT:
             self._stop(f"it calls {name}()")
         elif name not in known and not name.startswith("__"):
             self._stop(f"it refers to {name}, which has no value yet")
@@ -230,7 +263,7 @@ class _Walk:
         module = sys.modules.get(name)
         if module is not None:
             self._look_at_module(module, names, _MODULE_DEPTH)
-        elif not _is_installed(name):
+        elif not is_installed(name):
             self._stop(f"it imports {name} when it is called, which may keep a state")
 
     def _look_at_module(self, module: ModuleType, names: tuple[str, ...], depth: int) -> None:
@@ -246,36 +279,41 @@ class _Walk:
         """Look at what `module.a.b` means in the code, given `("a", "b")`."""
         if not chain:
             # Handed on as it is: anybody may look at anything in it.
-            if not _is_library(module.__name__):
+            if not is_library(module.__name__):
                 self._stop(f"it hands on the module {module.__name__}")
             return
         # Some modules import their parts when they are asked for.
         value = getattr(module, chain[0], _MISSING)
         name = f"{module.__name__}.{chain[0]}"
-        if isinstance(value, ModuleType):
+        is_of_process = _is_of_process(root_of(module.__name__), chain[0])
+        if is_of_process and not isinstance(value, ModuleType | str):
+            self._stop(f"it refers to {name}, which is about the process that it is called in")
+        elif isinstance(value, ModuleType):
             self._look_at_attribute(value, chain[1:])
-        elif _is_library(module.__name__):
+        elif is_library(module.__name__):
             self._look(name, value)
         else:
             self._bound(name, partial(getattr, module, chain[0], _MISSING))
 
     def _look_at_class(self, kind: type) -> None:
         """Look at the attributes of a class, which its objects share."""
-        # What the members of these hold is fixed, and the rest of them is machinery.
-        if not self._is_own(kind) or issubclass(kind, enum.Enum):
+        if not self._is_own(kind):
             return
         for base in kind.__bases__:
             self._look(base.__name__, base)
-        for name, value in list(vars(kind).items()):
-            value = getattr(value, "__func__", getattr(value, "fget", value))
+        for name, attribute in list(vars(kind).items()):
+            value = getattr(attribute, "__func__", getattr(attribute, "fget", attribute))
             value = value.func if isinstance(value, cached_property) else value
-            is_machinery = name.startswith(("__", "_abc_", "_field"))
-            if isinstance(value, FunctionType):
-                # A data class has methods that were made of text.
-                if value.__code__.co_filename != "<string>":
-                    self._look(name, value)
-            elif not is_machinery and not _is_descriptor(value):
-                self._bound(f"{kind.__name__}.{name}", partial(vars(kind).get, name))
+            is_code = isinstance(value, FunctionType)
+            # What the members of an enumeration hold is fixed, and the rest is machinery.
+            is_machinery = name.startswith(("__", "_abc_", "_field")) or issubclass(kind, enum.Enum)
+            if not is_code and (is_machinery or is_descriptor(value)):
+                continue
+            current = partial(vars(kind).get, name)
+            self.found.bindings.append(Binding(f"{kind.__name__}.{name}", current, attribute))
+            # A data class has methods that were made of text.
+            if not is_code or value.__code__.co_filename != "<string>":
+                self._look(f"{kind.__name__}.{name}", value)
 
     def _is_wrapped(self, value: Any) -> bool:
         while isinstance(value, partial):
@@ -286,46 +324,17 @@ class _Walk:
 
     def _is_own(self, value: FunctionType | type) -> bool:
         """Return whether a function or class is of the user's program, and no library's."""
-        module = _module_of(value)
-        return module == self._module or not _is_library(module)
+        module = module_of(value)
+        # A package that is installed, and holds the reward, holds what it shares with the run.
+        is_beside = root_of(module) == root_of(self._module) and root_of(module) not in _KNOWN
+        return is_beside or not is_library(module)
 
 
-def _parts(value: Any) -> Iterator[Any] | None:
-    """Return what a constant is made of, or None if the value can change."""
-    if isinstance(value, _CONSTANTS | _OUTPUTS):
-        return iter(())
-    if isinstance(value, tuple | frozenset):
-        return iter(value)
-    if isinstance(value, Mapping) and isinstance(value, MappingProxyType):
-        return iter(value.values())
-    if is_dataclass(value) and vars(type(value))["__dataclass_params__"].frozen:
-        return iter([getattr(value, each.name) for each in fields(value)])
-    owner = getattr(value, "__self__", None)
-    # A built-in function has its module or class there; a method its object.
-    if owner is not None and not isinstance(owner, ModuleType | type):
-        return iter([owner])
-    return iter(()) if _is_library_callable(value) or _is_type_of_library(value) else None
-
-
-def _is_library_callable(value: Any) -> bool:
-    """Return whether a value is a function of another kind, such as one written in C."""
-    has_name = isinstance(getattr(value, "__name__", None), str)
-    return callable(value) and has_name and _is_library(type(value).__module__)
-
-
-def _is_type_of_library(value: Any) -> bool:
-    """Return whether a value is a type, a number of numpy's, or something as fixed."""
-    kind = type(value)
-    if kind.__module__ in ("typing", "operator"):
-        return True
-    if kind.__module__ == "torch":
-        return kind.__name__ in ("dtype", "device", "Size")
-    # Scalars, unlike arrays, cannot be written to.
-    return kind.__module__ == "numpy" and not hasattr(value, "__setitem__")
-
-
-def _is_descriptor(value: Any) -> bool:
-    return hasattr(type(value), "__get__") and not isinstance(value, FunctionType)
+def _is_of_process(module: str, name: str) -> bool:
+    """Return whether what a module has under a name belongs to the process."""
+    if module in ("os", "posix", "nt"):
+        return name in _OF_PROCESS_IN_OS
+    return module in _OF_PROCESS
 
 
 def _content(cell: Any) -> Any:
@@ -334,37 +343,6 @@ def _content(cell: Any) -> Any:
     # A variable of the function around it that has no value yet.
     except ValueError:
         return _MISSING
-
-
-def _module_of(value: Any) -> str:
-    """Return the name of the module in which a function or class is written."""
-    # A decorator of a library calls itself by the name and module of what it wraps.
-    if isinstance(value, FunctionType):
-        return str(value.__globals__.get("__name__", ""))
-    return str(getattr(value, "__module__", None) or type(value).__module__)
-
-
-def _is_installed(module: str) -> bool:
-    """Return whether a module that is not imported yet belongs to Python or to a library."""
-    try:
-        spec = importlib.util.find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
-        return True
-    return spec is None or _is_of_library(spec.origin or "")
-
-
-def _is_library(module: str) -> bool:
-    """Return whether a module is part of Python or of an installed package, this one among them."""
-    if module.partition(".")[0] in {"grpo_hf", *sys.stdlib_module_names}:
-        return True
-    # A notebook, and a module that a program made itself, have no file.
-    return _is_of_library(getattr(sys.modules.get(module), "__file__", None) or "")
-
-
-def _is_of_library(file: str) -> bool:
-    # An environment may be built on the packages of another one.
-    folders = {"site-packages", "dist-packages"}
-    return file.startswith(_LIBRARIES) or not folders.isdisjoint(Path(file).parts)
 
 
 def _described(value: Any) -> str:

@@ -130,7 +130,7 @@ def installed_rewards() -> list[InstalledReward]:
             listing.append(InstalledReward(name, source, error=str(error)))
             continue
         defaults = {}
-        for option, default in reward._known_options.items():
+        for option, default in reward.known_options.items():
             if default is not inspect.Parameter.empty:
                 defaults[option] = default
         listing.append(InstalledReward(name, reward.source, reward.doc, reward.columns, defaults))

@@ -43,8 +43,8 @@ def reward_settings(
 ) -> Callable[[_Function], _Function]:
     """Say how the decorated reward is run (see `RewardSettings`).
 
-    What is not said is found out: a reward that refers to nothing that can change runs in a worker
-    process, and is called for single completions once that was seen to give the same values.
+    Where nothing is said, a reward that refers to nothing that can change runs in a worker process,
+    and is called as TRL calls it, with all completions of a process at once.
 
     Raises:
         RewardSpecError: a value is not possible.
@@ -108,36 +108,47 @@ class Reward:
     def columns(self) -> tuple[str, ...]:
         """The columns of the data without which the reward cannot be called."""
         columns = []
-        for name, parameter in self._parameters.items():
+        for name, parameter in self.parameters.items():
             is_given = name in _FROM_TRAINER or name in self.options
             if parameter.default is parameter.empty and not is_given:
                 columns.append(name)
         return tuple(columns)
 
     @cached_property
-    def _parameters(self) -> dict[str, inspect.Parameter]:
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The parameters of the function, by name."""
         # TRL passes everything by keyword, so what can only be positional counts for nothing.
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         parameters = {}
-        for name, parameter in inspect.signature(self.function).parameters.items():
-            if parameter.kind in kinds:
-                parameters[name] = parameter
+        for signature in self._signatures:
+            for name, parameter in signature.parameters.items():
+                if parameter.kind in kinds:
+                    parameters[name] = parameter
         return parameters
 
     @cached_property
-    def _takes_all(self) -> bool:
-        parameters = inspect.signature(self.function).parameters.values()
-        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    def takes_all(self) -> bool:
+        """Return whether the function takes every keyword, itself or what it wraps."""
+        for signature in self._signatures:
+            for parameter in signature.parameters.values():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    return True
+        return False
+
+    @property
+    def _signatures(self) -> list[inspect.Signature]:
+        # What `functools.wraps` has made looks like what it wraps, and is called as it is.
+        return [inspect.signature(self.function, follow_wrapped=follow) for follow in (True, False)]
 
     def reads(self, name: str) -> bool:
         """Return whether the function may look at what the trainer passes under a name."""
-        return name in self._parameters or (self._takes_all and may_look_up(self.function, name))
+        return name in self.parameters or (self.takes_all and may_look_up(self.function, name))
 
     @property
-    def _known_options(self) -> dict[str, Any]:
+    def known_options(self) -> dict[str, Any]:
         """Every option that the reward takes, with its default (`Parameter.empty` for none)."""
         options = {}
-        for name, parameter in self._parameters.items():
+        for name, parameter in self.parameters.items():
             is_keyword_only = parameter.kind is parameter.KEYWORD_ONLY
             is_option = is_keyword_only or parameter.default is not parameter.empty
             if is_option and name not in _FROM_TRAINER:
@@ -153,7 +164,7 @@ class Reward:
         if self.settings.check is None:
             return
         options = dict(self.options)
-        for name, default in self._known_options.items():
+        for name, default in self.known_options.items():
             if default is not inspect.Parameter.empty:
                 options.setdefault(name, default)
         self.settings.check(**options)
@@ -170,7 +181,7 @@ class Reward:
             run_timeout: seconds, where neither the reward nor the recipe says anything; None where
                 the run says nothing either.
         """
-        default = self._known_options.get("timeout")
+        default = self.known_options.get("timeout")
         own = self.options.get("timeout", default)
         declared = self.settings.timeout
         # What is no number of seconds has another meaning, or is refused by the reward itself.
@@ -185,7 +196,7 @@ class Reward:
         """Return the columns that the function is called with."""
         taken = {}
         for name, value in columns.items():
-            is_known = self._takes_all or name in self._parameters
+            is_known = self.takes_all or name in self.parameters
             # An option that a recipe gives wins over a column of that name.
             if is_known and name not in self.options:
                 taken[name] = value

@@ -1,7 +1,7 @@
 """One reward as a run calls it: in this process or its own, early or when asked, never raising.
 
-A reward is called as TRL calls it, with all completions at once, until it was seen to give the same
-in calls of one completion. What its author said with `reward_settings` is believed.
+A reward is called as TRL calls it, with all completions at once. What its author said with
+`reward_settings` is believed.
 
 Shapes: B completions of a rollout on this process.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .calling import ALIKE, VARIES, Job, Scored, Way, is_lost, runs_of
+from .calling import Job, Scored, Way, is_lost, runs_of
 from .calls_here import Call, run_here
 from .outcomes import Failure, Outcome, call_awaiting, clipped, placed, replay
 from .patience import Patience, said_to_be_waited_for
@@ -34,11 +34,7 @@ STAYS = (
     "is one of the run: {}. If nothing outside of it changes what it returns, "
     "@reward_settings(in_process=False) has it isolated; in_process=True says that this is meant."
 )
-_CALLED_WITH_ALL = (
-    "The reward {!r} is called with all completions of a batch at once, as in TRL: {}. "
-    "@reward_settings(batched=True) says that this is meant; a reward that judges each completion "
-    "by itself is spread over workers by batched=False."
-)
+CHANGES = "it changes the lists that it is called with, which the rewards after it are called with"
 
 
 @dataclass(frozen=True)
@@ -74,9 +70,6 @@ class ScoredReward:
         self._process: RewardProcess | None = None
         self._index = 0
         self._way: Way = "one" if reward.settings.batched is False else "all"
-        # How many batches were scored since single completions were seen to give the same; None
-        # where that was not measured.
-        self._batches: int | None = None
         # Whether the process that scores has returned anything but failures.
         self._works_there = False
         # Whether a reward that failed in a thread fails on the main thread, too. None: not tried;
@@ -103,8 +96,6 @@ class ScoredReward:
         """Score in a process from now on, in which this is the reward of that index."""
         self._process = process
         self._index = index
-        if self.reward.settings.batched is None:
-            self._way = "measure"
 
     def limit(self, timeout: float | None) -> None:
         """Set the seconds for a completion, where the reward says nothing of its own."""
@@ -115,8 +106,6 @@ class ScoredReward:
         """Score in this process from now on, and say why."""
         self.warn_once(logger, "place", STAYS.format(self.__name__, reason))
         self._process = None
-        self._batches = None
-        self._way = "one" if self.reward.settings.batched is False else "all"
 
     @property
     def may_begin_early(self) -> bool:
@@ -190,7 +179,8 @@ class ScoredReward:
             The call that is under way, and what a thread has to run for it, if anything.
         """
         # The lists are copied now, on this thread, before the trainer goes on with its own.
-        call_ = self._call_of(completions, columns, groups)
+        copies = {name: _copied(values) for name, values in columns.items()}
+        call_ = self._call_of(list(completions), copies, groups)
         if self._process is not None:
             return self._submit(call_, is_trial=False), None
         future: Future[Scored] = Future()
@@ -235,23 +225,16 @@ class ScoredReward:
             return Begun(call_, future)
 
     def _job(self, call_: Call, is_trial: bool) -> Job:
-        way = self._way
-        if is_trial and way == "measure":
-            way = "try"
-        elif self._batches is not None:
-            self._batches += 1
-            # A reward may compare what only later completions have in common. It is looked at again
-            # after 1, 2, 4, 8 ... batches, which costs little.
-            if self._batches & (self._batches - 1) == 0:
-                way = "check"
         return Job(
             reward=self._index,
             columns=pickled_columns(call_.columns),
             shared=pickled_columns(call_.shared),
             groups=call_.groups,
-            way=way,
+            way=self._way,
             timeout=self.patience.for_one(),
             patience=self.patience.for_all(call_.count),
+            patience_by_groups=self.patience.by_groups(),
+            is_trial=is_trial,
         )
 
     def _collect(self, begun: Begun, is_trial: bool) -> list[Outcome]:
@@ -290,22 +273,9 @@ class ScoredReward:
             if len(_exceptions(here)) < call_.count:
                 self.stay(f"it fails in another ({_exceptions(outcomes)[0].summary})")
             return here
-        self._learn(scored.finding, is_trial)
+        if scored.changed and self.reward.settings.in_process is None:
+            self.stay(CHANGES)
         return outcomes
-
-    def _learn(self, finding: str, is_trial: bool) -> None:
-        """Decide how the reward is called from now on, and say so if it is not by completions."""
-        if finding == ALIKE:
-            # A few answers that no model wrote show no more than that it can be called.
-            if not is_trial:
-                self._way = "one"
-                self._batches = 0
-        elif finding == VARIES and self.reward.settings.in_process is None:
-            self.stay(finding)
-        elif finding:
-            self._way = "all"
-            self._batches = None
-            self.warn_once(logger, "way", _CALLED_WITH_ALL.format(self.__name__, finding))
 
     def _try_on_main_thread(self, call_: Call, in_thread: list[Failure]) -> list[Outcome]:
         """Score again on this thread what raised in another; `signal` works on this one only."""
@@ -333,10 +303,11 @@ class ScoredReward:
         self, completions: Sequence[Any], columns: dict[str, Any], groups: list[list[int]] | None
     ) -> Call:
         """Return what the reward is called with; let it stay here if that shows that it has to."""
-        lists = {"completions": list(completions)}
+        # The very lists, as in TRL: what a reward changes in them is what the next one is given.
+        lists: dict[str, Any] = {"completions": completions}
         for name, values in columns.items():
             if name != "trainer_state":
-                lists[name] = list(values)
+                lists[name] = values
         shared = {}
         if columns.get("trainer_state") is not None:
             shared["trainer_state"] = columns["trainer_state"]
@@ -362,6 +333,10 @@ class ScoredReward:
             self.stay(f"it refers to {rebound}, which was given another value")
         elif "environments" in lists and self.reward.reads("environments"):
             self.stay("it looks at the environments, which are objects of this process")
+
+
+def _copied(values: Any) -> Any:
+    return list(values) if isinstance(values, list) else values
 
 
 def values_of(outcomes: Sequence[Outcome]) -> list[float | None]:

@@ -188,10 +188,15 @@ class RolloutScorer:
         return values_of(outcomes)
 
     def _note_begun(self, completions: Sequence[Any], columns: dict[str, Any]) -> None:
-        # Copies, because a subclass may change the lists themselves before TRL asks. The other
-        # columns come from the dataset, and are compared as they are.
+        # Copies, because a subclass may change these lists before TRL asks, and a reward any list.
+        copied = {"completion_ids"}
+        stay = [entry for entry in self._entries.values() if not entry.is_isolated]
+        if any(entry.reward.settings.in_process is None for entry in stay):
+            # The others are objects of the run, which are what they are.
+            copied = columns.keys() - {"trainer_state", "environments"}
         self._begun_with = {**columns, "completions": copy.deepcopy(completions)}
-        self._begun_with["completion_ids"] = copy.deepcopy(columns["completion_ids"])
+        for name in copied:
+            self._begun_with[name] = _copied(columns[name])
 
     def _begin_isolated(self, completions: Sequence[Any], columns: dict[str, Any]) -> None:
         """Begin what runs in other processes, so that rewards do not wait for each other."""
@@ -214,6 +219,15 @@ def groups_of(run: RunContext, rows: int) -> list[list[int]]:
     for row in range(rows):
         groups.setdefault((first + row) // run.group_size, []).append(row)
     return list(groups.values())
+
+
+def _copied(values: Any) -> Any:
+    """Return a copy of a column; the column itself, where its objects cannot be copied."""
+    # They may raise anything.
+    try:
+        return copy.deepcopy(values)
+    except Exception:
+        return values
 
 
 def _is_same(called_with: dict[str, Any], begun_with: dict[str, Any]) -> bool:

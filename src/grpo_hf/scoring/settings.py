@@ -18,12 +18,13 @@ class RewardSettings:
 
     All but the last two are the function's own, by `reward_settings`. A recipe can give all but
     `imports` and `check` beside the reward's options, as in
-    `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`. What is None was not said,
-    and is found out; see scored_reward.py.
+    `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`. None leaves a setting to
+    scored_reward.py.
 
     Args:
-        batched: True: one call gets all completions of a rollout. False: each completion is judged
-            by itself, so that calls of one completion may be spread over workers.
+        batched: False: each completion is judged by itself, so that calls of one completion may be
+            spread over workers. True, as where it is not said: one call gets all completions of a
+            rollout; `timeout` is then that of the call.
         in_process: True: the reward is called in the trainer's process, for rewards of microseconds
             and for those that hold a model or a state. The run is protected from its exceptions,
             but from nothing else. False: nothing outside of the reward changes what it returns, so

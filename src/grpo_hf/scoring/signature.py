@@ -46,7 +46,7 @@ def checked_reward(
         whole_spec += f"({', '.join(f'{key}={value!r}' for key, value in options.items())})"
     settings, options = _settings(function, spec, options)
     reward = kind(name, whole_spec, function, options, source, settings)
-    takes_completions = reward._takes_all or "completions" in reward._parameters
+    takes_completions = reward.takes_all or "completions" in reward.parameters
     # The trainer passes prompts and completions; a column named in the singular never arrives.
     never_arrives = {"prompt", "completion"} & set(reward.columns)
     if not takes_completions or never_arrives:
@@ -54,7 +54,7 @@ def checked_reward(
         raise RewardSpecError(
             f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}."
         )
-    known = reward._known_options
+    known = reward.known_options
     for option in options:
         if option not in known:
             raise RewardSpecError(

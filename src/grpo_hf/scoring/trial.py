@@ -98,8 +98,7 @@ class Finding:
         if not self.alone:
             notes.append(
                 f"{name} gives a completion another reward alone than among others: it compares "
-                "them, and a run calls it with all completions at once, which "
-                "@reward_settings(batched=True) says."
+                "them, so it must not be called with batched=False."
             )
         if self.stays:
             notes.append(

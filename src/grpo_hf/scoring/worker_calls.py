@@ -10,15 +10,15 @@ import pickle
 import resource
 import signal
 import sys
-import time
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
-from .calling import columns_at, compare
+import cloudpickle
+
+from .calling import Scored, columns_at
 from .outcomes import Outcome, call, call_async
 from .reward import Reward
 
@@ -31,17 +31,6 @@ _PR_SET_PDEATHSIG = 1
 
 # The server fills it before it forks; None for a reward that cannot be loaded there.
 rewards: list[Reward | None] = []
-# How often this worker has connected to another machine.
-_connections = 0
-
-
-@dataclass(frozen=True)
-class CallOfAll:
-    """A call with all completions: what it came to, and what it cost."""
-
-    outcomes: list[Outcome]
-    seconds: float = 0.0
-    used_network: bool = False
 
 
 def enter_worker(descriptor: int, memory: int) -> None:
@@ -51,7 +40,6 @@ def enter_worker(descriptor: int, memory: int) -> None:
     os.setsid()
     # A reward may start processes of its own, which multiprocessing forbids to its daemons.
     current_process().daemon = False
-    sys.addaudithook(_note_connections)
     if sys.platform == "linux":
         # Die with the server.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -62,30 +50,27 @@ def enter_worker(descriptor: int, memory: int) -> None:
             Path("/proc/self/oom_score_adj").write_text(_KILL_ME_FIRST)
 
 
-def _note_connections(event: str, arguments: tuple[Any, ...]) -> None:
-    """Note that a call has reached for another machine."""
-    global _connections
-    # An address of a socket in the file system is a text.
-    if event == "socket.connect" and isinstance(arguments[1], tuple):
-        _connections += 1
-
-
-def call_all(index: int, columns: bytes, shared: bytes | str, count: int) -> CallOfAll:
-    """Call a reward with all completions, in a worker."""
-    before = _connections
-    start = time.perf_counter()
-    outcomes = score(index, columns, shared, count)
-    return CallOfAll(outcomes, time.perf_counter() - start, _connections > before)
-
-
-def compare_calls(index: int, columns: bytes, shared: bytes | str, outcomes: list[Outcome]) -> str:
-    """Find out in a worker how a reward may be called."""
+def score_all(index: int, columns: bytes, shared: bytes | str, count: int) -> Scored:
+    """Call a reward with all completions, in a worker, and see what it does to their lists."""
     reward = rewards[index]
     assert reward is not None
     try:
-        return compare(reward, pickle.loads(columns), _shared_of(shared), outcomes)
+        lists = pickle.loads(columns)
+        before = _pickled(lists)
+        outcomes = call(reward, lists | _shared_of(shared), count)
+        return Scored(outcomes, changed=_pickled(lists) != before)
+    # Nothing can be relied on in a process without memory, so it leaves at once.
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
+
+
+def _pickled(lists: dict[str, Any]) -> bytes | None:
+    """Return columns as bytes, or None where that is not possible."""
+    # Their objects, or what a reward has put among them, may raise anything.
+    try:
+        return cloudpickle.dumps(lists)
+    except Exception:
+        return None
 
 
 def score(
@@ -106,7 +91,6 @@ def score(
             work = call_async(reward, samples, timeout=timeout, concurrency=concurrency)
             return asyncio.run(work)
         return call(reward, lists | _shared_of(shared), count)
-    # Nothing can be relied on in a process without memory, so it leaves at once.
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
 

@@ -20,24 +20,10 @@ import psutil
 from pebble import ProcessExpired, ProcessPool
 
 from . import worker_calls
-from .calling import (
-    ASYNC,
-    COMPARES,
-    NETWORK,
-    SLOW,
-    Job,
-    Scored,
-    columns_at,
-    is_lost,
-    is_same,
-    narrowed,
-    tells_apart,
-)
+from .calling import Job, Scored, columns_at, is_lost, narrowed
 from .outcomes import Failure, Outcome, timed_out
-from .worker_calls import OUT_OF_MEMORY, CallOfAll
+from .worker_calls import OUT_OF_MEMORY
 
-# A reward that takes longer with all completions is not called a second time to compare.
-_SECONDS = 2.0
 # Seconds that a call of several completions has beyond the time of its own.
 _GRACE = 5.0
 # Seconds to wait for an orphan that was killed.
@@ -48,10 +34,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Pools:
-    """The workers for calls of one completion or a group, how many, and those for all at once."""
+    """The workers for calls of one completion or a group, how many, and each reward's own.
+
+    A reward's own worker makes all its calls with all completions, so that what the reward
+    remembers is there in the next one, as in TRL.
+    """
 
     of_one: ProcessPool
-    of_all: ProcessPool
+    of_all: list[ProcessPool]
     workers: int
 
 
@@ -74,82 +64,44 @@ class Scoring:
         """Return the outcomes of all completions, called in the way that the job says."""
         if not self._job.count:
             return Scored([])
-        if self._job.way in ("one", "check"):
-            return self._one_by_one()
-        return self._all_at_once()
-
-    def _one_by_one(self) -> Scored:
-        outcomes = self._awaited_apart() if self._reward.is_async else self._apart(self._all_rows)
-        if self._job.way == "check" and tells_apart(outcomes):
-            together = self._call_all().outcomes
-            if not is_lost(together) and not is_same(together, outcomes):
-                return Scored(together, COMPARES)
-        return Scored(outcomes)
+        if self._job.way == "all":
+            return self._all_at_once()
+        return Scored(self._awaited_apart() if self._reward.is_async else self._apart())
 
     def _all_at_once(self) -> Scored:
         job = self._job
-        call_of_all = self._call_all()
-        outcomes = call_of_all.outcomes
-        if is_lost(outcomes):
-            return Scored(narrowed(outcomes, job.groups, self._by_rows))
-        if job.way == "all" or job.count == 1:
-            return Scored(outcomes)
-        if self._reward.is_async:
-            return Scored(outcomes, ASYNC)
-        if call_of_all.used_network:
-            return Scored(outcomes, NETWORK)
-        if call_of_all.seconds > _SECONDS:
-            return Scored(outcomes, SLOW)
-        if job.way == "measure" and not tells_apart(outcomes):
-            return Scored(outcomes)
-        return Scored(outcomes, self._compared(outcomes))
+        arguments = (job.reward, self._pickled(self._all_rows), self._shared, job.count)
+        pool = self._pools.of_one if job.is_trial else self._pools.of_all[job.reward]
+        future = pool.schedule(worker_calls.score_all, args=arguments, timeout=job.patience)
+        try:
+            scored = future.result()
+        # Whatever became of the worker, or of what it sent, is an outcome.
+        except Exception as error:
+            end_orphans()
+            scored = Scored([_fate(error, job.patience)] * job.count)
+        if not is_lost(scored.outcomes):
+            return scored
+        return Scored(narrowed(scored.outcomes, job.groups, self._by_rows), scored.changed)
 
     @property
     def _all_rows(self) -> list[int]:
         return list(range(self._job.count))
-
-    def _call_all(self) -> CallOfAll:
-        job = self._job
-        arguments = (job.reward, self._pickled(self._all_rows), self._shared, job.count)
-        future = self._pools.of_all.schedule(
-            worker_calls.call_all, args=arguments, timeout=job.patience
-        )
-        try:
-            return future.result()
-        # Whatever became of the worker, or of what it sent, is an outcome.
-        except Exception as error:
-            end_orphans()
-            return CallOfAll([_fate(error, job.patience)] * job.count)
-
-    def _compared(self, outcomes: list[Outcome]) -> str:
-        job = self._job
-        arguments = (job.reward, self._pickled(self._all_rows), self._shared, outcomes)
-        future = self._pools.of_all.schedule(
-            worker_calls.compare_calls, args=arguments, timeout=job.patience
-        )
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            raise
-        # It can be called with all completions, and not with one.
-        except Exception:
-            end_orphans()
-            return COMPARES
 
     def _by_rows(self, row_lists: Sequence[list[int]]) -> list[list[Outcome]]:
         """Call the reward for each list of rows, as many at a time as there are workers."""
         limits = []
         futures = []
         for rows in row_lists:
-            limits.append(self._job.timeout if len(rows) == 1 else self._job.patience)
+            limits.append(self._job.limit(len(rows)))
             futures.append(self._schedule(rows, limits[-1]))
         results = []
         for rows, future, limit in zip(row_lists, futures, limits, strict=True):
             results.append(self._taken(rows, future, limit))
         return results
 
-    def _apart(self, rows: Sequence[int]) -> list[Outcome]:
-        return [outcome for (outcome,) in self._by_rows([[row] for row in rows])]
+    def _apart(self, rows: Sequence[int] | None = None) -> list[Outcome]:
+        each = self._all_rows if rows is None else rows
+        return [outcome for (outcome,) in self._by_rows([[row] for row in each])]
 
     def _awaited_apart(self) -> list[Outcome]:
         """Give each worker several completions of an `async def` reward, which wait together."""

@@ -17,7 +17,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -66,24 +66,24 @@ def main(descriptor: int, workers: int, memory: int) -> None:
     settings: dict[str, Any] = {
         "initializer": enter_worker,
         "initargs": (descriptor, memory),
-        "max_tasks": _TASKS,
+        "context": get_context("fork"),
     }
-    context = get_context("fork")
-    # A call with all completions waits more than it computes, and has its own pool of threads where
-    # it does not. So it takes no worker from calls of one completion, nor from another reward's.
-    with (
-        ProcessPool(workers, context=context, **settings) as workers_of_one,
-        ProcessPool(max(1, len(rewards)), context=context, **settings) as workers_of_all,
-    ):
-        pools = (workers_of_one, workers_of_all)
+    with ExitStack() as stack:
+        workers_of_one = stack.enter_context(ProcessPool(workers, max_tasks=_TASKS, **settings))
+        # One for each reward. A call with all completions waits more than it computes, and has its
+        # own pool of threads where it does not. So it takes no worker from calls of one completion,
+        # nor from another reward's.
+        of_all = [stack.enter_context(ProcessPool(1, **settings)) for _ in rewards]
+        pools = [workers_of_one, *of_all]
         try:
             # Asking starts the workers. On this thread, because they die with the one that has
             # forked them.
-            if all(pool.active for pool in pools):
-                _serve(connection, Pools(*pools, workers))
+            if all([pool.active for pool in pools]):
+                _serve(connection, Pools(workers_of_one, of_all, workers))
         finally:
             for pool in pools:
                 pool.stop()
+            for pool in pools:
                 pool.join()
             end_orphans()
 
