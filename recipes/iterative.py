@@ -152,7 +152,7 @@ def keep_settings(recipe: Any, settings: argparse.Namespace) -> None:
     """Write the settings of a run to its folder, after all checks have passed."""
     from accelerate import PartialState
 
-    from grpo_hf.runs.iterative import write_whole
+    from grpo_hf.run_files import write_whole
 
     # All processes share the folder, and only one may write.
     if PartialState().is_main_process:
@@ -242,8 +242,8 @@ def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
     from accelerate import PartialState
 
     from grpo_hf.evaluation.answers import greedy_completions
+    from grpo_hf.run_files import write_whole
     from grpo_hf.runs.checkpoints import load_policy
-    from grpo_hf.runs.iterative import write_whole
 
     folder = loop.folder / f"iteration-{number}"
     file = folder / ANSWERS

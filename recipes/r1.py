@@ -308,15 +308,11 @@ def write_lines(file: Path, values: Sequence[Any]) -> None:
     file.write_text("".join(lines), encoding="utf-8")
 
 
-def read_lines(file: Path) -> list[Any]:
-    """Return the values of a JSON Lines file."""
-    return list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
-
-
 def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> None:
     """Run stage sft: train a fresh adapter on the kept samples, and answer the held-out prompts."""
     from grpo_hf.evaluation.answers import greedy_completions
     from grpo_hf.evaluation.comparison import EVALUATION_FILE
+    from grpo_hf.run_files import read_lines
 
     training = recipe.training
     folder = Path(training.output_dir)
@@ -396,6 +392,7 @@ def show(out: Path, rewards: Sequence[Any], rows: list[dict[str, Any]], training
 
     from grpo_hf.evaluation.answers import judging
     from grpo_hf.evaluation.comparison import EVALUATION_FILE
+    from grpo_hf.run_files import read_lines
 
     table = Table(title=f"{len(rows)} held-out prompts, greedy")
     for heading in ("stage", "right", "accuracy", "95% interval"):

@@ -19,6 +19,7 @@ ORDER = [
     "errors",
     "config_checks",
     "config",
+    "run_files",
     "run_context",
     "trl_seam",
     "demo",
@@ -55,7 +56,9 @@ LIGHT = [
     "grpo_hf.cli",
     "grpo_hf.data.completions",
     "grpo_hf.errors",
+    "grpo_hf.reporting.pushing",
     "grpo_hf.reporting.token_credit",
+    "grpo_hf.runs.finished",
     "grpo_hf.runs.program",
     "grpo_hf.scoring.registry",
 ]

@@ -50,7 +50,7 @@ def test_the_trainer_and_its_configuration_are_trl_s():
     theirs, ours = signature(trl.GRPOConfig).parameters, signature(grpo_hf.GRPOConfig).parameters
     assert ours.keys() - theirs.keys() == OURS - theirs.keys() and theirs.keys() <= ours.keys()
     changed = {name for name in theirs if theirs[name].default != ours[name].default}
-    assert changed == {"loss_type", "beta", "use_bias_correction_kl"}
+    assert changed == {"loss_type", "beta", "use_bias_correction_kl", "hub_private_repo"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import importlib
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import Future
 from inspect import Parameter, getsource, signature
 from operator import attrgetter
 from pathlib import Path
@@ -20,6 +21,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.utils import PushInProgress
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -451,6 +453,36 @@ def test_a_checkpoint_is_written_when_asked(trainer: trl.GRPOTrainer):
     folder = Path(trainer.args.output_dir) / "checkpoint-1"
     assert (folder / "adapter_model.safetensors").is_file()
     assert (folder / "trainer_state.json").is_file()
+
+
+def test_a_model_is_saved_without_a_push(trainer: trl.GRPOTrainer, monkeypatch: Any, tmp_path):
+    monkeypatch.setattr(trainer.args, "push_to_hub", True)
+    monkeypatch.setattr(trainer.args, "output_dir", str(tmp_path))
+    pushes: list[Any] = []
+    monkeypatch.setattr(trainer, "push_to_hub", lambda **named: pushes.append(named))
+    trl_seam.save_model_here(trainer)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert pushes == []
+    trainer.save_model()
+    assert len(pushes) == 1, "this is why there is a function for it"
+
+
+def test_pushes_under_way_are_waited_for(trainer: trl.GRPOTrainer, monkeypatch: Any):
+    running = PushInProgress([Future()])
+    monkeypatch.setattr(trainer, "push_in_progress", running, raising=False)
+    monkeypatch.setattr(running, "wait_until_done", lambda: running.jobs[0].set_result(None))
+    trl_seam.finish_pushes(trainer)
+    assert running.is_done()
+
+
+def test_transformers_uploads_by_another_client_for_a_block():
+    own = transformers.trainer.hf_api
+    with trl_seam.uploads_by("client"):
+        assert transformers.trainer.hf_api() == "client"
+    assert transformers.trainer.hf_api is own
+    # They are called by this name, which is looked up in the module.
+    for method in ("push_to_hub", "_push_from_checkpoint"):
+        assert "hf_api().upload_folder(" in getsource(getattr(transformers.Trainer, method))
 
 
 @pytest.mark.parametrize("name", ["use_adapter", "create_model_from_path"])

@@ -1,4 +1,4 @@
-"""The command `grpo-hf`: train a recipe, list and try rewards, plot a run, show token credit.
+"""The command `grpo-hf`: train a recipe, list and try rewards; plot, explain and push a run.
 
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """
@@ -7,10 +7,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from .cli_rewards import add_rewards_commands, json_lines
-from .errors import ConfigError, DataError, OutputExistsError
+from .cli_rewards import add_rewards_commands
 from .runs.program import exit_on_error, quiet
 
 
@@ -56,6 +54,16 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("run", type=Path, help="output folder of a run")
     replay.add_argument("--step", type=int, help="a kept step (default: the last)")
     replay.set_defaults(command=_replay)
+    push = commands.add_parser("push", help="push a run to the Hub", description=_push.__doc__)
+    push.add_argument("run", type=Path, help="output folder of a run")
+    push.add_argument("repo", metavar="REPO", help="repository on the Hub, as me/my-adapter")
+    push.add_argument("--public", action="store_true", help="make a new repository public")
+    push.add_argument(
+        "--samples",
+        action="store_true",
+        help="push prompts and completions too (credit.jsonl, evaluation.jsonl)",
+    )
+    push.set_defaults(command=_push)
     return parser
 
 
@@ -76,48 +84,25 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _plot(options: argparse.Namespace, rest: list[str]) -> None:
     """Draw the mean of every reward and the KL over the steps of a run (needs matplotlib)."""
-    _check_run(options.run)
-    # matplotlib would find this out last, and with a traceback.
-    if options.picture.suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"{options.picture}: expected a name that ends in .png, .svg or .pdf.")
-    from .reporting.report import plot_rewards
+    from .runs.finished import plot
 
-    try:
-        plot_rewards(options.run, options.picture)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"`grpo-hf plot` needs {error.name}: pip install 'grpo-hf[plot]'."
-        ) from error
-    print(options.picture)
+    plot(options.run, options.picture)
 
 
 def _credit(options: argparse.Namespace, rest: list[str]) -> None:
     """Show completions of a step of a run, each token coloured by the advantage that it was trained
     on."""
-    from rich.console import Console
+    from .runs.finished import show_credit
 
-    from .reporting.credit_display import to_html, to_text
-    from .reporting.token_credit import Group
+    show_credit(options.run, options.step, options.html)
 
-    _check_run(options.run)
-    group = Group.of(_credit_row(options.run, options.step))
-    if options.html is None:
-        # The terminal's own width: a completion is text that may wrap, not a table.
-        Console(highlight=False).print(to_text(group))
-        return
-    try:
-        # Mode "x" fails where the file exists, so nobody's page is lost.
-        with options.html.open("x", encoding="utf-8") as page:
-            page.write(to_html([group]))
-    except FileExistsError:
-        raise OutputExistsError(
-            f"{options.html} exists, and is not overwritten. Give --html another name."
-        ) from None
-    except OSError as error:
-        raise OutputExistsError(
-            f"{options.html} cannot be written ({error.strerror}). Give another --html."
-        ) from error
-    print(options.html)
+
+def _push(options: argparse.Namespace, rest: list[str]) -> None:
+    """Push the folder of a finished run to a repository on the Hub, which is private if it is new.
+    Prompts and completions stay here unless they are asked for."""
+    from .runs.finished import push
+
+    push(options.run, options.repo, private=not options.public, samples=options.samples)
 
 
 def _replay(options: argparse.Namespace, rest: list[str]) -> None:
@@ -131,34 +116,6 @@ def _replay(options: argparse.Namespace, rest: list[str]) -> None:
 
     for line in replay(options.run, kept):
         print(line)
-
-
-def _credit_row(run: Path, step: int | None) -> dict[str, Any]:
-    """Return the line of a run's credit file for a step, by default for the last step."""
-    from .reporting.token_credit import CREDIT_FILE
-
-    file = run / CREDIT_FILE
-    row_by_step = {}
-    if file.is_file():
-        # A run that was resumed may have logged a step twice; the later row counts.
-        for row in json_lines(file):
-            row_by_step[row["step"]] = row
-    if not row_by_step:
-        raise DataError(
-            f"{run} has no step in {CREDIT_FILE}: the run was made with log_credit false, or "
-            "without logging by steps. Train with --log_credit true --logging_strategy steps."
-        )
-    if step is None:
-        step = max(row_by_step)
-    if step not in row_by_step:
-        known = ", ".join(map(str, sorted(row_by_step)))
-        raise DataError(f"{file} has no step {step}. Give --step one of {known}.")
-    return row_by_step[step]
-
-
-def _check_run(folder: Path) -> None:
-    if not (folder / "metrics.jsonl").is_file():
-        raise DataError(f"{folder} is not the output folder of a run: it has no metrics.jsonl.")
 
 
 if __name__ == "__main__":

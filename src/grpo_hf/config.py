@@ -13,10 +13,10 @@ from .config_checks import check_estimator, check_geometry, check_kl_term, check
 class GRPOConfig(TRLGRPOConfig):
     """TRL's `GRPOConfig` with DeepSeekMath's objective (arXiv 2402.03300, eq. 3) as default.
 
-    Three defaults differ from TRL 1.16: `loss_type="grpo"` (TRL: "dapo"), `beta=0.04` (TRL: 0), and
-    `use_bias_correction_kl=False` (TRL: True), so that the KL term is eq. 4 as printed. `bf16` is
-    on where an accelerator supports it and off on a CPU, where it would only be slow. All other
-    defaults are TRL's.
+    Three defaults of the objective differ from TRL 1.16: `loss_type="grpo"` (TRL: "dapo"),
+    `beta=0.04` (TRL: 0), and `use_bias_correction_kl=False` (TRL: True), so that the KL term is
+    eq. 4 as printed. `bf16` is on where an accelerator supports it and off on a CPU, where it would
+    only be slow. A new repository on the Hub is private. All other defaults are TRL's.
 
     Args:
         reference (`str`): the reference of the KL term. `"initial"` is the policy at the start of
@@ -57,6 +57,10 @@ class GRPOConfig(TRLGRPOConfig):
             leaves the step out, and stops after five such steps in a row.
         log_credit (`bool`): keep one group of each logging step, with every token's advantage, in
             `credit.jsonl`.
+        hub_private_repo (`bool`, *optional*): make a new repository on the Hub private; None takes
+            the default of the Hub or the organization.
+        push_samples (`bool`): push prompts and completions too: `credit.jsonl`,
+            `evaluation.jsonl` and what `log_completions` writes.
 
     Raises:
         ConfigError: G < 2, a batch that does not hold whole groups, a value that is not possible,
@@ -190,6 +194,18 @@ class GRPOConfig(TRLGRPOConfig):
             "help": "Keep a group of each logging step, with every token's advantage, for "
             "`grpo-hf credit`."
         },
+    )
+    # What leaves the machine.
+    hub_private_repo: bool | None = field(
+        default=True,
+        metadata={
+            "help": "Make a new repository on the Hub private; `false`: public. One that is there "
+            "stays as it is."
+        },
+    )
+    push_samples: bool = field(
+        default=False,
+        metadata={"help": "Push prompts and completions as well (credit, evaluation)."},
     )
 
     def __post_init__(self) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 from trl import GRPOTrainer as TRLGRPOTrainer
 
 from . import trl_seam
+from .config import option
 from .durability import broken_steps, dead_run, finite, rollout_checks
-from .reporting import output_folder
+from .reporting import output_folder, pushing
+from .run_files import warn_once
 
 _LAST_STEP = "It was not saved. Lower learning_rate, and go on from the newest checkpoint."
 _NOT_SAVED = (
@@ -94,3 +96,26 @@ class DurableTrainer(TRLGRPOTrainer):
         checked = rollout_checks.checked_rollout(self.rollout_func, size, run)
         with trl_seam.rollout_function_replaced(self, checked):
             return super()._generate(prompts)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; a disk or network that fails is said. TRL 1.16 also writes completions here."""
+        try:
+            super().log(logs, start_time)
+        except OSError as error:
+            warn_once(f"A log cannot be written ({error}). The run goes on.")
+
+    @cached_property
+    def _uploads(self) -> pushing.RunClient:
+        """Return the client by which this run is pushed."""
+        samples = option(self.args, "push_samples")
+        return pushing.RunClient(samples=samples, private=self.args.hub_private_repo)
+
+    def push_to_hub(self, *positional: Any, **named: Any) -> Any:
+        """Push what a reader needs. transformers 5.23 uploads all of the folder here."""
+        with trl_seam.uploads_by(self._uploads):
+            return super().push_to_hub(*positional, **named)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push as `push_to_hub`, in the background. transformers 5.23 does so at each save."""
+        with trl_seam.uploads_by(self._uploads):
+            super()._push_from_checkpoint(checkpoint_folder)

@@ -73,6 +73,9 @@ OVERRIDDEN = {
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "save_model": ("self", "output_dir", "_internal_call"),
     "create_model_card": ("self", "model_name", "dataset_name", "tags"),
+    "push_to_hub": ("self",),
+    "_push_from_checkpoint": ("self", "checkpoint_folder"),
+    "log": ("self", "logs", "start_time"),
 }
 
 # Names of methods between a rollout and its gradient.
@@ -92,6 +95,9 @@ CALLED = {
     "trl:get_quantization_config": ("model_args",),
     "transformers:Trainer.train": ("self", "resume_from_checkpoint"),
     "transformers:Trainer.push_to_hub": ("self",),
+    "transformers:Trainer.save_model": ("self", "output_dir", "_internal_call"),
+    "transformers:Trainer._finish_current_push": ("self",),
+    "transformers.trainer:hf_api": (),
     "transformers:Trainer.remove_callback": ("self", "callback"),
     "transformers.generation.utils:GenerationMixin._prepare_generation_config": (
         "self",
@@ -306,6 +312,23 @@ def card_facts(trainer: Any, dataset_source: str) -> CardFacts:
 def save_checkpoint(trainer: Any) -> None:
     """Write a checkpoint of this step, as TRL does at `save_steps`."""
     trainer._save_checkpoint(trainer.model, trial=None)
+
+
+def save_model_here(trainer: Any) -> None:
+    """Write the policy into the output folder, without the push that `save_model` adds."""
+    trainer.save_model(_internal_call=True)
+
+
+def finish_pushes(trainer: Any) -> None:
+    """Wait for pushes of checkpoints that are under way."""
+    trainer._finish_current_push()
+
+
+def uploads_by(client: Any) -> AbstractContextManager[Any]:
+    """Let transformers' trainer upload by another client of the Hub for a block."""
+    from transformers import trainer
+
+    return patch.object(trainer, "hf_api", lambda: client)
 
 
 def active_adapter(model: Any, name: str | None) -> AbstractContextManager[None]:

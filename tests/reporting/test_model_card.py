@@ -21,20 +21,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo_hf import GRPOTrainer
 from grpo_hf.config import GRPOConfig
 from grpo_hf.evaluation.statistics import compare
-from grpo_hf.reporting.model_card import public_name, write_model_card
+from grpo_hf.reporting.model_card import write_model_card
+from grpo_hf.reporting.public_names import public_name
 from grpo_hf.run_context import CardFacts
+from grpo_hf.run_files import read_lines
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.scoring.registry import load_reward
 
 REPO = "tester/demo"
 RECORD = {
     "README.md",
-    "credit.jsonl",
     "metrics.jsonl",
-    "evaluation.jsonl",
     "recipe.yaml",
-    "training_args.bin",
 }
+KEPT_HERE = {"credit.jsonl", "evaluation.jsonl", "training_args.bin", "checkpoint-2"}
+# Their folders of this machine are cut.
+CUT = {"adapter_config.json", "recipe.yaml"}
 ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 QUESTION = torch.arange(10, 42).unsqueeze(0)  # (1, 32) token ids
@@ -66,6 +68,7 @@ class Pushed:
     hub: FakeHub
     base: Path
     folder: Path
+    output: str
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -76,11 +79,12 @@ class Pushed:
         return ModelCard(self.files["README.md"].decode())
 
 
-def python(hub: FakeHub, *arguments: object) -> None:
+def python(hub: FakeHub, *arguments: object) -> str:
     environment = hub.environment() | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +117,8 @@ def pushed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     (here / "my_rewards").mkdir()
     (here / "my_rewards" / "letters.py").write_text(VOWELS)
     with FakeHub(here / "hf_home") as hub:
-        python(hub, "-m", "grpo_hf.cli", "train", here / "recipe.yaml")
-        yield Pushed(hub, tiny_checkpoint, here / "run")
+        output = python(hub, "-m", "grpo_hf.cli", "train", here / "recipe.yaml")
+        yield Pushed(hub, tiny_checkpoint, here / "run", output)
 
 
 def tables(card: str) -> dict[str, dict[str, list[str]]]:
@@ -134,10 +138,38 @@ def tables(card: str) -> dict[str, dict[str, list[str]]]:
 
 
 def test_the_adapter_its_tokenizer_and_the_run_s_record_are_pushed_and_nothing_else(pushed: Pushed):
-    assert (pushed.folder / "checkpoint-2").is_dir()
+    assert {file.name for file in pushed.folder.iterdir()} >= KEPT_HERE
     assert set(pushed.files) == ADAPTER | TOKENIZER | RECORD
-    for name, content in pushed.files.items():
-        assert content == (pushed.folder / name).read_bytes(), name
+    for name in pushed.files.keys() - CUT:
+        assert pushed.files[name] == (pushed.folder / name).read_bytes(), name
+
+
+def test_the_pushed_set_is_listed_before_and_the_address_after(pushed: Pushed):
+    before, _, after = pushed.output.rpartition("pushing 8 files of ")
+    assert "answers:" in before, "the push is the last of all"
+    listed = [line.split()[0] for line in after.splitlines()[1:9]]
+    assert set(listed) == set(pushed.files)
+    assert "not pushed: checkpoint-2, credit.jsonl, evaluation.jsonl, training_args.bin" in after
+    assert after.endswith(f"pushed to {pushed.hub.url}/{REPO} (private)\n")
+
+
+def test_a_new_repository_is_private(pushed: Pushed):
+    assert pushed.hub.repos["model", REPO].private
+
+
+def test_no_folder_of_this_machine_is_in_any_commit(pushed: Pushed):
+    for commit in pushed.hub.repos["model", REPO].commits:
+        for path, file in commit.files.items():
+            for folder in (pushed.base, pushed.folder):
+                assert str(folder.parent).encode() not in file.content, f"{path}: {folder}"
+    assert json.loads(pushed.files["adapter_config.json"])["base_model_name_or_path"] == (
+        pushed.base.name
+    )
+    local = json.loads((pushed.folder / "adapter_config.json").read_text())
+    assert local["base_model_name_or_path"] == str(pushed.base), "here it still finds its base"
+    recipe = yaml.safe_load(pushed.files["recipe.yaml"])
+    assert recipe["model_name_or_path"] == pushed.base.name
+    assert recipe["rewards"][2] == "letters.py:vowels(letters='eio')"
 
 
 def test_no_commit_holds_the_token(pushed: Pushed):
@@ -210,7 +242,7 @@ def test_the_card_says_what_the_run_was(pushed: Pushed):
 
 
 def test_the_card_s_results_are_those_of_the_answers_on_disk(pushed: Pushed):
-    rows = [json.loads(line) for line in pushed.files["evaluation.jsonl"].decode().splitlines()]
+    rows = read_lines(pushed.folder / "evaluation.jsonl")
     results = tables(pushed.card.text)["Results"]
     assert len(rows) == 8 and "Accuracy on 8 held-out prompts" in pushed.card.text
     for name, shown in (("base", "base"), ("adapter", "with this adapter")):
@@ -345,7 +377,7 @@ def test_a_file_reward_keeps_its_file_name_and_options(card, tmp_path: Path):
     folder = tmp_path.joinpath("a folder (mine)", *["deep" * 10] * 6)
     folder.mkdir(parents=True)
     (folder / "letters.py").write_text(VOWELS)
-    for option in ("'xyz'", "'a/b/c'", "'a|b'", repr("e" * 300)):
+    for option in ("'xyz'", "'a/b/c'", "'a|b'", "'/'", repr("e" * 300)):
         rewards = tables(card(f"{folder}/letters.py:vowels(letters={option})").text)["Rewards"]
         escaped = option.replace("|", "\\|")
         assert rewards.keys() - {"reward", "---"} == {f"letters.py:vowels(letters={escaped})"}

@@ -123,12 +123,14 @@ class FakeHub:
     Attributes:
         repos: by (type, id), such as ("model", "tester/tiny").
         requests: "METHOD /path" of each request so far.
+        failures: statuses with which the next commits are answered, which then do nothing.
     """
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[str] = []
+        self.failures: list[int] = []
         self._lfs: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
@@ -256,6 +258,8 @@ def receive_lfs(hub: FakeHub, request: Request) -> Response:
 
 def commit(hub: FakeHub, request: Request) -> Response:
     repo = hub.repo(request)
+    if hub.failures:
+        raise HttpError(hub.failures.pop(0), "Unavailable")
     message, files = "", dict(repo.at(request.groups["revision"]).files)
     for line in request.body.splitlines():
         entry = json.loads(line)

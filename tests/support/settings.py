@@ -1,6 +1,8 @@
 """Which settings are ours and not TRL's."""
 
 OURS = {
+    "hub_private_repo",
+    "push_samples",
     "loss_type",
     "beta",
     "use_bias_correction_kl",

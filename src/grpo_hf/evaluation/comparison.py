@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import adapters
+from ..run_files import write_or_say
 from ..scoring.scored_reward import ScoredReward
 from .answers import greedy_completions, right_answers
 from .statistics import Comparison, compare
@@ -91,10 +92,11 @@ def _write_answers(
     answers: Mapping[str, Sequence[str]],
     right: Mapping[str, Sequence[bool | None]],
 ) -> None:
+    lines = []
+    for index, prompt in enumerate(prompts):
+        record: dict[str, Any] = {"prompt": prompt}
+        for name in answers:
+            record[name] = {"answer": answers[name][index], "right": right[name][index]}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     # Written anew: a resumed run compares once more, at its own end.
-    with file.open("w", encoding="utf-8") as lines:
-        for index, prompt in enumerate(prompts):
-            record: dict[str, Any] = {"prompt": prompt}
-            for name in answers:
-                record[name] = {"answer": answers[name][index], "right": right[name][index]}
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    write_or_say(file, "".join(lines))

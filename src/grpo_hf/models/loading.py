@@ -24,6 +24,7 @@ from transformers import (
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..errors import GrpoError, HubUnreachable, ModelError, did_you_mean
+from ..run_files import warn_once
 from ..trl_seam import name_or_path
 
 _LOCAL_HELP = (
@@ -57,6 +58,7 @@ def read_model_config(
             f"{name}: the model folder holds no weights (*.safetensors, *.bin). Was it saved "
             "completely?"
         )
+    _say_whose_code(name, trust_remote_code)
     with loading("model", name):
         return AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code, **_gguf(gguf_file)
@@ -85,6 +87,7 @@ def load_tokenizer(
             f"{name}: the model folder holds no tokenizer (tokenizer.json, tokenizer_config.json). "
             "Save it there with tokenizer.save_pretrained(folder)."
         )
+    _say_whose_code(name, trust_remote_code)
     with loading("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(
             name,
@@ -97,6 +100,15 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _say_whose_code(name: str, trust_remote_code: bool) -> None:
+    """Say once, before it runs, that code of a model's repository may run."""
+    if trust_remote_code:
+        warn_once(
+            f"trust_remote_code is set: Python code that comes with {name} runs on this machine, "
+            "with your rights and outside of any sandbox."
+        )
 
 
 def load_base(
@@ -115,6 +127,7 @@ def load_base(
         HubUnreachable: the model is on the Hub, and the Hub does not answer.
     """
     options = _quantization(args)
+    _say_whose_code(str(args.model_name_or_path), trust_remote_code)
     with loading("model", str(args.model_name_or_path)):
         model, report = AutoModelForCausalLM.from_pretrained(
             args.model_name_or_path,

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import run_files
 from ..algorithm.advantages import weighted_sum
 from ..config import option
 from ..run_context import RunContext
@@ -48,8 +49,7 @@ def record_credit(
     group = credited_group(dict(batch), scores, step=step, size=run.group_size, tokenizer=tokenizer)
     line = json.dumps(asdict(group), ensure_ascii=False, separators=(",", ":"))
     # Appended: a resumed run goes on in the file of the run before it.
-    with (Path(args.output_dir) / CREDIT_FILE).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    run_files.append_lines(Path(args.output_dir) / CREDIT_FILE, [line + "\n"])
 
 
 def logged_step(args: Any, state: Any) -> int | None:

@@ -2,23 +2,29 @@
 
 import json
 import math
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from .. import run_files
+
 METRICS_FILE = "metrics.jsonl"
+# Lines that wait for a disk that has space again; later ones push out the oldest.
+_MOST_WAITING = 10_000
 
 
 class MetricsFile(TrainerCallback):
     """A callback that appends what is logged to `metrics.jsonl` in the output folder.
 
     The file has one JSON object per call of the logger. An evaluation before the training waits for
-    it: only then the folder is known to belong to this run.
+    it: only then the folder is known to belong to this run. Lines that cannot be written wait, and
+    come with a later one.
     """
 
     def __init__(self) -> None:
-        self._waiting: list[str] = []
+        self._waiting: deque[str] = deque(maxlen=_MOST_WAITING)
         self._has_begun = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -42,9 +48,8 @@ class MetricsFile(TrainerCallback):
         if not self._waiting:
             return
         # Appending and closing each time leaves a complete file when the run is killed.
-        with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.writelines(self._waiting)
-        self._waiting.clear()
+        if run_files.append_lines(Path(args.output_dir) / METRICS_FILE, self._waiting):
+            self._waiting.clear()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -52,10 +57,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
     A run that was resumed may have logged a step twice; the last row of a step counts.
     """
-    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     row_by_step = {}
-    for line in lines:
-        row = json.loads(line)
+    for row in run_files.read_lines(folder / METRICS_FILE):
         # Other rows are the summary at the end of training, and evaluations.
         if "reward" in row:
             row_by_step[row["step"]] = row

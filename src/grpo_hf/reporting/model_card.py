@@ -1,6 +1,5 @@
 """The model card of a run: written from the run itself, beside its adapter and for the Hub."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..run_context import CardFacts
+from ..run_files import write_or_say
+from .public_names import public_name, public_text
 
 # What a reader needs to repeat the run, of more than a hundred settings.
 _HYPERPARAMETERS = (
@@ -47,6 +48,8 @@ def write_model_card(
 ) -> None:
     """Write the card of a run as `README.md`; names of local folders stay out of it.
 
+    A card that cannot be written is said once, as it ends no run.
+
     Args:
         folder: the output folder of the run.
         facts: what was trained on what, and for which rewards.
@@ -76,25 +79,9 @@ def write_model_card(
         *_results(results),
         f"## Citation\n\n```bibtex\n{_CITATION}\n```",
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(sections)
-    ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{text}\n").save(folder / "README.md")
-
-
-def public_name(name: str) -> str:
-    """Return a name that a public card may show; of a local path that is the last part alone.
-
-    >>> public_name("/home/me/models/llama"), public_name("org/llama")
-    ('llama', 'org/llama')
-    """
-    # `org/name` may be a folder as well; then it is this folder that was read.
-    is_path = (
-        name.startswith((".", "/", "~"))
-        or name.count("/") > 1
-        or "\\" in name
-        or os.path.exists(name)
-    )
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name
+    card = ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{text}\n")
+    write_or_say(folder / "README.md", str(card))
 
 
 def _hub_names(name: str) -> list[str]:
@@ -109,9 +96,7 @@ def _hub_names(name: str) -> list[str]:
 def _rewards(facts: CardFacts) -> list[tuple[str, str]]:
     rows = []
     for spec, weight in facts.rewards:
-        # A reward's file is named without its folder, which is of one machine.
-        shown = re.sub(r"^.*?([^/\\]+\.py:)", r"\1", spec)
-        rows.append((_code(shown), f"{weight:g}"))
+        rows.append((_code(public_text(spec)), f"{weight:g}"))
     return rows
 
 

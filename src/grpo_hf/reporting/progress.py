@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
 
+from ..run_files import say
 from .metrics_file import MetricsFile, finite
 
 # transformers' progress bar, and the dictionaries that it prints: the line takes their place.
@@ -65,7 +66,7 @@ class ProgressLine(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_reward" in logs:
-            print(evaluation_line(state.global_step, logs, self.reward_names), flush=True)
+            say(evaluation_line(state.global_step, logs, self.reward_names))
         # The summary at the end of training has no loss either.
         if "loss" not in logs:
             return
@@ -77,11 +78,8 @@ class ProgressLine(TrainerCallback):
         left = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
         self._last_log = now
         self._tokens = tokens
-        line = progress_line(
-            state.global_step, state.max_steps, logs, self.reward_names, rate, left
-        )
-        # Flushed, so that a file or a pipe shows a line when its step is done.
-        print(line, flush=True)
+        steps = (state.global_step, state.max_steps)
+        say(progress_line(*steps, logs, self.reward_names, rate, left))
 
 
 def progress_line(

@@ -8,6 +8,7 @@ from rich.table import Table
 from ..errors import DataError
 from ..evaluation.comparison import EVALUATION_FILE
 from ..evaluation.statistics import Comparison
+from ..run_files import say
 from .metrics_file import METRICS_FILE, read_metrics
 
 
@@ -23,8 +24,14 @@ def show(
         folder: the output folder of the run.
         reward_name: the reward whose full mark counts as right.
     """
-    # Without highlighting, which colours every number of a sentence.
-    console = console or Console(highlight=False)
+    if console is None:
+        # Without highlighting, which colours every number of a sentence.
+        own = Console(highlight=False)
+        # Where the output is gone, rich would end the process, which still has a run to push.
+        with own.capture() as shown:
+            show(comparison, folder, reward_name, own)
+        say(shown.get().rstrip("\n"))
+        return
     if comparison is not None:
         console.print(_comparison_table(comparison, reward_name))
         right = {comparison.base.right, comparison.adapter.right}

@@ -22,7 +22,6 @@ phase from its start. Iteration 0 is the policy before any GRPO, and its first r
 
 import copy
 import json
-import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -34,19 +33,22 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
 
+from .. import trl_seam
 from ..config import GRPOConfig, option
 from ..data.completions import as_completions
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, GrpoError
 from ..evaluation.answers import judged, judging, sampled_completions
 from ..models import adapters
 from ..reward_models.fit import FitSettings
 from ..reward_models.model import RewardModel
 from ..reward_models.preferences import Pair, ScoredGroup, pairs_of
 from ..rollout.sampling import sampling_of
+from ..run_files import say, write_whole
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
 from ..update.cpu_lora import join_products
 from .checkpoints import is_at_its_end, load_policy, save_policy, whole_checkpoint
+from .finished import push_run
 
 # An empty file with this name marks a policy folder whose training has ended.
 _FINISHED = "finished"
@@ -188,6 +190,15 @@ class IterativeGRPO:
             self._train_policy(number, folder)
         if PartialState().is_main_process:
             (folder / _FINISHED).touch()
+            if self.args.push_to_hub and number > 0:
+                self._push(folder)
+
+    def _push(self, folder: Path) -> None:
+        """Push the policy of an iteration; the next one begins whether that succeeds or not."""
+        try:
+            push_run(folder, self.args.hub_model_id or folder.name, self.args)
+        except GrpoError as error:
+            say(f"note: {error}")
 
     def _train_policy(self, number: int, folder: Path) -> None:
         """Train the policy of the previous iteration, and save it in `folder`."""
@@ -209,7 +220,7 @@ class IterativeGRPO:
         else:
             trainer.train(resume_from_checkpoint=checkpoint)
         # There is no `trainer.end()` here: it ends the process group, which later phases need.
-        trainer.save_model()
+        trl_seam.save_model_here(trainer)
 
     def _samples(self, number: int, place: Path) -> None:
         """Sample completions of the policy and write them with their scores by the rule."""
@@ -308,15 +319,6 @@ class IterativeGRPO:
         groups = _read(self._place(number) / _SAMPLES)
         # The same seed every time, so that a replayed pair is one that r_φ has seen before.
         return pairs_of(groups, limit=self.continued.pairs, seed=number)
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    # Renaming within a folder is atomic, so a reader never sees half of the text.
-    os.replace(partial, file)
 
 
 def _read(samples: Path) -> list[ScoredGroup]:

@@ -67,6 +67,8 @@ def check_hub_login(recipe: Recipe) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+    from ..reporting.pushing import UNREACHABLE
+
     token = recipe.training.hub_token or os.environ.get("HF_TOKEN")
     try:
         HfApi().whoami(token=token)
@@ -78,9 +80,9 @@ def check_hub_login(recipe: Recipe) -> None:
         raise ConfigError(
             f"--push_to_hub: the Hub refused the token ({error}). Run `hf auth login` again."
         ) from error
-    # Both errors above are OSErrors too, so this clause has to be the last.
-    except OSError as error:
+    # Both errors above are among these too, so this clause has to be the last.
+    except UNREACHABLE as error:
         raise HubUnreachable(
-            f"--push_to_hub: the Hub does not answer ({type(error).__name__}). Train without it "
-            "and push the output folder later."
+            f"--push_to_hub: the Hub does not answer ({type(error).__name__}). Train without it, "
+            f"and push later: grpo-hf push {recipe.training.output_dir} REPO"
         ) from error

@@ -17,7 +17,8 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from ..config import GRPOConfig
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, OutputExistsError, did_you_mean
+from ..run_files import write_whole
 from ..trl_seam import parser_actions
 
 
@@ -152,7 +153,11 @@ class Recipe:
         return renames
 
     def save(self, folder: Path) -> None:
-        """Write the given settings as `recipe.yaml`, which runs again with a new --output_dir."""
+        """Write the given settings as `recipe.yaml`, which runs again with a new --output_dir.
+
+        Raises:
+            OutputExistsError: it cannot be written.
+        """
         settings = _without(self.given, _OF_ONE_RUN)
         if "rewards" in settings:
             moved = []
@@ -160,7 +165,13 @@ class Recipe:
                 moved.append(_relocated(reward, self.folder, folder))
             settings["rewards"] = moved
         text = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
-        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        try:
+            write_whole(folder / "recipe.yaml", text)
+        except OSError as error:
+            raise OutputExistsError(
+                f"{folder}/recipe.yaml cannot be written ({error.strerror or error}). Free space "
+                "there, or give another --output_dir."
+            ) from error
 
 
 def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Recipe:

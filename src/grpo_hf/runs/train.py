@@ -9,14 +9,17 @@ from peft import PeftModel, get_peft_model
 from transformers import set_seed
 from transformers.utils import logging
 
+from .. import trl_seam
 from ..errors import ModelError
 from ..evaluation.comparison import EVALUATION_FILE, compare_with_base, not_comparable
 from ..evaluation.statistics import Comparison
 from ..models import adapters, loading
 from ..reporting import report
+from ..run_files import say
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
 from . import preflight
+from .finished import push_run
 from .recipe import EMBEDDED_MODEL, Recipe
 
 
@@ -34,35 +37,59 @@ def train(recipe: Recipe) -> Comparison | None:
     # In a file, a bar would be a line per refresh.
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    say = PartialState().print
     task = preflight.check_task(recipe, may_stream=True)
     prompts = prompts_of(recipe, task)
     for note in task.notes + prompts.notes:
-        say(f"note: {note}", flush=True)
+        _say(f"note: {note}")
     specs = ", ".join(reward.spec for reward in task.rewards)
     # A stream does not say how many there are.
     count = f"{len(prompts.train):,} prompts" if task.stream is None else "prompts"
-    say(f"{count} from {task.train.source}; rewards: {specs}", flush=True)
+    _say(f"{count} from {task.train.source}; rewards: {specs}")
     trainer = make_trainer(recipe, task, prompts)
     # Before training, so that an interrupted run leaves its recipe behind.
     if trainer.is_world_process_zero():
         recipe.save(Path(recipe.training.output_dir))
     trainer.train(resume_from_checkpoint=task.resume)
     # Before the comparison, which may fail on a reward; the adapter is what the run was for.
-    trainer.save_model()
+    trl_seam.save_model_here(trainer)
+    try:
+        comparison = _evaluate(trainer, prompts, task)
+    except Exception:
+        _push(trainer)
+        raise
+    if trainer.is_world_process_zero():
+        report.show(comparison, trainer.args.output_dir, task.eval_reward.name)
+    trainer.end()
+    # The last of all: nothing is lost where the network fails.
+    _push(trainer)
+    return comparison
+
+
+def _evaluate(
+    trainer: GRPOTrainer, prompts: preflight.Prompts, task: preflight.Task
+) -> Comparison | None:
+    """Compare with the base if there are prompts for that, and write the card."""
     comparison = None
     if prompts.held_out is not None:
         comparison = _compare(trainer, prompts.held_out, task.eval_reward)
         trainer.results = comparison.as_dict() if comparison is not None else {}
-    # Both write the card, which now has the results.
-    if recipe.training.push_to_hub:
-        trainer.push_to_hub()
-    else:
-        trainer.create_model_card()
-    if trainer.is_world_process_zero():
-        report.show(comparison, trainer.args.output_dir, task.eval_reward.name)
-    trainer.end()
+    # A card that is pushed has the repository's name, as transformers names it.
+    pushed_name = trainer.args.push_to_hub and trainer.args.hub_model_id
+    trainer.create_model_card(model_name=pushed_name.split("/")[-1] if pushed_name else None)
     return comparison
+
+
+def _push(trainer: GRPOTrainer) -> None:
+    """Push the output folder, if the run asks for that; only the main process pushes.
+
+    Raises:
+        ConfigError, HubUnreachable: it cannot be pushed; the message says how to do it later.
+    """
+    args = trainer.args
+    if not args.push_to_hub or not trainer.is_world_process_zero():
+        return
+    trl_seam.finish_pushes(trainer)
+    push_run(Path(args.output_dir), trainer.hub_model_id, args)
 
 
 def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts) -> GRPOTrainer:
@@ -94,12 +121,11 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
 
 def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison | None:
     """Compare base and adapter on held-out prompts, or say why that cannot be done."""
-    say = PartialState().print
     reason = not_comparable(trainer.model, sharded_weights=trainer.traits.sharded_weights)
     if reason is not None:
-        say(f"note: no comparison with the base: {reason}", flush=True)
+        _say(f"note: no comparison with the base: {reason}")
         return None
-    say(f"comparing base and adapter on {len(held_out)} held-out prompts", flush=True)
+    _say(f"comparing base and adapter on {len(held_out)} held-out prompts")
     args = trainer.args
     file = Path(args.output_dir) / EVALUATION_FILE
     return compare_with_base(
@@ -117,6 +143,11 @@ def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison 
         trainer_state=trainer.state,
         file=file if trainer.is_world_process_zero() else None,
     )
+
+
+def _say(text: str) -> None:
+    if PartialState().is_main_process:
+        say(text)
 
 
 def prompts_of(recipe: Recipe, task: preflight.Task) -> preflight.Prompts:

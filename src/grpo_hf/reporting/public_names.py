@@ -1,0 +1,84 @@
+"""Names as others may see them: without the folders of this machine."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# Settings of a recipe that are texts for the model, and no names.
+_TEXTS = ("system_prompt", "instruction")
+
+
+def public_name(name: str) -> str:
+    """Return a name that a public card may show; of a local path that is the last part alone.
+
+    >>> public_name("/home/me/models/llama"), public_name("org/llama")
+    ('llama', 'org/llama')
+    """
+    # `org/name` may be a folder as well; then it is this folder that was read.
+    is_path = (
+        name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or "\\" in name
+        or os.path.exists(name)
+    )
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name
+
+
+def public_text(text: str) -> str:
+    """Return a reward's spec or another text with the last part of each quoted path alone.
+
+    >>> public_text("/home/me/mine.py:judge(model='/home/me/llama', way='a/b')")
+    "mine.py:judge(model='llama', way='a/b')"
+    """
+    # A reward's file is named without its folder, which is of one machine.
+    without_folder = re.sub(r"^.*?([^/\\]+\.py:)", r"\1", text)
+    return re.sub(r"""(?<=['"])(?:/|~/|[A-Za-z]:\\)[^'"\n]*[/\\](?=[^'"])""", "", without_folder)
+
+
+def without_folders(file: Path) -> Path | bytes:
+    """Return a file, or its bytes without the folders of this machine if it names some."""
+    try:
+        if file.name.endswith("config.json"):
+            values = json.loads(file.read_text(encoding="utf-8"))
+            public = _public_value(values, local=("base_model_name_or_path", "_name_or_path"))
+            text = json.dumps(public, indent=2, ensure_ascii=False) + "\n"
+        elif file.name == "recipe.yaml":
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            public = _public_value(values, local=())
+            text = yaml.safe_dump(public, sort_keys=True, allow_unicode=True)
+        else:
+            return file
+    except (ValueError, yaml.YAMLError):
+        # It is not ours: nothing is known of it.
+        return file
+    return file if public == values else text.encode()
+
+
+def _public_value(value: Any, local: Sequence[str], key: str = "") -> Any:
+    """Return a value of JSON or YAML with the last part of each path of this machine alone.
+
+    Args:
+        local: keys whose value is a name or a folder, which may be a relative one.
+        key: of the value.
+    """
+    if isinstance(value, dict):
+        public = {}
+        for name, inner in value.items():
+            public[public_text(str(name))] = _public_value(inner, local, str(name))
+        return public
+    if isinstance(value, list):
+        return [_public_value(inner, local, key) for inner in value]
+    if not isinstance(value, str) or key in _TEXTS:
+        return value
+    # A reward's spec is not one path: its options are kept.
+    if ".py:" in value:
+        return public_text(value)
+    is_folder = os.path.isabs(value) or value.startswith(("~/", ".."))
+    if "\n" not in value and (is_folder or key in local):
+        return public_name(value)
+    return public_text(value)

@@ -1,0 +1,253 @@
+"""What of a run leaves the machine: the files that are pushed to the Hub, and the push itself.
+
+Only files that are known go: weights, tokenizer, numbers, recipe and card. Prompts and completions
+go where they are asked for. Folders of this machine are cut from what goes.
+"""
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from ..errors import ConfigError, HubUnreachable
+from ..run_files import say
+from .public_names import without_folders
+
+# What a reader of the repository needs, as a folder's patterns.
+_PUSHED = (
+    "README.md",
+    "recipe.yaml",
+    "metrics.jsonl",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "adapter_model.bin",
+    "*config.json",
+    "modeling_*.py",
+    "configuration_*.py",
+    "tokenization_*.py",
+    "tokenizer*",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    # PEFT writes an adapter that is not called `default` into a folder of its name.
+    "*/adapter_config.json",
+    "*/adapter_model.*",
+)
+# What holds prompts and completions.
+_SAMPLES = ("credit.jsonl", "evaluation.jsonl", "samples.jsonl", "completions/*.parquet")
+# Seconds before each further attempt.
+_WAITS = (5, 30, 120)
+# Answers of a server that may be others a moment later; all others of 4xx are refusals.
+_PASSING = (408, 409, 412, 425, 429)
+# What it means that the Hub does not answer: the last are the errors of the HTTP library that the
+# client uses, whichever that is.
+UNREACHABLE: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PushedFile:
+    """A file as it is pushed.
+
+    Args:
+        name: its path in the repository.
+        content: the file, or its bytes where folders were cut from them.
+    """
+
+    name: str
+    content: Path | bytes
+
+    @property
+    def operation(self) -> CommitOperationAdd:
+        """The client's own object for it."""
+        content = self.content if isinstance(self.content, bytes) else str(self.content)
+        return CommitOperationAdd(self.name, content)
+
+    @property
+    def size(self) -> int:
+        """How many bytes are pushed."""
+        if isinstance(self.content, bytes):
+            return len(self.content)
+        return self.content.stat().st_size
+
+
+class RunClient(HfApi):
+    """A client of the Hub that uploads of a run's folder what `pushed_files` returns.
+
+    Args:
+        samples: whether prompts and completions are pushed.
+        private: whether a new repository is private; None leaves it to the Hub.
+    """
+
+    def __init__(self, *, samples: bool, private: bool | None) -> None:
+        super().__init__(library_name="grpo_hf")
+        self.samples = samples
+        self.private = private
+        self._listed: list[str] = []
+
+    def upload_folder(
+        self,
+        *,
+        repo_id: str,
+        folder_path: str | Path,
+        path_in_repo: str | None = None,
+        run_as_future: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Upload files of a folder in one commit; a background upload is not tried again.
+
+        A folder with a place in the repository is a checkpoint, which `hub_strategy` asks for.
+        """
+        folder = Path(folder_path)
+        files = pushed_files(folder, samples=self.samples)
+        if path_in_repo is not None:
+            files = _whole_folder(folder, path_in_repo)
+        names = [file.name for file in files]
+        # A run that pushes at each of its checkpoints says once what.
+        if names != self._listed:
+            _list_files(files, folder, repo_id)
+            self._listed = names
+        # Other settings of transformers say which files to leave out.
+        kept: dict[str, Any] = {}
+        for name in ("commit_message", "token", "revision"):
+            kept[name] = settings.get(name)
+        operations = [file.operation for file in files]
+        if run_as_future:
+            return self.create_commit(repo_id, operations, run_as_future=True, **kept)
+        return self.persist(
+            lambda: self.create_commit(repo_id, operations, **kept), folder, repo_id
+        )
+
+    def persist(self, call: Callable[[], Result], folder: Path, repo_id: str) -> Result:
+        """Call the Hub, and again after a wait where it does not answer.
+
+        Raises:
+            ConfigError: the Hub refuses, or there is no login.
+            HubUnreachable: it did not answer for so long.
+        """
+        flags = ["--samples"] * self.samples + ["--public"] * (self.private is False)
+        command = shlex.join(["grpo-hf", "push", str(folder), repo_id, *flags])
+        later = f"All files are in {folder}. Push them later: {command}"
+        waits = list(_WAITS)
+        while True:
+            try:
+                return call()
+            except (LocalTokenNotFoundError, HFValidationError) as error:
+                raise ConfigError(f"{repo_id} cannot be pushed to: {error} {later}") from error
+            except UNREACHABLE as error:
+                if _is_refusal(error):
+                    raise ConfigError(
+                        f"the Hub refused the push to {repo_id} ({_first_line(error)}). Log in by "
+                        f"`hf auth login` with a token that may write there. {later}"
+                    ) from error
+                if not waits or isinstance(error, OfflineModeIsEnabled):
+                    raise HubUnreachable(
+                        f"the Hub does not answer ({_first_line(error)}). {later}"
+                    ) from error
+                shown = f"{_first_line(error)}); trying again in {waits[0]} s"
+                say(f"the Hub does not answer ({shown}")
+            time.sleep(waits.pop(0))
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None,
+    samples: bool,
+    token: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Push a run, after saying which files go, and print the address after.
+
+    Args:
+        folder: the output folder of the run.
+        private: whether a new repository is private; None leaves it to the Hub.
+        samples: whether prompts and completions are pushed.
+
+    Raises:
+        ConfigError: there is no login, the repository has no possible name, or the Hub refuses.
+        HubUnreachable: the Hub does not answer, after several attempts.
+    """
+    client = RunClient(samples=samples, private=private)
+
+    def repository() -> tuple[str, bool]:
+        made = client.create_repo(repo_id, token=token, private=private, exist_ok=True)
+        return made.repo_id, bool(client.model_info(made.repo_id, token=token).private)
+
+    found, is_private = client.persist(repository, folder, repo_id)
+    if private and not is_private:
+        say(f"note: the repository {found} was there before, and is public.")
+    client.upload_folder(
+        repo_id=found,
+        folder_path=folder,
+        commit_message="End of training",
+        token=token,
+        revision=revision,
+    )
+    say(f"pushed to {client.endpoint}/{found} ({'private' if is_private else 'public'})")
+
+
+def pushed_files(folder: Path, *, samples: bool) -> list[PushedFile]:
+    """Return the files of a run's folder that are pushed, by name.
+
+    Args:
+        samples: whether prompts and completions are among them.
+    """
+    names = set()
+    for pattern in _PUSHED + (_SAMPLES if samples else ()):
+        for file in folder.glob(pattern):
+            name = file.relative_to(folder).as_posix()
+            # Checkpoints hold the rollout under way, and files that begin so are nobody's results.
+            hidden = name.startswith((".", "_")) or "checkpoint-" in name or "partial" in name
+            if file.is_file() and not hidden:
+                names.add(name)
+    return [PushedFile(name, without_folders(folder / name)) for name in sorted(names)]
+
+
+def _whole_folder(folder: Path, place: str) -> list[PushedFile]:
+    files = []
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            name = f"{place}/{file.relative_to(folder).as_posix()}"
+            files.append(PushedFile(name, without_folders(file)))
+    return files
+
+
+def _list_files(files: Sequence[PushedFile], folder: Path, repo_id: str) -> None:
+    """Print what is pushed, and what of the folder is not."""
+    say(f"pushing {len(files)} files of {folder} to {repo_id}:")
+    for file in files:
+        cut = " (folders of this machine cut)" if isinstance(file.content, bytes) else ""
+        say(f"  {file.name}  {file.size:,} bytes{cut}")
+    pushed = {file.name.partition("/")[0] for file in files}
+    left = sorted(each.name for each in folder.iterdir() if each.name not in pushed)
+    if left:
+        say(f"  not pushed: {', '.join(left)}")
+
+
+def _is_refusal(error: Exception) -> bool:
+    response = getattr(error, "response", None)
+    status = 0 if response is None else response.status_code
+    return 400 <= status < 500 and status not in _PASSING
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

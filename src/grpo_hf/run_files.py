@@ -1,0 +1,135 @@
+"""The files that a run writes beside its weights, and the lines that it prints.
+
+A disk that is full, read-only or gone costs a line of a log and not the run: that is said once.
+What a killed process left half written is skipped by who reads it.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def append_lines(file: Path, lines: Iterable[str]) -> bool:
+    """Append lines, each with its newline, or say once why that cannot be done.
+
+    A file that ends within a line, which a killed process has left, goes on with a new line.
+
+    Returns:
+        Whether all lines are in the file; if not, none of them is.
+    """
+    folder = file.parent
+    if not folder.is_dir():
+        warn_once(f"{folder} has vanished, and is made again; the run goes on.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _append(file, "".join(lines).encode("utf-8", errors="replace"))
+    except OSError as error:
+        warn_once(f"{file} cannot be written ({error.strerror or error}). The run goes on.")
+        return False
+    return True
+
+
+def write_or_say(file: Path, text: str) -> None:
+    """Write a file completely, or leave it as it was and say once why."""
+    try:
+        write_whole(file, text)
+    except OSError as error:
+        warn_once(f"{file} cannot be written ({error.strerror or error}). The run goes on.")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file completely or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        partial.write_bytes(text.encode("utf-8", errors="replace"))
+        # Renaming within a folder is atomic, so a reader never sees half of the text.
+        os.replace(partial, file)
+    except OSError:
+        # On a full disk it would take the space that others need.
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the objects of a jsonl file that a run has written, without torn lines.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # Only a newline ends a line: `splitlines` would also cut at U+2028 in a text.
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    torn = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            torn.append(number)
+    if torn:
+        logger.warning(
+            f"{file} has torn lines, which are left out: {', '.join(map(str, torn))}. A process "
+            "that was killed, or a full disk, leaves such lines."
+        )
+    return rows
+
+
+def say(text: str) -> None:
+    """Print a line at once; where nobody can read it any more, the run goes on."""
+    try:
+        # Flushed, so that a file or a pipe shows a line when its step is done.
+        print(text, flush=True)
+    except BrokenPipeError:
+        warn_once("Nobody reads the output any more. The run goes on without its lines.")
+        # Python would flush the broken pipe at the end, and leave with an error code for that.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        warn_once(f"The output cannot be written ({error.strerror or error}). The run goes on.")
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Log a warning; the same text again says nothing."""
+    logger.warning(text)
+
+
+def _append(file: Path, content: bytes) -> None:
+    """Append bytes, or leave the file as it was.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    # Unbuffered: a buffer would try once more to write its rest when the file is closed.
+    with file.open("a+b", buffering=0) as lines:
+        size = lines.seek(0, os.SEEK_END)
+        if size:
+            lines.seek(size - 1)
+            if lines.read(1) != b"\n":
+                content = b"\n" + content
+        try:
+            while content:
+                # On a nearly full disk a part may fit.
+                content = content[lines.write(content) :]
+        except OSError:
+            # What does not shrink has a torn line then, as a killed process leaves it.
+            with suppress(OSError):
+                lines.truncate(size)
+            raise

@@ -1,0 +1,140 @@
+"""What is done with the output folder of a run: a plot, the credit of tokens, a push to the Hub.
+
+Each function imports what it needs when it runs, so that a mistake in a name shows soon.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, DataError, OutputExistsError
+from ..run_files import read_lines
+
+_METRICS_FILE = "metrics.jsonl"
+
+
+def plot(run: Path, picture: Path) -> None:
+    """Draw the rewards of a run, and print where the picture lies.
+
+    Raises:
+        ConfigError: the picture has an ending that cannot be drawn, or matplotlib is missing.
+        DataError: the folder is not that of a run.
+        OutputExistsError: the picture cannot be written.
+    """
+    _check_run(run)
+    # matplotlib would find this out last, and with a traceback.
+    if picture.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"{picture}: expected a name that ends in .png, .svg or .pdf.")
+    from ..reporting.report import plot_rewards
+
+    try:
+        plot_rewards(run, picture)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"`grpo-hf plot` needs {error.name}: pip install 'grpo-hf[plot]'."
+        ) from error
+    except OSError as error:
+        raise OutputExistsError(
+            f"{picture} cannot be written ({error.strerror or error}). Give another name."
+        ) from error
+    print(picture)
+
+
+def show_credit(run: Path, step: int | None, page: Path | None) -> None:
+    """Print completions of a step, by default the last, coloured by advantage; or write a page.
+
+    Raises:
+        DataError: the folder is not that of a run, or does not have the step.
+        OutputExistsError: the page exists, or cannot be written.
+    """
+    from rich.console import Console
+
+    from ..reporting.credit_display import to_html, to_text
+    from ..reporting.token_credit import Group
+
+    _check_run(run)
+    group = Group.of(_credit_row(run, step))
+    if page is None:
+        # The terminal's own width: a completion is text that may wrap, not a table.
+        Console(highlight=False).print(to_text(group))
+        return
+    try:
+        # Mode "x" fails where the file exists, so nobody's page is lost.
+        with page.open("x", encoding="utf-8") as file:
+            file.write(to_html([group]))
+    except FileExistsError:
+        raise OutputExistsError(
+            f"{page} exists, and is not overwritten. Give --html another name."
+        ) from None
+    except OSError as error:
+        raise OutputExistsError(
+            f"{page} cannot be written ({error.strerror}). Give another --html."
+        ) from error
+    print(page)
+
+
+def push(run: Path, repo: str, *, private: bool, samples: bool) -> None:
+    """Push the folder of a run to the Hub, and print which files and to which address.
+
+    Args:
+        private: whether a new repository is private.
+        samples: whether prompts and completions are pushed.
+
+    Raises:
+        ConfigError: the Hub refuses, or there is no login.
+        DataError: the folder is not that of a run.
+        HubUnreachable: the Hub does not answer.
+    """
+    _check_run(run)
+    from ..reporting.pushing import push_folder
+
+    push_folder(run, repo, private=private, samples=samples)
+
+
+def push_run(folder: Path, repo: str, args: Any) -> None:
+    """Push a run as its settings ask for it.
+
+    Args:
+        args: settings of the run.
+
+    Raises:
+        ConfigError, HubUnreachable: it cannot be pushed; the message says how to do it later.
+    """
+    from ..config import option
+    from ..reporting.pushing import push_folder
+
+    push_folder(
+        folder,
+        repo,
+        private=args.hub_private_repo,
+        samples=option(args, "push_samples"),
+        token=args.hub_token,
+        revision=args.hub_revision,
+    )
+
+
+def _check_run(folder: Path) -> None:
+    if not (folder / _METRICS_FILE).is_file():
+        raise DataError(f"{folder} is not the output folder of a run: it has no {_METRICS_FILE}.")
+
+
+def _credit_row(run: Path, step: int | None) -> dict[str, Any]:
+    """Return the line of a run's credit file for a step, by default for the last step."""
+    from ..reporting.token_credit import CREDIT_FILE
+
+    file = run / CREDIT_FILE
+    row_by_step = {}
+    if file.is_file():
+        # A run that was resumed may have logged a step twice; the later row counts.
+        for row in read_lines(file):
+            row_by_step[row["step"]] = row
+    if not row_by_step:
+        raise DataError(
+            f"{run} has no step in {CREDIT_FILE}: the run was made with log_credit false, or "
+            "without logging by steps. Train with --log_credit true --logging_strategy steps."
+        )
+    if step is None:
+        step = max(row_by_step)
+    if step not in row_by_step:
+        known = ", ".join(map(str, sorted(row_by_step)))
+        raise DataError(f"{file} has no step {step}. Give --step one of {known}.")
+    return row_by_step[step]
