@@ -40,15 +40,21 @@ class DurableTrainer(TRLGRPOTrainer):
         if not self._owns_output_folder:
             output_folder.claim_output_folder(folder, self.accelerator, resume=resume)
         self._owns_output_folder = True
+        self._watch_numbers()
+        output = self.train_here(resume, **keywords)
+        model = self.accelerator.unwrap_model(self.model)
+        finite.check_weights(model, "after the last step", _LAST_STEP)
+        return output
+
+    def _watch_numbers(self) -> None:
+        """Check the weights that a training begins with, and watch those of its steps."""
         broken_steps.check_skipping(self.args, self.accelerator)
         model = self.accelerator.unwrap_model(self.model)
         finite.check_before_training(model, self.ref_model)
+        self._numbers.forget()
         if not self._watched:
             self.add_callback(dead_run.DeadRunWatch())
         self._watched = True
-        output = self.train_here(resume, **keywords)
-        finite.check_weights(model, "after the last step", _LAST_STEP)
-        return output
 
     def train_here(self, resume: str | bool | None, **keywords: Any) -> Any:
         """Train in the folder that was claimed."""
@@ -57,7 +63,7 @@ class DurableTrainer(TRLGRPOTrainer):
     @cached_property
     def _numbers(self) -> finite.StepNumbers:
         """Return what remembers the losses of a step until its gradient is known."""
-        return finite.StepNumbers()
+        return finite.StepNumbers(self.args.gradient_accumulation_steps)
 
     def compute_loss(self, model: Any, inputs: Any, *positional: Any, **named: Any) -> Any:
         """Remember a micro-batch and its loss. transformers 5.23 sends the loss backward."""
@@ -88,13 +94,17 @@ class DurableTrainer(TRLGRPOTrainer):
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def _generate(self, prompts: list[Any]) -> Any:
-        """Check what a rollout function returns. TRL 1.16 calls `rollout_func` here."""
-        if self.rollout_func is None:
-            return super()._generate(prompts)
-        size = self.model.config.get_text_config().vocab_size
-        run = trl_seam.context_of(self)
-        checked = rollout_checks.checked_rollout(self.rollout_func, size, run)
-        with trl_seam.rollout_function_replaced(self, checked):
+        """Check logits and rollout functions. TRL 1.16 samples or calls `rollout_func` here."""
+        run, model = trl_seam.context_of(self), self.accelerator.unwrap_model(self.model)
+        function = self.rollout_func
+        if function is not None:
+            size = model.config.get_text_config().vocab_size
+            function = rollout_checks.checked_rollout(function, size, run)
+        rate = self.args.learning_rate
+        with (
+            trl_seam.rollout_function_replaced(self, function),
+            rollout_checks.logits_explained(model, rate, run.step),
+        ):
             return super()._generate(prompts)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from grpo_hf import GRPOTrainer
+from grpo_hf.durability import finite
 from grpo_hf.durability.broken_steps import MOST_IN_A_ROW
 from grpo_hf.durability.kept_batch import read_batch, replay_rows
 from grpo_hf.errors import ConfigError, ModelError, NotFiniteError, RolloutError
+from grpo_hf.run_context import RunContext
 from grpo_hf.trl_seam import loss_of
 
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -242,6 +245,59 @@ def test_weights_that_are_not_finite_are_not_saved(
     with pytest.raises(NotFiniteError, match=r"^after step 1"):
         unsaved.save_model(str(tmp_path / "saved"))
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize(
+    ("rate", "reason"),
+    [
+        (1e37, r"The largest weight that trains is 1e\+37, and learning_rate is 1e\+37"),
+        (3e38, r"the weight base_model\S+ is NaN or infinite, and learning_rate is 3e\+38"),
+    ],
+)
+def test_logits_that_are_not_finite_name_step_and_weight(
+    make_trainer: MakeTrainer, grouped: bool, rate: float, reason: str
+) -> None:
+    # After a step half of the adapter is as large as float32 can be, and its products are larger.
+    adapter = LoraConfig(r=8, lora_alpha=8000, target_modules=["down_proj"])
+    trainer = make_trainer(peft_config=adapter, learning_rate=rate, grouped_rollout=grouped)
+    with pytest.raises(NotFiniteError, match=rf"^step 2 .*the policy's logits.*{reason}"):
+        trainer.train()
+
+
+def test_a_broken_checkpoint_is_not_gone_on_from(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(peft_config=LORA, max_steps=1, learning_rate=1e39, **SAVES)
+    # Versions before this check have written such checkpoints.
+    with monkeypatch.context() as patch:
+        patch.setattr(finite, "check_weights", lambda *_: None)
+        trainer.train()
+    with pytest.raises(NotFiniteError, match=r"^in the checkpoint of step 1 the weight base_model"):
+        make_trainer(peft_config=LORA).train(resume_from_checkpoint=True)
+
+
+def test_losses_outside_of_a_training_are_not_kept(make_trainer: MakeTrainer) -> None:
+    numbers = finite.StepNumbers(most=2)
+    for value in range(5):
+        numbers.add({}, torch.tensor(float(value)))
+    assert [loss.item() for _, loss in numbers._micro_batches] == [3, 4]
+
+
+@pytest.mark.parametrize(("scaler", "stops"), [(None, True), (object(), False)])
+def test_the_scaler_of_float16_answers_for_gradients_that_overflow(
+    scaler: Any, stops: bool
+) -> None:
+    numbers = finite.StepNumbers(most=1)
+    accelerator: Any = SimpleNamespace(
+        device=torch.device("cpu"), scaler=scaler, gather=lambda values: values
+    )
+    run = RunContext(accelerator, group_size=4, training=True, step=0)
+    numbers.add({}, torch.tensor(1.0))
+    assert (numbers.judge(torch.tensor(float("inf")), run) is not None) == stops
+    # Not for a loss.
+    numbers.add({}, torch.tensor(float("nan")))
+    assert numbers.judge(torch.tensor(1.0), run) is not None
 
 
 def test_a_broken_base_is_blamed_before_training(make_trainer: MakeTrainer) -> None:

@@ -13,7 +13,7 @@ from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from ..config import option
-from .finite import extremes, readable_weights
+from .finite import check_weights, largest_weight
 
 # It speaks in the main process alone.
 logger = get_logger(__name__)
@@ -126,6 +126,8 @@ _GROWN = (
     "usual. Stop, and begin again with a smaller one."
 )
 
+_OLDER = "Resume from an older checkpoint, with a lower learning_rate."
+
 
 class DeadRunWatch(TrainerCallback):
     """A callback that says once for each sign that a run learns nothing, and what to do."""
@@ -137,10 +139,17 @@ class DeadRunWatch(TrainerCallback):
         self._last_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Remember how large the weights are."""
+        """Remember how large the weights are.
+
+        Raises:
+            NotFiniteError: a weight is not finite, which a checkpoint brought along.
+        """
         self._last_step = state.global_step
         self._since.clear()
-        self._start = _largest_weight(objects.get("model"))
+        model = objects.get("model")
+        if model is not None:
+            check_weights(model, f"in the checkpoint of step {state.global_step}", _OLDER)
+            self._start = largest_weight(model)
 
     def on_log(
         self,
@@ -176,7 +185,7 @@ class DeadRunWatch(TrainerCallback):
         """Say that the weights have grown beyond what training does."""
         if self._start is None or "growth" in self._said:
             return
-        largest = _largest_weight(model)
+        largest = largest_weight(model)
         if largest is not None and largest > _GROWTH * max(self._start, _LEAST_WEIGHT):
             numbers = {"largest": largest, "step": state.global_step, "start": self._start}
             self._say("growth", _GROWN.format(rate=args.learning_rate, **numbers))
@@ -194,13 +203,3 @@ def _signs_for(args: Any) -> list[Sign]:
     if compares and option(args, "process_reward") is None:
         return list(SIGNS)
     return [sign for sign in SIGNS if sign.holds is not _all_alike]
-
-
-def _largest_weight(model: Any) -> float | None:
-    """Return the largest entry, without its sign, of the weights that train; None without any."""
-    if model is None:
-        return None
-    weights = []
-    for _, weight in readable_weights(model, trains=True):
-        weights.append(weight)
-    return float(extremes(weights).abs().max()) if weights else None

@@ -49,14 +49,24 @@ class StepNumbers:
     """The micro-batches of an optimizer step and their losses, until its gradient is known.
 
     References are kept and no copies: the trainer has the micro-batches of a rollout in memory.
+
+    Args:
+        most: how many micro-batches an optimizer step has. Older ones are forgotten, because losses
+            may be computed outside of a training as well.
     """
 
+    most: int
     _micro_batches: list[tuple[dict[str, Any], Tensor]] = field(default_factory=list)
     _in_a_row: int = 0
+
+    def forget(self) -> None:
+        """Forget a step that was not finished, before another training begins."""
+        self._micro_batches.clear()
 
     def add(self, micro_batch: dict[str, Any], loss: Tensor) -> None:
         """Remember a micro-batch and its loss."""
         self._micro_batches.append((micro_batch, loss.detach()))
+        del self._micro_batches[: -self.most]
 
     def judge(self, gradient_norm: Any, run: RunContext) -> Verdict | None:
         """Return what is not finite in this step on any process, or None, and forget the step.
@@ -161,6 +171,14 @@ def first_broken(model: Any, *, trains: bool) -> str | None:
         weights.append(weight)
     finite = extremes(weights).isfinite().all(1).tolist()
     return None if all(finite) else names[finite.index(False)]
+
+
+def largest_weight(model: Any) -> float | None:
+    """Return the largest entry, without its sign, of the weights that train; None without any."""
+    weights = []
+    for _, weight in readable_weights(model, trains=True):
+        weights.append(weight)
+    return float(extremes(weights).abs().max()) if weights else None
 
 
 def readable_weights(model: Any, *, trains: bool) -> Iterator[tuple[str, Tensor]]:

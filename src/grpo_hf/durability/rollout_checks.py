@@ -1,10 +1,44 @@
-"""Checks of what a rollout function returns, before it is decoded and scored."""
+"""Checks of a rollout: logits that can be sampled, and what a rollout function returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from ..errors import RolloutError
+from ..errors import NotFiniteError, RolloutError
 from ..run_context import RunContext
+from .finite import first_broken, largest_weight
+
+# What torch says where it has to draw from probabilities that are NaN.
+_TORCH_SAYS = "probability tensor contains either"
+
+
+@contextmanager
+def logits_explained(model: Any, learning_rate: float, step: int) -> Iterator[None]:
+    """Say in a block that samples where logits that are not finite come from.
+
+    Args:
+        model: the policy, unwrapped.
+        step: how many optimizer steps were made.
+
+    Raises:
+        NotFiniteError: in the place of an error of torch that names no step.
+    """
+    try:
+        yield
+    except (NotFiniteError, RuntimeError) as error:
+        if not isinstance(error, NotFiniteError) and _TORCH_SAYS not in str(error):
+            raise
+        broken = first_broken(model, trains=True)
+        if broken is None:
+            reason = f"The largest weight that trains is {largest_weight(model) or 0:.3g}"
+        else:
+            reason = f"Since step {step} or before, the weight {broken} is NaN or infinite"
+        raise NotFiniteError(
+            f"step {step + 1} is not made: the policy's logits are not finite, so nothing can be "
+            f"sampled. {reason}, and learning_rate is {learning_rate:g}. Lower learning_rate, and "
+            "go on from a checkpoint whose weights are smaller; float16 overflows where bf16 does "
+            "not."
+        ) from error
 
 
 def checked_rollout(function: Callable[..., Any], vocabulary: int, run: RunContext) -> Any:
