@@ -244,15 +244,18 @@ def test_weights_twice_are_refused_before_a_model_is_loaded(make_trainer: MakeTr
 
 
 def run_with_faults(
-    make_trainer: MakeTrainer, folder: Path, steps: int
+    make_trainer: MakeTrainer, folder: Path, steps: int, options: str = ""
 ) -> tuple[list[dict[str, Any]], float, int]:
     """A run whose first reward misbehaves in about 16% of samples, and whose second never does.
+
+    Args:
+        options: of both rewards, as in a recipe.
 
     Returns:
         What it logged, the seconds that it took, and how many samples hung.
     """
     (folder / "faults.py").write_text(FAULTS)
-    rewards = [f"{folder}/faults.py:faulty", f"{folder}/faults.py:healthy"]
+    rewards = [f"{folder}/faults.py:{name}{options}" for name in ("faulty", "healthy")]
     settings = {
         "max_steps": steps,
         "reward_timeout": TIMEOUT,
@@ -299,7 +302,7 @@ def test_a_run_survives_faults_of_every_kind(make_trainer: MakeTrainer, tmp_path
 
 @pytest.mark.slow
 def test_two_hundred_steps_of_faults(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    rows, seconds, hangs = run_with_faults(make_trainer, tmp_path, 200)
+    rows, seconds, hangs = run_with_faults(make_trainer, tmp_path, 200, "(batched=False)")
     assert len(rows) == 200
     assert all(row["rewards/healthy/failed"] == 0 for row in rows)
     healthy = f"{tmp_path}/faults.py:healthy"

@@ -73,7 +73,7 @@ def test_chance_and_comparing_are_found() -> None:
     rows = [{"prompt": "?", "answer": "1" * n} for n in range(1, 5)]
     by_chance, compares = found(moody, longest, rows=rows)
     assert not by_chance.deterministic and "the second time" in " ".join(by_chance.notes())
-    assert not compares.alone and "batched=True" in " ".join(compares.notes())
+    assert not compares.alone and "batched=False" in " ".join(compares.notes())
 
 
 def test_what_fails_is_said_beside_what_works() -> None:
