@@ -145,10 +145,26 @@ def test_a_healthy_run_is_left_in_peace(
     assert said(caplog) == []
 
 
-@pytest.mark.parametrize("estimator", ["reward", "gae"])
-def test_equal_rewards_teach_other_estimators(
-    args: Callable[..., GRPOConfig], caplog: pytest.LogCaptureFixture, estimator: str
+ALIKE = {"reward_std": 0.0, "frac_reward_zero_std": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"advantage_estimator": "reward"}, ALIKE),
+        ({"advantage_estimator": "gae"}, ALIKE),
+        ({"dynamic_sampling": True}, ALIKE),
+        ({"process_reward": "monte_carlo(n=2)"}, ALIKE),
+        ({}, ALIKE | {"rewards/mine/steps": 2.0}),
+        ({}, ALIKE | {"reward": 0.0, "rewards/mine/steps": 2.0}),
+        ({"generation_kwargs": {"stop_strings": ["."]}}, {"completions/clipped_ratio": 1.0}),
+    ],
+)
+def test_what_is_no_sign_under_other_settings(
+    args: Callable[..., GRPOConfig],
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, Any],
+    line: dict[str, Any],
 ) -> None:
-    alike = HEALTHY | {"reward_std": 0.0, "frac_reward_zero_std": 1.0}
-    watch(args(advantage_estimator=estimator), [alike] * 20)
+    watch(args(**settings), [HEALTHY | line] * 20)
     assert said(caplog) == []

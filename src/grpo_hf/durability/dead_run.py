@@ -53,11 +53,18 @@ def _overflows(logs: dict[str, Any]) -> bool:
 
 
 def _nothing_earned(logs: dict[str, Any]) -> bool:
-    return logs["reward"] == 0 and logs.get("reward_std") == 0
+    return logs["reward"] == 0 and logs.get("reward_std") == 0 and not _speaks_of_steps(logs)
 
 
 def _all_alike(logs: dict[str, Any]) -> bool:
-    return logs.get("frac_reward_zero_std") == 1 and not _nothing_earned(logs)
+    if _nothing_earned(logs) or _speaks_of_steps(logs):
+        return False
+    return logs.get("frac_reward_zero_std") == 1
+
+
+def _speaks_of_steps(logs: dict[str, Any]) -> bool:
+    # Steps may differ where their means, which stand for a completion here, do not.
+    return any(name.startswith("rewards/") and name.endswith("/steps") for name in logs)
 
 
 def _all_clipped(logs: dict[str, Any]) -> bool:
@@ -198,8 +205,22 @@ class DeadRunWatch(TrainerCallback):
 
 def _signs_for(args: Any) -> list[Sign]:
     """Return the signs that mean something under the settings of a run."""
-    # Steps, the reward itself and a critic give advantages where whole rewards are equal.
-    compares = option(args, "advantage_estimator") == "group"
-    if compares and option(args, "process_reward") is None:
-        return list(SIGNS)
-    return [sign for sign in SIGNS if sign.holds is not _all_alike]
+    signs = []
+    for sign in SIGNS:
+        if sign.holds is _all_alike and not _compares_groups(args):
+            continue
+        # Whatever ends at a stop string has no end-of-sequence token, and counts as cut off.
+        if sign.holds is _all_clipped and (args.generation_kwargs or {}).get("stop_strings"):
+            continue
+        signs.append(sign)
+    return signs
+
+
+def _compares_groups(args: Any) -> bool:
+    """Whether a rollout whose groups have equal rewards has no advantages.
+
+    The reward itself, a critic and rewards of steps give some, and dynamic sampling replaces the
+    groups that are logged.
+    """
+    replaced = option(args, "dynamic_sampling") or option(args, "process_reward") is not None
+    return option(args, "advantage_estimator") == "group" and not replaced
