@@ -217,11 +217,11 @@ def cold_started(recipe: Any, difficulty: Difficulty, cache: Path) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Run the recipe that the flags describe."""
     quiet()
-    from accelerate import PartialState
-
-    from grpo_hf.runs.recipe import EMBEDDED_MODEL, read_recipe
-
     with exit_on_error():
+        from accelerate import PartialState
+
+        from grpo_hf.runs.recipe import EMBEDDED_MODEL, read_recipe
+
         recipe = read_recipe(arguments, default=HERE / "countdown.yaml")
         difficulty = Difficulty.read(recipe.task.dataset_config)
         # Problems and checkpoint lie beside the run's folder, where later runs find them.

@@ -29,9 +29,9 @@ HERE = Path(__file__).parent
 def main(arguments: Sequence[str]) -> None:
     """Run the recipe that the flags describe."""
     quiet()
-    from grpo_hf.runs.recipe import read_recipe
-
     with exit_on_error():
+        from grpo_hf.runs.recipe import read_recipe
+
         recipe = read_recipe(arguments, default=HERE / "math_problems.yaml")
         # This import takes seconds. It stands here so that a wrong setting is reported before it.
         from grpo_hf.runs.train import train

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from grpo_hf.rewards import _bounded_numbers as numbers
 from grpo_hf.rewards._bounded_numbers import Number
-from grpo_hf.rewards._math_expression import constant_value, is_sharp
+from grpo_hf.rewards._math_expression import constant_value
 from grpo_hf.rewards._math_text import bracketed, listed, outermost, split, squeezed
 
 RELATION = re.compile(r"\\(?:le|ge|ne|approx|equiv|in)(?![A-Za-z])|[=<>]")
@@ -199,5 +199,4 @@ def _is_variable(text: str) -> bool:
 
 def _real(text: str) -> Number | None:
     value = constant_value(text)
-    # Otherwise the texts of the ends are compared, with more digits.
-    return numbers.real(value) if value is not None and is_sharp(text) else None
+    return None if value is None else numbers.real(value)

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from grpo_hf.cli import main
-from grpo_hf.runs.program import exit_on_error
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -283,10 +282,3 @@ class TestCredit:
         assert "the run was made with log_credit false" in refused("credit", finished)
         (finished / "metrics.jsonl").unlink()
         assert f"{finished} is not the output folder of a run" in refused("credit", finished)
-
-
-def test_an_interruption_says_how_to_go_on(capsys):
-    with pytest.raises(SystemExit) as left, exit_on_error():
-        raise KeyboardInterrupt
-    assert left.value.code == 130
-    assert "interrupted; --resume_from_checkpoint true goes on" in capsys.readouterr().err

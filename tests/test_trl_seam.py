@@ -268,6 +268,20 @@ def test_what_rollouts_log_can_be_forgotten(trainer: trl.GRPOTrainer):
     assert table == [list(trainer._logs["completion"]), list(trainer._logs["advantages"])]
 
 
+def test_what_a_rollout_changes_can_be_undone(trainer: trl.GRPOTrainer):
+    trainer.model.train()
+    metrics = trainer._metrics["train"]
+    go_back = trl_seam.place_between_steps(trainer)
+    before = (dict(metrics), trainer._step, trainer.state.num_input_tokens_seen)
+    before = copy.deepcopy(before)
+    rollout(trainer)
+    trainer._step += 1
+    trl_seam.log_metric(trainer, "new", 1.0)
+    assert trainer.state.num_input_tokens_seen != before[2]
+    go_back()
+    assert (dict(metrics), trainer._step, trainer.state.num_input_tokens_seen) == before
+
+
 def test_tokens_of_prompts_and_of_what_follows_them(trainer: trl.GRPOTrainer):
     assert trl_seam.tokenizer_of(trainer) is trainer.processing_class
     prompts = trainer.train_dataset["prompt"]

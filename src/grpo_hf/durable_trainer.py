@@ -4,7 +4,7 @@ The stages of an update are in trainer.py. As there, an override unpacks what it
 calls a stage with plain values, and its docstring names what of the libraries it relies on.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from trl import GRPOTrainer as TRLGRPOTrainer
 from . import trl_seam
 from .config import option
 from .durability import broken_steps, dead_run, finite, rollout_checks
+from .durability.leaving import Departure, Leaving
+from .models.random_state import remembered_random_numbers
 from .reporting import output_folder, pushing
 from .run_files import warn_once
 
@@ -24,12 +26,14 @@ _NOT_SAVED = (
 
 
 class DurableTrainer(TRLGRPOTrainer):
-    """TRL's trainer in a folder of its own."""
+    """TRL's trainer in a folder of its own, which signals ask to leave."""
 
     # A second `train()` may go on in the folder that the first one claimed.
     _owns_output_folder = False
     # A second one adds no second watch either.
     _watched = False
+    # That of the `train()` under way.
+    _departure = Departure()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
         """Train in a folder that belongs to this run.
@@ -41,7 +45,9 @@ class DurableTrainer(TRLGRPOTrainer):
             output_folder.claim_output_folder(folder, self.accelerator, resume=resume)
         self._owns_output_folder = True
         self._watch_numbers()
-        output = self.train_here(resume, **keywords)
+        self._departure = Departure(self.accelerator, self._place, resumes=bool(resume))
+        with self._departure.heeded(self):
+            output = self.train_here(resume, **keywords)
         model = self.accelerator.unwrap_model(self.model)
         finite.check_weights(model, "after the last step", _LAST_STEP)
         return output
@@ -58,7 +64,20 @@ class DurableTrainer(TRLGRPOTrainer):
 
     def train_here(self, resume: str | bool | None, **keywords: Any) -> Any:
         """Train in the folder that was claimed."""
-        return super().train(resume_from_checkpoint=resume, **keywords)
+        try:
+            output = super().train(resume_from_checkpoint=resume, **keywords)
+            # Otherwise these are the weights of another step.
+            if not self.args.load_best_model_at_end:
+                self._departure.leave_if_asked()
+        except Leaving:
+            save = partial(trl_seam.save_checkpoint, self)
+            self._departure.leave(save, Path(self.args.output_dir), self.state.global_step)
+        return output
+
+    def _place(self) -> Any:
+        """Note where the run is between two steps; return what goes back there."""
+        undo, redraw = trl_seam.place_between_steps(self), remembered_random_numbers()
+        return lambda: (undo(), redraw())
 
     @cached_property
     def _numbers(self) -> finite.StepNumbers:
@@ -93,8 +112,23 @@ class DurableTrainer(TRLGRPOTrainer):
         finite.check_weights(model, f"after step {self.state.global_step}", _NOT_SAVED)
         super().save_model(output_dir, _internal_call=_internal_call)
 
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """Abandon a rollout for a signal. TRL 1.16 samples, scores and normalises here."""
+        with self._departure.abandoning(self.model.training):
+            return super()._generate_and_score_completions(inputs)
+
+    def _generate_single_turn(self, prompt_ids: Any, *positional: Any, **named: Any) -> Any:
+        """Cut sampling short for a signal. TRL 1.16 returns token ids and log-probabilities."""
+        sample = partial(super()._generate_single_turn, prompt_ids, *positional, **named)
+        # Engines and sharded weights sample on all processes in step, which none may leave.
+        if not (self.model.training and trl_seam.samples_with_generate(self)):
+            return sample()
+        return self._departure.sampled(
+            sample, prompt_ids, filler=trl_seam.tokenizer_of(self).eos_token_id
+        )
+
     def _generate(self, prompts: list[Any]) -> Any:
-        """Check logits and rollout functions. TRL 1.16 samples or calls `rollout_func` here."""
+        """Check what is sampled, and leave together. TRL 1.16 calls `rollout_func` here."""
         run, model = trl_seam.context_of(self), self.accelerator.unwrap_model(self.model)
         function = self.rollout_func
         if function is not None:
@@ -105,7 +139,9 @@ class DurableTrainer(TRLGRPOTrainer):
             trl_seam.rollout_function_replaced(self, function),
             rollout_checks.logits_explained(model, rate, run.step),
         ):
-            return super()._generate(prompts)
+            output = super()._generate(prompts)
+        self._departure.agreed(self.model.training)
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; a disk or network that fails is said. TRL 1.16 also writes completions here."""

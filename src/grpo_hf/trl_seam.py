@@ -331,6 +331,25 @@ def uploads_by(client: Any) -> AbstractContextManager[Any]:
     return patch.object(trainer, "hf_api", lambda: client)
 
 
+def place_between_steps(trainer: Any) -> Callable[[], None]:
+    """Note what a rollout changes of a trainer; return what undoes that.
+
+    TRL counts passes in `_step`, and keeps a rollout in `_buffered_inputs`, numbers in `_metrics`.
+    """
+    step, buffered = trainer._step, trainer._buffered_inputs
+    tokens = trainer.state.num_input_tokens_seen
+    # Copies of the lists, because TRL appends to the lists themselves.
+    waiting = {name: list(values) for name, values in trainer._metrics["train"].items()}
+
+    def go_back() -> None:
+        trainer._step, trainer._buffered_inputs = step, buffered
+        trainer.state.num_input_tokens_seen = tokens
+        trainer._metrics["train"].clear()
+        trainer._metrics["train"].update(waiting)
+
+    return go_back
+
+
 def active_adapter(model: Any, name: str | None) -> AbstractContextManager[None]:
     """See a PEFT model through another adapter for a block; `None` disables all of them."""
     # Not at the top: TRL takes seconds to import, and most of this file does without.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaForCausalLM
 
 import grpo_hf.demo.cold_start as module
 from grpo_hf.demo.cold_start import cold_start
@@ -49,7 +50,20 @@ def test_an_interrupted_stage_leaves_nothing_to_be_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     started(monkeypatch, tmp_path, steps=1)
-    assert not [folder for folder in tmp_path.glob("cold_start-*") if folder.suffix != ".partial"]
+    assert not list(tmp_path.glob("cold_start-*"))
+
+
+def test_a_signal_while_it_trains_or_writes_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(self: Any, folder: Path) -> None:
+        (folder / "config.json").write_text("half")
+        raise Stopped
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", stop)
+    with pytest.raises(Stopped):
+        cold_start(tmp_path, steps=1, use_cpu=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_have_a_checkpoint_each_and_the_second_run_finds_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ improve. Its checkpoint is kept for the next run.
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -60,13 +61,18 @@ def cold_start(
     state.print(f"cold start: {steps} supervised steps on worked problems", flush=True)
     # Training writes here; an interrupted stage leaves no folder that looks complete.
     partial = folder.with_suffix(".partial")
-    trainer = _supervised_trainer(partial, steps, seed, use_cpu, worked)
-    trainer.train()
-    if state.is_main_process:
-        # The checkpoint is in float32, whatever the trainer has made of the model.
-        trainer.model.float().save_pretrained(partial)
-        trainer.processing_class.save_pretrained(partial)
-        partial.rename(folder)
+    try:
+        trainer = _supervised_trainer(partial, steps, seed, use_cpu, worked)
+        trainer.train()
+        if state.is_main_process:
+            # The checkpoint is in float32, whatever the trainer has made of the model.
+            trainer.model.float().save_pretrained(partial)
+            trainer.processing_class.save_pretrained(partial)
+            partial.rename(folder)
+    finally:
+        # It is there only if the stage was interrupted, by Ctrl-C for one.
+        if state.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
     # No process reads the folder before it is there.
     state.wait_for_everyone()
     return folder

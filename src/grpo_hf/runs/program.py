@@ -2,15 +2,16 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from ..durability import signals
+from ..durability.launchers import leave_with_launcher
 from ..errors import GrpoError
-
-# The shell's convention: 128 + 2, the number of the signal that Ctrl-C sends.
-_INTERRUPTED = 130
 
 
 def quiet() -> None:
@@ -32,21 +33,37 @@ def quiet() -> None:
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Exit with code 2 on a `GrpoError`, whose message goes to stderr, and with 130 on Ctrl-C.
+    """Exit with code 2 on a `GrpoError`, whose message goes to stderr, and on signals with theirs.
 
-    Only the first process prints a message.
+    Only the first process prints a message. A second Ctrl-C leaves at once.
     """
+    leave_with_launcher()
     try:
-        yield
+        with signals.handled(_stop):
+            yield
     except GrpoError as error:
         _say(f"error: {error}")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        _say(
-            "interrupted; --resume_from_checkpoint true goes on from the last checkpoint, if there "
-            "is one."
-        )
-        raise SystemExit(_INTERRUPTED) from None
+    except signals.Left:
+        signals.end_on_next()
+        raise
+    except KeyboardInterrupt as error:
+        signals.end_on_next()
+        number = getattr(error, "number", signal.SIGINT)
+        # A run that was interrupted has said what became of it.
+        if not isinstance(error, signals.Interrupted):
+            _say(
+                f"{signals.name_of(number)}: stopped while no run was training. The same command "
+                "starts again, or goes on from the last checkpoint, if there is one, with "
+                "--resume_from_checkpoint true."
+            )
+        raise SystemExit(signals.exit_code(number)) from None
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Unwind, so that what is half-made is cleared away; the second time leave at once."""
+    signals.end_on_next()
+    raise signals.Stopped(number)
 
 
 def _say(text: str) -> None:

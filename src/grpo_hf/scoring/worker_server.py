@@ -16,6 +16,7 @@ import pickle
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
@@ -26,6 +27,7 @@ from typing import Any
 from pebble import CONSTS, ProcessPool
 
 from .calling import Job, Scored
+from .parents import when_parent_ends
 from .registry import import_file
 from .reward import Reward
 from .worker_calls import enter_worker, rewards
@@ -38,6 +40,8 @@ _TERM_TIMEOUT = 0.5
 # Seconds between pebble's looks at the clock: a hang costs its time-out and that much.
 _CLOCK_UNIT = 0.02
 
+# Seconds that the server has to end by itself when the trainer has gone.
+_ENDING = 5.0
 # Bytes of what all completions share, from which on it travels in a file.
 _LARGE = 2**14
 
@@ -52,6 +56,7 @@ def main(descriptor: int, workers: int, memory: int) -> None:
     """
     # Ctrl-C is for the trainer, which then closes the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    when_parent_ends(_end)
     connection = Connection(descriptor)
     try:
         connection.send(_load_all(connection.recv()))
@@ -86,6 +91,12 @@ def main(descriptor: int, workers: int, memory: int) -> None:
             for pool in pools:
                 pool.join()
             end_orphans()
+
+
+def _end() -> None:
+    """Leave without the trainer, whatever a reward or its module waits for."""
+    time.sleep(_ENDING)
+    os._exit(1)
 
 
 def _load_all(packed: Sequence[tuple[list[str], bytes]]) -> dict[int, str]:

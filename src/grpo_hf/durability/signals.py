@@ -1,0 +1,110 @@
+"""The signals that ask a program to leave: which they are, who handles them, what the exit code is.
+
+A program imports this file before the heavy libraries, and it imports none of them.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Batch systems and clusters send the first and the third, terminals the other two.
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+# Whose handlers give way to those of a run: transformers' one saves in the middle of a step, and
+# the others only raise.
+_GIVE_WAY = ("signal", "_signal", "grpo_hf", "transformers")
+
+
+class Left(SystemExit):
+    """A run has left because of a signal; it is where its last optimizer step ended."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run has left because of Ctrl-C; it is where its last optimizer step ended."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came where no run trains.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def exit_code(number: int) -> int:
+    """Return the code that a program exits with because of a signal: 128 and its number.
+
+    >>> exit_code(signal.SIGTERM)
+    143
+    """
+    return 128 + number
+
+
+def name_of(number: int) -> str:
+    """Return what people call a signal.
+
+    >>> name_of(signal.SIGINT), name_of(signal.SIGTERM)
+    ('Ctrl-C', 'SIGTERM')
+    """
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def left(number: int) -> BaseException:
+    """Return what a run raises that has left: Python turns it into the exit code."""
+    return Interrupted() if number == signal.SIGINT else Left(exit_code(number))
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Give the signals to a function for a block; afterwards they go where they went before.
+
+    A signal that is ignored stays so, as SIGHUP under `nohup`, and one that the program handles
+    itself stays with the program. Python allows handlers on the main thread alone: elsewhere the
+    block changes nothing.
+    """
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _open_to_us():
+            previous[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def _open_to_us() -> Iterator[int]:
+    for name in _NAMES:
+        # Windows lacks some of them.
+        number = getattr(signal, name, None)
+        if number is None:
+            continue
+        current = signal.getsignal(number)
+        if current == signal.SIG_IGN:
+            continue
+        module = getattr(current, "__module__", None) or ""
+        if current == signal.SIG_DFL or module.partition(".")[0] in _GIVE_WAY:
+            yield number
+
+
+def leave_at_once(number: int) -> None:
+    """End this process without anything that is due at its end, such as a traceback."""
+    os._exit(exit_code(number))
+
+
+def end_on_next() -> None:
+    """Let the next Ctrl-C end this process at once, for as long as the handlers are ours."""
+    signal.signal(signal.SIGINT, lambda number, frame: leave_at_once(number))
+
+
+def say_now(text: str) -> None:
+    """Write a line to stderr from a handler, in the first process of a run only."""
+    # The launcher sets RANK. `print` may be in the middle of another line when a signal comes.
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, f"{text}\n".encode())
