@@ -227,6 +227,18 @@ class TestPlot:
         cli("plot", finished, finished / "rewards.svg")
         assert "<svg" in (finished / "rewards.svg").read_text()
 
+    def test_a_torn_line_is_left_out(self, cli, finished, caplog):
+        log = finished / "metrics.jsonl"
+        log.write_text(log.read_text() + '{"step": 4, "rewa')
+        cli("plot", finished, finished / "rewards.svg")
+        assert f"{log} has torn lines, which are left out: 4." in caplog.text
+
+    @pytest.mark.parametrize("ending", ["svg", "png"])
+    def test_a_picture_that_cannot_be_written(self, refused, finished, ending):
+        picture = finished / "no" / f"rewards.{ending}"
+        text = refused("plot", finished, picture)
+        assert f"{picture} cannot be written (No such file or directory)." in text
+
     def test_folder_that_is_no_run(self, refused, tmp_path):
         text = refused("plot", tmp_path, tmp_path / "rewards.png")
         assert f"{tmp_path} is not the output folder of a run: it has no metrics.jsonl." in text
@@ -273,6 +285,12 @@ class TestCredit:
         assert "cannot be written (No such file" in refused(
             "credit", finished, "--html", finished / "no" / "page.html"
         )
+
+    def test_a_torn_line_is_left_out(self, cli, finished, caplog):
+        with (finished / "credit.jsonl").open("a") as file:
+            file.write('{"step": 11, "prompt": "How')
+        assert "step 10 " in cli("credit", finished)
+        assert "has torn lines, which are left out: 5." in caplog.text
 
     def test_what_is_not_there(self, refused, finished):
         assert "has no step 7. Give --step one of 5, 10." in refused(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.mounts import run_with_mounts
 
 from grpo_hf import run_files
 from grpo_hf.run_files import append_lines, read_lines, say, write_or_say, write_whole
@@ -36,7 +37,7 @@ os.truncate(here / "filler", 0)
 assert append_lines(log, ['{"step": 8}\\n'])
 assert read_lines(log)[-1] == {"step": 8}
 """
-IN_A_NAMESPACE = "mount -t tmpfs -o size=64k none {folder} && exec {python} -c '{code}' {folder}"
+DISK = "mount -t tmpfs -o size=64k none {}"
 
 
 @pytest.fixture
@@ -45,21 +46,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def mounted(folder: Path, code: str, command: str) -> subprocess.CompletedProcess[str]:
-    """Run code where the folder is a disk of its own, which no other process sees."""
-    script = command.format(folder=folder, python=sys.executable, code=code.replace("'", '"'))
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount")
-    unshare = ["unshare", "--mount", "--pid", "--fork", "bash", "-c", script]
-    done = subprocess.run(unshare, capture_output=True, text=True, timeout=60)
-    if "Operation not permitted" in done.stderr:
-        pytest.skip("this container may not mount")
-    return done
-
-
 def test_a_disk_that_fills_costs_lines_and_leaves_none_torn(tmp_path: Path):
-    code = FULL_DISK.replace("'{", '"""{').replace("}\\n'", '}\\n"""')
-    done = mounted(tmp_path, code, IN_A_NAMESPACE)
+    done = run_with_mounts(DISK.format(tmp_path), FULL_DISK, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("metrics.jsonl cannot be written (No space left on device)") == 1
     assert done.stderr.count("README.md cannot be written (No space left on device)") == 1
@@ -75,14 +63,18 @@ def test_a_disk_that_is_full_is_said_once(tmp_path: Path, warnings):
 
 
 def test_a_folder_that_is_read_only_is_said_once(tmp_path: Path):
-    code = (
-        "import sys; from pathlib import Path; from grpo_hf.run_files import append_lines;"
-        'log = Path(sys.argv[1]) / "log.jsonl"; assert append_lines(log, ["{}\\n"]);'
-        "import subprocess;"
-        'subprocess.run(["mount", "-o", "remount,ro", sys.argv[1]], check=True);'
-        'assert not append_lines(log, ["{}\\n"]); assert not append_lines(log, ["{}\\n"])'
-    )
-    done = mounted(tmp_path, code, IN_A_NAMESPACE)
+    code = """
+import subprocess, sys
+from pathlib import Path
+from grpo_hf.run_files import append_lines, read_lines
+
+log = Path(sys.argv[1]) / "log.jsonl"
+assert append_lines(log, ["{}\\n"])
+subprocess.run(["mount", "-o", "remount,ro", sys.argv[1]], check=True)
+assert not append_lines(log, ["{}\\n"]) and not append_lines(log, ["{}\\n"])
+assert read_lines(log) == [{}]
+"""
+    done = run_with_mounts(DISK.format(tmp_path), code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("log.jsonl cannot be written (Read-only file system)") == 1
 

@@ -12,11 +12,11 @@ from trl import GRPOTrainer as TRLGRPOTrainer
 
 from . import trl_seam
 from .config import option
-from .durability import broken_steps, dead_run, finite, rollout_checks
+from .durability import broken_steps, dead_run, disk, finite, rollout_checks
 from .durability.leaving import Departure, Leaving
 from .models.random_state import remembered_random_numbers
 from .reporting import output_folder, pushing
-from .run_files import warn_once
+from .run_files import reason_of, warn_once
 
 _LAST_STEP = "It was not saved. Lower learning_rate, and go on from the newest checkpoint."
 _NOT_SAVED = (
@@ -46,7 +46,7 @@ class DurableTrainer(TRLGRPOTrainer):
         self._owns_output_folder = True
         self._watch_numbers()
         self._departure = Departure(self.accelerator, self._place, resumes=bool(resume))
-        with self._departure.heeded(self):
+        with self._departure.heeded(self), disk.saving(folder):
             output = self.train_here(resume, **keywords)
         model = self.accelerator.unwrap_model(self.model)
         finite.check_weights(model, "after the last step", _LAST_STEP)
@@ -110,7 +110,8 @@ class DurableTrainer(TRLGRPOTrainer):
         """Save weights that are finite. transformers 5.23: checkpoints are saved by this, too."""
         model = self.accelerator.unwrap_model(self.model)
         finite.check_weights(model, f"after step {self.state.global_step}", _NOT_SAVED)
-        super().save_model(output_dir, _internal_call=_internal_call)
+        with disk.saving(Path(self.args.output_dir)):
+            super().save_model(output_dir, _internal_call=_internal_call)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """Abandon a rollout for a signal. TRL 1.16 samples, scores and normalises here."""
@@ -148,7 +149,7 @@ class DurableTrainer(TRLGRPOTrainer):
         try:
             super().log(logs, start_time)
         except OSError as error:
-            warn_once(f"A log cannot be written ({error}). The run goes on.")
+            warn_once(f"A log cannot be written ({reason_of(error)}). The run goes on.")
 
     @cached_property
     def _uploads(self) -> pushing.RunClient:

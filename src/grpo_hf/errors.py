@@ -16,6 +16,7 @@
     ├── NotFiniteError (ArithmeticError)    a loss, gradient, log-probability or weight became NaN
     ├── RolloutError (ValueError)           a rollout function returned no completion, or no tokens
     ├── OutputExistsError (FileExistsError) the output folder holds another run
+    ├── SaveError (OSError)                 a disk failed while weights were saved
     └── HubUnreachable (ConnectionError)    the Hub was needed and did not answer
 
 Each is also a standard-library exception, so callers can catch what they already catch. Each
@@ -95,6 +96,10 @@ class RolloutError(GrpoError, ValueError):
 
 class OutputExistsError(GrpoError, FileExistsError):
     """The output folder holds another run."""
+
+
+class SaveError(GrpoError, OSError):
+    """A disk failed while weights were saved."""
 
 
 # No subclass of ModelError or DataError: the name may be right, and a second try may succeed.

@@ -32,7 +32,7 @@ def append_lines(file: Path, lines: Iterable[str]) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         _append(file, "".join(lines).encode("utf-8", errors="replace"))
     except OSError as error:
-        warn_once(f"{file} cannot be written ({error.strerror or error}). The run goes on.")
+        warn_once(f"{file} cannot be written ({reason_of(error)}). The run goes on.")
         return False
     return True
 
@@ -42,7 +42,7 @@ def write_or_say(file: Path, text: str) -> None:
     try:
         write_whole(file, text)
     except OSError as error:
-        warn_once(f"{file} cannot be written ({error.strerror or error}). The run goes on.")
+        warn_once(f"{file} cannot be written ({reason_of(error)}). The run goes on.")
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -102,7 +102,12 @@ def say(text: str) -> None:
         # Python would flush the broken pipe at the end, and leave with an error code for that.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        warn_once(f"The output cannot be written ({error.strerror or error}). The run goes on.")
+        warn_once(f"The output cannot be written ({reason_of(error)}). The run goes on.")
+
+
+def reason_of(error: OSError) -> str:
+    """Return what the system says of an error, which is the same for all files and steps."""
+    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 @cache

@@ -6,6 +6,7 @@ TRL keeps what the user gave, in `reward_funcs`; what scores in its place is fou
 import os
 import re
 from collections.abc import Sequence
+from multiprocessing import get_context
 from typing import Any
 
 from ..errors import RewardSpecError
@@ -99,6 +100,7 @@ def isolate(
             `Patience`.
     """
     packed = []
+    unusable = _why_no_locks()
     for reward in rewards or ():
         if not isinstance(reward, ScoredReward):
             continue
@@ -108,6 +110,9 @@ def isolate(
         # What the author says is believed.
         if reward.reward.settings.in_process is None and reward.references.changeable:
             reward.stay(reward.references.changeable)
+            continue
+        if unusable:
+            reward.stay(unusable)
             continue
         # Pickled here already: whether a reward can travel is known before the process exists.
         try:
@@ -128,6 +133,18 @@ def isolate(
         else:
             reward.isolate(process, index)
     return process
+
+
+def _why_no_locks() -> str:
+    """Return why processes cannot share locks, or an empty text; Linux has them in /dev/shm."""
+    try:
+        get_context().Lock()
+    except OSError as error:
+        return (
+            "/dev/shm, where worker processes keep their locks, cannot be used "
+            f"({error.strerror or error}); free or mount it, or say --reward_workers 0"
+        )
+    return ""
 
 
 def _cores_of_process() -> int:
