@@ -1,7 +1,9 @@
 """Tests of what a run shows when it has ended: its comparison, and the curve of its rewards."""
 
 import io
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,18 @@ def test_the_report_shows_the_comparison_and_where_everything_lies():
     assert (
         "evaluation.jsonl" not in shown.file.getvalue() and "accuracy" not in shown.file.getvalue()
     )
+
+
+def test_output_that_nobody_can_take_costs_no_push(monkeypatch):
+    # As with a pipe whose reader has left: rich alone would end the process with exit code 1.
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        report.show(None, "runs/demo", "gsm8k")
+        assert sys.stdout is not output
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
 def test_rewards_are_drawn(tmp_path: Path):

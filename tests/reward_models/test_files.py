@@ -117,18 +117,29 @@ def test_push_uploads_what_save_writes(
 ) -> None:
     calls = []
 
-    def upload(_: Any, *, repo_id: str, folder_path: str, **__: Any) -> None:
-        calls.append(
-            (repo_id, {file.name: file.read_bytes() for file in Path(folder_path).iterdir()})
-        )
+    def commit(_: Any, repo_id: str, operations: Any, **__: Any) -> None:
+        pushed = {}
+        for operation in operations:
+            with operation.as_file() as file:
+                pushed[operation.path_in_repo] = file.read()
+        calls.append((repo_id, pushed))
 
     monkeypatch.setattr(
         huggingface_hub.HfApi,
         "create_repo",
         lambda _, repo_id, **given: calls.append((repo_id, given)),
     )
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
-    model.push("org/rm", private=True)
-    model.save(tmp_path)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", commit)
+    base = str(tmp_path / "base")
+    monkeypatch.setattr(model.model.peft_config["reward"], "base_model_name_or_path", base)
+    model.push("org/rm")
+    model.save(tmp_path / "saved")
+    saved = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+    config = json.loads(saved.pop("adapter_config.json"))
     assert calls[0] == ("org/rm", {"private": True, "exist_ok": True})
-    assert calls[1] == ("org/rm", {file.name: file.read_bytes() for file in tmp_path.iterdir()})
+    repo, pushed = calls[1]
+    assert repo == "org/rm"
+    assert json.loads(pushed.pop("adapter_config.json")) == (
+        config | {"base_model_name_or_path": "base"}
+    )
+    assert pushed == saved and config["base_model_name_or_path"] == base

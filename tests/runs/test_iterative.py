@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from grpo_hf import GRPOConfig, load_reward, reward_settings
-from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.errors import ConfigError, DataError, HubUnreachable
 from grpo_hf.models.kept_weights import role_weights
 from grpo_hf.reward_models import fit as fitting
 from grpo_hf.reward_models.fit import FitSettings
@@ -382,3 +382,20 @@ def test_a_policy_of_another_name_goes_through_the_same_iterations(
         learned.append([weight.detach().clone() for weight in weights.values()])
     for weight, other in zip(*learned, strict=True):
         assert torch.equal(weight, other)
+
+
+def test_a_hub_that_is_away_costs_no_iteration(make: Make, tmp_path: Path, monkeypatch, capsys):
+    loop = make(tmp_path / "run", hub_model_id="me/policy")
+    pushes: list[Any] = []
+    monkeypatch.setattr(loop.args, "push_to_hub", True)
+    monkeypatch.setattr(loop, "_train_policy", lambda number, folder: folder.mkdir(parents=True))
+
+    def away(folder: Path, repo: str, args: Any) -> None:
+        assert (folder / "finished").is_file(), "what was paid for counts before the network does"
+        pushes.append((folder, repo))
+        raise HubUnreachable("the Hub does not answer. Push them later: grpo-hf push")
+
+    monkeypatch.setattr(iterate, "push_run", away)
+    loop._policy(1, tmp_path / "run" / "iteration-1")
+    assert pushes == [(tmp_path / "run" / "iteration-1" / "policy", "me/policy")]
+    assert "note: the Hub does not answer. Push them later" in capsys.readouterr().out

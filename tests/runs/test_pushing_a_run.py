@@ -1,6 +1,7 @@
 """Runs that push themselves: a Hub that fails at the end costs nothing that was paid for."""
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,15 @@ def test_a_hub_that_is_away_at_the_end_costs_a_command(hub: FakeHub, recipe, tmp
     main(["push", str(run), REPO])
     assert set(hub.files(REPO)) >= kept - SAMPLES and not SAMPLES & set(hub.files(REPO))
     assert hub.repos["model", REPO].private
+
+
+def test_a_hub_that_is_away_before_the_training_is_said_then(hub, recipe, tmp_path, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nobody)
+        with pytest.raises(HubUnreachable, match=f"grpo-hf push {tmp_path / 'run'} REPO"):
+            train(recipe())
 
 
 def test_a_comparison_that_fails_leaves_a_pushed_adapter(hub, recipe, tmp_path, monkeypatch):

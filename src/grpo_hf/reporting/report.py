@@ -1,5 +1,7 @@
 """The end of a run: base against adapter in a table, where the files lie, and a plot of rewards."""
 
+import sys
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -25,12 +27,12 @@ def show(
         reward_name: the reward whose full mark counts as right.
     """
     if console is None:
-        # Without highlighting, which colours every number of a sentence.
-        own = Console(highlight=False)
         # Where the output is gone, rich would end the process, which still has a run to push.
-        with own.capture() as shown:
-            show(comparison, folder, reward_name, own)
-        say(shown.get().rstrip("\n"))
+        shown = StringIO()
+        # Without highlighting, which colours every number of a sentence.
+        own = Console(file=shown, force_terminal=sys.stdout.isatty(), highlight=False)
+        show(comparison, folder, reward_name, own)
+        say(shown.getvalue().rstrip("\n"))
         return
     if comparison is not None:
         console.print(_comparison_table(comparison, reward_name))

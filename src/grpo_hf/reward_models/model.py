@@ -33,6 +33,7 @@ from ..errors import DataError
 from ..models import adapters
 from ..models.kept_weights import role_weights
 from ..models.random_state import own_random_numbers
+from ..reporting.pushing import pushed_files
 from ..scoring.reward import reward_settings
 from ..scoring.steps import StepRewards, step_places
 from . import files, tokens
@@ -125,15 +126,17 @@ class RewardModel:
         """
         files.save(Path(folder), self.model, self.adapter, self.head, self.tokenizer)
 
-    def push(self, repo_id: str, *, private: bool | None = None) -> None:
-        """Save the reward model to a repository on the Hub; create the repository if necessary."""
+    def push(self, repo_id: str, *, private: bool | None = True) -> None:
+        """Save the reward model to a repository on the Hub; create the repository if necessary.
+
+        Folders of this machine, as that of a local base, are cut to their names.
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder)
+            files_of_model = [file.operation for file in pushed_files(Path(folder), samples=False)]
             api = HfApi()
             api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message="Upload reward model"
-            )
+            api.create_commit(repo_id, files_of_model, commit_message="Upload reward model")
 
     # Scores
 

@@ -221,6 +221,7 @@ class IterativeGRPO:
             trainer.train(resume_from_checkpoint=checkpoint)
         # There is no `trainer.end()` here: it ends the process group, which later phases need.
         trl_seam.save_model_here(trainer)
+        trl_seam.finish_pushes(trainer)
 
     def _samples(self, number: int, place: Path) -> None:
         """Sample completions of the policy and write them with their scores by the rule."""
