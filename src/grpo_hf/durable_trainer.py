@@ -14,6 +14,7 @@ from . import trl_seam
 from .config import option
 from .durability import broken_steps, dead_run, disk, finite, rollout_checks
 from .durability.leaving import Departure, Leaving
+from .durability.peers import Peers
 from .models.random_state import remembered_random_numbers
 from .reporting import output_folder, pushing
 from .run_files import reason_of, warn_once
@@ -46,7 +47,8 @@ class DurableTrainer(TRLGRPOTrainer):
         self._owns_output_folder = True
         self._watch_numbers()
         self._departure = Departure(self.accelerator, self._place, resumes=bool(resume))
-        with self._departure.heeded(self), disk.saving(folder):
+        peers = Peers(alone=self.accelerator.num_processes == 1)
+        with self._departure.heeded(self), peers.explained(), disk.saving(folder):
             output = self.train_here(resume, **keywords)
         model = self.accelerator.unwrap_model(self.model)
         finite.check_weights(model, "after the last step", _LAST_STEP)

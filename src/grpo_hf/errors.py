@@ -86,6 +86,10 @@ class RewardFailuresError(RewardError, RuntimeError):
     """A reward failed on more completions than a run allows."""
 
 
+class PeerEndedError(GrpoError, RuntimeError):
+    """Another process of the run has ended, and this one cannot go on."""
+
+
 class NotFiniteError(GrpoError, ArithmeticError):
     """A loss, gradient, log-probability or weight is NaN or infinite."""
 

@@ -1,9 +1,8 @@
 """Train with phases that last, and say in a file which one it is, for a test that sends signals.
 
-    accelerate launch ... tests/scripts/leaving_training.py CHECKPOINT OUTPUT_FOLDER [RESUME]
+    accelerate launch ... tests/scripts/leaving_training.py CHECKPOINT OUTPUT_FOLDER [RANK]
 
-The process with the rank 0 writes its phase to `OUTPUT_FOLDER.phase`, and its id to
-`OUTPUT_FOLDER.pids`, where the process that scores has the second line.
+The first process writes its phase and step to `OUTPUT_FOLDER.phase`; that with RANK fails.
 """
 
 import sys
@@ -28,7 +27,11 @@ def slow_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [float(sum(ids) % 7) for ids in completion_ids]
 
 
-def main(checkpoint: str, output: str, resume: str = "") -> None:
+def out_of_luck(*_: Any, **named: Any) -> Any:
+    raise ValueError("out of luck")
+
+
+def main(checkpoint: str, output: str, fails: str = "") -> None:
     quiet()
     with exit_on_error():
         import torch
@@ -65,7 +68,9 @@ def main(checkpoint: str, output: str, resume: str = "") -> None:
         )
         for name, phase in PHASES.items():
             setattr(trainer, name, lasting(trainer, getattr(trainer, name), phase, output))
-        trainer.train(resume_from_checkpoint=bool(resume))
+        if fails == str(trainer.accelerator.process_index):
+            trainer.compute_loss = out_of_luck
+        trainer.train()
         trainer.save_model()
         trainer.end()
 
