@@ -312,11 +312,12 @@ def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> No
     """Run stage sft: train a fresh adapter on the kept samples, and answer the held-out prompts."""
     from grpo_hf.evaluation.answers import greedy_completions
     from grpo_hf.evaluation.comparison import EVALUATION_FILE
-    from grpo_hf.run_files import read_lines
 
     training = recipe.training
     folder = Path(training.output_dir)
-    pairs = read_lines(samples / SAMPLES_FILE)
+    # Written whole by the stage before; each line is a pair, which is no object.
+    lines = (samples / SAMPLES_FILE).read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
     model = supervised(recipe, prompts.tokenizer, pairs, folder, epochs=epochs)
     model.save_pretrained(folder)
     answers = greedy_completions(
