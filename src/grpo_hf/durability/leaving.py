@@ -6,9 +6,11 @@ saves after the backward pass and before the step, on each process for itself, a
 run that goes on from there is another run.
 """
 
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,9 @@ from accelerate import Accelerator
 from transformers import TrainerCallback
 
 from . import signals
+
+# Seconds that torch's launcher takes at most to send a signal on.
+_FORWARDING = 2.0
 
 
 class Leaving(KeyboardInterrupt):
@@ -49,7 +54,7 @@ class Departure(TrainerCallback):
         self._accelerator = accelerator
         self._place = place
         self._resumes = resumes
-        self._signal = 0
+        self._signal, self._signalled_at = 0, 0.0
         # Whether the handler may raise, and what.
         self._raises: type[BaseException] | None = None
         # Whether nothing happened since the last step but what `_go_back` undoes.
@@ -76,10 +81,10 @@ class Departure(TrainerCallback):
         """Handle a signal."""
         if self._signal:
             # A launcher and its process group may repeat the others; people repeat this one.
-            if number == signal.SIGINT:
+            if number == signal.SIGINT and not self._is_forwarded():
                 signals.leave_at_once(number)
             return
-        self._signal = number
+        self._signal, self._signalled_at = number, time.monotonic()
         signals.say_now(
             f"{signals.name_of(number)}: the run leaves at the end of a step, with a checkpoint; "
             "Ctrl-C leaves at once."
@@ -87,6 +92,11 @@ class Departure(TrainerCallback):
         raises, self._raises = self._raises, None
         if raises is not None:
             raise raises
+
+    def _is_forwarded(self) -> bool:
+        """Return whether torch's launcher may have sent on what this process got as well."""
+        is_early = time.monotonic() - self._signalled_at < _FORWARDING
+        return is_early and "TORCHELASTIC_RUN_ID" in os.environ
 
     # Safe points. All processes reach each of them, so they can decide together.
 
