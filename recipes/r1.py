@@ -158,10 +158,12 @@ def run_stage(folder: Path, work: Callable[[], object]) -> None:
 
 def resumed(folder: Path) -> list[str]:
     """Return the flags that resume an interrupted stage from its last complete checkpoint."""
-    from grpo_hf.runs.checkpoints import whole_checkpoint
+    from grpo_hf.durability.resume import AUTO, checkpoint_for
+    from grpo_hf.runs.checkpoints import clear_without_checkpoint
 
-    checkpoint = whole_checkpoint(folder)
-    return [] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
+    clear_without_checkpoint(folder)
+    checkpoint = checkpoint_for(folder, AUTO)
+    return [] if checkpoint is None else ["--resume_from_checkpoint", str(checkpoint)]
 
 
 def in_r1_form(answer: str, *, number: int | None = None) -> str:

@@ -15,6 +15,8 @@ from peft import LoraConfig, get_peft_model
 from support.programs import load_recipe
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
+from grpo_hf.durability import whole_checkpoints
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "recipes" / "gsm8k.py"
 ROWS = [{"question": f"How much is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(8)]
@@ -358,7 +360,7 @@ class TestOutput:
             in text
         )
         way = (
-            "--resume_from_checkpoint true"
+            "--resume_from_checkpoint auto"
             if trace.startswith("checkpoint")
             else "It has no checkpoint: remove it"
         )
@@ -389,7 +391,8 @@ class TestOutput:
         monkeypatch.chdir(tmp_path)
         checkpoint = tmp_path / "run" / "checkpoint-5"
         checkpoint.mkdir(parents=True)
-        (checkpoint / "trainer_state.json").write_text('{"global_step": 5}')
+        (checkpoint / "trainer_state.json").write_text('{"global_step": 5, "max_steps": 5}')
+        whole_checkpoints.seal(checkpoint, {"step": 5, "settings": {}})
         text = run("--resume_from_checkpoint", resume, max_steps=5)
         assert (
             "checkpoint-5 is at step 5 of 5: the run has finished. Give a larger --max_steps"

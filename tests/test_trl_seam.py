@@ -4,6 +4,7 @@ it did. A failure names what has moved."""
 import ast
 import copy
 import importlib
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -715,3 +716,36 @@ def test_a_forward_is_found_below_the_autocast_of_a_run(make_trainer: Any):
     trainer.train()
     assert trainer.model.forward != own
     assert trl_seam.forward_before_autocast(trainer.model) == own
+
+
+def test_a_checkpoint_is_written_elsewhere_and_named_later(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=1, save_total_limit=1)
+    trainer.train()
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    trainer.state.best_global_step = 1
+    trainer.args.save_strategy = "best"
+    with trl_seam.checkpoint_written_in(trainer, elsewhere, run):
+        transformers.Trainer._save_checkpoint(trainer, trainer.model, trial=None)
+    assert (elsewhere / "checkpoint-1/trainer_state.json").is_file()
+    assert trainer.state.best_model_checkpoint == str(run / "checkpoint-1")
+    for step in (1, 2):
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+        os.utime(run / f"checkpoint-{step}", (step, step))
+    trainer.state.best_model_checkpoint = None
+    trl_seam.keep_newest_checkpoints(trainer, run)
+    assert [folder.name for folder in run.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert trl_seam.load_finished(trainer, elsewhere / "checkpoint-1").global_step == 1
+
+
+def test_a_trainer_goes_on_within_a_rollout(make_trainer):
+    trainer, other = (make_trainer(num_iterations=2) for _ in range(2))
+    trainer.train()
+    trainer._step, trainer._metrics["train"]["kl"] = 3, [0.5]
+    trainer._tr_loss = torch.tensor(2.0)
+    window = trl_seam.window_of(trainer)
+    assert window["rollout"] is trainer._buffered_inputs
+    trl_seam.restore_window(other, window)
+    assert (other._step, other._metrics["train"]["kl"], other._tr_loss) == (3, [0.5], 2.0)
+    assert other._globalstep_last_logged == trainer._globalstep_last_logged
+    trainer._step = 4
+    assert trl_seam.window_of(trainer)["rollout"] is None

@@ -180,7 +180,14 @@ class GRPOConfig(TRLGRPOConfig):
             "help": "With `dynamic_sampling`: how many rounds of fresh prompts a rollout may take."
         },
     )
-    # What ends a run, and what it writes down.
+    # What ends a run, what goes on, and what it writes down.
+    resume_changed: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint of other settings, data or processes, which is "
+            "refused otherwise."
+        },
+    )
     non_finite: str = field(
         default="stop",
         metadata={

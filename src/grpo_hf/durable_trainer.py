@@ -12,7 +12,16 @@ from trl import GRPOTrainer as TRLGRPOTrainer
 
 from . import trl_seam
 from .config import option
-from .durability import broken_steps, dead_run, disk, finite, rollout_checks
+from .durability import (
+    broken_steps,
+    dead_run,
+    disk,
+    finite,
+    resume,
+    rollout_checks,
+    run_state,
+    whole_checkpoints,
+)
 from .durability.leaving import Departure, Leaving
 from .durability.peers import Peers
 from .models.random_state import remembered_random_numbers
@@ -35,24 +44,41 @@ class DurableTrainer(TRLGRPOTrainer):
     _watched = False
     # That of the `train()` under way.
     _departure = Departure()
+    # PPO's, where the estimator has one.
+    critic: Any = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
         """Train in a folder that belongs to this run.
 
         transformers 5.23: `train` prepares, loops and returns a `TrainOutput`.
         """
-        resume, folder = resume_from_checkpoint, Path(self.args.output_dir)
-        if not self._owns_output_folder:
-            output_folder.claim_output_folder(folder, self.accelerator, resume=resume)
-        self._owns_output_folder = True
+        checkpoint, folder = self._checkpoint_for(resume_from_checkpoint), self.args.output_dir
+        if checkpoint is not None and resume.is_at_its_end(checkpoint, self.args.max_steps):
+            return trl_seam.load_finished(self, checkpoint)
         self._watch_numbers()
-        self._departure = Departure(self.accelerator, self._place, resumes=bool(resume))
+        self._departure = Departure(self.accelerator, self._place, resumes=checkpoint is not None)
         peers = Peers(alone=self.accelerator.num_processes == 1)
-        with self._departure.heeded(self), peers.explained(), disk.saving(folder):
-            output = self.train_here(resume, **keywords)
+        with self._departure.heeded(self), peers.explained(), disk.saving(Path(folder)):
+            output = self.train_here(str(checkpoint) if checkpoint else None, **keywords)
         model = self.accelerator.unwrap_model(self.model)
         finite.check_weights(model, "after the last step", _LAST_STEP)
         return output
+
+    def _checkpoint_for(self, wish: str | bool | None) -> Path | None:
+        """Claim the run's folder; return the checkpoint to go on from, with its state at hand."""
+        folder = Path(self.args.output_dir)
+        if not self._owns_output_folder:
+            output_folder.claim_output_folder(folder, self.accelerator, resume=wish)
+            self.add_callback(self._order)
+        self._owns_output_folder = True
+        checkpoint = resume.checkpoint_for(folder, wish, self.accelerator)
+        if checkpoint is not None:
+            settings = resume.settings_of(self.args, self.train_dataset)
+            insists = option(self.args, "resume_changed")
+            resume.refuse_other_run(checkpoint, settings, insists=insists)
+        self._resumed = run_state.read_state(checkpoint, self.args.process_index)
+        self._order.restore(self._resumed.get("order"))
+        return checkpoint
 
     def _watch_numbers(self) -> None:
         """Check the weights that a training begins with, and watch those of its steps."""
@@ -64,10 +90,10 @@ class DurableTrainer(TRLGRPOTrainer):
             self.add_callback(dead_run.DeadRunWatch())
         self._watched = True
 
-    def train_here(self, resume: str | bool | None, **keywords: Any) -> Any:
+    def train_here(self, checkpoint: str | None, **keywords: Any) -> Any:
         """Train in the folder that was claimed."""
         try:
-            output = super().train(resume_from_checkpoint=resume, **keywords)
+            output = super().train(resume_from_checkpoint=checkpoint, **keywords)
             # Otherwise these are the weights of another step.
             if not self.args.load_best_model_at_end:
                 self._departure.leave_if_asked()
@@ -75,6 +101,11 @@ class DurableTrainer(TRLGRPOTrainer):
             save = partial(trl_seam.save_checkpoint, self)
             self._departure.leave(save, Path(self.args.output_dir), self.state.global_step)
         return output
+
+    @cached_property
+    def _order(self) -> run_state.DataOrder:
+        """Return what remembers from where the order of each epoch was drawn."""
+        return run_state.DataOrder()
 
     def _place(self) -> Any:
         """Note where the run is between two steps; return what goes back there."""
@@ -114,6 +145,41 @@ class DurableTrainer(TRLGRPOTrainer):
         finite.check_weights(model, f"after step {self.state.global_step}", _NOT_SAVED)
         with disk.saving(Path(self.args.output_dir)):
             super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint that is whole, or not there. TRL 1.16 writes, removes and pushes."""
+        run, step = Path(self._get_output_dir(trial)), self.state.global_step
+        settings = resume.settings_of(self.args, self.train_dataset)
+        with (
+            whole_checkpoints.written_whole(run, step, settings, self.accelerator) as unfinished,
+            trl_seam.checkpoint_written_in(self, unfinished, run),
+        ):
+            super()._save_checkpoint(model, trial)
+        trl_seam.keep_newest_checkpoints(self, run)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save what decides the future. transformers 5.23: each process saves its own here."""
+        super()._save_rng_state(output_dir)
+        state = {
+            "order": self._order.state(self.state),
+            "window": trl_seam.window_of(self),
+            "critic": self.critic.state() if self.critic else None,
+        }
+        run_state.write_state(Path(output_dir), self.args.process_index, state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Go on within a rollout. transformers 5.23 calls this right before the first step."""
+        super()._load_rng_state(checkpoint)
+        if self._resumed:
+            trl_seam.restore_window(self, self._resumed["window"])
+            if self.critic:
+                self.critic.restore(self._resumed["critic"])
+
+    def _get_train_sampler(self, *positional: Any, **named: Any) -> Any:
+        """Follow the order of the data. TRL 1.16 returns a sampler, None for a stream."""
+        sampler = super()._get_train_sampler(*positional, **named)
+        self._order.follow(getattr(sampler, "generator", None))
+        return sampler
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """Abandon a rollout for a signal. TRL 1.16 samples, scores and normalises here."""

@@ -86,11 +86,11 @@ class GRPOTrainer(DurableTrainer):
         own_callbacks = kl_callbacks + progress.progress_callbacks(self.reward_func_names)
         progress.exchange_callbacks(self.callback_handler, own_callbacks)
 
-    def train_here(self, resume: str | bool | None, **keywords: Any) -> Any:
+    def train_here(self, checkpoint: str | None, **keywords: Any) -> Any:
         """Train, with the reference checked before and the base after."""
-        with reference_guards.guard_reference(trl_seam.policy_state(self, resume), self.args):
+        with reference_guards.guard_reference(trl_seam.policy_state(self, checkpoint), self.args):
             try:
-                return super().train_here(resume, **keywords)
+                return super().train_here(checkpoint, **keywords)
             except RewardFailuresError:
                 # What was learned before a reward failed too often is not lost.
                 folder = Path(self.args.output_dir)

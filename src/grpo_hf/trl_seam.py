@@ -16,13 +16,17 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NotRequired, TypedDict
 from unittest.mock import patch
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from transformers import TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from .config import option
 from .errors import SeamMovedError
@@ -72,6 +76,10 @@ OVERRIDDEN = {
     "compute_loss": ("self", "model", "inputs", "return_outputs", "num_items_in_batch"),
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "save_model": ("self", "output_dir", "_internal_call"),
+    "_save_checkpoint": ("self", "model", "trial"),
+    "_save_rng_state": ("self", "output_dir"),
+    "_load_rng_state": ("self", "checkpoint"),
+    "_get_train_sampler": ("self", "dataset"),
     "create_model_card": ("self", "model_name", "dataset_name", "tags"),
     "push_to_hub": ("self",),
     "_push_from_checkpoint": ("self", "checkpoint_folder"),
@@ -85,6 +93,14 @@ LOSS_METHODS = re.compile(r"loss|training_step|_prepare_input|logps|_mask$|_weig
 CALLED = {
     "trl.trainer.grpo_trainer:GRPOTrainer._save_checkpoint": ("self", "model", "trial"),
     "trl.trainer.grpo_trainer:GRPOTrainer._get_train_sampler": ("self",),
+    "transformers:Trainer._get_output_dir": ("self", "trial"),
+    "transformers:Trainer._load_from_checkpoint": ("self", "resume_from_checkpoint"),
+    "transformers.trainer_utils:rotate_checkpoints": (
+        "output_dir",
+        "save_total_limit",
+        "best_model_checkpoint",
+        "use_mtime",
+    ),
     "trl.trainer.grpo_trainer:GRPOTrainer.get_train_dataloader": ("self",),
     "trl.trainer.utils:use_adapter": ("model", "adapter_name"),
     "trl.trainer.grpo_trainer:use_adapter": ("model", "adapter_name"),
@@ -209,15 +225,19 @@ def has_other_loss(trainer: Any, ours: type) -> bool:
 
 
 def data_drawn_by_trl(call: Mapping[str, Any], trainer_class: type) -> Any:
-    """Return the training data of a constructor's call; None where a subclass draws rows of it."""
-    # Not at the top: TRL takes seconds to import, and most of this file does without.
-    from trl import GRPOTrainer
+    """Return the training data of a constructor's call; None where a subclass draws rows of it.
 
+    Args:
+        trainer_class: `GRPOTrainer` of this library, or a subclass, which comes before it.
+    """
     data = call.get("train_dataset")
-    for method in ("_get_train_sampler", "get_train_dataloader"):
+    for parent in trainer_class.__mro__:
+        if parent.__module__ == f"{__package__}.trainer":
+            return data
         # A stream has no length, and rows can only be drawn from it in order.
-        if getattr(trainer_class, method) is not getattr(GRPOTrainer, method):
-            return None if hasattr(data, "__len__") else data
+        own = {"_get_train_sampler", "get_train_dataloader"} & vars(parent).keys()
+        if own and hasattr(data, "__len__"):
+            return None
     return data
 
 
@@ -348,6 +368,74 @@ def place_between_steps(trainer: Any) -> Callable[[], None]:
         trainer._metrics["train"].update(waiting)
 
     return go_back
+
+
+@contextmanager
+def checkpoint_written_in(trainer: Any, folder: Path, run: Path) -> Iterator[None]:
+    """Have a trainer write a checkpoint in another folder than its run's, and push nothing yet.
+
+    `_save_checkpoint` asks `_get_output_dir` for the folder. It notes in the trainer's state where
+    the best checkpoint lies, which may be this one.
+    """
+    state, args = trainer.state, trainer.args
+    pushes, args.push_to_hub = args.push_to_hub, False
+    try:
+        with patch.object(trainer, "_get_output_dir", lambda trial: str(folder)):
+            yield
+    finally:
+        args.push_to_hub = pushes
+    if str(state.best_model_checkpoint).startswith(str(folder)):
+        state.best_model_checkpoint = str(run / Path(state.best_model_checkpoint).name)
+        if args.should_save:
+            state.save_to_json(str(folder / f"checkpoint-{state.global_step}/trainer_state.json"))
+
+
+def keep_newest_checkpoints(trainer: Any, run: Path) -> None:
+    """Remove the oldest checkpoints beyond `save_total_limit`, and push the newest if asked."""
+    if trainer.args.should_save:
+        rotate_checkpoints(
+            output_dir=str(run),
+            save_total_limit=trainer.args.save_total_limit,
+            best_model_checkpoint=trainer.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+    if trainer.args.push_to_hub:
+        trainer._push_from_checkpoint(str(run / f"checkpoint-{trainer.state.global_step}"))
+
+
+def load_finished(trainer: Any, checkpoint: Path) -> TrainOutput:
+    """Take the weights and the state of a run that has made its last step."""
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return TrainOutput(trainer.state.global_step, 0.0, {})
+
+
+def window_of(trainer: Any) -> dict[str, Any]:
+    """Return where a trainer is between two steps, for `restore_window`.
+
+    Beside what `place_between_steps` notes, transformers adds losses up in `_tr_loss` since the
+    line of `_globalstep_last_logged`.
+    """
+    passes = trainer.args.steps_per_generation * trainer.num_iterations
+    # What is left of a rollout that no step reads any more would only take space.
+    is_over = trainer._step % passes == 0
+    return {
+        "step": trainer._step,
+        "rollout": None if is_over else trainer._buffered_inputs,
+        "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
+        "loss": trainer._tr_loss,
+        "logged": trainer._globalstep_last_logged,
+    }
+
+
+def restore_window(trainer: Any, window: Mapping[str, Any]) -> None:
+    """Put a trainer where another was when it returned a window."""
+    device = trainer.accelerator.device
+    trainer._step = window["step"]
+    trainer._buffered_inputs = send_to_device(window["rollout"], device)
+    trainer._metrics["train"].update(window["metrics"])
+    trainer._tr_loss = window["loss"].to(device)
+    trainer._globalstep_last_logged = window["logged"]
 
 
 def active_adapter(model: Any, name: str | None) -> AbstractContextManager[None]:

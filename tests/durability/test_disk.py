@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from support.processes import launch
 from transformers import TrainerCallback
 
+from grpo_hf.durability import whole_checkpoints
 from grpo_hf.durability.disk import saving
 from grpo_hf.errors import SaveError
 from grpo_hf.reporting.metrics_file import read_metrics
@@ -99,8 +100,7 @@ def test_what_disks_and_libraries_say(tmp_path: Path, error: Exception):
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-12").mkdir()
-    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"torn')
+        whole_checkpoints.seal(tmp_path / f"checkpoint-{step}", {"step": step, "settings": {}})
     with pytest.raises(SaveError) as raised, saving(tmp_path):
         raise error
     text = str(raised.value)

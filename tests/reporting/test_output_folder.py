@@ -22,7 +22,7 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(tmp_path: Path, nam
     ) as caught:
         claim_output_folder(folder)
     way = (
-        "--resume_from_checkpoint true"
+        "--resume_from_checkpoint auto"
         if trace.startswith("checkpoint")
         else "It has no checkpoint: remove it"
     )

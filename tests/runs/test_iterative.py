@@ -21,13 +21,13 @@ from transformers import (
 )
 
 from grpo_hf import GRPOConfig, load_reward, reward_settings
+from grpo_hf.durability import whole_checkpoints
 from grpo_hf.errors import ConfigError, DataError, HubUnreachable
 from grpo_hf.models.kept_weights import role_weights
 from grpo_hf.reward_models import fit as fitting
 from grpo_hf.reward_models.fit import FitSettings
 from grpo_hf.reward_models.model import RewardModel
 from grpo_hf.reward_models.preferences import pairs_of
-from grpo_hf.runs import checkpoints as policy_files
 from grpo_hf.runs import iterative as iterate
 from grpo_hf.runs.iterative import Continued, IterativeGRPO
 
@@ -274,7 +274,7 @@ def test_a_run_that_is_cut_off_while_it_writes_a_checkpoint_ends_the_same(
             make(tmp_path / "run").run(1)
         steps = []
         for checkpoint in policy.glob("checkpoint-*"):
-            if policy_files._is_whole(checkpoint, 1):
+            if not whole_checkpoints.why_not_whole(checkpoint):
                 steps.append(int(checkpoint.name.split("-")[1]))
         assert sorted(steps) == whole
     make(tmp_path / "run").run(1)

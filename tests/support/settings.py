@@ -20,6 +20,7 @@ OURS = {
     "max_reward_failures",
     "log_credit",
     "non_finite",
+    "resume_changed",
     "process_reward",
     "advantage_estimator",
     "gae_lambda",

@@ -163,6 +163,15 @@ class Critic:
         self._fit(batch, raw + values, mask, self._settings.seed + step)
         return self._whitened(raw, mask), loss
 
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs beside the adapter: head and optimizer."""
+        return {"head": self.head.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state; the adapter is loaded with the policy's."""
+        self.head.load_state_dict(state["head"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
     def _read_values(self, batch: Batch) -> Tensor:
         """Return V before each token of each completion, (B, C), without gradients."""
         rows = list(range(len(batch["completion_ids"])))

@@ -1,7 +1,6 @@
 """A disk that fails while weights are saved: what cannot be written, what to free, what is left."""
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import SaveError
+from .whole_checkpoints import find, step_of
 
 # What a disk answers that is full, read-only, gone or broken.
 _OF_DISKS = {
@@ -84,14 +84,10 @@ def _space(folder: Path) -> str:
 
 def _what_is_left(folder: Path) -> str:
     """Say which checkpoint is the newest whole one, and which older ones take how much."""
-    whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if _is_written(checkpoint):
-            whole.append(checkpoint)
-    if not whole:
+    newest = find(folder).newest
+    if newest is None:
         return "No checkpoint was saved before. Free space, and start again."
-    whole.sort(key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))
-    *older, newest = whole
+    older = [each for each in sorted(folder.glob("checkpoint-*"), key=step_of) if each != newest]
     advice = "Free space"
     if older:
         sizes = []
@@ -102,17 +98,6 @@ def _what_is_left(folder: Path) -> str:
         f"The last whole checkpoint, {newest.name}, is untouched. {advice}, and go on from it with "
         f"--resume_from_checkpoint {newest}"
     )
-
-
-def _is_written(checkpoint: Path) -> bool:
-    """Whether a checkpoint has its last file; transformers 5.23 writes the trainer's state last."""
-    if not checkpoint.name.rpartition("-")[2].isdigit():
-        return False
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _size(folder: Path) -> int:

@@ -220,7 +220,7 @@ class Departure(TrainerCallback):
             print(
                 f"{signals.name_of(self._signal)}: left after step {step}, which is in "
                 f"{folder / f'checkpoint-{step}'}. The same command with --output_dir {folder} "
-                "--resume_from_checkpoint true goes on from there.",
+                "--resume_from_checkpoint auto goes on from there.",
                 file=sys.stderr,
                 flush=True,
             )

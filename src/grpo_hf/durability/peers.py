@@ -91,7 +91,7 @@ class Peers:
                     return (
                         f"process {rank} of the run (pid {self._others[rank][2]}) has gone without "
                         "a word: it was killed, by the kernel if the memory was full. Go on with "
-                        "--resume_from_checkpoint true."
+                        "--resume_from_checkpoint auto."
                     )
             waited.wait(_EVERY)
         return ""

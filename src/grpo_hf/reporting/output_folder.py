@@ -31,7 +31,7 @@ def claim_output_folder(
     if trace is not None and not _resumes_here(folder, resume):
         advice = "It has no checkpoint: remove it"
         if any(folder.glob("checkpoint-*")):
-            advice = "Continue it with --resume_from_checkpoint true"
+            advice = "Continue it with --resume_from_checkpoint auto"
         raise OutputExistsError(
             f"{folder} holds another run ({trace.name}), which is not overwritten. {advice}, or "
             "give this run another --output_dir."
@@ -59,7 +59,12 @@ def _first_trace(folder: Path) -> Path | None:
 
 
 def _resumes_here(folder: Path, resume: str | bool | None) -> bool:
-    """Whether a run resumes from a checkpoint of this folder."""
-    if resume is True:
-        return True
-    return bool(resume) and Path(str(resume)).resolve().parent == folder.resolve()
+    """Whether a run resumes from a checkpoint of this folder, or may begin in it again."""
+    wish = str(resume).lower()
+    if wish == "auto":
+        # Weights without a checkpoint are what another run was for.
+        has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+        return any(folder.glob("checkpoint-*")) or not has_weights
+    return wish == "true" or (
+        bool(resume) and Path(str(resume)).resolve().parent == folder.resolve()
+    )

@@ -1,14 +1,10 @@
 """The policy on disk: a PEFT adapter of a causal language model, and a trainer's checkpoints."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
-from zipfile import is_zipfile
 
 from accelerate import PartialState
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import ModelError
 from ..models.kept_weights import role_weights
@@ -44,51 +40,10 @@ def load_policy(model: PeftModel, folder: Path) -> None:
         )
 
 
-def whole_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint, or None, and remove incomplete checkpoints.
-
-    A process that was killed while it saved leaves an incomplete checkpoint, which
-    `get_last_checkpoint` would return although nothing can resume from it. Where no checkpoint is
-    left, the folder itself is removed, so that a run can begin there.
-    """
+def clear_without_checkpoint(folder: Path) -> None:
+    """Remove a folder in which an interrupted phase has left no checkpoint to go on from."""
     state = PartialState()
-    if state.is_main_process:
-        for checkpoint in folder.glob("checkpoint-*"):
-            if not _is_whole(checkpoint, state.num_processes):
-                shutil.rmtree(checkpoint)
-        if not any(folder.glob("checkpoint-*")):
-            shutil.rmtree(folder, ignore_errors=True)
-    # Other processes must not look before the main process has removed what is incomplete.
+    if state.is_main_process and not any(folder.glob("checkpoint-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    # Other processes must not look before the main process has removed it.
     state.wait_for_everyone()
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-
-
-def is_at_its_end(checkpoint: str) -> bool:
-    """Whether a checkpoint was written after the last step of its run.
-
-    From such a checkpoint transformers 5.23 would train one more step.
-    """
-    state = _trainer_state(Path(checkpoint))
-    return state["global_step"] >= state["max_steps"]
-
-
-def _is_whole(checkpoint: Path, processes: int) -> bool:
-    """Whether a checkpoint was written to its end by all processes.
-
-    transformers 5.23 writes the trainer's state last in the main process. Each process also writes
-    its random state, a zip file, whose index is at the end.
-    """
-    try:
-        _trainer_state(checkpoint)
-    except (OSError, ValueError):
-        # The state is missing, or it is JSON that ends too early.
-        return False
-    random_states = 0
-    for file in checkpoint.glob("rng_state*.pth"):
-        # A zip file that was cut off has no index, and so it does not count.
-        random_states += is_zipfile(file)
-    return random_states == processes
-
-
-def _trainer_state(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))

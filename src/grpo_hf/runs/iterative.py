@@ -36,6 +36,7 @@ from peft import PeftModel
 from .. import trl_seam
 from ..config import GRPOConfig, option
 from ..data.completions import as_completions
+from ..durability.resume import AUTO
 from ..errors import ConfigError, DataError, GrpoError
 from ..evaluation.answers import judged, judging, sampled_completions
 from ..models import adapters
@@ -47,7 +48,7 @@ from ..run_files import say, write_whole
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
 from ..update.cpu_lora import join_products
-from .checkpoints import is_at_its_end, load_policy, save_policy, whole_checkpoint
+from .checkpoints import clear_without_checkpoint, load_policy, save_policy
 from .finished import push_run
 
 # An empty file with this name marks a policy folder whose training has ended.
@@ -206,8 +207,8 @@ class IterativeGRPO:
         args = copy.copy(self.args)
         args.output_dir = str(folder)
         args.seed = self.args.seed + number
-        # The trainer refuses a folder with another run's files, so leftovers go first.
-        checkpoint = whole_checkpoint(folder)
+        # The trainer refuses a folder with another run's weights, so leftovers go first.
+        clear_without_checkpoint(folder)
         trainer = GRPOTrainer(
             self.model,
             [reward_model.as_reward(), *self.rewards],
@@ -215,10 +216,7 @@ class IterativeGRPO:
             train_dataset=self.dataset,
             processing_class=self.tokenizer,
         )
-        if checkpoint is not None and is_at_its_end(checkpoint):
-            load_policy(self.model, Path(checkpoint))
-        else:
-            trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=AUTO)
         # There is no `trainer.end()` here: it ends the process group, which later phases need.
         trl_seam.save_model_here(trainer)
         trl_seam.finish_pushes(trainer)

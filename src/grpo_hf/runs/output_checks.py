@@ -4,42 +4,30 @@ import json
 import os
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
-from ..errors import ConfigError, HubUnreachable, OutputExistsError
+from ..durability.resume import AUTO, checkpoint_for
+from ..errors import ConfigError, HubUnreachable
 from ..reporting.output_folder import claim_output_folder
 from .recipe import Recipe
 
 
 def checkpoint_to_resume(recipe: Recipe) -> str | None:
-    """Return the checkpoint to resume from, or None for a new run into a free folder.
+    """Return what a trainer is told to resume from, None for a new run into a free folder.
 
     Raises:
         ConfigError: there is no such checkpoint, or its run has finished.
-        OutputExistsError: the output folder holds another run, or no checkpoint.
+        OutputExistsError: the output folder holds another run.
     """
     folder = Path(recipe.training.output_dir)
-    resume = recipe.training.resume_from_checkpoint
-    # From a flag the setting is text, from YAML it may be a boolean.
-    if not resume or str(resume).lower() == "false":
-        claim_output_folder(folder)
+    wish = recipe.training.resume_from_checkpoint
+    checkpoint = checkpoint_for(folder, wish)
+    claim_output_folder(folder, resume=wish)
+    # In a loop that restarts, the end of a run is no mistake: what comes after it may be left.
+    if str(wish).lower() == AUTO:
+        return AUTO
+    if checkpoint is None:
         return None
-    if str(resume).lower() != "true":
-        # A checkpoint is named. Only one inside the output folder makes that folder the run's own.
-        if not Path(resume).is_dir():
-            raise ConfigError(f"--resume_from_checkpoint {resume}: no such checkpoint folder.")
-        claim_output_folder(folder, resume=resume)
-        _check_unfinished(Path(resume), recipe.training.max_steps)
-        return str(resume)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is None:
-        raise OutputExistsError(
-            f"{folder} holds no checkpoint to resume from. Remove the folder or give another "
-            "--output_dir, leave --resume_from_checkpoint out, and set --save_steps below the "
-            "number of steps to have checkpoints."
-        )
-    _check_unfinished(Path(last), recipe.training.max_steps)
-    return last
+    _check_unfinished(checkpoint, recipe.training.max_steps)
+    return str(checkpoint)
 
 
 def _check_unfinished(checkpoint: Path, max_steps: int) -> None:

@@ -55,7 +55,7 @@ def exit_on_error() -> Iterator[None]:
             _say(
                 f"{signals.name_of(number)}: stopped while no run was training. The same command "
                 "starts again, or goes on from the last checkpoint, if there is one, with "
-                "--resume_from_checkpoint true."
+                "--resume_from_checkpoint auto."
             )
         raise SystemExit(signals.exit_code(number)) from None
 

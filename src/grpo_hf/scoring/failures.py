@@ -216,7 +216,7 @@ def stop_at_too_many(
         if wrong_settings:
             raise RewardFailuresError(f"the reward {spec} cannot be used as it is set up: {detail}")
         # There is a checkpoint only where a step was made; see `lacks_checkpoint`.
-        resume = " and continue with --resume_from_checkpoint true" if run.step else ""
+        resume = " and continue with --resume_from_checkpoint auto" if run.step else ""
         raise RewardFailuresError(
             f"the reward {spec} failed on {counts.total} of {counts.rows} completions at step "
             f"{run.step}, more than max_reward_failures {most:g}: such a reward must not train a "

@@ -1,0 +1,142 @@
+"""Where a run goes on: the newest whole checkpoint of its folder, if it is one of this run.
+
+`train(resume_from_checkpoint=...)` and `--resume_from_checkpoint` take
+
+    auto    the newest whole checkpoint; a new run where there is none: for a loop that restarts
+    true    the newest whole checkpoint
+    PATH    this one
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..run_files import say
+from . import whole_checkpoints
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+# A run with another value of one of these is another run from the next step on.
+_SETTINGS = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
+    *("steps_per_generation", "num_iterations", "shuffle_dataset", "seed", "data_seed"),
+)
+# The rows of a dataset by which it is known again.
+_ROWS = 4
+
+
+def settings_of(args: Any, dataset: Any) -> dict[str, Any]:
+    """Return what decides the future of a run, beside its state."""
+    settings = {name: getattr(args, name) for name in _SETTINGS}
+    settings |= {"processes": args.world_size, "data": _known_by(dataset)}
+    return settings | {"save_only_model": args.save_only_model}
+
+
+def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = None) -> Path | None:
+    """Return the checkpoint that a run goes on from, or None for a new run.
+
+    Args:
+        folder: of the run.
+        resume: as given; see above.
+        accelerator: of a run with several processes, of which the first one mends the folder.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it is not whole.
+    """
+    # From a flag the setting is text, from YAML it may be a boolean.
+    wish = str(resume or False).lower()
+    if wish == "false":
+        return None
+    if wish not in ("true", AUTO):
+        return _named(Path(str(resume)))
+    is_first = accelerator is None or accelerator.is_main_process
+    if is_first:
+        whole_checkpoints.recover(folder)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    found = whole_checkpoints.find(folder)
+    for checkpoint, reason in found.skipped.items():
+        logger.warning(f"{checkpoint} is not whole ({reason}), and is left out.")
+    if found.newest is None and wish == "true":
+        torn = f" ({len(found.skipped)} are not whole)" if found.skipped else ""
+        raise ConfigError(
+            f"{folder} holds no checkpoint to resume from{torn}. Remove the folder or give another "
+            "--output_dir, leave --resume_from_checkpoint out, and set --save_steps below the "
+            "number of steps to have checkpoints."
+        )
+    # A program checks this before it loads a model; the trainer says it.
+    if found.newest is not None and accelerator is not None and is_first:
+        say(f"going on from {found.newest}")
+    return found.newest
+
+
+def refuse_other_run(checkpoint: Path, settings: dict[str, Any], *, insists: bool) -> None:
+    """Refuse a checkpoint of other settings, from which a run would not go on as it was.
+
+    Args:
+        settings: of this run.
+        insists: whether the user goes on all the same: then it is said.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    manifest = whole_checkpoints.manifest_of(checkpoint)
+    if manifest is None:
+        logger.warning(
+            f"{checkpoint} was written by another program: whether its settings are those of this "
+            "run, and what it has not kept, nobody can say."
+        )
+        return
+    saved = manifest["settings"]
+    differences = []
+    if saved.get("save_only_model"):
+        differences.append("it holds the weights alone (save_only_model)")
+    for name in settings.keys() - {"save_only_model"}:
+        if name in saved and saved[name] != settings[name]:
+            differences.append(f"{name} is {settings[name]} and was {saved[name]}")
+    if not differences:
+        return
+    what = "; ".join(sorted(differences))
+    if not insists:
+        raise ConfigError(
+            f"{checkpoint} does not go on as it was: {what}. Give the settings that it was written "
+            "with, or --resume_changed true to go on from it all the same."
+        )
+    logger.warning(f"Going on from {checkpoint}, and not as it was: {what}.")
+
+
+def is_at_its_end(checkpoint: Path, max_steps: int) -> bool:
+    """Return whether a checkpoint was written after the last step of its run.
+
+    From such a checkpoint transformers 5.23 would train one more step.
+
+    Args:
+        max_steps: of the run that goes on; not above 0 where its length is given in epochs.
+    """
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
+
+
+def _named(checkpoint: Path) -> Path:
+    reason = whole_checkpoints.why_not_whole(checkpoint)
+    if not reason:
+        return checkpoint
+    newest = whole_checkpoints.find(checkpoint.parent).newest
+    advice = (
+        f"The newest whole one beside it is {newest}." if newest else "None beside it is whole."
+    )
+    raise ConfigError(f"--resume_from_checkpoint {checkpoint}: {reason}. {advice}")
+
+
+def _known_by(dataset: Any) -> str | None:
+    """Return a text by which a dataset is known again: how many rows, and what the first say."""
+    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+        return None
+    rows = [dataset[index] for index in range(min(_ROWS, len(dataset)))]
+    text = json.dumps(rows, default=lambda value: type(value).__name__, sort_keys=True)
+    return f"{len(dataset)} rows, {hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,0 +1,214 @@
+"""A checkpoint is whole, or it is not there.
+
+It is written beside the others under another name, flushed to the disk, and gets a manifest with
+the sizes and checksums of its files; then it takes its name. So a process may be killed at any
+moment: what has the name of a checkpoint and fits its manifest is whole.
+
+    RUN/checkpoint-20/manifest.json     {"step": 20, "settings": {...}, "files": {...}}
+    RUN/.unfinished/checkpoint-30/      what a killed process leaves; the next save removes it
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+from safetensors import SafetensorError, safe_open
+
+MANIFEST = "manifest.json"
+# Where a checkpoint is written, and where one goes that another of its step replaces.
+UNFINISHED = ".unfinished"
+_REPLACED = ".replaced"
+# What transformers 5.23 needs to go on, beside the random states and the weights.
+_STATES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors")
+_SHARDED = ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model_fsdp*")
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoints of a run's folder.
+
+    Args:
+        newest: the newest whole one, if any.
+        skipped: newer ones that are not whole, each with the reason.
+    """
+
+    newest: Path | None
+    skipped: dict[Path, str]
+
+
+@contextmanager
+def written_whole(
+    run: Path, step: int, settings: dict[str, Any], accelerator: Any
+) -> Iterator[Path]:
+    """Yield a folder in which `checkpoint-STEP` is written; it is in the run's folder afterwards.
+
+    Where the block raises, the run's folder is as it was.
+
+    Args:
+        run: the folder of the run.
+        settings: what the manifest holds of the run.
+        accelerator: of the run, whose processes all write.
+    """
+    writes = accelerator.is_main_process
+    unfinished = run / UNFINISHED
+    if writes:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    name = f"checkpoint-{step}"
+    try:
+        yield unfinished
+        accelerator.wait_for_everyone()
+        if writes:
+            seal(unfinished / name, {"step": step, "settings": settings})
+            _put(unfinished / name, run / name)
+    finally:
+        if writes:
+            # On a full disk it would take the space that others need.
+            shutil.rmtree(unfinished, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def recover(run: Path) -> None:
+    """Finish what a process was killed in that had written a checkpoint, and was naming it."""
+    for folder in (run / UNFINISHED, run / _REPLACED):
+        # The newer one comes first, and what it replaces only where it is not whole.
+        left = [folder] if folder.name == _REPLACED else list(folder.glob("checkpoint-*"))
+        for checkpoint in left:
+            manifest = manifest_of(checkpoint)
+            place = run / f"checkpoint-{manifest['step']}" if manifest else None
+            if place is not None and not place.exists() and not why_not_whole(checkpoint):
+                checkpoint.rename(place)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def seal(checkpoint: Path, facts: dict[str, Any]) -> None:
+    """Flush the files of a checkpoint to the disk, and write its manifest last."""
+    files = {}
+    for file in _files_of(checkpoint):
+        _flush(file)
+        files[str(file.relative_to(checkpoint))] = _fingerprint(file)
+    manifest = checkpoint / MANIFEST
+    manifest.write_text(json.dumps({**facts, "files": files}, indent=1), encoding="utf-8")
+    _flush(manifest)
+    _flush(checkpoint)
+
+
+def why_not_whole(checkpoint: Path) -> str:
+    """Return what is wrong with a checkpoint, or nothing.
+
+    One that another program wrote has no manifest: then its files are there, and can be opened.
+    """
+    if not checkpoint.is_dir():
+        return "no such checkpoint folder"
+    manifest = manifest_of(checkpoint)
+    if manifest is None:
+        return _why_not_complete(checkpoint)
+    for name, expected in manifest["files"].items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["size"]:
+            return f"{name} has {file.stat().st_size:,} bytes instead of {expected['size']:,}"
+        if _fingerprint(file) != expected:
+            return f"{name} is not what was written"
+    return ""
+
+
+def manifest_of(checkpoint: Path) -> dict[str, Any] | None:
+    """Return what the manifest of a checkpoint says, or None if it has none that can be read."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+
+
+def find(run: Path) -> Found:
+    """Return the newest whole checkpoint of a run's folder, and why newer ones are not taken."""
+    skipped: dict[Path, str] = {}
+    for checkpoint in sorted(run.glob("checkpoint-*"), key=step_of, reverse=True):
+        # Files, and folders of the user's own, may begin with the same word.
+        if not checkpoint.is_dir() or step_of(checkpoint) < 0:
+            continue
+        reason = why_not_whole(checkpoint)
+        if not reason:
+            return Found(checkpoint, skipped)
+        skipped[checkpoint] = reason
+    return Found(None, skipped)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step in the name of a checkpoint, or -1."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def _why_not_complete(checkpoint: Path) -> str:
+    """Return what is missing of a checkpoint without a manifest, or nothing."""
+    # Ours, and its manifest was lost.
+    if any(checkpoint.glob("run_state*.pt")):
+        return f"{MANIFEST} is missing or torn"
+    for name in _STATES:
+        # DeepSpeed keeps the optimizer in a folder of its own, and FSDP as well.
+        in_folder = name == "optimizer.pt" and any(checkpoint.glob("*global_step*"))
+        if not (checkpoint / name).is_file() and not in_folder:
+            return f"{name} is missing"
+    weights = [name for name in _WEIGHTS if (checkpoint / name).is_file()]
+    if not weights and not any(any(checkpoint.glob(name)) for name in _SHARDED):
+        return f"it holds no weights ({', '.join(_WEIGHTS)})"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for name in weights:
+            if name.endswith(".safetensors"):
+                with safe_open(checkpoint / name, framework="numpy"):
+                    pass
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"a file of it cannot be read ({error})"
+    # A zip file that was cut off has no index.
+    states = [*checkpoint.glob("rng_state*.pth"), checkpoint / "optimizer.pt"]
+    torn = [file.name for file in states if file.is_file() and not is_zipfile(file)]
+    return f"{torn[0]} is torn" if torn else ""
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST]
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    return {"size": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _put(finished: Path, place: Path) -> None:
+    """Give a checkpoint its name; one of that name is removed when the new one is there."""
+    old = place.parent / _REPLACED
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    finished.rename(place)
+    _flush(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    # Some file systems of networks do not flush folders.
+    except OSError:
+        if path.is_file():
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,176 @@
+"""Checkpoints that were torn in every way: a run goes on from the newest whole one, or says why."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from support.models import LORA
+
+from grpo_hf import GRPOTrainer
+from grpo_hf.durability import whole_checkpoints
+from grpo_hf.durability.resume import checkpoint_for
+from grpo_hf.errors import ConfigError, GrpoError
+
+FILES = [
+    *("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"),
+    *("trainer_state.json", "rng_state.pth", "run_state_0.pt", "training_args.bin"),
+    *("tokenizer.json", "manifest.json"),
+]
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+def zero(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+TEARS = [(tear, name) for name in FILES for tear in (Path.unlink, cut, empty, flip, zero)]
+
+
+@pytest.fixture(scope="module")
+def three(module_trainer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with checkpoints of steps 1, 2 and 3."""
+    folder = tmp_path_factory.mktemp("three") / "run"
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    module_trainer(peft_config=LORA, output_dir=str(folder), **settings).train()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tear", "name"), TEARS, ids=[f"{tear.__name__} {name}" for tear, name in TEARS]
+)
+def test_a_torn_file_is_found(
+    three: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, tear: Any, name: str
+) -> None:
+    shutil.copytree(three, tmp_path / "run")
+    tear(tmp_path / "run/checkpoint-3" / name)
+    assert checkpoint_for(tmp_path / "run", "auto") == tmp_path / "run/checkpoint-2"
+    said = "manifest.json" if name == "manifest.json" else name
+    assert "checkpoint-3 is not whole" in caplog.text and said in caplog.text
+    with pytest.raises(ConfigError, match=r"The newest whole one beside it is .*checkpoint-2"):
+        checkpoint_for(tmp_path / "run", str(tmp_path / "run/checkpoint-3"))
+
+
+def test_a_process_may_be_killed_at_any_line(three: Path, tmp_path: Path) -> None:
+    """What a save leaves after each of its steps: nothing, or the checkpoint."""
+    for stage in ("written", "sealed", "replaced", "named"):
+        run = tmp_path / stage
+        shutil.copytree(three, run)
+        unfinished = run / ".unfinished" / "checkpoint-3"
+        unfinished.parent.mkdir()
+        shutil.copytree(three / "checkpoint-3", unfinished)
+        if stage == "written":
+            (unfinished / "manifest.json").unlink()
+        if stage in ("replaced", "named"):
+            (run / "checkpoint-3").rename(run / ".replaced")
+        if stage == "named":
+            unfinished.rename(run / "checkpoint-3")
+        assert checkpoint_for(run, True) == run / "checkpoint-3"
+        assert not (run / ".unfinished").exists() and not (run / ".replaced").exists()
+
+
+def test_the_limit_keeps_the_last_whole_one(
+    make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    settings |= {"output_dir": str(tmp_path / "run"), "max_steps": 3}
+    make_trainer(peft_config=LORA, **settings).train()
+    (only,) = (tmp_path / "run").glob("checkpoint-*")
+    assert only.name == "checkpoint-3" and not whole_checkpoints.why_not_whole(only)
+
+
+def test_the_best_checkpoint_has_its_name(
+    make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    settings |= {"metric_for_best_model": "eval_reward", "output_dir": str(tmp_path / "run")}
+    rows = [{"prompt": "1 + 1 = "}] * 8
+
+    trainer = make_trainer(peft_config=LORA, eval_dataset=Dataset.from_list(rows), **settings)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.parent == tmp_path / "run" and best.is_dir()
+    newest = json.loads((tmp_path / "run/checkpoint-2/trainer_state.json").read_text())
+    assert newest["best_model_checkpoint"] == str(best)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"per_device_train_batch_size": 4}, "per_device_train_batch_size is 4 and was 8"),
+        ({"num_generations": 8}, "num_generations is 8 and was 4"),
+        ({"seed": 7}, "seed is 7 and was 42"),
+        ({"train_dataset": "other"}, "data is 8 rows"),
+    ],
+)
+def test_another_run_does_not_go_on_from_it(
+    make_trainer: Callable[..., GRPOTrainer],
+    three: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    changed: dict[str, Any],
+    said: str,
+) -> None:
+
+    shutil.copytree(three, tmp_path / "run")
+    if "train_dataset" in changed:
+        changed = {"train_dataset": Dataset.from_list([{"prompt": "a", "answer": "b"}] * 8)}
+    settings = {"output_dir": str(tmp_path / "run"), "max_steps": 4, "peft_config": LORA}
+    with pytest.raises(ConfigError, match=said):
+        make_trainer(**settings, **changed).train(resume_from_checkpoint="auto")
+    trainer = make_trainer(**settings, **changed, resume_changed=True)
+    trainer.train(resume_from_checkpoint="auto")
+    assert trainer.state.global_step == 4
+    assert f"and not as it was: {said}" in caplog.text
+
+
+def test_weights_alone_do_not_go_on(
+    make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "run")}
+    make_trainer(peft_config=LORA, save_only_model=True, max_steps=1, **settings).train()
+    with pytest.raises(ConfigError, match="it holds the weights alone"):
+        make_trainer(peft_config=LORA, max_steps=2, **settings).train(resume_from_checkpoint=True)
+
+
+def test_a_run_begins_where_none_has_saved(
+    make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "reward": 1.0}\n')
+    settings = {"output_dir": str(run), "peft_config": LORA}
+    trainer = make_trainer(**settings)
+    with pytest.raises(GrpoError, match="holds another run"):
+        trainer.train()
+    with pytest.raises(ConfigError, match="no checkpoint to resume from"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.train(resume_from_checkpoint="auto")
+    trainer.save_model()
+    # Weights without a checkpoint are another run's, and are not written over.
+    with pytest.raises(GrpoError, match="holds another run"):
+        make_trainer(**settings).train(resume_from_checkpoint="auto")
+
+
+def test_a_finished_run_is_found_finished(three: Path, tmp_path: Path, make_trainer: Any) -> None:
+    shutil.copytree(three, tmp_path / "run")
+    trainer = make_trainer(output_dir=str(tmp_path / "run"), max_steps=3, peft_config=LORA)
+    assert trainer.train(resume_from_checkpoint="auto").global_step == 3
+    assert trainer.state.global_step == 3
