@@ -1,9 +1,9 @@
 """Calculate with numbers whose size is bounded.
 
 A number is exact (a `Fraction`) as long as it is rational; every other number is one of mpmath with
-80 digits. An operation whose result would be undefined, or longer than `_MAX_BITS`, raises
-`NoValueError` before it is computed: so each operation takes milliseconds at most, whatever a model
-wrote.
+80 digits, or as many as `computing` says. An operation whose result would be undefined, or longer
+than `_MAX_BITS`, raises `NoValueError` before it is computed: so each operation takes milliseconds
+at most, whatever a model wrote.
 
 >>> power(Fraction(2), Fraction(-3)), close(root(Fraction(2), Fraction(2)), Fraction("1.414214"))
 (Fraction(1, 8), False)
@@ -15,9 +15,13 @@ Traceback (most recent call last):
 grpo_hf.rewards._bounded_numbers.NoValueError: a power that is too large
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from math import comb, factorial
+from math import comb, factorial, log2
 from typing import Any
 
 Number = Any  # a Fraction, or an mpf or mpc of mpmath
@@ -27,10 +31,14 @@ _MAX_BITS = 50_000
 # The power of 2 that a number of mpmath may have: functions of larger ones take too much precision.
 _MAX_MAGNITUDE = 10_000
 _MAX_FACTORIAL = 2000
-_DIGITS = 80
-# How far apart two numbers of 80 digits may be after a few operations.
-_RELATIVE = Fraction(1, 10**30)
-_ABSOLUTE = Fraction(1, 10**60)
+# Powers are products up to this exponent, and exponentials beyond it.
+_MAX_FACTORS = 10_000
+DIGITS = 80
+# How many of the last digits may differ after a few operations: relative to the number, and to 1.
+_LOST_DIGITS = 50
+_LOST_PLACES = 20
+_HYPERBOLIC = ("sinh", "cosh", "tanh")
+_TRIGONOMETRIC = ("sin", "cos", "tan", "sec", "csc", "cot")
 # How far a decimal may be from the number that it rounds: half a unit of the sixth decimal, or of
 # the sixth digit of a number below 0.1.
 _ROUNDING = Fraction(1, 2 * 10**6)
@@ -38,6 +46,50 @@ _ROUNDING = Fraction(1, 2 * 10**6)
 
 class NoValueError(ValueError):
     """The text has no value: it cannot be read, is undefined, or is too large."""
+
+
+@dataclass
+class Computation:
+    """How exactly numbers are computed, and what was met on the way.
+
+    Attributes:
+        digits: how many digits the numbers have that are not exact.
+        lowest: the power of 2 of the smallest of these numbers but 0, at most 0.
+        highest: the power of 2 of the largest of them, at least 0.
+        work: what it took, in powers of a number; a function counts for more.
+    """
+
+    digits: int = DIGITS
+    lowest: int = 0
+    highest: int = 0
+    work: int = 0
+
+    def needed_digits(self) -> int:
+        """Return how many digits show each term of a sum, and the square of the smallest one.
+
+        The cosine of a small number is 1 less its square.
+        """
+        span = (self.highest - self.lowest) / log2(10)
+        return int(2 * span) + _LOST_DIGITS + 5
+
+    def met(self, power_of_two: int) -> None:
+        self.lowest = min(self.lowest, power_of_two)
+        self.highest = max(self.highest, power_of_two)
+
+
+# Threads may compare answers at the same time, each with digits of its own.
+_COMPUTATION: ContextVar[Computation | None] = ContextVar("computation", default=None)
+
+
+@contextmanager
+def computing(digits: int) -> Iterator[Computation]:
+    """Compute with so many digits in the block, and yield what is met."""
+    computation = Computation(digits)
+    token = _COMPUTATION.set(computation)
+    try:
+        yield computation
+    finally:
+        _COMPUTATION.reset(token)
 
 
 def add(left: Number, right: Number) -> Number:
@@ -67,15 +119,27 @@ def power(base: Number, exponent: Number) -> Number:
     """Return the principal value of the power."""
     if base == 0 and not _is_positive(exponent):
         raise NoValueError("zero to a power that is not positive")
-    if not isinstance(base, Fraction) or not _is_whole(exponent):
-        if base == 0:
-            return base
+    if base == 0:
+        return base
+    if not _is_whole(exponent):
         return call("exp", multiply(exponent, call("ln", base)))
+    if not isinstance(base, Fraction):
+        return _inexact_power(base, exponent)
     if abs(base) == 1:
         return base if exponent.numerator % 2 else Fraction(1)
     if _bits(base) * abs(exponent.numerator) > _MAX_BITS:
         raise NoValueError("a power that is too large")
     return base**exponent.numerator
+
+
+def _inexact_power(base: Number, exponent: Fraction) -> Number:
+    if abs(exponent) > _MAX_FACTORS:
+        return call("exp", multiply(exponent, call("ln", base)))
+    # The power of 2 of 1.5 is 1.
+    if (abs(_context().mag(base)) - 1) * abs(exponent) > _MAX_MAGNITUDE:
+        raise NoValueError("a power that is too large")
+    _computation().work += 1
+    return _checked(base**exponent.numerator)
 
 
 def root(base: Number, degree: Number) -> Number:
@@ -87,9 +151,20 @@ def root(base: Number, degree: Number) -> Number:
 
 def call(name: str, argument: Number) -> Number:
     """Return the value of mpmath's function of that name."""
-    if name in ("exp", "sinh", "cosh", "tanh") and abs(argument) > _MAX_MAGNITUDE:
+    if name in ("exp", *_HYPERBOLIC) and abs(argument) > _MAX_MAGNITUDE:
         raise NoValueError("an exponential that is too large")
-    return _checked(getattr(_context(), name)(_inexact(argument)))
+    argument = _inexact(argument)
+    computation = _computation()
+    computation.work += 50 if name == "factorial" else 5
+    # These are sums of two exponentials: tanh 500 is 1, but for a part of e^{-1000}.
+    exponent = 0
+    if name in _HYPERBOLIC:
+        exponent = _context().re(argument)
+    elif name in _TRIGONOMETRIC:
+        exponent = _context().im(argument)
+    if abs(exponent) < _MAX_MAGNITUDE:
+        computation.met(-int(3 * abs(exponent)))
+    return _checked(getattr(_context(), name)(argument))
 
 
 def constant(name: str) -> Number:
@@ -125,6 +200,7 @@ def choose(total: Number, chosen: Number) -> Number:
         raise NoValueError("a binomial coefficient that is too large")
     if _is_whole(total) and _is_whole(chosen) and min(total, chosen) >= 0:
         return Fraction(comb(total.numerator, chosen.numerator))
+    _computation().work += 150
     return _checked(_context().binomial(_inexact(total), _inexact(chosen)))
 
 
@@ -132,7 +208,7 @@ def real(value: Number) -> Number | None:
     """Return the value as a real number of mpmath, or None if it is not real."""
     value = _inexact(value)
     imaginary = abs(_context().im(value))
-    if imaginary > _inexact(_RELATIVE) * abs(value) + _inexact(_ABSOLUTE):
+    if imaginary > _error(value):
         return None
     return _context().re(value)
 
@@ -157,8 +233,15 @@ def close(left: Number, right: Number, *, decimal: bool = False) -> bool:
     right = _inexact(right)
     if _context().isinf(left) or _context().isinf(right):
         return bool(left == right)
-    error = _inexact(_RELATIVE) * abs(left) + _inexact(_ABSOLUTE)
-    return bool(abs(left - right) <= error + _inexact(limit))
+    return bool(abs(left - right) <= _error(left) + _inexact(limit))
+
+
+def _error(value: Number) -> Number:
+    """Return how far a number may be off after a few operations."""
+    digits = _computation().digits
+    context = _context()
+    relative = context.mpf(10) ** (_LOST_DIGITS - digits)
+    return relative * abs(value) + context.mpf(10) ** (_LOST_PLACES - digits)
 
 
 def _rounding(value: Number) -> Fraction:
@@ -168,13 +251,21 @@ def _rounding(value: Number) -> Fraction:
     return _ROUNDING * Fraction(10) ** (int(_context().floor(_context().log10(size))) + 1)
 
 
-@cache
+def _computation() -> Computation:
+    return _COMPUTATION.get() or Computation()
+
+
 def _context() -> Any:
+    return _context_of(_computation().digits)
+
+
+@cache
+def _context_of(digits: int) -> Any:
     # mpmath takes a while to import, and not every run pays for mathematics.
     from mpmath import mp
 
     context = mp.clone()
-    context.dps = _DIGITS
+    context.dps = digits
     return context
 
 
@@ -185,8 +276,11 @@ def _checked(value: Number) -> Number:
         return value
     if _context().isnan(value):
         raise NoValueError("an undefined number")
-    if not _context().isinf(value) and value != 0 and abs(_context().mag(value)) > _MAX_MAGNITUDE:
-        raise NoValueError("a number that is too large")
+    if not _context().isinf(value) and value != 0:
+        power_of_two = _context().mag(value)
+        if abs(power_of_two) > _MAX_MAGNITUDE:
+            raise NoValueError("a number that is too large")
+        _computation().met(power_of_two)
     return value
 
 

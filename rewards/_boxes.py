@@ -2,7 +2,12 @@ r"""Find what a text boxes: the content of `\boxed{...}` and `\fbox{...}`."""
 
 import re
 
-BOX = re.compile(r"\\f?boxed\s*+\{|\\fbox\s*+\{")
+# Without a brace, TeX boxes one character: \boxed 5. Nothing says what \boxed 52 or \boxed 5.2
+# means.
+BOX = re.compile(
+    r"\\(?:f?boxed|fbox)(?:\s*+\{|(?:\s*+(?=[0-9])|\s++(?=[A-Za-z]))(?P<bare>[0-9A-Za-z])"
+    r"(?=[ \t]*+(?:$|[\n$}]|\\[)\]]|\*\*(?![ \t]*[\w(])|[.,;:]++(?![ \t]*[-+]?[0-9]))))"
+)
 # A backslash and its character are read together, so that the brace of `\{` is not counted.
 _BRACE = re.compile(r"\\.|([{}])", re.DOTALL)
 _MAX_BLANK_CHARACTERS = 100
@@ -22,6 +27,8 @@ def boxes_of(text: str) -> list[str]:
     A box that is not closed belongs to a completion that was cut off. Its content is "", which is a
     wrong answer.
 
+    >>> boxes_of(r"Thus $x = \boxed 5$ or $\boxed{6}$."), boxes_of(r"\boxed 56")
+    (['5', '6'], [])
     >>> boxes_of(r"What belongs into \boxed{\phantom{00}}? It is \boxed{\frac{1}{2}}.")
     ['\\frac{1}{2}']
     """
@@ -29,11 +36,15 @@ def boxes_of(text: str) -> list[str]:
     # The search goes on behind the box, so each character is read once.
     end = 0
     while box := BOX.search(text, end):
-        closing = _closing_brace(text, box.end())
+        end = box.end()
+        if box["bare"]:
+            contents.append(box["bare"])
+            continue
+        closing = _closing_brace(text, end)
         if closing is None:
             contents.append("")
             break
-        content = text[box.end() : closing]
+        content = text[end:closing]
         end = closing + 1
         if not _is_blank(content):
             contents.append(content)

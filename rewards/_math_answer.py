@@ -105,16 +105,24 @@ def _same_times(gold: str, answer: str, depth: int) -> bool | None:
         halves = [match and match["half"] for match in (gold_time, time)]
         return False if any(halves) else None
     if not gold_time["half"] and not time["half"]:
-        return None
-    clocks = []
-    for match in (gold_time, time):
-        hour = int(match["hour"] or match["hour_"])
-        half = (match["half"] or "").lower()
-        if hour > 12:
-            hour, half = hour - 12, "p"
-        clocks.append((hour, int(match["minute"] or match["minute_"] or 0), half))
-    same_half = clocks[0][2] == clocks[1][2] or not clocks[1][2] or not clocks[0][2]
-    return clocks[0][:2] == clocks[1][:2] and same_half
+        # 0:30 is 00:30; other pairs may be ratios.
+        same_hour = int(gold_time["hour_"]) == int(time["hour_"])
+        return True if same_hour and gold_time["minute_"] == time["minute_"] else None
+    return bool(_clocks(gold_time) & _clocks(time))
+
+
+def _clocks(time: re.Match[str]) -> set[tuple[int, int]]:
+    """Return the hours, from 0 to 23, and the minutes that a time may mean."""
+    hour = int(time["hour"] or time["hour_"])
+    minute = int(time["minute"] or time["minute_"] or 0)
+    half = (time["half"] or "").lower()
+    if not 1 <= hour <= 12:
+        # 0:30 and 16:30 are times of 24 hours.
+        written = half in ("", "p" if 12 < hour < 24 else "a") and hour <= 24
+        return {(hour % 24, minute)} if written else set()
+    morning = (hour % 12, minute)
+    evening = (hour % 12 + 12, minute)
+    return {"a": {morning}, "p": {evening}}.get(half, {morning, evening})
 
 
 def _same_choices(gold: str, answer: str, depth: int) -> bool | None:

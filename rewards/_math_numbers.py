@@ -22,11 +22,18 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _SCALE = re.compile(rf"(?:\\text\{{)?\s*({'|'.join(_SCALES)})s?\b\s*\}}?", re.IGNORECASE)
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:percent|per cent|%)\s*\}|(?:percent|per cent)\b)")
 # These words change the number before them.
-_WORD = (
-    r"(?!(?:or|and|not|to|plus|minus|times|over|mod|squared|cubed|dozens?|factorial)\b)"
-    r"(?!(?:half|halves|thirds?|fourths?|fifths?|tenths?|hundredths?|thousandths?)\b)"
-    r"[A-Za-z][A-Za-z.']*+"
+_SCALING = (
+    "or|and|not|to|plus|minus|times|point|choose|over|mod|divided|multiplied|squared|cubed|factorial|root|sqrt"
+    "|dozens?|gross|score|lakhs?|crores?|quadrillions?|quintillions?|sextillions?|googols?|infinity"
+    "|hal(?:f|ves)|thirds?|quarters?|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|twentie|hundred"
+    "|thousand|million|billion)ths?|sinh?|cosh?|tanh?|cot|arc(?:sin|cos|tan)|log|ln|lg|exp|[xyz]"
 )
+_NAMES = (
+    "pi|tau|phi|alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma"
+    "|upsilon|chi|psi|omega"
+)
+_WORD = rf"(?!(?i:{_SCALING}|{_NAMES})\b)[A-Za-z][A-Za-z.']*+"
+_FUNCTION = "sin|cos|tan|log|ln|exp|sqrt|arc(?:sin|cos|tan)"
 _POWER = r"(?:\s*\^\s*\{?-?[0-9]\}?)?"
 _TEXT_UNIT = rf"\\text\{{[\s(]*(?:{_WORD}{_POWER}(?:[\s/()-]|\\cdot)*)+\}}{_POWER}"
 _SHORT = (
@@ -37,11 +44,10 @@ _UNITS = [
     re.compile(rf"(?:\\cdot|/)?\s*{_TEXT_UNIT}\s*$"),
     re.compile(rf"\\frac\s*\{{\s*{_TEXT_UNIT}\s*\}}\s*\{{\s*{_TEXT_UNIT}\s*\}}\s*$"),
     re.compile(rf"(?<![A-Za-z\\])(?:{_SHORT})(?:/(?:h|s|hr|{_SHORT}))?(?![A-Za-z]){_POWER}\s*$"),
-    re.compile(
-        rf"(?<![A-Za-z\\{{])(?=[A-Za-z]{{4}})(?!sin|cos|tan|log|exp|sqrt|arc){_WORD}{_POWER}\s*$"
-    ),
+    re.compile(rf"(?<![A-Za-z\\{{])(?=[A-Za-z]{{4}})(?!{_FUNCTION}){_WORD}{_POWER}\s*$"),
 ]
 _MAX_UNITS = 6
+_OHM = re.compile(r"\\text\{([kMm]?)ohm\}")
 _DEGREES = re.compile(r"\^\\circ\s*(?:[CF](?![A-Za-z]))?")
 _TRIGONOMETRY = re.compile(r"(?:sin|cos|tan|cot|sec|csc)")
 
@@ -63,6 +69,9 @@ def same_number(gold: str, answer: str) -> bool:
     number, percent = _measured(text)
     if _same_reading(_fraction(gold_number), _fraction(number)):
         return True
+    # 5\,\Omega is 5, and 5\Omega.
+    if _OHM.search(gold + answer) and same_value(_with_symbol(gold), _with_symbol(answer)):
+        return True
     if gold_percent == percent:
         return False
     # 50% may be written as 50 or as 0.5.
@@ -80,6 +89,10 @@ def _same_reading(gold: str, answer: str) -> bool:
             if same_value(gold_reading, reading):
                 return True
     return False
+
+
+def _with_symbol(text: str) -> str:
+    return _OHM.sub(r"\1\\Omega ", text)
 
 
 def _readings(text: str) -> list[str]:

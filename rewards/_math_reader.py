@@ -23,6 +23,9 @@ POINTS = 12
 # Small values lie in the domain of arcsin; large ones tell functions apart that are nearly equal
 # at 0.
 _RANGES = [(0.1, 0.9), (0.3, 2.5), (1.0, 5.0)]
+# Further points where exponentials and powers stay near 1, the latter at -1 and 1.
+GENTLE_POINTS = 6
+_GENTLE_RANGES = [(0.0002, 0.002), (0.002, 0.02), (0.36, 0.376)]
 
 # What mpmath calls the functions.
 _FUNCTIONS = {
@@ -93,13 +96,16 @@ def tokenized(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=_CACHE_SIZE)
-def _variable(name: str, point: int) -> Number:
+def _variable(name: str, point: int, digits: int) -> Number:
     random = Random(f"{name} at {point}")
-    value = random.uniform(*_RANGES[point % len(_RANGES)])
+    ranges = _RANGES if point < POINTS else _GENTLE_RANGES
+    value = random.uniform(*ranges[point % len(ranges)])
     if point >= POINTS // 2:
         value *= random.choice([-1, 1])
-    # Not exact: powers of a fraction would grow.
-    return numbers.multiply(numbers.constant("e"), Fraction(value))
+    # What is met here does not depend on what the cache holds.
+    with numbers.computing(digits):
+        # Not exact: powers of a fraction would grow.
+        return numbers.multiply(numbers.constant("e"), Fraction(value))
 
 
 class ExpressionReader:
@@ -109,9 +115,10 @@ class ExpressionReader:
     Fraction(19, 2)
     """
 
-    def __init__(self, tokens: list[str], point: int) -> None:
+    def __init__(self, tokens: list[str], point: int, digits: int = numbers.DIGITS) -> None:
         self.tokens = tokens
         self.point = point
+        self.digits = digits
         self.position = 0
         self.depth = 0
         self.in_bars = False
@@ -339,7 +346,7 @@ class ExpressionReader:
         if not marks and name in _CONSTANTS:
             return numbers.constant(_CONSTANTS[name])
         self.variables = True
-        return _variable(name + marks, self.point)
+        return _variable(name + marks, self.point, self.digits)
 
     def marks(self) -> str:
         """Return the indices and primes of a letter."""

@@ -5,8 +5,11 @@ from functools import lru_cache
 
 _CACHE_SIZE = 4096
 
+# The full-width characters of Chinese and Japanese texts, by the ASCII characters that they are.
+_FULL_WIDTH = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz.,:;+-=<>()[]/%|!"
 _UNICODE = str.maketrans(
     {
+        **{ord(character) + 0xFEE0: character for character in _FULL_WIDTH},
         "\u2212": "-",
         "\u2013": "-",
         "×": r"\times ",
@@ -27,14 +30,48 @@ _UNICODE = str.maketrans(
         "°": r"^\circ",
         "²": "^2",
         "³": "^3",
+        "\u2126": "Ω",
         "\xa0": " ",
+        "\u2009": " ",
+        "\u202f": " ",
+        "\u3000": " ",
     }
 )
+# What holds no brace.
+_PLAIN = r"(?:[^{}\\]|\\[^{}])"
+# \mathrm{k}, \text{M} or k.
+_PREFIX = r"(?:\\(?:text|mathrm)\{\s*([kMm])\s*\}|([kMm]))?\s*"
+
+
+def _fraction_of_over(fraction: re.Match[str]) -> str:
+    r"""Return {\binom{5}{2}} of {5 \choose 2}, and {\frac{1}{2}} of {1 \over 2}."""
+    command = "binom" if fraction[2] == "choose" else "frac"
+    return rf"{{\{command}{{{fraction[1].strip()}}}{{{fraction[3].strip()}}}}}"
+
+
+def _ohms(unit: re.Match[str]) -> str:
+    r"""Return 5 \text{kohm} of 5\,\mathrm{k}\Omega."""
+    return rf" \text{{{unit[1] or unit[2] or ''}ohm}}"
+
+
 # What is written in several ways. In this order, because some work on what others leave.
 _SPELLINGS = [
     (r"\\(?:left|right|[bB]ig+[lr]?)(?![A-Za-z])\s*\.?", ""),
-    (r"\\f?boxed\s*(?=\{)", ""),
+    (r"\\f?boxed(?![A-Za-z])\s*", ""),
     (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:no)?limits(?![A-Za-z])|(?<!\\)\\!\s*", ""),
+    (
+        rf"(?<!\\)\{{({_PLAIN}*?)\\(choose|over)(?![A-Za-z])({_PLAIN}*)\}}",
+        _fraction_of_over,
+    ),
+    # The whole formula belongs to a \choose without braces.
+    (r"^([\w+ -]+)\\(choose|over)(?![A-Za-z])([\w+ -]+)$", _fraction_of_over),
+    # Behind a space, or upright, \Omega is a unit; 5\Omega may be five times a variable.
+    (rf"(?<=[0-9])\s*(?:\\[,;: ]|~)\s*{_PREFIX}\\Omega(?![A-Za-z])", _ohms),
+    (rf"(?<=[0-9])\s*(?:\\[,;: ]|~)?\s*{_PREFIX}Ω", _ohms),
+    (
+        r"(?<=[0-9])\s*(?:\\[,;: ]|~)?\s*\\(?:text|mathrm)\{\s*([kMm])?()\s*(?:\\Omega|Ω)\s*\}",
+        _ohms,
+    ),
     # The thin space of 10\,080.
     (r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ""),
     (r"(?<=[0-9])\s*\{([,:])\}\s*(?=[0-9])", r"\1"),
@@ -58,6 +95,7 @@ _SPELLINGS = [
     (r"\\(?:mathbb|mathbf)\s*\{?R\}?|\\(?:R|Reals?)(?![A-Za-z])", r"\\reals "),
     (r"\\degree(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ", r"^\\circ "),
     (r"\\operatorname\*?\s*\{\s*((?:arc)?(?:sin|cos|tan)|ln|log|exp)\s*\}", r"\\\1 "),
+    (r"\\(?:mathrm|text|rm)\s*\{\s*pi\s*\}", r" \\pi "),
     # e and i are numbers in any font. Other upright letters behind a number are units.
     (r"\\(?:mathrm|text|rm)\s*\{\s*([ei])\s*\}", r" \1"),
     (r"\\(?:mathbf|mathit|boldsymbol|bm|mathcal|mathsf)\s*\{\s*([A-Za-z])\s*\}", r" \1"),
@@ -74,6 +112,14 @@ _SPELLINGS = [
 _RULES = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLINGS]
 
 _GROUPED_NUMBER = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
+# 1 000 000, but not 3 100/200.
+_SPACED_NUMBER = re.compile(
+    r"(?<![\w.,}^/])(?<![\w.,}^/] )[1-9][0-9]{0,2}(?: [0-9]{3})+(?! ?[0-9/:^!_])"
+)
+_ISO_INTERVAL = r"[\[\]][^\[\](),;]+[,;][^\[\](),;]+[\[\]]"
+_ISO_INTERVALS = re.compile(
+    rf"(?:[^\[\](),;]*\\in(?![A-Za-z])\s*)?{_ISO_INTERVAL}(?:\s*\\cup\s*{_ISO_INTERVAL})*"
+)
 # A space between two digits stays, because 4 2 is not 42.
 _SPACE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
@@ -100,10 +146,20 @@ def spelled(latex: str) -> str:
     for pattern, replacement in _RULES:
         latex = pattern.sub(replacement, latex)
     latex = _ALIGNED.sub(_list_of_lines, latex)
+    if _ISO_INTERVALS.fullmatch(latex.strip()):
+        latex = re.sub(_ISO_INTERVAL, _usual_interval, latex)
     # Inside of brackets a comma parts coordinates.
     if not re.search(r"[(\[]|\\\{", latex):
         latex = _GROUPED_NUMBER.sub(lambda number: number[0].replace(",", ""), latex)
+        latex = _SPACED_NUMBER.sub(lambda number: number[0].replace(" ", ""), latex)
     return _REPEATING.sub(_fraction_of_repeating, latex).strip()
+
+
+def _usual_interval(interval: re.Match[str]) -> str:
+    """Return [0, 1) of [0, 1[."""
+    opening = "(" if interval[0][0] == "]" else "["
+    closing = ")" if interval[0][-1] == "[" else "]"
+    return opening + interval[0][1:-1] + closing
 
 
 def _list_of_lines(aligned: re.Match[str]) -> str:
@@ -186,6 +242,7 @@ def matrix(text: str) -> tuple[str, str, list[list[str]]] | None:
     return "v" if match["kind"].startswith("v") else "", match["factor"].strip(), rows
 
 
+@lru_cache(maxsize=_CACHE_SIZE // 8)
 def _depths(text: str) -> list[int]:
     """Return how many brackets enclose each character; an opening one is not inside itself."""
     depths = [0] * (len(text) + 1)

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from grpo_hf.rewards import _bounded_numbers as numbers
 from grpo_hf.rewards._bounded_numbers import Number
-from grpo_hf.rewards._math_expression import constant_value
+from grpo_hf.rewards._math_expression import constant_value, is_sharp
 from grpo_hf.rewards._math_text import bracketed, listed, outermost, split, squeezed
 
 RELATION = re.compile(r"\\(?:le|ge|ne|approx|equiv|in)(?![A-Za-z])|[=<>]")
 _UNION = re.compile(r"\\cup(?![A-Za-z])|\\text\{\s*or\s*\}|(?<![A-Za-z])or(?![A-Za-z])")
+_AND = re.compile(r"\\(?:land|wedge)(?![A-Za-z])|\\text\{\s*and\s*\}|(?<![A-Za-z])and(?![A-Za-z])")
 _MINUS = re.compile(r"\\setminus(?![A-Za-z])")
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?")
 _INCREASING = {"<": False, "\\le": True}
@@ -81,6 +82,9 @@ def same_set(gold: RealSet, answer: RealSet) -> bool:
 def _piece(text: str) -> RealSet | None:
     if squeezed(text) == "\\reals":
         return RealSet([_everything()], "")
+    conditions = split(text, _AND)
+    if len(conditions) > 1:
+        return _where_all_hold(conditions)
     parts = split(text, _MINUS)
     if len(parts) == 2:
         return _without_points(parts[0], parts[1])
@@ -88,6 +92,34 @@ def _piece(text: str) -> RealSet | None:
     if chain is not None:
         return _inequality(*chain)
     return _interval(text)
+
+
+def _where_all_hold(conditions: list[str]) -> RealSet | None:
+    """Return the set of x > 1 and x < 3; None if it is empty, as many who write that mean "or"."""
+    intervals = [_everything()]
+    variables = set()
+    for condition in conditions:
+        piece = _piece(condition)
+        # Without a variable, (0, 1) and (2, 3) are two intervals.
+        if piece is None or not piece.variable:
+            return None
+        variables.add(piece.variable)
+        intervals = _common(intervals, piece.intervals)
+    if not intervals or len(variables) > 1:
+        return None
+    return RealSet(intervals, variables.pop())
+
+
+def _common(left: list[Interval], right: list[Interval]) -> list[Interval]:
+    common = []
+    for one in left:
+        for other in right:
+            # An end that is open comes first among equal ones, wherever it cuts more off.
+            low, low_open = max((i.low, not i.low_closed) for i in (one, other))
+            high, high_closed = min((i.high, i.high_closed) for i in (one, other))
+            if low < high or (low == high and high_closed and not low_open):
+                common.append(Interval(low, not low_open, high, high_closed))
+    return common
 
 
 def _interval(text: str) -> RealSet | None:
@@ -199,4 +231,5 @@ def _is_variable(text: str) -> bool:
 
 def _real(text: str) -> Number | None:
     value = constant_value(text)
-    return None if value is None else numbers.real(value)
+    # Otherwise the texts of the ends are compared, with more digits.
+    return numbers.real(value) if value is not None and is_sharp(text) else None

@@ -195,6 +195,55 @@ def test_where_the_answer_is_found(completion):
 @pytest.mark.parametrize(
     "completion",
     [
+        r"\boxed 5",
+        r"It is $\boxed5$.",
+        r"It is \boxed 5.",
+        r"Thus $x = \boxed 5$, and we are done.",
+        r"\(\boxed 5\)",
+        "so\n\\boxed 5\n",
+        r"<think>\boxed 6</think>**\boxed 5**",
+        r"\fbox 5",
+        r"\boxed{\boxed 5}",
+        r"first \boxed 5, then \boxed{5}",
+    ],
+)
+def test_a_box_without_braces_holds_one_character(completion):
+    assert score(completion, "5") == score(completion, completion) == 1.0
+    assert score(r"\boxed{5}", completion) == 1.0
+    assert score(completion, "6") == score(r"\boxed{6}", completion) == 0.0
+    assert score(completion + r" or \boxed 6", "5") == 0.0
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        r"\boxed 52",
+        r"\boxed 5 2",
+        r"\boxed 5.2",
+        r"\boxed 5,000",
+        r"\boxed 5x",
+        r"\boxed 5^2",
+        r"\boxed 5!",
+        r"\boxed 5/2",
+        r"\boxed 5 + 1",
+        r"\boxed 5\pi",
+        r"\boxed 5 or 6",
+        r"\boxed 5, 6",
+        r"\boxed 5\%",
+        r"\boxed -5",
+        r"\boxed\frac 5 1",
+        r"\boxedx 5",
+        r"use \boxed. 5",
+    ],
+)
+def test_what_may_go_on_behind_a_box_without_braces_is_no_answer(completion):
+    assert score(completion, "5") == 0.0
+    assert score(completion + r" and \boxed{5}", "5") == 1.0
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
         r"\boxed{42} or \boxed{43}",
         r"\boxed{43} or \boxed{42}",
         r"\boxed{42}\boxed{43}",
@@ -283,6 +332,8 @@ def test_rejects(completion):
         ("#### 1,234", "1234"),
         (r"First \boxed{1}, then \boxed{2}", "2"),
         (r"\boxed{\text{yes}}", "yes"),
+        (r"Thus the answer is \boxed 2.", "2"),
+        (r"Then $\boxed 1$ is a root, and so is $\boxed2$", "2"),
     ],
 )
 def test_gold_forms(gold, right):

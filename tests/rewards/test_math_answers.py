@@ -122,6 +122,48 @@ RIGHT = [
     ("(1,2)", ["(x,y)=(1,2)", "P=(1,2)", r"(x,y)=\left(1,\frac42\right)"]),
     ("(x,y)=(1,2)", ["(1,2)"]),
     ("(1,2),(3,4)", [r"(x,y)=(1,2),(3,4)", r"(x, y) \in \{(3,4), (1,2)\}"]),
+    ("12", ["１２", "１２．０", r"12\,\Omega", r"12\,\mathrm{k}\Omega", r"12~\Omega", "12 Ω"]),
+    (
+        r"5\,\Omega",
+        [
+            "5",
+            r"5\ \Omega",
+            r"5\Omega",
+            r"R=5\Omega",
+            r"5\,\mathrm{\Omega}",
+            "5Ω",
+            r"5\text{ ohms}",
+        ],
+    ),
+    (r"5\Omega", [r"\Omega\cdot 5"]),
+    (r"5\,\mathrm{k}\Omega", [r"5k\Omega", r"5\ \text{k}\Omega", r"5\,\mathrm{k\Omega}", "5 kΩ"]),
+    (r"\frac{1}{2}\,\Omega", [r"0.5\,\Omega", r"0.5\Omega"]),
+    ("4", [r"4\text{ arcseconds}", "4 arcminutes", r"4\text{ logs}"]),
+    (r"\{{5\choose 2}\}", [r"\{10\}"]),
+    (r"4\pi", [r"4\text{ pi}", "4 pi", r"4\mathrm{pi}", r"\text{pi}\cdot 4"]),
+    ("0:30", ["12:30 a.m.", "12:30am", "0:30 a.m.", "00:30", "０：３０"]),
+    ("12:30 a.m.", ["0:30", "00:30", "12:30", r"0{:}30"]),
+    ("12:00 a.m.", ["0:00", "24:00", "12 a.m."]),
+    ("[0,1)", ["[0,1[", r"\left[0,1\right[", r"x\in[0;1[", r"0\le x<1"]),
+    ("]0,1]", ["(0,1]", "]0;1]", "0<x\\le1"]),
+    ("]0,1[", ["(0,1)", r"\left]0, 1\right[", "0<x<1"]),
+    (
+        r"]-\infty,1[\cup]3,\infty[",
+        [r"(-\infty,1)\cup(3,\infty)", r"x<1\text{ or }x>3", r"]3,+\infty[ \cup ]-\infty,1["],
+    ),
+    ("10", [r"{5 \choose 2}", r"5\choose 2", r"{5\choose 3}", r"{20 \over 2}"]),
+    (r"{n \choose k}", [r"\binom{n}{k}", r"\frac{n!}{k!(n-k)!}"]),
+    (r"2{n+1 \choose 2}", ["n(n+1)"]),
+    (
+        "1000000",
+        ["1 000 000", r"1\ 000\ 000", "1~000~000", r"1\,000\,000\text{ m}", "1\u202f000 000"],
+    ),
+    ("1 234", ["1234", "1,234"]),
+    ("12345.5", ["12 345.5"]),
+    (r"1<x<3", [r"x>1 \text{ and } x<3", r"x<3 \land x>1", r"x > 1 and x < 3"]),
+    (r"x>1 \text{ and } x<3", ["(1,3)", "1<x<3", r"x<3\text{ and }1<x"]),
+    (r"x\ne 1\text{ and }x\ne 2", [r"\mathbb{R}\setminus\{1,2\}"]),
+    (r"x<1\text{ and }x>3", [r"x>3, x<1"]),
     ("17", [r"\text{17 apples}", r"\text{17}", r"\text{17 cm}"]),
     (r"\text{(C)}", ["C", "(C)", r"\textbf{(C) }12", r"\textbf{(C)}\ 12", r"\text{(C) 12}"]),
     ("12", [r"\textbf{(C) }12", r"\text{(C)} 12\text{ cm}"]),
@@ -234,6 +276,42 @@ WRONG = [
         r"f(x)=\begin{cases} x & x>0 \\ 0 & x \le 0\end{cases}",
         [r"\begin{cases} x & x>0 \\ 1 & x \le 0\end{cases}", "x", "0"],
     ),
+    (
+        "4",
+        [
+            *(
+                rf"4\text{{ {word}}}"
+                for word in ["pi", "Pi", "theta", "infinity", "lakh", "crores"]
+            ),
+            *(rf"4\text{{ {word}}}" for word in ["quadrillion", "quarters", "sevenths", "root"]),
+            *(rf"4\text{{ {word}}}" for word in ["cos", "log", "times pi", "gross", "score", "x"]),
+            *("4 theta", "4 infinity", "4 alpha", "4 lambda", "4 quarters", "4 quintillion"),
+            *("4 sinx", "4 lnxy", r"4\text{ point five}", r"4\text{ choose two}"),
+            *(r"4\text{ phi}^2", r"4\mathrm{pi}", r"4\Omega", r"4\mu", "4 Ω^2x", r"4\,\Omega x"),
+            *(r"4\text{ or more}", r"4\text{ and above}", r"4\text{ divided by }", "４５"),
+        ],
+    ),
+    ("4x", [r"4\,\Omega", "4"]),
+    ("0:30", ["12:30", "12:30 p.m.", "0:31", "1:30 a.m."]),
+    ("12:30 a.m.", ["12:30 p.m.", "0:31", "1:30"]),
+    ("12:30 p.m.", ["0:30", "12:30 a.m.", "00:30"]),
+    ("12:00 p.m.", ["24:00", "0:00"]),
+    ("4:30 p.m.", ["16:30 a.m.", "28:30", "0:30 p.m."]),
+    ("[0,1)", ["]0,1]", "]0,1[", "[0,1]", "[0,2["]),
+    ("[0,1]", ["[0,1[", "]0,1]", "]0,1["]),
+    ("]0,1]", ["[0,1[", "[0,1]", "]0,1["]),
+    (r"(-\infty,1)\cup(3,\infty)", [r"]-\infty,1]\cup]3,\infty[", r"]-\infty,3[\cup]1,\infty["]),
+    ("10", [r"{5 \choose 1}", r"{2 \choose 5}", r"{10 \over 2}", r"5 \choose", "5, 2"]),
+    (
+        "1000000",
+        ["1 000 00", "1 0000 00", "1 000", "000 000 1", "1, 000, 000", "1 000 001", "10 00 000"],
+    ),
+    ("3.5", ["3 100/200 1", "31"]),
+    ("1,000", ["1 00", "1 0 0 0"]),
+    ("1,234", ["1, 234"]),
+    (r"1<x<3", [r"x>1 \text{ or } x<3", r"x>1\text{ and }x<4", r"x\ge1\text{ and }x<3", "x>1"]),
+    (r"1<x<3", [r"x>1\text{ and }y<3", r"x<1\text{ and }x>3"]),
+    (r"x<1\text{ and }x>3", [r"1<x<3", r"\emptyset"]),
     ("17", [r"\text{not 17}", r"\text{17 or 18}", r"\text{17 million}"]),
 ]
 
@@ -356,3 +434,30 @@ def test_every_real_gold_answer_is_right_in_every_frame():
     for gold in golds:
         completions = [frame % gold for frame in frames]
         assert math(completions, [gold] * len(frames)) == [1.0] * len(frames), gold
+
+
+def test_conditions_joined_by_and_or_or_hold_where_python_says_so():
+    signs = {"<": "__lt__", r"\le": "__le__", ">": "__gt__", r"\ge": "__ge__", r"\ne": "__ne__"}
+    points = [point / 2 for point in range(-4, 5)]
+    rng = random.Random(0)
+    texts = {}
+    for _ in range(50):
+        text, holds = "", set()
+        for number in range(rng.randint(1, 3)):
+            pair = [(rng.choice(list(signs)), rng.randint(-1, 1)) for _ in range(2)]
+            text += r"\text{ or }" * (number > 0)
+            text += r" \text{ and } ".join(f"x {sign} {end}" for sign, end in pair)
+            holds |= {
+                point
+                for point in points
+                if all(getattr(point, signs[sign])(float(end)) for sign, end in pair)
+            }
+        texts[text] = frozenset(holds)
+    paid = 0
+    for gold, where in texts.items():
+        for text, also in texts.items():
+            # "Nowhere" is no answer that is paid, and an equal text always is.
+            reward = score(text, gold)
+            assert reward == float(where == also) or not (where or also) or not reward, (text, gold)
+            paid += reward == 1.0 and text != gold
+    assert paid > 20
