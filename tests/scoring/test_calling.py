@@ -185,7 +185,7 @@ def test_what_is_slow_for_the_first_time_has_time_by_groups(
 ) -> None:
     """A judge that is asked about answers in the right form alone."""
     monkeypatch.setattr(patience, "LEAST_SECONDS", 0.5)
-    monkeypatch.setattr(patience, "_BY_GROUPS", 1.0)
+    monkeypatch.setattr(patience, "_UNKNOWN", 1.0)
 
     def judge(completions: list[str], **_: Any) -> list[float]:
         for text in completions:
@@ -221,6 +221,16 @@ def test_what_nobody_can_be_blamed_for_is_left_out() -> None:
 
     assert values(narrowed(lost * 4, [[0, 1], [2], [3]], only_alone)) == [None, None, 1.0, 1.0]
     assert narrowed(lost * 2, [[0, 1]], lambda rows: [lost for _ in rows]) == lost * 2
+
+
+def test_a_length_that_is_always_wrong_fits_no_completion_alone(isolated: Any) -> None:
+    entry = isolated(lambda completions, **_: [1.0])
+    outcomes = entry.score(["a", "b", "c"], {}, groups=[[0], [1], [2]])
+    assert reasons(outcomes) == ["wrong length"] * 3
+    # One completion of which a reward says nothing at all is at fault itself.
+    silent = isolated(lambda completions, **_: [1.0 for text in completions if text != "bad"])
+    outcomes = silent.score(["a", "bad", "c"], {}, groups=[[0], [1], [2]])
+    assert reasons(outcomes) == [None, "wrong length", None]
 
 
 def test_groups_outside_of_a_rollout_are_equal_prompts() -> None:

@@ -146,7 +146,7 @@ def test_functions_of_scripts_partials_and_objects_travel() -> None:
 
     entries = [
         ScoredReward(load_reward(f))
-        for f in (Scaled(2.0), partial(scaled, 3.0), lambda completions: [9.0])
+        for f in (Scaled(2.0), partial(scaled, 3.0), lambda completions: [9.0 for _ in completions])
     ]
     process = isolate(entries, workers=1, timeout=5)
     assert process is not None

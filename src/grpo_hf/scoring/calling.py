@@ -122,6 +122,11 @@ def narrowed(
         if is_lost(outcomes) and len(group) > 1:
             outcomes = _without_culprits(group, outcomes, call_rows)
         found.update(zip(group, outcomes, strict=True))
+    # A number of values that is wrong may fit calls of one completion by chance, and is nobody's
+    # fault then but the reward's.
+    is_length = lost[0].failure is not None and lost[0].failure.reason == "wrong length"
+    if is_length and all(outcome.failure is None for outcome in found.values()):
+        return lost
     return [found[row] for row in range(len(found))]
 
 

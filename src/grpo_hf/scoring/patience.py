@@ -15,13 +15,12 @@ from .settings import LEAST_SECONDS
 
 logger = logging.getLogger(__name__)
 
-# Seconds for a call about which nothing is known yet.
-_UNKNOWN = 1800.0
 # A call may take so many times what the slowest one took until now.
 _TIMES = 30.0
-# Seconds for each completion of a group, after a call with all of them took too long: the reward
-# may be slow for the first time, as a judge of answers in a form that no answer had before.
-_BY_GROUPS = 30.0
+# Seconds for each completion of a call about which nothing is known yet, and of a group after a
+# call with all of them took too long: the reward may be slow for the first time, as a judge of
+# answers in a form that no answer had before.
+_UNKNOWN = 30.0
 # Seconds after which it is said who is waited for; then after twice as long, and so on.
 _FIRST_WORD = 30.0
 
@@ -55,26 +54,31 @@ class Patience:
             return self._of_call
         usual = max(LEAST_SECONDS, _TIMES * self._slowest * count)
         if self._timeout is None:
-            return usual if self._slowest else _UNKNOWN
+            return usual if self._slowest else max(LEAST_SECONDS, _UNKNOWN * count)
         # No more than the completions might take one after the other, which is hours for many.
         most = self._timeout * count
         return min(most, max(usual, self._timeout)) if self._slowest else most
 
     def by_groups(self) -> float:
         """Return the least seconds for each completion of a group that is called a second time."""
-        return 0.0 if self._timeout or self._of_call else _BY_GROUPS
+        return 0.0 if self._timeout or self._of_call else _UNKNOWN
 
 
 @contextmanager
-def said_to_be_waited_for(what: str) -> Iterator[None]:
-    """Say who is waited for, when a block takes long."""
+def said_to_be_waited_for(what: str, limit: float | None = None) -> Iterator[None]:
+    """Say who is waited for, when a block takes long.
+
+    Args:
+        limit: seconds after which a call ends, if any.
+    """
+    end = "" if limit is None else f" A call of it ends after {limit:.0f} s (--reward_timeout)."
     start = time.monotonic()
     done = threading.Event()
 
     def say() -> None:
         wait = _FIRST_WORD
         while not done.wait(wait):
-            logger.warning(f"Waiting for {what} since {time.monotonic() - start:.0f} s.")
+            logger.warning(f"Waiting for {what} since {time.monotonic() - start:.0f} s.{end}")
             # The wait so far, so that the next word comes after twice the time.
             wait = time.monotonic() - start
 

@@ -149,7 +149,10 @@ class ScoredReward:
             groups: the rows of each group; None: equal prompts side by side are one.
             is_trial: whether no model wrote the completions.
         """
-        with said_to_be_waited_for(f"{self._described} ({len(completions)} completions)"):
+        count = len(completions)
+        # In this process nothing ends a call.
+        limit = self.patience.for_all(count) if self.is_isolated else None
+        with said_to_be_waited_for(f"{self._described} ({count} completions)", limit):
             # What it is called with may show that it has to stay here.
             call_ = begun.call if begun else self._call_of(completions, columns, groups)
             if begun is None and self._process is None:

@@ -274,7 +274,8 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
     deterministic = True
     for kind, texts in kinds.items():
         deterministic &= values_of(_score(entry, rows, texts)) == values_of(outcomes[kind])
-    alone = values_of(_score(together, rows, gold)) == values_of(outcomes["gold answer"])
+    at_once = _score(together, rows, gold)
+    alone = values_of(at_once) == values_of(outcomes["gold answer"])
     pays = {}
     for kind, of_kind in outcomes.items():
         pays[kind] = _mean(of_kind)
@@ -296,7 +297,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
         stays=_stays(entry),
         alone=alone,
         exploited=_exploited(pays),
-        failures=_failures(outcomes),
+        failures=_failures({**outcomes, "all gold answers in one call": at_once}),
     )
 
 
