@@ -32,7 +32,7 @@ demo: $(READY) ## embedded model and problems: cold start, GRPO, base against ad
 test: $(READY) ## the whole test suite, without the slow proofs; a process per core
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-test-slow: $(READY) ## the slow proofs alone: the demo on three seeds, renamed names in the seam, 200 steps of failing rewards, 200 random runs against TRL, all of MBPP
+test-slow: $(READY) ## the slow proofs alone: the demo on three seeds, kills, renamed names in the seam, 200 steps of failing rewards, 200 random runs against TRL, all of MBPP
 	$(BIN)/python -m pytest -m slow
 
 newest: ## the suite with the newest versions that pyproject.toml allows, then with what is above its bounds (weekly)

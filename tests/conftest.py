@@ -35,6 +35,10 @@ TINY_RUN = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=6, help="of each run in test_kills.py")
+
+
 @reward_settings(in_process=True)
 def count_ones(completions: list[str], **_: Any) -> list[float]:
     """A reward that differs within a group of an untrained model's babble."""

@@ -55,6 +55,8 @@ class GRPOConfig(TRLGRPOConfig):
         non_finite (`str`): what to do with a step whose loss, log-probabilities or gradient are NaN
             or infinite. `"stop"` ends the run with an error before the weights change; `"skip"`
             leaves the step out, and stops after five such steps in a row.
+        resume_changed (`bool`): go on from a checkpoint of other batches, group sizes, seeds, data
+            or numbers of processes, or of weights alone, which is refused otherwise.
         log_credit (`bool`): keep one group of each logging step, with every token's advantage, in
             `credit.jsonl`.
         hub_private_repo (`bool`, *optional*): make a new repository on the Hub private; None takes

@@ -1,13 +1,25 @@
 """Tests of the check that an output folder belongs to one run."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 
 from grpo_hf.errors import OutputExistsError
+from grpo_hf.reporting.output_folder import RUN_FILE, claim_output_folder
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from accelerate import Accelerator
 from grpo_hf.reporting.output_folder import claim_output_folder
+claim_output_folder(Path(sys.argv[1]), Accelerator(cpu=True) if sys.argv[2] == "begins" else None)
+print("held", flush=True)
+time.sleep(60)
+"""
 
 TRACES = ["metrics.jsonl", "adapter_config.json", "model.safetensors", "checkpoint-500"]
 
@@ -33,14 +45,17 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(tmp_path: Path, nam
 @pytest.mark.parametrize("name", ["new", "deep/er", "run[1]", "run*"])
 def test_a_free_folder_is_made_and_stays_empty(tmp_path: Path, name: str):
     claim_output_folder(tmp_path / name)
-    assert (tmp_path / name).is_dir() and list((tmp_path / name).iterdir()) == []
+    (lock,) = (tmp_path / name).iterdir()
+    assert lock.name == RUN_FILE and not lock.read_bytes()
+    # A program may make sure of its folder as often as it likes.
+    claim_output_folder(tmp_path / name)
 
 
 def test_files_that_are_no_run_are_kept(tmp_path: Path):
     for name in ("notes.txt", "recipe.yaml", "my-checkpoint-notes"):
         (tmp_path / name).touch()
     claim_output_folder(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 3 + 1  # and the lock
 
 
 def test_neighbours_that_a_pattern_would_match_do_not_count(tmp_path: Path):
@@ -68,3 +83,19 @@ def test_every_process_looks_before_any_goes_on(tmp_path: Path, monkeypatch: pyt
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(accelerator, "wait_for_everyone", first_process_goes_on)
     claim_output_folder(tmp_path / "run", accelerator)
+
+
+@pytest.mark.parametrize("stage", ["prepares", "begins"])
+def test_a_folder_belongs_to_a_run_from_its_first_moment(tmp_path: Path, stage: str):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLDS, str(folder), stage]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stdout.readline() == "held\n"
+        said = "another run writes into" if stage == "prepares" else r"another run \(\.run\)"
+        with pytest.raises(OutputExistsError, match=said):
+            claim_output_folder(folder)
+        with pytest.raises(OutputExistsError, match="another run writes into"):
+            claim_output_folder(folder, resume="auto")
+        run.kill()
+    # Nothing has to be removed by hand.
+    claim_output_folder(folder, resume="auto")

@@ -1,13 +1,25 @@
-"""The output folder: it belongs to one run, and no other run may write into it."""
+"""The output folder: it belongs to one run, and no other run may write into it.
 
+From the first moment a run holds a lock on a file in it, which the system releases when the process
+ends, however that happens. When the training begins, the file says so, and stays.
+"""
+
+import json
+import os
+import socket
+import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import OutputExistsError
 from .metrics_file import METRICS_FILE
 
 # What a run leaves behind; recipe.yaml and notes of the user are not among it.
 _RUN_TRACES = (METRICS_FILE, "adapter_config.json", "*.safetensors", "*.bin", "checkpoint-*")
+# The file that is locked. It is a trace of a run when it is not empty.
+RUN_FILE = ".run"
+# The locks that this process holds, until it ends.
+_held: dict[Path, IO[str]] = {}
 
 
 def claim_output_folder(
@@ -16,9 +28,10 @@ def claim_output_folder(
     """Check that a run may write into the folder, and create the folder.
 
     All processes check before the first of them writes. A run that resumes from a checkpoint in
-    this folder owns it.
+    this folder owns it, unless another process writes there now.
 
     Args:
+        accelerator: of a run that begins now; None: a program only makes sure of its folder.
         resume: True, or the checkpoint from which the run resumes.
 
     Raises:
@@ -43,14 +56,63 @@ def claim_output_folder(
         probe.touch()
         # Another process may have removed it already.
         probe.unlink(missing_ok=True)
+        if accelerator.is_main_process if accelerator else os.environ.get("RANK", "0") == "0":
+            _hold(folder, begins=accelerator is not None)
+    # Ours is an OSError as well.
+    except OutputExistsError:
+        raise
     except OSError as error:
         raise OutputExistsError(
             f"{folder} cannot be written to ({error.strerror}). Give another --output_dir."
         ) from error
 
 
+def _hold(folder: Path, *, begins: bool) -> None:
+    """Lock a folder for this process, and note in it that a run begins.
+
+    Raises:
+        OutputExistsError: another process holds it.
+        OSError: the file cannot be written.
+    """
+    place = folder.resolve() / RUN_FILE
+    if place not in _held:
+        # Kept open: closing the file would release the lock.
+        file = place.open("a+", encoding="utf-8")
+        if not _is_locked(file):
+            file.close()
+            raise OutputExistsError(
+                f"another run writes into {folder} now. Give this run another --output_dir, or end "
+                "that one first."
+            )
+        _held[place] = file
+    if begins:
+        held = _held[place]
+        held.truncate(0)
+        json.dump({"process": os.getpid(), "machine": socket.gethostname()}, held)
+        held.flush()
+
+
+def _is_locked(file: IO[str]) -> bool:
+    """Lock a file for this process; return whether that is done, or cannot be done here."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    # Not every file system of a network has locks.
+    except OSError:
+        return True
+    return True
+
+
 def _first_trace(folder: Path) -> Path | None:
     """Return a file or folder that a run left here, or None."""
+    marker = folder / RUN_FILE
+    if marker.is_file() and marker.stat().st_size:
+        return marker
     for pattern in _RUN_TRACES:
         # Sorted, so that all processes and all repetitions name the same one.
         for trace in sorted(folder.glob(pattern)):
