@@ -72,7 +72,7 @@ def test_the_run_ends_as_one_that_was_left_alone(
         begins = run / "metrics.jsonl"
         lines = len(begins.read_bytes().splitlines()) if begins.is_file() else 0
         # At a random moment, or within a random step after the first line.
-        wait = chance.uniform(0, 4)
+        wait = chance.uniform(0, 2)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             now = len(begins.read_bytes().splitlines()) if begins.is_file() else 0
