@@ -180,7 +180,8 @@ def _check_cold_start(recipe: Recipe) -> None:
         raise ConfigError(
             f"model_name_or_path is {recipe.model.model_name_or_path!r} and cold_start_steps "
             f"{recipe.task.cold_start_steps}: the cold start is for {EMBEDDED_MODEL!r}, which "
-            "needs one. Set --cold_start_steps 0 for another model."
+            "needs one, of 300 steps in the demo. Set --cold_start_steps 300 for it, 0 for another "
+            "model."
         )
 
 
