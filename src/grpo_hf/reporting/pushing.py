@@ -238,7 +238,8 @@ def _list_files(files: Sequence[PushedFile], folder: Path, repo_id: str) -> None
         cut = " (folders of this machine cut)" if isinstance(file.content, bytes) else ""
         say(f"  {file.name}  {file.size:,} bytes{cut}")
     pushed = {file.name.partition("/")[0] for file in files}
-    left = sorted(each.name for each in folder.iterdir() if each.name not in pushed)
+    names = {each.name for each in folder.iterdir() if not each.name.startswith(".")}
+    left = sorted(names - set(pushed))
     if left:
         say(f"  not pushed: {', '.join(left)}")
 
