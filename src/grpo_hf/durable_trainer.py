@@ -17,6 +17,7 @@ from .durability import (
     dead_run,
     disk,
     finite,
+    output_folder,
     resume,
     rollout_checks,
     run_state,
@@ -25,7 +26,7 @@ from .durability import (
 from .durability.leaving import Departure, Leaving
 from .durability.peers import Peers
 from .models.random_state import remembered_random_numbers
-from .reporting import output_folder, pushing
+from .reporting import pushing
 from .run_files import reason_of, warn_once
 
 _LAST_STEP = "It was not saved. Lower learning_rate, and go on from the newest checkpoint."
@@ -53,7 +54,7 @@ class DurableTrainer(TRLGRPOTrainer):
         transformers 5.23: `train` prepares, loops and returns a `TrainOutput`.
         """
         checkpoint, folder = self._checkpoint_for(resume_from_checkpoint), self.args.output_dir
-        if checkpoint is not None and resume.is_at_its_end(checkpoint, self.args.max_steps):
+        if checkpoint is not None and resume.is_at_its_end(checkpoint, self.args):
             return trl_seam.load_finished(self, checkpoint)
         self._watch_numbers()
         self._departure = Departure(self.accelerator, self._place, resumes=checkpoint is not None)
@@ -72,11 +73,12 @@ class DurableTrainer(TRLGRPOTrainer):
             self.add_callback(self._order)
         self._owns_output_folder = True
         checkpoint = resume.checkpoint_for(folder, wish, self.accelerator)
+        self._resumed = run_state.read_state(checkpoint, self.args.process_index)
         if checkpoint is not None:
             settings = resume.settings_of(self.args, self.train_dataset)
             insists = option(self.args, "resume_changed")
-            resume.refuse_other_run(checkpoint, settings, insists=insists)
-        self._resumed = run_state.read_state(checkpoint, self.args.process_index)
+            if not resume.goes_on_as_it_was(checkpoint, settings, insists=insists):
+                self._resumed = run_state.of_any_run(self._resumed)
         self._order.restore(self._resumed.get("order"))
         return checkpoint
 
@@ -170,10 +172,10 @@ class DurableTrainer(TRLGRPOTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Go on within a rollout. transformers 5.23 calls this right before the first step."""
         super()._load_rng_state(checkpoint)
-        if self._resumed:
+        if "window" in self._resumed:
             trl_seam.restore_window(self, self._resumed["window"])
-            if self.critic:
-                self.critic.restore(self._resumed["critic"])
+        if self.critic and self._resumed.get("critic"):
+            self.critic.restore(self._resumed["critic"])
 
     def _get_train_sampler(self, *positional: Any, **named: Any) -> Any:
         """Follow the order of the data. TRL 1.16 returns a sampler, None for a stream."""

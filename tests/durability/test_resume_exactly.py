@@ -30,9 +30,10 @@ def run(make_trainer: Callable[..., GRPOTrainer], folder: Path, **given: Any) ->
         "output_dir": str(folder),
     }
     resume = given.pop("resume", None)
-    trainer = make_trainer(
-        peft_config=LORA, train_dataset=Dataset.from_list(PROMPTS), **{**settings, **given}
-    )
+    data: Any = Dataset.from_list(PROMPTS)
+    if given.pop("train_dataset", None):
+        data = data.to_iterable_dataset().repeat(None)
+    trainer = make_trainer(peft_config=LORA, train_dataset=data, **{**settings, **given})
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     return folder
@@ -57,6 +58,8 @@ SETTINGS = {
     "lines of three steps": {"logging_steps": 3, "num_iterations": 2},
     "critic": {"advantage_estimator": "gae", "num_iterations": 2},
     "dynamic sampling": {"dynamic_sampling": True, "steps_per_generation": 2},
+    "a stream": {"train_dataset": "stream", "num_iterations": 2},
+    "half precision": {"bf16": True, "num_iterations": 2},
     "steered": {"target_kl": 0.01, "reference_reset_every": 3, "num_iterations": 2},
 }
 

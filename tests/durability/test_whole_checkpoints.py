@@ -1,5 +1,6 @@
 """Checkpoints that were torn in every way: a run goes on from the newest whole one, or says why."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from support.models import LORA
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.durability import whole_checkpoints
-from grpo_hf.durability.resume import checkpoint_for
+from grpo_hf.durability.resume import checkpoint_for, settings_of
 from grpo_hf.errors import ConfigError, GrpoError
 
 FILES = [
@@ -174,3 +175,36 @@ def test_a_finished_run_is_found_finished(three: Path, tmp_path: Path, make_trai
     trainer = make_trainer(output_dir=str(tmp_path / "run"), max_steps=3, peft_config=LORA)
     assert trainer.train(resume_from_checkpoint="auto").global_step == 3
     assert trainer.state.global_step == 3
+
+
+def test_a_run_of_more_epochs_goes_on(make_trainer: Any, tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"prompt": f"{n} + 1 = "} for n in range(2)])
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": -1}
+    settings |= {"train_dataset": rows, "output_dir": str(tmp_path / "run"), "peft_config": LORA}
+    make_trainer(num_train_epochs=2, **settings).train()
+    for epochs, steps in ((2, 2), (4, 4)):
+        trainer = make_trainer(num_train_epochs=epochs, **settings)
+        assert trainer.train(resume_from_checkpoint="auto").global_step == steps
+
+
+def test_what_is_left_of_another_geometry_is_not_taken_up(
+    make_trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "peft_config": LORA}
+    settings |= {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4}
+    # Two of three micro-batches are left.
+    make_trainer(steps_per_generation=3, max_steps=1, **settings).train()
+    trainer = make_trainer(steps_per_generation=1, max_steps=3, resume_changed=True, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert "What was left of its rollout" in caplog.text
+
+
+def test_rows_that_a_transform_draws_are_the_same_data(make_trainer: Any, tmp_path: Path) -> None:
+    drawn = itertools.count()
+
+    def other_each_time(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {"prompt": [f"{next(drawn)} + 1 = " for _ in batch["prompt"]]}
+
+    rows = Dataset.from_list([{"prompt": "a"}] * 8).with_transform(other_each_time)
+    assert settings_of(make_trainer().args, rows) == settings_of(make_trainer().args, rows)

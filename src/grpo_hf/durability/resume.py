@@ -14,13 +14,15 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from ..errors import ConfigError
 from ..run_files import say
 from . import whole_checkpoints
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
+TRUE, AUTO = "true", "auto"
 # A run with another value of one of these is another run from the next step on.
 _SETTINGS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
@@ -28,6 +30,13 @@ _SETTINGS = (
 )
 # The rows of a dataset by which it is known again.
 _ROWS = 4
+
+
+def wish_of(resume: str | bool | None) -> str:
+    """Return what is asked for: `TRUE`, `AUTO`, a path, or nothing for a new run."""
+    # From a flag the setting is text, from YAML it may be a boolean.
+    text = str(resume or "")
+    return {"false": "", TRUE: TRUE, AUTO: AUTO}.get(text.lower(), text)
 
 
 def settings_of(args: Any, dataset: Any) -> dict[str, Any]:
@@ -48,12 +57,11 @@ def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = N
     Raises:
         ConfigError: there is no such checkpoint, or it is not whole.
     """
-    # From a flag the setting is text, from YAML it may be a boolean.
-    wish = str(resume or False).lower()
-    if wish == "false":
+    wish = wish_of(resume)
+    if not wish:
         return None
-    if wish not in ("true", AUTO):
-        return _named(Path(str(resume)))
+    if wish not in (TRUE, AUTO):
+        return _named(Path(wish))
     is_first = accelerator is None or accelerator.is_main_process
     if is_first:
         whole_checkpoints.recover(folder)
@@ -62,7 +70,7 @@ def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = N
     found = whole_checkpoints.find(folder)
     for checkpoint, reason in found.skipped.items():
         logger.warning(f"{checkpoint} is not whole ({reason}), and is left out.")
-    if found.newest is None and wish == "true":
+    if found.newest is None and wish == TRUE:
         torn = f" ({len(found.skipped)} are not whole)" if found.skipped else ""
         raise ConfigError(
             f"{folder} holds no checkpoint to resume from{torn}. Remove the folder or give another "
@@ -75,15 +83,15 @@ def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = N
     return found.newest
 
 
-def refuse_other_run(checkpoint: Path, settings: dict[str, Any], *, insists: bool) -> None:
-    """Refuse a checkpoint of other settings, from which a run would not go on as it was.
+def goes_on_as_it_was(checkpoint: Path, settings: dict[str, Any], *, insists: bool) -> bool:
+    """Return whether a run goes on from a checkpoint as it was, with the settings of then.
 
     Args:
         settings: of this run.
         insists: whether the user goes on all the same: then it is said.
 
     Raises:
-        ConfigError: names what differs.
+        ConfigError: it does not, and the user has not insisted; the message names what differs.
     """
     manifest = whole_checkpoints.manifest_of(checkpoint)
     if manifest is None:
@@ -91,7 +99,7 @@ def refuse_other_run(checkpoint: Path, settings: dict[str, Any], *, insists: boo
             f"{checkpoint} was written by another program: whether its settings are those of this "
             "run, and what it has not kept, nobody can say."
         )
-        return
+        return True
     saved = manifest["settings"]
     differences = []
     if saved.get("save_only_model"):
@@ -100,26 +108,35 @@ def refuse_other_run(checkpoint: Path, settings: dict[str, Any], *, insists: boo
         if name in saved and saved[name] != settings[name]:
             differences.append(f"{name} is {settings[name]} and was {saved[name]}")
     if not differences:
-        return
+        return True
     what = "; ".join(sorted(differences))
     if not insists:
         raise ConfigError(
             f"{checkpoint} does not go on as it was: {what}. Give the settings that it was written "
             "with, or --resume_changed true to go on from it all the same."
         )
-    logger.warning(f"Going on from {checkpoint}, and not as it was: {what}.")
+    logger.warning(
+        f"Going on from {checkpoint}, and not as it was: {what}. What was left of its rollout and "
+        "of its order of the data is not taken up."
+    )
+    return False
 
 
-def is_at_its_end(checkpoint: Path, max_steps: int) -> bool:
-    """Return whether a checkpoint was written after the last step of its run.
+def is_at_its_end(checkpoint: Path, args: Any) -> bool:
+    """Return whether a checkpoint was written after the last step of a run.
 
     From such a checkpoint transformers 5.23 would train one more step.
 
     Args:
-        max_steps: of the run that goes on; not above 0 where its length is given in epochs.
+        args: of the run that goes on; its `max_steps` is not above 0 where its length is given in
+            epochs.
     """
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["global_step"] >= (max_steps if max_steps > 0 else state["max_steps"])
+    if args.max_steps > 0:
+        return state["global_step"] >= args.max_steps
+    # The run may have more epochs now than it had then.
+    is_longer = args.num_train_epochs > state["num_train_epochs"]
+    return state["global_step"] >= state["max_steps"] and not is_longer
 
 
 def _named(checkpoint: Path) -> Path:
@@ -135,8 +152,12 @@ def _named(checkpoint: Path) -> Path:
 
 def _known_by(dataset: Any) -> str | None:
     """Return a text by which a dataset is known again: how many rows, and what the first say."""
-    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+    if not isinstance(dataset, Sized):
         return None
-    rows = [dataset[index] for index in range(min(_ROWS, len(dataset)))]
+    if not isinstance(dataset, Dataset):
+        return f"{len(dataset)} rows"
+    # As they are stored: a transform may draw another row each time.
+    stored = dataset.with_format(None)
+    rows = [stored[index] for index in range(min(_ROWS, len(stored)))]
     text = json.dumps(rows, default=lambda value: type(value).__name__, sort_keys=True)
     return f"{len(dataset)} rows, {hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -27,6 +27,14 @@ def read_state(checkpoint: str | Path | None, process: int) -> dict[str, Any]:
     return torch.load(_file(Path(checkpoint), process), map_location="cpu", weights_only=True)
 
 
+def of_any_run(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a state is true of a run with other settings: what its critic has learned.
+
+    The order of other data, and micro-batches of another size, would mean nothing there.
+    """
+    return {name: state[name] for name in state.keys() & {"critic"}}
+
+
 def _file(checkpoint: Path, process: int) -> Path:
     return checkpoint / f"run_state_{process}.pt"
 

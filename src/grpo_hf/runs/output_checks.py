@@ -1,12 +1,12 @@
 """Checks of where a run's results go: a free output folder, a checkpoint to resume, the Hub."""
 
-import json
 import os
 from pathlib import Path
 
-from ..durability.resume import AUTO, checkpoint_for
+from ..durability.output_folder import claim_output_folder
+from ..durability.resume import AUTO, checkpoint_for, is_at_its_end, wish_of
+from ..durability.whole_checkpoints import step_of
 from ..errors import ConfigError, HubUnreachable
-from ..reporting.output_folder import claim_output_folder
 from .recipe import Recipe
 
 
@@ -22,26 +22,18 @@ def checkpoint_to_resume(recipe: Recipe) -> str | None:
     checkpoint = checkpoint_for(folder, wish)
     claim_output_folder(folder, resume=wish)
     # In a loop that restarts, the end of a run is no mistake: what comes after it may be left.
-    if str(wish).lower() == AUTO:
+    if wish_of(wish) == AUTO:
         return AUTO
     if checkpoint is None:
         return None
-    _check_unfinished(checkpoint, recipe.training.max_steps)
-    return str(checkpoint)
-
-
-def _check_unfinished(checkpoint: Path, max_steps: int) -> None:
-    """Refuse to resume a run at its end, where transformers 5.23 would train one more step."""
-    state = checkpoint / "trainer_state.json"
-    step = 0
-    if state.is_file():
-        step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
-    # max_steps is -1 where the run's length is given in epochs.
-    if 0 < max_steps <= step:
+    if is_at_its_end(checkpoint, recipe.training):
+        most = recipe.training.max_steps
+        length = f"step {step_of(checkpoint)} of {most}" if most > 0 else "the end of its epochs"
         raise ConfigError(
-            f"{checkpoint} is at step {step} of {max_steps}: the run has finished. Give a larger "
-            "--max_steps to go on."
+            f"{checkpoint} is at {length}: the run has finished. Give a larger "
+            f"{'--max_steps' if most > 0 else '--num_train_epochs'} to go on."
         )
+    return str(checkpoint)
 
 
 def check_hub_login(recipe: Recipe) -> None:

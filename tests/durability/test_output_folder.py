@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
+from grpo_hf.durability.output_folder import RUN_FILE, claim_output_folder
 from grpo_hf.errors import OutputExistsError
-from grpo_hf.reporting.output_folder import RUN_FILE, claim_output_folder
 
 HOLDS = """
 import sys, time
 from pathlib import Path
 from accelerate import Accelerator
-from grpo_hf.reporting.output_folder import claim_output_folder
+from grpo_hf.durability.output_folder import claim_output_folder
 claim_output_folder(Path(sys.argv[1]), Accelerator(cpu=True) if sys.argv[2] == "begins" else None)
 print("held", flush=True)
 time.sleep(60)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OutputExistsError
-from .metrics_file import METRICS_FILE
+from ..reporting.metrics_file import METRICS_FILE
+from .resume import AUTO, TRUE, wish_of
 
 # What a run leaves behind; recipe.yaml and notes of the user are not among it.
 _RUN_TRACES = (METRICS_FILE, "adapter_config.json", "*.safetensors", "*.bin", "checkpoint-*")
@@ -32,7 +33,7 @@ def claim_output_folder(
 
     Args:
         accelerator: of a run that begins now; None: a program only makes sure of its folder.
-        resume: True, or the checkpoint from which the run resumes.
+        resume: what the run is told to go on from, as `train` takes it.
 
     Raises:
         OutputExistsError: the folder holds another run, or cannot be written to.
@@ -122,11 +123,9 @@ def _first_trace(folder: Path) -> Path | None:
 
 def _resumes_here(folder: Path, resume: str | bool | None) -> bool:
     """Whether a run resumes from a checkpoint of this folder, or may begin in it again."""
-    wish = str(resume).lower()
-    if wish == "auto":
+    wish = wish_of(resume)
+    if wish == AUTO:
         # Weights without a checkpoint are what another run was for.
         has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
         return any(folder.glob("checkpoint-*")) or not has_weights
-    return wish == "true" or (
-        bool(resume) and Path(str(resume)).resolve().parent == folder.resolve()
-    )
+    return wish == TRUE or (bool(wish) and Path(wish).resolve().parent == folder.resolve())
