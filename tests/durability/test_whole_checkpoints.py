@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from support.models import LORA
 
 from grpo_hf import GRPOTrainer
@@ -208,3 +210,56 @@ def test_rows_that_a_transform_draws_are_the_same_data(make_trainer: Any, tmp_pa
 
     rows = Dataset.from_list([{"prompt": "a"}] * 8).with_transform(other_each_time)
     assert settings_of(make_trainer().args, rows) == settings_of(make_trainer().args, rows)
+
+
+class Process:
+    """One of two machines, as accelerate describes it; the other one is not asked here."""
+
+    def __init__(self, *, is_main_process: bool) -> None:
+        self.is_main_process = is_main_process
+        self.is_local_main_process = True
+
+    def wait_for_everyone(self) -> None: ...
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_machines_without_a_common_disk_have_a_part_each(tmp_path: Path, is_main: bool) -> None:
+    process = Process(is_main_process=is_main)
+    with whole_checkpoints.written_whole(tmp_path, 3, {}, process) as folder:
+        (folder / "checkpoint-3").mkdir(parents=True)
+        (folder / "checkpoint-3/rng_state_1.pth").touch()
+    assert whole_checkpoints.find(tmp_path).newest == tmp_path / "checkpoint-3"
+    assert not (tmp_path / ".unfinished").exists()
+
+
+def test_on_a_common_disk_the_first_process_writes(tmp_path: Path) -> None:
+    """The second machine finds nothing left to seal, and removes nothing."""
+    first, second = Process(is_main_process=True), Process(is_main_process=False)
+    with (
+        whole_checkpoints.written_whole(tmp_path, 3, {"by": "second"}, second),
+        whole_checkpoints.written_whole(tmp_path, 3, {"by": "first"}, first) as folder,
+    ):
+        (folder / "checkpoint-3").mkdir(parents=True)
+    manifest = whole_checkpoints.manifest_of(tmp_path / "checkpoint-3")
+    assert manifest is not None and manifest["settings"] == {"by": "first"}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"mine/adapter_model.safetensors", "optimizer.pt", "scheduler.pt"}, ""),
+        ({"global_step3/mp_rank_00_model_states.pt"}, ""),
+        ({"pytorch_model_fsdp_0/__0_0.distcp", "optimizer_0/__0_0.distcp"}, ""),
+        ({"model.safetensors", "scheduler.pt"}, "optimizer.pt is missing"),
+        ({"optimizer.pt", "scheduler.pt"}, "it holds no weights"),
+    ],
+)
+def test_checkpoints_of_other_programs(tmp_path: Path, files: set[str], said: str) -> None:
+    (tmp_path / "trainer_state.json").write_text("{}")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".safetensors"):
+            save_file({"weight": torch.zeros(1)}, tmp_path / name)
+        else:
+            torch.save({}, tmp_path / name)
+    assert whole_checkpoints.why_not_whole(tmp_path) == said

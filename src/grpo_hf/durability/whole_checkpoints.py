@@ -26,10 +26,12 @@ MANIFEST = "manifest.json"
 # Where a checkpoint is written, and where one goes that another of its step replaces.
 UNFINISHED = ".unfinished"
 _REPLACED = ".replaced"
-# What transformers 5.23 needs to go on, beside the random states and the weights.
-_STATES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors")
-_SHARDED = ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model_fsdp*")
+# What transformers 5.23 needs to go on, beside the random states and the weights. DeepSpeed and
+# FSDP keep optimizers in files and folders of their own.
+_STATES = ("optimizer.pt", "scheduler.pt")
+_OF_ENGINES = ("global_step*", "pytorch_model_fsdp*", "optimizer.bin", "optimizer_*")
+# PEFT writes an adapter that is not called `default` into a folder of its name.
+_WEIGHTS = ("**/adapter_model.*", "model.safetensors*", "pytorch_model*.bin", *_OF_ENGINES)
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -52,30 +54,32 @@ def written_whole(
 ) -> Iterator[Path]:
     """Yield a folder in which `checkpoint-STEP` is written; it is in the run's folder afterwards.
 
-    Where the block raises, the run's folder is as it was.
+    Where the block raises, the run's folder is as it was. Machines without a common disk have a
+    part of the checkpoint each, with a manifest of its own.
 
     Args:
         run: the folder of the run.
         settings: what the manifest holds of the run.
         accelerator: of the run, whose processes all write.
     """
-    writes = accelerator.is_main_process
     unfinished = run / UNFINISHED
-    if writes:
+    if accelerator.is_local_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
     accelerator.wait_for_everyone()
     name = f"checkpoint-{step}"
     try:
         yield unfinished
         accelerator.wait_for_everyone()
-        if writes:
-            seal(unfinished / name, {"step": step, "settings": settings})
-            _put(unfinished / name, run / name)
+        # The first process comes before those that find nothing left on a common disk.
+        for is_turn in (accelerator.is_main_process, accelerator.is_local_main_process):
+            if is_turn and (unfinished / name).is_dir():
+                seal(unfinished / name, {"step": step, "settings": settings})
+                _put(unfinished / name, run / name)
+            accelerator.wait_for_everyone()
     finally:
-        if writes:
+        if accelerator.is_local_main_process:
             # On a full disk it would take the space that others need.
             shutil.rmtree(unfinished, ignore_errors=True)
-    accelerator.wait_for_everyone()
 
 
 def recover(run: Path) -> None:
@@ -158,20 +162,17 @@ def _why_not_complete(checkpoint: Path) -> str:
     # Ours, and its manifest was lost.
     if any(checkpoint.glob("run_state*.pt")):
         return f"{MANIFEST} is missing or torn"
-    for name in _STATES:
-        # DeepSpeed keeps the optimizer in a folder of its own, and FSDP as well.
-        in_folder = name == "optimizer.pt" and any(checkpoint.glob("*global_step*"))
-        if not (checkpoint / name).is_file() and not in_folder:
+    of_engine = any(any(checkpoint.glob(pattern)) for pattern in _OF_ENGINES)
+    for name in ("trainer_state.json", *(() if of_engine else _STATES)):
+        if not (checkpoint / name).is_file():
             return f"{name} is missing"
-    weights = [name for name in _WEIGHTS if (checkpoint / name).is_file()]
-    if not weights and not any(any(checkpoint.glob(name)) for name in _SHARDED):
-        return f"it holds no weights ({', '.join(_WEIGHTS)})"
+    if not any(any(checkpoint.glob(pattern)) for pattern in _WEIGHTS):
+        return "it holds no weights"
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        for name in weights:
-            if name.endswith(".safetensors"):
-                with safe_open(checkpoint / name, framework="numpy"):
-                    pass
+        for file in checkpoint.rglob("*.safetensors"):
+            with safe_open(file, framework="numpy"):
+                pass
     except (OSError, ValueError, SafetensorError) as error:
         return f"a file of it cannot be read ({error})"
     # A zip file that was cut off has no index.
