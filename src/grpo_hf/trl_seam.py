@@ -419,10 +419,14 @@ def window_of(trainer: Any) -> dict[str, Any]:
     passes = trainer.args.steps_per_generation * trainer.num_iterations
     # What is left of a rollout that no step reads any more would only take space.
     is_over = trainer._step % passes == 0
+    # A subclass may add numbers of any kind, and TRL takes their mean.
+    waiting = {}
+    for name, values in trainer._metrics["train"].items():
+        waiting[name] = [float(value) for value in values]
     return {
         "step": trainer._step,
         "rollout": None if is_over else trainer._buffered_inputs,
-        "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
+        "metrics": waiting,
         "loss": trainer._tr_loss,
         "logged": trainer._globalstep_last_logged,
     }

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from support.models import LORA
 
-from grpo_hf import GRPOTrainer
+from grpo_hf import GRPOTrainer, trl_seam
+from grpo_hf.durability import run_state
 from grpo_hf.reporting.metrics_file import read_metrics
 
 PROMPTS = [{"prompt": f"{n} + {n + 1} = ", "answer": str(2 * n + 1)} for n in range(10)]
@@ -88,6 +91,23 @@ def test_from_some_checkpoints(
     make_trainer: Callable[..., GRPOTrainer], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     check_resuming(make_trainer, tmp_path, settings, nth=4)
+
+
+def test_objects_of_a_subclass_keep_no_run_from_going_on(
+    make_trainer: Callable[..., GRPOTrainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Numbers of any kind are metrics; what else is in a rollout may be anything."""
+    trainer = make_trainer(peft_config=LORA, num_iterations=2, max_steps=1)
+    trainer.train()
+    trainer._metrics["train"]["mine"] = [np.float64(0.5), torch.tensor(1.5)]
+    kept = trl_seam.window_of(trainer)
+    assert kept["metrics"]["mine"] == [0.5, 1.5]
+    run_state.write_state(tmp_path, 0, {"window": kept})
+    assert run_state.read_state(tmp_path, 0)["window"]["step"] == kept["step"]
+    kept["rollout"][0]["mine"] = Path("mine")
+    run_state.write_state(tmp_path, 0, {"window": kept})
+    assert run_state.read_state(tmp_path, 0) == {}
+    assert "goes on as TRL would" in caplog.text
 
 
 @pytest.mark.slow

@@ -5,12 +5,16 @@ two of them has to hold those that are left. Its sampler draws the order of an e
 generator that a resumed run begins anew. What is logged is a mean since the last line.
 """
 
+import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
 
 
 def write_state(checkpoint: Path, process: int, state: dict[str, Any]) -> None:
@@ -23,8 +27,17 @@ def read_state(checkpoint: str | Path | None, process: int) -> dict[str, Any]:
     """Return the state of a process; nothing, where a checkpoint has none, as one of TRL's."""
     if checkpoint is None or not _file(Path(checkpoint), process).is_file():
         return {}
+    file = _file(Path(checkpoint), process)
     # Tensors and plain values alone: what is read here runs no code.
-    return torch.load(_file(Path(checkpoint), process), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    # A subclass may put any object into its rollouts.
+    except UnpicklingError as error:
+        logger.warning(
+            f"{file} holds more than tensors and plain values ({str(error).splitlines()[0]}), so "
+            "the run goes on as TRL would, with a new rollout and the first order of the data."
+        )
+        return {}
 
 
 def of_any_run(state: dict[str, Any]) -> dict[str, Any]:

@@ -188,15 +188,17 @@ class RolloutScorer:
         return values_of(outcomes)
 
     def _note_begun(self, completions: Sequence[Any], columns: dict[str, Any]) -> None:
+        self._begun_with = {**columns, "completions": completions}
+        if not self._begun:
+            return
         # Copies, because a subclass may change these lists before TRL asks, and a reward any list.
-        copied = {"completion_ids"}
+        copied = {"completion_ids", "completions"}
         stay = [entry for entry in self._entries.values() if not entry.is_isolated]
         if any(entry.reward.settings.in_process is None for entry in stay):
             # The others are objects of the run, which are what they are.
-            copied = columns.keys() - {"trainer_state", "environments"}
-        self._begun_with = {**columns, "completions": copy.deepcopy(completions)}
+            copied = self._begun_with.keys() - {"trainer_state", "environments"}
         for name in copied:
-            self._begun_with[name] = _copied(columns[name])
+            self._begun_with[name] = _copied(self._begun_with[name])
 
     def _begin_isolated(self, completions: Sequence[Any], columns: dict[str, Any]) -> None:
         """Begin what runs in other processes, so that rewards do not wait for each other."""
