@@ -157,7 +157,12 @@ class DurableTrainer(TRLGRPOTrainer):
             trl_seam.checkpoint_written_in(self, unfinished, run),
         ):
             super()._save_checkpoint(model, trial)
-        trl_seam.keep_newest_checkpoints(self, run)
+        newest, args = run / f"checkpoint-{step}", self.args
+        if args.should_save:
+            best = self.state.best_model_checkpoint
+            whole_checkpoints.remove_beyond(args.save_total_limit, newest, best and Path(best))
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(newest))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save what decides the future. transformers 5.23: each process saves its own here."""

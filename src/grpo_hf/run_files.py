@@ -16,6 +16,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+# The file that a run holds a lock on, and nobody else's business.
+RUN_FILE = ".run"
+
 
 def append_lines(file: Path, lines: Iterable[str]) -> bool:
     """Append lines, each with its newline, or say once why that cannot be done.

@@ -26,7 +26,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
 from .config import option
 from .errors import SeamMovedError
@@ -95,12 +95,6 @@ CALLED = {
     "trl.trainer.grpo_trainer:GRPOTrainer._get_train_sampler": ("self",),
     "transformers:Trainer._get_output_dir": ("self", "trial"),
     "transformers:Trainer._load_from_checkpoint": ("self", "resume_from_checkpoint"),
-    "transformers.trainer_utils:rotate_checkpoints": (
-        "output_dir",
-        "save_total_limit",
-        "best_model_checkpoint",
-        "use_mtime",
-    ),
     "trl.trainer.grpo_trainer:GRPOTrainer.get_train_dataloader": ("self",),
     "trl.trainer.utils:use_adapter": ("model", "adapter_name"),
     "trl.trainer.grpo_trainer:use_adapter": ("model", "adapter_name"),
@@ -388,19 +382,6 @@ def checkpoint_written_in(trainer: Any, folder: Path, run: Path) -> Iterator[Non
         state.best_model_checkpoint = str(run / Path(state.best_model_checkpoint).name)
         if args.should_save:
             state.save_to_json(str(folder / f"checkpoint-{state.global_step}/trainer_state.json"))
-
-
-def keep_newest_checkpoints(trainer: Any, run: Path) -> None:
-    """Remove the oldest checkpoints beyond `save_total_limit`, and push the newest if asked."""
-    if trainer.args.should_save:
-        rotate_checkpoints(
-            output_dir=str(run),
-            save_total_limit=trainer.args.save_total_limit,
-            best_model_checkpoint=trainer.state.best_model_checkpoint,
-            use_mtime=True,
-        )
-    if trainer.args.push_to_hub:
-        trainer._push_from_checkpoint(str(run / f"checkpoint-{trainer.state.global_step}"))
 
 
 def load_finished(trainer: Any, checkpoint: Path) -> TrainOutput:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from grpo_hf.durability.output_folder import RUN_FILE, claim_output_folder
+from grpo_hf.durability.output_folder import claim_output_folder
 from grpo_hf.errors import OutputExistsError
+from grpo_hf.run_files import RUN_FILE
 
 HOLDS = """
 import sys, time

@@ -98,6 +98,31 @@ def test_the_limit_keeps_the_last_whole_one(
     assert only.name == "checkpoint-3" and not whole_checkpoints.why_not_whole(only)
 
 
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
+    [
+        (None, None, {2, 4, 6, 9}),
+        (-1, None, {2, 4, 6, 9}),
+        (3, None, {2, 4, 6}),
+        (2, None, {4, 6}),
+        (1, None, {6}),
+        (1, 2, {2, 6}),
+        (2, 9, {6, 9}),
+    ],
+)
+def test_what_was_just_written_and_the_best_stay(
+    tmp_path: Path, limit: int | None, best: int | None, kept: set[int]
+) -> None:
+    """The checkpoint of step 9 was torn, and the run went on from that of step 4."""
+    for step in (2, 4, 6, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-notes").mkdir()
+    place = tmp_path / f"checkpoint-{best}" if best else None
+    whole_checkpoints.remove_beyond(limit, tmp_path / "checkpoint-6", place)
+    names = {folder.name for folder in tmp_path.iterdir()}
+    assert names == {f"checkpoint-{step}" for step in kept} | {"checkpoint-notes"}
+
+
 def test_the_best_checkpoint_has_its_name(
     make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
 ) -> None:

@@ -13,12 +13,11 @@ from typing import IO, Any
 
 from ..errors import OutputExistsError
 from ..reporting.metrics_file import METRICS_FILE
+from ..run_files import RUN_FILE
 from .resume import AUTO, TRUE, wish_of
 
 # What a run leaves behind; recipe.yaml and notes of the user are not among it.
 _RUN_TRACES = (METRICS_FILE, "adapter_config.json", "*.safetensors", "*.bin", "checkpoint-*")
-# The file that is locked. It is a trace of a run when it is not empty.
-RUN_FILE = ".run"
 # The locks that this process holds, until it ends.
 _held: dict[Path, IO[str]] = {}
 
@@ -111,6 +110,7 @@ def _is_locked(file: IO[str]) -> bool:
 
 def _first_trace(folder: Path) -> Path | None:
     """Return a file or folder that a run left here, or None."""
+    # Empty, it is of a program that has not begun to train.
     marker = folder / RUN_FILE
     if marker.is_file() and marker.stat().st_size:
         return marker

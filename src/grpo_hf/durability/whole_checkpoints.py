@@ -151,6 +151,26 @@ def find(run: Path) -> Found:
     return Found(None, skipped)
 
 
+def remove_beyond(limit: int | None, newest: Path, best: Path | None) -> None:
+    """Remove checkpoints beside the one that was just written, until no more are left than allowed.
+
+    Those of later steps go first, which are torn, or of a future that was left behind; then the
+    oldest.
+
+    Args:
+        limit: how many are kept; None, or none above 0: all of them.
+        newest: the one that was just written, which stays.
+        best: one that stays as well.
+    """
+    if limit is None or limit <= 0:
+        return
+    there = [each for each in newest.parent.glob("checkpoint-*") if step_of(each) >= 0]
+    others = [each for each in there if each not in (newest, best)]
+    others.sort(key=lambda each: (step_of(each) <= step_of(newest), step_of(each)))
+    for checkpoint in others[: max(0, len(there) - limit)]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step in the name of a checkpoint, or -1."""
     match = _NAME.fullmatch(checkpoint.name)

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import ConfigError, HubUnreachable
-from ..run_files import say
+from ..run_files import RUN_FILE, say
 from .public_names import without_folders
 
 # What a reader of the repository needs, as a folder's patterns.
@@ -238,8 +238,7 @@ def _list_files(files: Sequence[PushedFile], folder: Path, repo_id: str) -> None
         cut = " (folders of this machine cut)" if isinstance(file.content, bytes) else ""
         say(f"  {file.name}  {file.size:,} bytes{cut}")
     pushed = {file.name.partition("/")[0] for file in files}
-    names = {each.name for each in folder.iterdir() if not each.name.startswith(".")}
-    left = sorted(names - set(pushed))
+    left = sorted({each.name for each in folder.iterdir()} - pushed - {RUN_FILE})
     if left:
         say(f"  not pushed: {', '.join(left)}")
 
