@@ -101,9 +101,9 @@ def run_sandboxed(
     '42'
     """
     tier = confinement(level)
-    user = _fresh_user() if tier != "none" else None
-    shown = (*_SYSTEM, sys.prefix, sys.base_prefix, *readable)
-    run = _Run(list(command), files or {}, limits or Limits(), shown, dict(environment or {}), user)
+    shown = (*_SYSTEM, *_of_python(), *readable)
+    variables = dict(environment or {})
+    run = _Run(list(command), files or {}, limits or Limits(), shown, variables, _fresh_user(tier))
     return _run_in(tier, run, stdin)
 
 
@@ -118,10 +118,9 @@ def confinement(level: str = "auto") -> str:
 
 def _attempt(command: list[str], tier: str) -> tuple[str, str]:
     """Run a probe in a tier; return its output and, if it did not start, why."""
-    shown = (*_SYSTEM, sys.prefix, sys.base_prefix)
-    user = _fresh_user() if tier != "none" else None
+    run = _Run(command, {}, Limits(), (*_SYSTEM, *_of_python()), {}, _fresh_user(tier))
     try:
-        done = _run_in(tier, _Run(command, {}, Limits(), shown, {}, user), "")
+        done = _run_in(tier, run, "")
     except (OSError, RuntimeError, RewardSpecError, subprocess.SubprocessError) as error:
         return "", str(error)
     last_line = done.stderr.strip().rpartition("\n")[2]
@@ -129,15 +128,16 @@ def _attempt(command: list[str], tier: str) -> tuple[str, str]:
 
 
 def _run_in(tier: str, run: _Run, stdin: str) -> Finished:
-    home = str(jail_with_python() / "tmp") if tier == "jail" else folder_for_all()
+    jail = jail_with_python() if tier == "jail" else None
+    home = str(jail / "tmp") if jail is not None else folder_for_all()
     with tempfile.TemporaryDirectory(
         prefix="grpo-hf-", dir=home, ignore_cleanup_errors=True
     ) as made:
         folder = Path(made).resolve() / "work"
         _write_files(folder, run)
         inside = _INSIDE if tier in _OWN_FILE_SYSTEM else str(folder)
-        if tier == "jail":
-            inside = f"/tmp/{folder.parent.name}/work"
+        if jail is not None:
+            inside = f"/{folder.relative_to(jail.resolve())}"
         variables = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": inside,
@@ -164,8 +164,10 @@ def _write_files(folder: Path, run: _Run) -> None:
     folder.parent.chmod(0o711)
 
 
-def _fresh_user() -> int | None:
+def _fresh_user(tier: str) -> int | None:
     """Choose a user id for one run where root may choose one, as limits are counted per user."""
+    if tier == "none":
+        return None
     mapped = sum(
         int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines()
     )
