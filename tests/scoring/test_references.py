@@ -4,6 +4,7 @@ import decimal
 import enum
 import functools
 import importlib
+import inspect
 import logging
 import math
 import os
@@ -212,6 +213,7 @@ class Called:
         (lambda completions, **_: random.random(), "random.random, a Random"),
         (lambda completions, **_: np.random.rand(2), "numpy.random.rand, a RandomState"),
         (lambda completions, **_: os.environ["A"], "os.environ"),
+        (lambda completions, **_: inspect.currentframe(), "inspect.currentframe, which is about"),
         (lambda completions, **_: os.getenv("A"), "os.getenv, which is about the process"),
         (lambda completions, **_: read_environment("A"), "read_environment, which is about"),
         (lambda completions, **_: decimal.Decimal(1) / 3, "decimal.Decimal, which is about"),

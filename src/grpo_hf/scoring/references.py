@@ -30,7 +30,17 @@ from .constants import (
 
 # Modules whose functions tell of, or change, the process that a reward runs in.
 _OF_PROCESS = {
-    *("sys", "importlib", "gc", "decimal", "locale", "logging", "warnings", "contextvars"),
+    *(
+        "sys",
+        "importlib",
+        "inspect",
+        "gc",
+        "decimal",
+        "locale",
+        "logging",
+        "warnings",
+        "contextvars",
+    ),
     *("torch", "accelerate", "transformers", "peft"),
 }
 # And of the system's functions these.
