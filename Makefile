@@ -7,8 +7,9 @@ RUN ?= runs/gsm8k_tiny/seed$(SEED)-$(shell date +%Y%m%d-%H%M%S)
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 REPEATS ?= 5
 READY := $(VENV)/.installed
-# A file of tests stays in one process, whose fixtures it shares.
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+# A file of tests stays in one process, whose fixtures it shares. In their own order: files of a few
+# long tests would come last, and keep one process waiting.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # What a seam is read in: trl_seam.py.
 SEAM := torch transformers trl peft accelerate datasets bitsandbytes
 
