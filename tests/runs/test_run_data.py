@@ -159,4 +159,12 @@ def test_the_embedded_model_has_a_chat_template(recipe):
         "def of_messages(completions, **columns):\n"
         "    return [float(len(completion[0]['content'])) for completion in completions]\n"
     )
-    preflight.check_rows(made, preflight.check_task(made))
+    preflight.check_embedded(made, preflight.check_task(made))
+
+
+def test_prompts_too_long_for_the_embedded_model_are_found_before_its_cold_start(recipe):
+    long = [{"role": "user", "content": "7 " * 300}]
+    made = recipe(repeated(long), model_name_or_path="embedded:tiny", cold_start_steps=1)
+    task = preflight.check_task(made)
+    with pytest.raises(DataError, match="do not fit the model's context of 256 tokens"):
+        preflight.check_embedded(made, task)

@@ -388,14 +388,15 @@ def test_odd_values_to_log_become_text() -> None:
             super().__init__(a)  # which cannot be unpickled
 
     def talks(completions: list[str], log_extra: Any) -> list[float]:
-        log_extra("why", [Odd(1, 2)])
-        return [1.0]
+        log_extra("why", [Odd(1, 2), [Odd(3, 4)]])
+        log_extra("plain", [("a", 1), {"b": [0.5, None]}])
+        return [1.0, 1.0]
 
     entry = ScoredReward(load_reward(talks))
     process = isolate([entry], workers=1, timeout=10)
     columns: dict[str, Any] = {}
     assert entry(completions=["a", "b"], log_extra=columns.__setitem__) == [1.0, 1.0]
-    assert columns == {"why": ["1", "1"]}
+    assert columns == {"why": ["1", "[Odd(3)]"], "plain": [("a", 1), {"b": [0.5, None]}]}
     assert process is not None
     process.close()
 

@@ -58,13 +58,9 @@ def _problem_texts() -> Iterator[str]:
         yield f"{row['question']}\n{row['answer']}"
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> LlamaForCausalLM:
-    """Return a Llama with 4 layers of width 128 and random weights, in float32.
-
-    The global random state is set to the seed.
-    """
-    set_seed(seed)
-    config = LlamaConfig(
+def tiny_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Return the configuration of a Llama with 4 layers of width 128, for 256 tokens."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
@@ -78,4 +74,12 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> LlamaFor
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> LlamaForCausalLM:
+    """Return the model of that configuration with random weights, in float32.
+
+    The global random state is set to the seed.
+    """
+    set_seed(seed)
+    return LlamaForCausalLM(tiny_config(tokenizer))

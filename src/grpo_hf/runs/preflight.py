@@ -12,6 +12,7 @@ from ..config import GRPOConfig
 from ..data import prompts, rows
 from ..data.readers import Split
 from ..data.training_data import check_training_data
+from ..demo.tiny_model import tiny_config, tiny_tokenizer
 from ..errors import ConfigError, did_you_mean
 from ..models import adapters, loading
 from ..scoring.process_reward import process_reward
@@ -122,10 +123,10 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
     return rewards, samples, notes + notes_on_form
 
 
-def check_rows(recipe: Recipe, task: Task) -> None:
-    """Check that the training rows have usable prompts, and try the rewards on two of them.
+def check_embedded(recipe: Recipe, task: Task) -> None:
+    """Check that every training prompt fits the embedded model, and try the rewards on two.
 
-    It is for a model that does not exist yet, and stands for the rest of `check_model` until then.
+    That model does not exist yet, so this stands for `check_model` until then.
 
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
@@ -133,6 +134,9 @@ def check_rows(recipe: Recipe, task: Task) -> None:
     form, _ = form_of_prompts(recipe, task.train, tokenizer_at_hand(recipe))
     dataset, checked = dataset_of(recipe, task.rewards, task.train, form)
     check_training_data(dataset, recipe.training, source=checked.source)
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(tokenizer)
+    check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
     _try_rewards(recipe, task.rewards, dataset)
 
 

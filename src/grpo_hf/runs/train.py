@@ -160,7 +160,7 @@ def prompts_of(recipe: Recipe, task: preflight.Task) -> preflight.Prompts:
     """
     if recipe.model.model_name_or_path == EMBEDDED_MODEL:
         # Before a cold start, which takes minutes.
-        preflight.check_rows(recipe, task)
+        preflight.check_embedded(recipe, task)
         recipe.model.model_name_or_path = cold_started(recipe)
     return preflight.check_model(recipe, task)
 

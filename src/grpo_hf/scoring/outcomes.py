@@ -67,7 +67,7 @@ class Outcome:
         value: the reward; None for "cannot judge" and for a failure.
         failure: why there is no value, if there should be one.
         seconds: how long it took.
-        extras: what the reward logged for the table of completions: column and number or text.
+        extras: what the reward logged for the table of completions: column and value.
         metrics: what it logged as numbers: name and value.
         steps: what a step reward says; the value is then the mean of it.
     """
@@ -97,12 +97,20 @@ class _Log:
                 "completions."
             )
         for row, value in zip(self.extras, values, strict=True):
-            # What is no number or text may not survive the way to another process.
-            plain = isinstance(value, str | int | float | bool | None)
-            row.append((column, value if plain else str(value)))
+            # What is made of anything else may not survive the way to another process.
+            row.append((column, value if _is_plain(value) else str(value)))
 
     def metric(self, name: str, value: float) -> None:
         self.metrics.append((name, float(value)))
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a number, a text, or a list, tuple or dict of such values."""
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return isinstance(value, str | int | float | bool | None)
 
 
 def call(reward: Reward, columns: dict[str, Any], count: int) -> list[Outcome]:
