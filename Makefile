@@ -3,7 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 SEED ?= 0
-RUN ?= runs/gsm8k_tiny/seed$(SEED)-$(shell date +%Y%m%d-%H%M%S)
+NOW := $(shell date +%Y%m%d-%H%M%S)
+RUN ?= runs/gsm8k_tiny/seed$(SEED)-$(NOW)
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 REPEATS ?= 5
 READY := $(VENV)/.installed
@@ -27,8 +28,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## embedded model and problems: cold start, GRPO, base against adapter (SEED=1 for another seed)
-	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process $(THREADS) recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml --seed $(SEED) --output_dir $(RUN)
+	@echo 'If it is interrupted: make demo SEED=$(SEED) RUN=$(RUN)'
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml --seed $(SEED) \
+		--output_dir $(RUN) --resume_from_checkpoint auto
 
 test: $(READY) ## the whole test suite, without the slow proofs; a process per core
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)

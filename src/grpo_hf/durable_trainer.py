@@ -145,7 +145,10 @@ class DurableTrainer(TRLGRPOTrainer):
         """Save weights that are finite. transformers 5.23: checkpoints are saved by this, too."""
         model = self.accelerator.unwrap_model(self.model)
         finite.check_weights(model, f"after step {self.state.global_step}", _NOT_SAVED)
-        with disk.saving(Path(self.args.output_dir)):
+        run = Path(self.args.output_dir)
+        with disk.saving(run):
+            if _internal_call and self.args.should_save:
+                whole_checkpoints.copy_card(run, Path(output_dir or run))
             super().save_model(output_dir, _internal_call=_internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

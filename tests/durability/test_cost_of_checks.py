@@ -1,4 +1,4 @@
-"""What the checks of numbers cost of a step of the demo."""
+"""What the checks of numbers, and a checkpoint of each step, cost of a step of the demo."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from grpo_hf import GRPOTrainer
 from grpo_hf.durability import finite
 from grpo_hf.durability.dead_run import DeadRunWatch
 
-MOST = 0.01
+MOST, MOST_FOR_SAVING = 0.01, 0.05
 STEPS = 10
 REPEATS = 3
 # Those of recipes/gsm8k_tiny.yaml, whose policy is the embedded model.
@@ -96,3 +96,43 @@ def test_checks_cost_less_than_a_hundredth_of_a_step(
         print(f"{name}: {seconds / REPEATS / STEPS * 1000:.3f} ms a step")
     print(f"{median(with_checks):.3f} s a step; with ÷ without {median(ratios):.3f}, {share:.2%}")
     assert share < MOST
+
+
+@pytest.mark.slow
+def test_saving_each_step_costs_less_than_a_twentieth_of_it(
+    make_trainer: Callable[..., GRPOTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training with and without checkpoints takes turns; the share is timed inside the saves."""
+    spent: list[float] = []
+    save = GRPOTrainer._save_checkpoint
+
+    def timed(*positional: Any, **named: Any) -> None:
+        start = time.perf_counter()
+        save(*positional, **named)
+        spent.append(time.perf_counter() - start)
+
+    monkeypatch.setattr(GRPOTrainer, "_save_checkpoint", timed)
+
+    def train(folder: str, saves: str) -> float:
+        times = StepTimes()
+        trainer = make_trainer(
+            peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+            output_dir=str(tmp_path / folder),
+            save_strategy=saves,
+            save_steps=1,
+            save_total_limit=2,
+            **DEMO,
+        )
+        trainer.add_callback(times)
+        trainer.train()
+        return times.seconds()
+
+    saving, without = [], []
+    for repeat in range(REPEATS):
+        without.append(train(f"without-{repeat}", "no"))
+        saving.append(train(f"saving-{repeat}", "steps"))
+    share = median(spent) / median(without)
+    ratios = [one / other for one, other in zip(saving, without, strict=True)]
+    print(f"a save {median(spent) * 1000:.0f} ms, a step {median(without):.3f} s: {share:.1%}")
+    print(f"steps with a save ÷ without {median(ratios):.3f}")
+    assert share < MOST_FOR_SAVING
