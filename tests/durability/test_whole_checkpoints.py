@@ -12,39 +12,12 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 from support.models import LORA
+from support.tears import TEARS
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.durability import whole_checkpoints
 from grpo_hf.durability.resume import checkpoint_for, settings_of
 from grpo_hf.errors import ConfigError, GrpoError
-
-FILES = [
-    *("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"),
-    *("trainer_state.json", "rng_state.pth", "run_state_0.pt", "training_args.bin"),
-    *("tokenizer.json", "manifest.json"),
-]
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    file.write_bytes(content)
-
-
-def zero(file: Path) -> None:
-    file.write_bytes(bytes(file.stat().st_size))
-
-
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-TEARS = [(tear, name) for name in FILES for tear in (Path.unlink, cut, empty, flip, zero)]
-
 
 @pytest.fixture(scope="module")
 def three(module_trainer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:

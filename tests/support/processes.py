@@ -54,22 +54,36 @@ def launch(processes: int, *arguments: object, script: Path = SCRIPT) -> str:
     Returns:
         What all processes wrote to their output.
     """
+    with TemporaryDirectory() as folder:
+        running = started(processes, Path(folder), *arguments, script=script)
+        _join(running)
+        written = written_in(Path(folder))
+    assert not any(process.exitcode for process in running), written[-3000:]
+    return written
+
+
+def started(
+    processes: int, folder: Path, *arguments: object, script: Path = SCRIPT
+) -> list[ForkServerProcess]:
+    """Start a script as `launch`; each process writes its output into a file of a folder."""
     # The store of the process group is held here, where its port is known to be free.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with TemporaryDirectory() as folder:
-        outputs = [Path(folder) / str(rank) for rank in range(processes)]
-        running = []
-        for rank, output in enumerate(outputs):
-            environment = dict(ENVIRONMENT)
-            if processes > 1:
-                environment |= _place(rank, processes, store.port)
-            given = (environment, [str(script), *map(str, arguments)], output)
-            running.append(FORKS.Process(target=run_script, args=given))
-            running[-1].start()
-        _join(running)
-        written = [output.read_text() for output in outputs]
-    assert not any(process.exitcode for process in running), "\n".join(written)[-3000:]
-    return "".join(written)
+    running = []
+    for rank in range(processes):
+        environment = dict(ENVIRONMENT)
+        if processes > 1:
+            environment |= _place(rank, processes, store.port)
+        given = (environment, [str(script), *map(str, arguments)], folder / str(rank))
+        running.append(FORKS.Process(target=run_script, args=given))
+        running[-1].start()
+    # It lives as long as they do.
+    running[0].store = store
+    return running
+
+
+def written_in(folder: Path) -> str:
+    """Return what the processes that were started with a folder wrote to their output."""
+    return "".join(output.read_text() for output in sorted(folder.iterdir()))
 
 
 def _place(rank: int, processes: int, port: int) -> dict[str, str]:
