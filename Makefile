@@ -38,6 +38,9 @@ test: $(READY) ## the whole test suite, without the slow proofs; a process per c
 test-slow: $(READY) ## the slow proofs alone: the demo on three seeds, kills, renamed names in the seam, 200 steps of failing rewards, 200 random runs against TRL, all of MBPP
 	$(BIN)/python -m pytest -m slow
 
+faults: $(READY) ## break runs in every way of docs/reliability.md, and write its table of what happened (Linux, root)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/faults.py --write
+
 newest: ## the suite with the newest versions that pyproject.toml allows, then with what is above its bounds (weekly)
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/pip install --quiet --editable '.[dev]'
@@ -61,4 +64,4 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo test test-slow newest smollm2 bench check
+.PHONY: help install demo test test-slow faults newest smollm2 bench check

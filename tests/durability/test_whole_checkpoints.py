@@ -19,6 +19,7 @@ from grpo_hf.durability import whole_checkpoints
 from grpo_hf.durability.resume import checkpoint_for, settings_of
 from grpo_hf.errors import ConfigError, GrpoError
 
+
 @pytest.fixture(scope="module")
 def three(module_trainer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with checkpoints of steps 1, 2 and 3."""

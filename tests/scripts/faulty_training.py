@@ -23,6 +23,7 @@ from support.mounts import mount_for_this_process
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from grpo_hf import GRPOConfig, GRPOTrainer
+from grpo_hf.durability import whole_checkpoints
 from grpo_hf.runs.program import exit_on_error, quiet
 from grpo_hf.scoring import sandbox_tiers
 
@@ -76,7 +77,9 @@ def fill(run: Path) -> None:
 
 
 def forbid_writing(run: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(run.parent)], check=True)
+    # The run holds its lock open, and a disk with such files is not made read-only.
+    subprocess.run(["mount", "--bind", str(run), str(run)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(run)], check=True)
 
 
 HARMS: dict[str, Callable[[Path], Any]] = {
@@ -151,11 +154,20 @@ def main(checkpoint: str, output: str, words: str) -> None:
         return
     if not asked.get("sandbox", True):
         sandbox_tiers.fault = lambda tier, attempt: f"no {tier} here"
-    with exit_on_error():
-        trainer = made_trainer(checkpoint, output, asked)
-        trainer.train(resume_from_checkpoint=asked.get("resume"))
-        trainer.save_model()
-        trainer.end()
+    run = Path(output)
+    try:
+        with exit_on_error():
+            trainer = made_trainer(checkpoint, output, asked)
+            trainer.train(resume_from_checkpoint=asked.get("resume"))
+            (run.parent / "filler").unlink(missing_ok=True)
+            trainer.save_model()
+            trainer.end()
+    finally:
+        if "harm" in asked:
+            newest = whole_checkpoints.find(run).newest
+            has_adapter = (run / "adapter_model.safetensors").is_file()
+            left = f"{newest.name} is whole" if newest else "no checkpoint"
+            print("on its disk:", f"{left}, and the adapter" if has_adapter else left)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: made by tests/support/faults.py -->", "<!-- end of faults -->"
 PATIENCE = 300
+# Of what is quoted.
+LONGEST = 150
 REPO = "tester/demo"
+KEPT = ("adapter_model.safetensors", "evaluation.jsonl", "metrics.jsonl", "README.md")
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
 PHASES = ("rollout", "scoring", "update", "save")
 
@@ -92,20 +95,32 @@ class Run:
         """Wait for the end, and describe it: the exit code, the checkpoint, what was said.
 
         Args:
-            words: that begin what was said of the fault, in the middle of a line or not.
+            words: what the line has that was said of the fault.
             checkpoint: whether it matters which one is left.
         """
         for process in self.processes:
             process.join(PATIENCE)
         facts = [f"exit code {self.processes[0].exitcode}"]
-        newest = whole_checkpoints.find(self.folder).newest if self.folder.is_dir() else None
         if checkpoint:
-            facts.append(f"{newest.name} is whole" if newest else "no checkpoint")
+            facts.append(self._checkpoint())
         if words:
             facts.append(sentence(self.said(), words, self.place))
         if "Traceback" in self.said():
             facts.append("a traceback")
         return "; ".join(facts)
+
+    def _checkpoint(self) -> str:
+        # What lies on a disk that the process alone sees it says itself.
+        for line in self.said().splitlines():
+            if line.startswith("on its disk: "):
+                return line.removeprefix("on its disk: ")
+        return newest_in(self.folder)
+
+
+def newest_in(folder: Path) -> str:
+    """Return which checkpoint of a run's folder is the newest whole one."""
+    newest = whole_checkpoints.find(folder).newest if folder.is_dir() else None
+    return f"{newest.name} is whole" if newest else "no checkpoint"
 
 
 def model() -> Path:
@@ -120,15 +135,17 @@ def model() -> Path:
 
 
 def sentence(said: str, words: str, place: Path) -> str:
-    """Return the sentence that begins with some words, with what differs each time left out."""
+    """Return the first sentence of the line that has some words, less what differs each time."""
     lines = [line for line in said.splitlines() if words in line]
     if not lines:
         return f"**nothing is said of {words!r}**"
-    found = lines[0][lines[0].index(words) :].replace(f"{place}/", "")
-    found = re.split(r"(?<=[a-z0-9)'])[.:] (?=[A-Z])", found, maxsplit=1)[0].rstrip(".")
+    found = lines[0].replace(f"{place}/", "")
+    found = re.split(r"(?<=[a-z0-9)'])[.] (?=[A-Z])", found, maxsplit=1)[0].rstrip(".")
     found = re.sub(r"pid \d+", "pid N", found)
     found = re.sub(r"127\.0\.0\.1:\d+", "HUB", found)
-    # A cell has no line of its own.
+    if len(found) > LONGEST:
+        found = f"{found[:LONGEST].rpartition(' ')[0]} …"
+    # Characters that mean something in a table.
     return f"*{found.replace('|', '/').replace('*', '×')}*"
 
 
@@ -219,17 +236,16 @@ def two_interrupts(place: Path) -> str:
 def launched(place: Path, processes: int, victim: str) -> str:
     """Kill a process of a run that `accelerate launch` has started."""
     run = Launched(processes, model(), place / "run")
-    run.wait_for("rollout", 1)
+    run.wait_for("rollout", 4)
     if victim == "launcher":
         run.launcher.send_signal(signal.SIGKILL)
     else:
         next(each for each in run.trainers() if each.environ().get("RANK") == "1").kill()
     run.seconds_to_end()
-    newest = whole_checkpoints.find(place / "run").newest
     words = "error: process 1" if victim == "rank" else "SIGTERM: left after step"
     left = [each for each in run.family if psutil.pid_exists(each.pid) and each.is_running()]
     alive = sum(each.status() != psutil.STATUS_ZOMBIE for each in left)
-    facts = [f"{alive} processes left", f"{newest.name} is whole" if newest else "no checkpoint"]
+    facts = [f"{alive} processes left", newest_in(place / "run")]
     return "; ".join([*facts, sentence(run.said, words, place)])
 
 
@@ -272,6 +288,7 @@ def hub_away(place: Path) -> str:
         "per_device_train_batch_size": 4,
         "max_completion_length": 4,
         "max_steps": 1,
+        "save_strategy": "no",
         "eval_rows": 2,
         "use_cpu": True,
         "report_to": "none",
@@ -283,11 +300,13 @@ def hub_away(place: Path) -> str:
     (place / "recipe.yaml").write_text(json.dumps(settings))
     short = "from grpo_hf.reporting import pushing\npushing._WAITS = (0.1, 0.1, 0.1)"
     with FakeHub(place / "home") as hub:
-        hub.failures = [503] * 4
+        hub.failures = [503] * 20
         done = command(place, "train", "recipe.yaml", before=short, **hub.environment())
         tries = 1 + done.stdout.count("trying again") + done.stderr.count("trying again")
         on_disk = sum((place / "run" / name).is_file() for name in KEPT)
-        end = f"exit code {done.returncode} after {tries} tries; {on_disk} of {len(KEPT)} files there"
+        end = (
+            f"exit code {done.returncode} after {tries} tries; {on_disk} of {len(KEPT)} files there"
+        )
         words = sentence(done.stderr, "error: ", place)
         hub.failures = []
         later = command(place, "push", place / "run", REPO, **hub.environment())
@@ -299,9 +318,6 @@ def hub_away(place: Path) -> str:
         f"{end}; {words}; `grpo-hf push`: exit code {later.returncode}, {len(files)} files, "
         f"{private}, {paths} with a path of the machine, samples: {samples or 'none'}"
     )
-
-
-KEPT = ("adapter_model.safetensors", "evaluation.jsonl", "metrics.jsonl", "README.md")
 
 
 def faults() -> list[Fault]:
@@ -346,7 +362,7 @@ def faults() -> list[Fault]:
         ),
         (
             "full disk, logs",
-            "filled after step 2, no save due",
+            "filled after step 2, freed after the last",
             partial(
                 trained,
                 words="metrics.jsonl cannot be written",
@@ -357,7 +373,7 @@ def faults() -> list[Fault]:
         (
             "full disk, save",
             "filled after step 2, before the save",
-            partial(trained, words="error: ", checkpoint=False, harm="full"),
+            partial(trained, words="error: ", harm="full"),
         ),
         ("torn line", "a line of metrics.jsonl cut, then `grpo-hf plot`", torn_metrics),
         (
@@ -368,7 +384,7 @@ def faults() -> list[Fault]:
         (
             "folder read-only",
             "its disk mounted read-only after step 2",
-            partial(trained, words="error: ", checkpoint=False, harm="read-only"),
+            partial(trained, words="error: ", harm="read-only"),
         ),
         (
             "no /dev/shm",
@@ -409,7 +425,7 @@ def faults() -> list[Fault]:
         (
             "divergence",
             "learning rate 1e6",
-            partial(trained, words="The run diverges", settings={"learning_rate": 1e6}),
+            partial(trained, words="the run diverges", settings={"learning_rate": 1e6}),
         ),
         ("huge rewards", "rewards of 1e20", partial(trained, words="The rewards", reward="huge")),
         (
@@ -417,11 +433,15 @@ def faults() -> list[Fault]:
             "None from every reward",
             partial(trained, words="Every reward returned None", reward="unjudged"),
         ),
-        ("zero rewards", "0 from every reward", partial(trained, words="Every", reward="nothing")),
+        (
+            "zero rewards",
+            "0 from every reward",
+            partial(trained, words="earned 0", reward="nothing"),
+        ),
         (
             "all clipped",
             "completions that never end",
-            partial(trained, words="All completions were cut off"),
+            partial(trained, words="was cut off"),
         ),
         (
             "no tokens",
