@@ -2,7 +2,7 @@
 
     python tests/support/faults.py             # prints the table of docs/reliability.md
     python tests/support/faults.py --write     # puts it there
-    python tests/support/faults.py rank hub    # those alone whose names hold a word
+    python tests/support/faults.py rank Hub    # those alone whose names hold a word
 
 Every run is a process of its own, in a PID namespace, so that a signal can reach nobody else.
 """
@@ -139,10 +139,12 @@ def sentence(said: str, words: str, place: Path) -> str:
     lines = [line for line in said.splitlines() if words in line]
     if not lines:
         return f"**nothing is said of {words!r}**"
-    found = lines[0].replace(f"{place}/", "")
+    found = lines[0].replace(f"{place}/", "").removeprefix("[RANK 0] ")
     found = re.split(r"(?<=[a-z0-9)'])[.] (?=[A-Z])", found, maxsplit=1)[0].rstrip(".")
     found = re.sub(r"pid \d+", "pid N", found)
     found = re.sub(r"127\.0\.0\.1:\d+", "HUB", found)
+    if len(found) > LONGEST:
+        found = found[max(0, found.find(words)) :]
     if len(found) > LONGEST:
         found = f"{found[:LONGEST].rpartition(' ')[0]} …"
     # Characters that mean something in a table.
@@ -491,8 +493,8 @@ def rows_of_page() -> dict[str, str]:
     return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
 
 
-def made_table(words: list[str]) -> str:
-    """Do the faults whose names hold one of the words, or all of them, and return the table."""
+def made_rows(words: list[str]) -> dict[str, str]:
+    """Do the faults whose names hold one of the words, or all of them, and return their rows."""
     in_own_processes()
     # Made before several threads ask for it.
     model()
@@ -501,15 +503,24 @@ def made_table(words: list[str]) -> str:
         if not words or any(word in fault.name for word in words):
             chosen.append(fault)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        rows = list(map(row, chosen, threads.map(outcome_of, chosen)))
-    return table(rows)
+        happened = threads.map(outcome_of, chosen)
+        return {
+            fault.name: row(fault, words) for fault, words in zip(chosen, happened, strict=True)
+        }
+
+
+def write(rows: dict[str, str]) -> None:
+    """Put rows into the table of the page, where those of other faults stay."""
+    there = rows_of_page() | rows
+    made = table([there[fault.name] for fault in faults() if fault.name in there])
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
     flags = {word for word in sys.argv[1:] if word.startswith("--")}
-    made = made_table([word for word in sys.argv[1:] if word not in flags])
-    print(made)
+    done = made_rows([word for word in sys.argv[1:] if word not in flags])
+    print(table(list(done.values())))
     if "--write" in flags:
-        page = PAGE.read_text(encoding="utf-8")
-        before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-        PAGE.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+        write(done)
