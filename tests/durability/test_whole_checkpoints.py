@@ -44,6 +44,14 @@ def test_a_torn_file_is_found(
         checkpoint_for(tmp_path / "run", str(tmp_path / "run/checkpoint-3"))
 
 
+def test_a_checkpoint_has_the_card_of_its_run(three: Path) -> None:
+    card = (three / "checkpoint-3/README.md").read_text()
+    title = next(line for line in (three / "README.md").read_text().splitlines() if "# " in line)
+    assert title in card and "- PEFT " in card and "More Information Needed" not in card
+    # It is the adapter's too: PEFT has added what it knows.
+    assert "library_name: peft" in card
+
+
 def test_a_process_may_be_killed_at_any_line(three: Path, tmp_path: Path) -> None:
     """What a save leaves after each of its steps: nothing, or the checkpoint."""
     for stage in ("written", "sealed", "replaced", "named"):
