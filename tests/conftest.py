@@ -20,8 +20,9 @@ from grpo_hf.demo.tiny_model import tiny_model, tiny_tokenizer
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
 # TRL warns of what is experimental there, and a warning of ours would be an error.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-# A shell starts what runs in its background with Ctrl-C ignored, and every child would inherit it.
+# A shell's background ignores Ctrl-C, nohup SIGHUP, and every child would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # the models are too small for more, and a test run shares its cores
 
 CONSTRUCTOR = [name for name in signature(GRPOTrainer).parameters if name != "args"]
