@@ -736,69 +736,6 @@ def forward_before_autocast(model: Any) -> Callable[..., Any]:
     return vars(model).get("_original_forward", model.forward)
 
 
-# torch
-
-
-def cpu_attention(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, *, is_causal: bool
-) -> tuple[Tensor, Tensor]:
-    """Return attention and the log of its normaliser, by torch's kernel for a CPU.
-
-    `scaled_dot_product_attention` runs this kernel on a CPU, and drops the normaliser. It takes
-    fewer key heads than query heads.
-
-    Args:
-        query (N, H, S, D); key, value (N, K, T, D).
-
-    Returns:
-        (N, H, S, D) and (N, H, S).
-    """
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, scale=scaling
-    )
-
-
-def cpu_attention_backward(
-    gradient: Tensor,
-    states: tuple[Tensor, Tensor, Tensor],
-    results: tuple[Tensor, Tensor],
-    scaling: float | None,
-    *,
-    is_causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value.
-
-    The kernel recomputes the weights as exp(scores - normaliser), so `results` may be those of
-    attention to more keys than these.
-
-    Args:
-        gradient: of the output, (N, H, S, D).
-        states: query, key, value.
-        results: output and normaliser.
-    """
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        gradient, *states, *results, 0.0, is_causal, scale=scaling
-    )
-
-
-def has_arranged_products() -> bool:
-    """Return whether torch has oneDNN's linear product for weights that were arranged before."""
-    # A build without oneDNN lacks these names, or has them and cannot run them.
-    names = ("_linear_pointwise", "_reorder_linear_weight")
-    known = all(hasattr(torch.ops.mkldnn, name) for name in names)
-    return known and torch.backends.mkldnn.is_available()
-
-
-def arrange_weight(weight: Tensor, rows: int) -> Tensor:
-    """Return a copy of a float32 weight, (O, I), as oneDNN wants it for about so many rows."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-
-
-def arranged_linear(x: Tensor, arranged: Tensor, bias: Tensor | None) -> Tensor:
-    """Return `x Wᵀ + bias` for an arranged weight; without gradients."""
-    return torch.ops.mkldnn._linear_pointwise(x.float(), arranged, bias, "none", [], "")
-
-
 # bitsandbytes
 
 

@@ -14,12 +14,8 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ..models.precision import free_memory
-from ..trl_seam import (
-    arrange_weight,
-    arranged_linear,
-    has_arranged_products,
-    lora_is_two_products,
-)
+from ..torch_seam import arrange_weight, arranged_linear, has_arranged_products
+from ..trl_seam import lora_is_two_products
 from ..update.cpu_lora import is_left_alone
 
 MEMORY = 0.5  # merged weights may take this share of the memory that is free

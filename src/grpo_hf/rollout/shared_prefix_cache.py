@@ -21,7 +21,8 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from ..errors import NotGroupableError
-from ..trl_seam import attention_implementation, cpu_attention
+from ..torch_seam import cpu_attention
+from ..trl_seam import attention_implementation
 from ..update.packed_attention import as_autocast, join, read_layouts, unknown_options
 
 

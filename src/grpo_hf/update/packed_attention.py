@@ -19,8 +19,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ..errors import NotPackableError
-from ..trl_seam import cpu_attention, cpu_attention_backward
+from ..torch_seam import cpu_attention, cpu_attention_backward
+from .kernel_check import operator_for
 from .packing import PackedGroups
+from .varlen_attention import attend_by_calls, join
 
 # What transformers' models pass to an attention function without changing what it computes.
 KNOWN_OPTIONS = {
@@ -125,8 +127,13 @@ def attend(
         # It hides nothing here, and without a window the fast kernel can serve the layer.
         window = None
     query, key, value = as_autocast(query, key, value)
-    if _goes_by_parts(query, value, window, dropout):
-        return _ByParts.apply(query, key, value, scaling, layout.groups).transpose(1, 2)
+    states = (query, key, value)
+    if dropout == 0:
+        if _goes_by_parts(query, value, window):
+            return _ByParts.apply(*states, scaling, layout.groups).transpose(1, 2)
+        operator = operator_for(*states)
+        if operator is not None:
+            return attend_by_calls(operator, layout, states, window, scaling)
     return _padded(layout, query, key, value, window, scale=scaling, dropout_p=dropout)
 
 
@@ -142,14 +149,9 @@ def as_autocast(*states: Tensor) -> list[Tensor]:
     return [x.to(dtype) for x in states]
 
 
-def _goes_by_parts(query: Tensor, value: Tensor, window: int | None, dropout: float) -> bool:
+def _goes_by_parts(query: Tensor, value: Tensor, window: int | None) -> bool:
     """Return whether the kernel that `_ByParts` builds on serves these inputs."""
-    return (
-        window is None
-        and dropout == 0
-        and query.device.type == "cpu"
-        and query.shape[-1] == value.shape[-1]
-    )
+    return window is None and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
 
 
 def _padded(
@@ -162,7 +164,7 @@ def _padded(
 ) -> Tensor:
     """Attend in all sequences at once, as rows of a padded block.
 
-    Those are few and large kernels, for any device.
+    Any device can do that: it takes masks, and copies of a prompt's keys for its suffixes.
     """
     # Other devices' fast kernels take a mask or fewer key heads than query heads, but not both.
     heads_per_key = query.shape[1] // key.shape[1]
@@ -290,20 +292,3 @@ def _side_by_side(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Join outputs (1, H, t, D) and normalisers (1, H, t) of consecutive pieces of a row."""
     outputs, normalisers = zip(*parts, strict=True)
     return torch.cat(outputs, dim=2), torch.cat(normalisers, dim=2)
-
-
-def join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Join attention to two sets of keys into attention to both.
-
-    Args:
-        a, b: outputs (..., D) with their normalisers (...), in float32.
-
-    Returns:
-        The joined output, in float32, and its normaliser.
-    """
-    output_a, normaliser_a = a
-    output_b, normaliser_b = b
-    normaliser = torch.logaddexp(normaliser_a, normaliser_b)
-    share_a = (normaliser_a - normaliser).exp()[..., None]
-    share_b = (normaliser_b - normaliser).exp()[..., None]
-    return (output_a * share_a).addcmul_(output_b, share_b), normaliser

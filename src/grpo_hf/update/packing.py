@@ -16,12 +16,15 @@ N distinct prompts, M suffixes (rows without a token have none), S tokens in the
 in all.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..torch_seam import VarlenCall
 
 IGNORED = -100  # the label of a position that predicts nothing, as everywhere in transformers
 
@@ -70,6 +73,7 @@ class PackedGroups:
     convolutions: list[tuple[int, ...]] = field(default_factory=list)
     _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     _contexts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _windows: dict[int, "Spans"] = field(default_factory=dict)
 
     @classmethod
     def pack(cls, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> "PackedGroups":
@@ -137,17 +141,29 @@ class PackedGroups:
         return self.input_ids.shape[1] - self.labels.shape[1]
 
     @cached_property
+    def _counts(self) -> tuple[list[int], list[int], list[int]]:
+        """Lengths of prompts and of suffixes, and each suffix's prompt, as numbers of Python.
+
+        They leave the device together, and once: to wait for a device in a layer is to let it run
+        dry.
+        """
+        every = torch.cat([self.prompt_lengths, self.suffix_lengths, self.prompt_of]).tolist()
+        prompts = len(self.prompt_lengths)
+        suffixes = len(self.suffix_lengths)
+        return every[:prompts], every[prompts : prompts + suffixes], every[prompts + suffixes :]
+
+    @cached_property
     def groups(self) -> list[tuple[slice, slice, list[slice]]]:
         """Tell where each prompt's shared part lies in the row, and where its suffixes do."""
-        suffixes_of: list[list[int]] = [[] for _ in self.prompt_lengths]
-        prompt_of = self.prompt_of.tolist()
-        for prompt, length in zip(prompt_of, self.suffix_lengths.tolist(), strict=True):
+        prompt_lengths, suffix_lengths, prompt_of = self._counts
+        suffixes_of: list[list[int]] = [[] for _ in prompt_lengths]
+        for prompt, length in zip(prompt_of, suffix_lengths, strict=True):
             suffixes_of[prompt].append(length)
         groups = []
         start = 0
         at = self.shared
-        for length, suffix_lengths in zip(self.prompt_lengths.tolist(), suffixes_of, strict=True):
-            ends = list(accumulate(suffix_lengths, initial=at))
+        for length, lengths in zip(prompt_lengths, suffixes_of, strict=True):
+            ends = list(accumulate(lengths, initial=at))
             suffixes = [slice(begin, end) for begin, end in pairwise(ends)]
             groups.append((slice(start, start + length), slice(at, ends[-1]), suffixes))
             start += length
@@ -157,12 +173,67 @@ class PackedGroups:
     @cached_property
     def prompts(self) -> "Padded":
         """The shared parts as (N, longest)."""
-        return Padded.of(self.prompt_lengths)
+        return Padded.of(self.prompt_lengths, self._counts[0])
 
     @cached_property
     def suffixes(self) -> "Padded":
         """The suffixes as (M, longest)."""
-        return Padded.of(self.suffix_lengths)
+        return Padded.of(self.suffix_lengths, self._counts[1])
+
+    @cached_property
+    def spans(self) -> "Spans":
+        """Where sequences end, for attention without a window."""
+        longest_prompt = self.prompts.longest
+        longest_suffix = self.suffixes.longest
+        ends = _ends(self.suffix_lengths)
+        own = VarlenCall(ends, ends, longest_suffix, longest_suffix, is_causal=True)
+        if not self.shared:
+            return Spans(own)
+        # Prompts of one token sort before all others, and share nothing: no sequence is empty.
+        empty = self._counts[0].count(0)
+        of_prompts = _ends(self.prompt_lengths[empty:])
+        by_prompt = self.suffix_lengths.new_zeros(len(self.prompt_lengths))
+        by_prompt = by_prompt.index_add(0, self.prompt_of, self.suffix_lengths)[empty:]
+        sizes = [together.stop - together.start for _, together, _ in self.groups]
+        return Spans(
+            own,
+            VarlenCall(of_prompts, of_prompts, longest_prompt, longest_prompt, is_causal=True),
+            VarlenCall(
+                _ends(by_prompt), of_prompts, max(sizes[empty:]), longest_prompt, is_causal=False
+            ),
+            alone=sum(sizes[:empty]),
+        )
+
+    def in_window(self, window: int) -> "Spans":
+        """Return where sequences end for attention with a window, and the keys of suffixes.
+
+        Args:
+            window: how many positions a token sees, its own included.
+        """
+        if window not in self._windows:
+            self._windows[window] = self._build_window(window)
+        return self._windows[window]
+
+    def _build_window(self, window: int) -> "Spans":
+        prompts = None
+        if self.spans.prompts is not None:
+            prompts = replace(self.spans.prompts, is_causal=False, window=window)
+        ends = self.spans.suffixes.ends_q
+        # A suffix's first token sees so many of its prompt.
+        before = self.prompt_lengths.clamp(max=window - 1)[self.prompt_of]
+        lengths = before + self.suffix_lengths
+        keys = []
+        for prompt, length in zip(self._counts[2], self._counts[1], strict=True):
+            keys.append(min(self._counts[0][prompt], window - 1) + length)
+        place = _places(lengths, sum(keys))
+        owner = _owners(lengths, sum(keys))
+        prompt_end = self.prompt_lengths.cumsum(0)[self.prompt_of]
+        in_prompt = prompt_end[owner] - before[owner] + place
+        in_suffix = self.shared + ends[owner] + place - before[owner]
+        longest = self.suffixes.longest
+        call = VarlenCall(ends, _ends(lengths), longest, max(keys), is_causal=False, window=window)
+        sources = torch.where(place < before[owner], in_prompt, in_suffix)
+        return Spans(call, prompts, sources=sources)
 
     def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """Return what each cell may see, computed once for all layers that share a window.
@@ -234,6 +305,43 @@ class PackedGroups:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Where the sequences of a packed row end, for kernels that take sequences of any length.
+
+    Args:
+        suffixes: to themselves, or with a window to the keys in `sources`.
+        prompts: to themselves; None if no prompt has a shared part.
+        together: the suffixes of each prompt, as one sequence, to its shared part.
+        alone: how many tokens are in suffixes whose prompt has no shared part; they come first.
+        sources: with a window, where the keys of the suffixes lie in the row.
+    """
+
+    suffixes: VarlenCall
+    prompts: VarlenCall | None = None
+    together: VarlenCall | None = None
+    alone: int = 0
+    sources: Tensor | None = None
+
+
+def _ends(lengths: Tensor) -> Tensor:
+    """Return where sequences of these lengths end, with a 0 in front, in int32."""
+    return pad(lengths.cumsum(0), (1, 0)).int()
+
+
+def _owners(lengths: Tensor, total: int) -> Tensor:
+    """Return the sequence of each token, (total,)."""
+    rows = torch.arange(len(lengths), device=lengths.device)
+    # With the size given, the device is not asked for it.
+    return rows.repeat_interleave(lengths, output_size=total)
+
+
+def _places(lengths: Tensor, total: int) -> Tensor:
+    """Return each token's place in its sequence, (total,)."""
+    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=total)
+    return torch.arange(total, device=lengths.device) - starts
+
+
+@dataclass(frozen=True)
 class Padded:
     """Sequences side by side as (rows, longest).
 
@@ -245,10 +353,17 @@ class Padded:
     cells: Tensor
 
     @classmethod
-    def of(cls, lengths: Tensor) -> "Padded":
-        longest = int(lengths.max())
-        filled = torch.arange(longest, device=lengths.device) < lengths[:, None]
-        return cls(len(lengths), longest, filled.flatten().nonzero()[:, 0])
+    def of(cls, lengths: Tensor, counts: list[int]) -> "Padded":
+        """Lay sequences side by side.
+
+        Args:
+            lengths (rows,): of the sequences, on their device.
+            counts: the same as numbers of Python.
+        """
+        longest = max(counts)
+        total = sum(counts)
+        cells = _owners(lengths, total) * longest + _places(lengths, total)
+        return cls(len(counts), longest, cells)
 
     def rows_of(self, states: Tensor) -> Tensor:
         """Pad (tokens, ...) to (rows, longest, ...), with zeros for padding."""
