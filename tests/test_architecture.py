@@ -21,6 +21,7 @@ ORDER = [
     "config",
     "run_files",
     "run_context",
+    "torch_seam",
     "trl_seam",
     "demo",
     "tiny_model",  # an old import path

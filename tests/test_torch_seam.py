@@ -4,8 +4,8 @@ import ast
 from inspect import getsource
 from pathlib import Path
 
-import torch
 import pytest
+import torch
 
 from grpo_hf import torch_seam
 

@@ -21,7 +21,6 @@ from statistics import mean
 from typing import Any, Literal, NotRequired, TypedDict
 from unittest.mock import patch
 
-import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import TrainerState

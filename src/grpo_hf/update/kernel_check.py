@@ -3,17 +3,18 @@
 Shapes: as in varlen_attention.py.
 """
 
+import logging
 from functools import lru_cache
 
 import torch
-from accelerate.logging import get_logger
 from torch import Tensor
 
 from ..torch_seam import FlashAttention
 from .packing import PackedGroups
 from .varlen_attention import Operator, States, way_of
 
-logger = get_logger(__name__)
+# Each process speaks for the device that it has.
+logger = logging.getLogger(__name__)
 
 FLASH = FlashAttention()
 
@@ -62,7 +63,6 @@ def kernel_works(
         logger.warning(
             "Packed updates pad sequences for attention, which costs time and memory: torch's "
             f"kernel for sequences of any length does not serve this device ({error}).",
-            main_process_only=False,
         )
         return False
     return True

@@ -143,7 +143,8 @@ def as_autocast(*states: Tensor) -> list[Tensor]:
     Kernels that are called by name get no cast.
     """
     device = states[0].device.type
-    if not torch.is_autocast_enabled(device):
+    known = torch.amp.is_autocast_available(device)
+    if not known or not torch.is_autocast_enabled(device):
         return list(states)
     dtype = torch.get_autocast_dtype(device)
     return [x.to(dtype) for x in states]

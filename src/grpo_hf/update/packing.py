@@ -73,7 +73,7 @@ class PackedGroups:
     convolutions: list[tuple[int, ...]] = field(default_factory=list)
     _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     _contexts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _windows: dict[int, "Spans"] = field(default_factory=dict)
+    _windows: dict[int, tuple["Spans", Tensor]] = field(default_factory=dict)
 
     @classmethod
     def pack(cls, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> "PackedGroups":
@@ -204,8 +204,8 @@ class PackedGroups:
             alone=sum(sizes[:empty]),
         )
 
-    def in_window(self, window: int) -> "Spans":
-        """Return where sequences end for attention with a window, and the keys of suffixes.
+    def in_window(self, window: int) -> tuple["Spans", Tensor]:
+        """Return where sequences end with a window, and where the keys of suffixes lie in the row.
 
         Args:
             window: how many positions a token sees, its own included.
@@ -214,7 +214,7 @@ class PackedGroups:
             self._windows[window] = self._build_window(window)
         return self._windows[window]
 
-    def _build_window(self, window: int) -> "Spans":
+    def _build_window(self, window: int) -> tuple["Spans", Tensor]:
         prompts = None
         if self.spans.prompts is not None:
             prompts = replace(self.spans.prompts, is_causal=False, window=window)
@@ -233,7 +233,7 @@ class PackedGroups:
         longest = self.suffixes.longest
         call = VarlenCall(ends, _ends(lengths), longest, max(keys), is_causal=False, window=window)
         sources = torch.where(place < before[owner], in_prompt, in_suffix)
-        return Spans(call, prompts, sources=sources)
+        return Spans(call, prompts), sources
 
     def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """Return what each cell may see, computed once for all layers that share a window.
@@ -309,18 +309,16 @@ class Spans:
     """Where the sequences of a packed row end, for kernels that take sequences of any length.
 
     Args:
-        suffixes: to themselves, or with a window to the keys in `sources`.
+        suffixes: to themselves; with a window, to the keys that are gathered for them.
         prompts: to themselves; None if no prompt has a shared part.
         together: the suffixes of each prompt, as one sequence, to its shared part.
         alone: how many tokens are in suffixes whose prompt has no shared part; they come first.
-        sources: with a window, where the keys of the suffixes lie in the row.
     """
 
     suffixes: VarlenCall
     prompts: VarlenCall | None = None
     together: VarlenCall | None = None
     alone: int = 0
-    sources: Tensor | None = None
 
 
 def _ends(lengths: Tensor) -> Tensor:

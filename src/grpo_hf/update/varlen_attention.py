@@ -184,7 +184,7 @@ class _CallsInWindow:
 
     def forward(self, states: States) -> tuple[Tensor, list[Tensor]]:
         """Return the output, and the normalisers of suffixes and then of prompts, if any."""
-        spans = self.layout.in_window(self.window)
+        spans, _ = self.layout.in_window(self.window)
         own, normaliser = self.operator.forward(
             self._of_suffixes(states), spans.suffixes, self.scaling
         )
@@ -199,7 +199,7 @@ class _CallsInWindow:
         self, gradient: Tensor, states: States, output: Tensor, normalisers: list[Tensor]
     ) -> States:
         """Return the gradients of the states, from what `forward` returned."""
-        spans = self.layout.in_window(self.window)
+        spans, sources = self.layout.in_window(self.window)
         shared = self.layout.shared
         own = self.operator.backward(
             gradient[shared:],
@@ -211,9 +211,9 @@ class _CallsInWindow:
         # In float32 at least: all suffixes of a prompt add to the gradients of its keys.
         precise = torch.promote_types(states[1].dtype, torch.float32)
         of_keys = torch.zeros_like(states[1], dtype=precise)
-        of_keys.index_add_(0, spans.sources, own[1].to(precise))
+        of_keys.index_add_(0, sources, own[1].to(precise))
         of_values = torch.zeros_like(states[2], dtype=precise)
-        of_values.index_add_(0, spans.sources, own[2].to(precise))
+        of_values.index_add_(0, sources, own[2].to(precise))
         of_queries = own[0]
         if spans.prompts is not None:
             prompts = self.operator.backward(
@@ -236,7 +236,7 @@ class _CallsInWindow:
     def _of_suffixes(self, states: States) -> States:
         # Gathered anew in the backward: kept, they would be copies of prompts in every layer.
         query, key, value = states
-        sources = self.layout.in_window(self.window).sources
+        _, sources = self.layout.in_window(self.window)
         return query[self.layout.shared :], key[sources], value[sources]
 
 
