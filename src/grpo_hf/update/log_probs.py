@@ -239,12 +239,14 @@ def forward_packed(
     model: nn.Module, layout: PackedGroups, *, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Score one packed row: log-probabilities, and entropies if asked for, (B, C) each."""
-    output = model(
-        input_ids=layout.input_ids,
-        position_ids=layout.position_ids,
-        # A 4D mask counts as prepared already, so that transformers builds none.
-        attention_mask=layout.input_ids.new_ones(1, 1, 1, 1),
-        layout=layout,
-        entropy=entropy,
-    )
+    # Each layout has other lengths: a compiled forward would be compiled anew at every micro-batch.
+    with torch.compiler.set_stance("force_eager"):
+        output = model(
+            input_ids=layout.input_ids,
+            position_ids=layout.position_ids,
+            # A 4D mask counts as prepared already, so that transformers builds none.
+            attention_mask=layout.input_ids.new_ones(1, 1, 1, 1),
+            layout=layout,
+            entropy=entropy,
+        )
     return layout.unpack(output.log_probs), layout.unpack(output.entropy) if entropy else None
