@@ -36,6 +36,8 @@ class GRPOConfig(TRLGRPOConfig):
         gae_gamma (`float`): γ of `"gae"`, the discount per token.
         critic_learning_rate (`float`): the learning rate of the critic, which has its own AdamW.
         packed_update (`bool`): compute each distinct token of an update once. False: TRL's update.
+        max_tokens_per_forward (`int`): the most tokens in a forward of a packed pass without
+            gradients, those of the old and the reference policy; a longer row has one to itself.
         grouped_rollout (`bool`): read each prompt once per group when sampling. False: TRL's
             rollout.
         early_rewards (`bool`): compute rewards during the reference pass. False: after it.
@@ -129,6 +131,10 @@ class GRPOConfig(TRLGRPOConfig):
         metadata={
             "help": "Compute each distinct token of an update once; `false` is TRL's update."
         },
+    )
+    max_tokens_per_forward: int = field(
+        default=8192,
+        metadata={"help": "Most tokens in a packed forward of the old or the reference policy."},
     )
     grouped_rollout: bool = field(
         default=True,

@@ -26,6 +26,7 @@ _POSITIVE = (
     "reference_reset_every",
     "critic_learning_rate",
     "max_refills",
+    "max_tokens_per_forward",
     "reward_timeout",
     "temperature",
     "per_device_train_batch_size",

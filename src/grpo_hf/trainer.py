@@ -29,7 +29,7 @@ from .rollout import dynamic_sampling, generate
 from .scoring import failures, process_reward, step_scores, trial
 from .scoring.scorer import RolloutScorer, scorer_under_way, weights_now
 from .trl_seam import Batch
-from .update import log_probs, micro_batches, packing_check
+from .update import forwards, log_probs, micro_batches, packing_check
 
 
 class GRPOTrainer(DurableTrainer):
@@ -134,10 +134,12 @@ class GRPOTrainer(DurableTrainer):
             others = (batch_size, compute_entropy, *positional)
             scored = super()._get_per_token_logps_and_entropies(*block, *others, **named)
             return scored[0], log_probs.filled_entropies(scored[1]), *scored[2:]
-        # A whole group at least: cut further, its prompt would be read several times.
-        rows = max(batch_size, self.num_generations) if batch_size else None
+        # TRL gives a batch size to passes without gradients.
+        run = (self.args, self.traits, self.accelerator)
+        budget = forwards.TokenBudget.of_run(*run) if batch_size else None
         with self.accelerator.autocast():
-            return *log_probs.packed_log_probs(*block, rows=rows, entropy=compute_entropy), None
+            scored = log_probs.packed_log_probs(*block, budget=budget, entropy=compute_entropy)
+        return *scored, None
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Keep groups together. TRL 1.16 fills `_buffered_inputs` here, and counts in `_step`."""

@@ -21,6 +21,7 @@ from ..models.adapters import causal_model
 from ..trl_seam import add_forward_hook_once, fused_log_probs
 from .cpu_lm_head import selected_log_probs
 from .cpu_lora import join_products
+from .forwards import TokenBudget
 from .packing import IGNORED, PackedGroups
 
 # What a configuration may do to logits between the head and the softmax; TRL's head knows them all.
@@ -202,7 +203,7 @@ def packed_log_probs(
     logits_to_keep: int,
     *,
     entropy: bool = False,
-    rows: int | None = None,
+    budget: TokenBudget | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Score each completion token by a forward over the distinct tokens of a block.
 
@@ -211,7 +212,7 @@ def packed_log_probs(
         input_ids, attention_mask (B, P + C): prompts padded left, completions right.
         logits_to_keep: C.
         entropy: whether entropies are wanted.
-        rows: how many rows go into one forward; all of them if not given.
+        budget: how many tokens go into one forward; all of them if not given.
 
     Returns:
         Log-probabilities, and entropies or `None`, (B, C) each; 0 where there is no token. Inside
@@ -220,19 +221,32 @@ def packed_log_probs(
     computed = _rows_computed.get()
     if computed is not None:
         attention_mask = attention_mask * computed.kept[:, None]
-    rows = rows or len(input_ids)
+    every_row = slice(0, len(input_ids))
+    block = (input_ids, attention_mask, logits_to_keep)
     log_probs = []
     entropies = []
-    for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
-        layout = PackedGroups.pack(ids, mask, logits_to_keep)
+    for piece in [every_row] if budget is None else budget.pieces(*block):
+        layout = _layout_of(*block, piece)
         of_piece, entropies_of_piece = forward_packed(model, layout, entropy=entropy)
-        log_probs.append(of_piece)
+        # A forward for company's sake has a row that is not of this piece.
+        rows_of_piece = piece.stop - piece.start
+        log_probs.append(of_piece[:rows_of_piece])
         if entropies_of_piece is not None:
-            entropies.append(entropies_of_piece)
+            entropies.append(entropies_of_piece[:rows_of_piece])
     of_rows = torch.cat(log_probs)
     if computed is not None:
         of_rows = computed.fill_log_probs(of_rows)
     return of_rows, filled_entropies(torch.cat(entropies) if entropies else None)
+
+
+def _layout_of(
+    input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, rows: slice
+) -> PackedGroups:
+    """Lay some rows of a block down; of no rows, a single token that is not scored."""
+    if rows.start == rows.stop:
+        nothing = torch.zeros_like(attention_mask[:1])
+        return PackedGroups.pack(input_ids[:1], nothing, logits_to_keep)
+    return PackedGroups.pack(input_ids[rows], attention_mask[rows], logits_to_keep)
 
 
 def forward_packed(
