@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import (
     Cache,
     DynamicCache,
@@ -28,6 +29,9 @@ from .shared_prefix_cache import SharedPrefixCache
 
 # Rows are dropped when less than this share is unfinished: dropping copies the rest of the cache.
 KEEP = 0.75
+
+# Tokens of the vocabulary whose shares are summed before they are cumulated.
+BLOCK = 512
 
 # What a cache may be made of: keys and values of all tokens or of a window, states along the row
 # that are a row's own, or both; nothing else is known to mean something else by a row.
@@ -72,6 +76,7 @@ def sample_groups(
 
     Raises:
         NotGroupableError: the cache holds something whose rows are not known.
+        NotFiniteError: the logits that a token is drawn from are not finite.
     """
     cache_name = cache_argument(inputs)
     cache = inputs.get(cache_name)
@@ -92,15 +97,26 @@ def sample_groups(
         for processor, begin in begins:
             processor.prompt_ignore_length = begin[rows.of]
         scores = logits_processor(sequences[rows.of, :length], rows.logits.float())
-        token = _draw(scores) if generation_config.do_sample else scores.argmax(-1)
+        finite = scores.new_ones((), dtype=torch.bool)
+        if generation_config.do_sample:
+            token, finite = _draw(scores)
+        else:
+            token = scores.argmax(-1)
         # Rows that are finished go on in the cache until it is worth its copy to drop them.
         token = token.where(rows.unfinished, padding)
         sequences[rows.of, length] = token
         length += 1
         rows.unfinished &= ~stopping_criteria(sequences[rows.of, :length], None)
-        if not rows.unfinished.any() or length == limit:
+        # The one number of a token that the host waits for, as in `generate`.
+        left = int(torch.where(finite, rows.unfinished.sum(), -1))
+        if left < 0:
+            raise NotFiniteError(
+                "the policy's logits are not finite, so nothing can be sampled: lower the learning "
+                "rate."
+            )
+        if left == 0 or length == limit:
             return sequences[:, :length]
-        rows.read(token, length)
+        rows.read(token, length, left)
 
 
 def _check_layers(cache: Any) -> None:
@@ -214,10 +230,15 @@ class _Rows:
             logits=output.logits[prompt_of, -1],
         )
 
-    def read(self, token: Tensor, length: int) -> None:
-        """Forward the tokens just written, after dropping finished rows if they are many."""
-        if self.unfinished.sum() <= KEEP * len(self.of):
-            kept = self.unfinished.nonzero()[:, 0]
+    def read(self, token: Tensor, length: int, left: int) -> None:
+        """Forward the tokens just written, after dropping finished rows if they are many.
+
+        Args:
+            left: how many rows are unfinished.
+        """
+        if left <= KEEP * len(self.of):
+            # Those rows first, in their order; to look for them would be to wait for the device.
+            kept = torch.argsort(self.unfinished, descending=True, stable=True)[:left]
             self._cache.reorder_cache(kept)
             if self._prefix_cache is not None:
                 self._prefix_cache.keep(kept)
@@ -233,24 +254,32 @@ class _Rows:
         self._position = self._position + 1
 
 
-def _draw(scores: Tensor) -> Tensor:
+def _draw(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Sample from softmax(scores), (B, V) -> (B,).
 
-    One uniform number per row is looked up in the cumulated probabilities.
+    One uniform number per row is looked up in the cumulated probabilities: first among the sums of
+    blocks of the vocabulary, then within a block. So only these two are cumulated in float64; in
+    float32 sums of 50,000 shares would be off by more than the rarest tokens' shares.
 
-    Raises:
-        NotFiniteError: the logits are not finite.
+    Returns:
+        The tokens, and whether all rows were finite, ().
     """
-    # Sums of 50,000 shares in float32 would be off by more than the rarest tokens' shares; MPS has
-    # no float64.
+    # MPS has no float64.
     precision = torch.float32 if scores.device.type == "mps" else torch.float64
-    distribution = scores.to(precision).softmax(-1).cumsum(-1)
-    if not distribution[:, -1].isfinite().all():
-        raise NotFiniteError(
-            "the policy's logits are not finite, so nothing can be sampled: lower the learning "
-            "rate."
-        )
+    shares = (scores - scores.amax(-1, keepdim=True)).exp_()
+    blocks = pad(shares, (0, -shares.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums = blocks.sum(-1).to(precision)
+    ends = sums.cumsum(-1)
     uniform = torch.rand(len(scores), 1, dtype=precision, device=scores.device)
-    threshold = uniform * distribution[:, -1:]
-    token = torch.searchsorted(distribution, threshold, right=True)[:, 0]
-    return token.clamp(max=scores.shape[1] - 1)
+    # Below the end, however it rounds: behind it lie tokens whose share is 0.
+    below = 1 - 4 * torch.finfo(precision).eps
+    threshold = uniform.clamp(max=below) * ends[:, -1:]
+    block = torch.searchsorted(ends, threshold, right=True).clamp(max=ends.shape[1] - 1)
+    of_block = sums.gather(1, block)
+    inside = blocks[torch.arange(len(scores), device=scores.device), block[:, 0]]
+    inside = inside.to(precision).cumsum(-1)
+    # The sum of a block, in float32, and the end of its shares differ by a rounding.
+    part = (threshold - (ends.gather(1, block) - of_block)) / of_block
+    place = torch.searchsorted(inside, part.clamp(0, below) * inside[:, -1:], right=True)
+    token = (block * BLOCK + place)[:, 0].clamp(max=scores.shape[1] - 1)
+    return token, ends[:, -1].isfinite().all()
