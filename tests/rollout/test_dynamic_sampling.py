@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 from support.models import LORA
 from support.processes import SCRIPTS, launch
 from support.rollouts import watched_rollouts
+from support.waits import Waits
 
 from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.errors import ConfigError
 from grpo_hf.models.reference import as_reference
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.rollout import dynamic_sampling as refill
+from grpo_hf.run_context import RefillPlan, RunContext
 
 MakeTrainer = Callable[..., GRPOTrainer]
 ROWS = Dataset.from_list([{"prompt": f"{n}: ", "easy": n % 4 != 0} for n in range(64)])
@@ -214,3 +217,32 @@ def test_two_processes_refill_together_and_one_may_have_nothing_left(
     assert [row["signal/kept_fraction"] for row in refilled] == [1.0] * 3
     assert all(row["signal/refilled_groups"] == 2 for row in refilled)
     assert all(row["grad_norm"] > 0 for row in plain + refilled)
+
+
+def test_groups_are_replaced_with_one_wait_each_way():
+    """What is looked for is where groups without a signal lie, and where the fresh ones do."""
+    run = RunContext(Accelerator(cpu=True), group_size=4, training=True, step=0)
+
+    def rollout(signals: list[int], of: int) -> dict[str, torch.Tensor]:
+        ids = torch.full((4 * len(signals), 3), of)
+        advantages = torch.tensor(signals).repeat_interleave(4).float()
+        return {
+            "prompt_ids": ids,
+            "completion_ids": ids,
+            "completion_mask": torch.ones_like(ids),
+            "advantages": advantages,
+        }
+
+    def waits(holes: int) -> tuple[int, torch.Tensor]:
+        batch = rollout([0, 1] * holes, 1)
+        fresh = rollout([1, 0, 1] * holes, 2)
+        plan = RefillPlan(ROWS, "seed", 1, 0)
+        with Waits() as seen:
+            replaced = refill.replace_groups(batch, lambda rows: (fresh, None), plan, run)
+        return len(seen.found), replaced.batch["prompt_ids"][::4, 0]
+
+    few, prompts = waits(2)
+    assert prompts.tolist() == [2, 1, 2, 1]
+    many, prompts = waits(8)
+    assert prompts.tolist() == [2, 1] * 8
+    assert few == many

@@ -10,6 +10,7 @@ from support.models import decoder, lora
 from support.sampling import PROMPTS, completions
 
 from grpo_hf import GRPOTrainer
+from grpo_hf.rollout import generate
 from grpo_hf.rollout import merged_weights as merging
 
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -107,3 +108,27 @@ def test_what_is_put_on_a_layer_between_rollouts_stays_in_force(part: str) -> No
         with merging.merged(model):
             torch.testing.assert_close(model(ids).logits, negated)
     torch.testing.assert_close(hooked, expected)
+
+
+def test_what_the_copies_take_is_known_and_said(
+    sampler: Callable[..., GRPOTrainer],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = sampler(generation_kwargs={"do_sample": False})
+    adapted = trainer.model.get_base_model()
+    weights = [layer.weight for layer in adapted.modules() if type(layer) is torch.nn.Linear]
+    matrices = [weight for weight in weights if weight.shape[0] >= 16 and weight.shape[1] >= 16]
+    expected = sum(weight.numel() * weight.element_size() for weight in matrices)
+    taken = merging.copied_bytes(trainer.model)
+    assert taken == expected
+    completions(trainer, PROMPTS, grouped=True)
+    assert not caplog.messages
+    monkeypatch.setattr(generate, "free_memory", lambda device: 2 * taken)
+    for _ in range(2):
+        completions(trainer, PROMPTS, grouped=True)
+    assert len(caplog.messages) == 1
+    assert "copies of the weights with the adapter in them take 0.0 GiB" in caplog.text
+    # More than half of what is free: none are made.
+    monkeypatch.setattr(merging, "free_memory", lambda device: taken)
+    assert merging.copied_bytes(trainer.model) == 0

@@ -3,12 +3,14 @@
 import copy
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import pytest
 import torch
 import trl
 from support.models import block, decoder, lora, moved
+from support.waits import Waits
 
 from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.run_context import RunContext
@@ -94,7 +96,7 @@ def test_an_optimizer_step_has_the_gradient_of_one_large_batch(
         ours = gradient(
             trainer, GRPOTrainer._compute_loss, micro[start : start + window], steps=steps
         )
-        whole = select(batch, torch.cat(parts[start : start + window]))
+        whole = select(batch, [*chain(*parts[start : start + window])])
         whole["num_items_in_batch"] = whole["completion_mask"].sum()
         expected = gradient(trainer, trl.GRPOTrainer._compute_loss, [whole], steps=1)
         assert (ours - expected).norm() <= 1e-6 * expected.norm()
@@ -107,11 +109,11 @@ def test_where_trls_own_accumulation_differs(trainer: GRPOTrainer, loss_type: st
     """
     trainer.loss_type = loss_type
     batch = generation_batch(trainer)
-    pieces = [select(batch, rows) for rows in torch.arange(GROUPS * SIZE).split(SIZE)][
+    pieces = [select(batch, rows.tolist()) for rows in torch.arange(GROUPS * SIZE).split(SIZE)][
         :2
     ]  # step 1 of 2, 2 parts each
     theirs = gradient(trainer, trl.GRPOTrainer._compute_loss, pieces, steps=4)
-    whole = select(batch, torch.arange(2 * SIZE))
+    whole = select(batch, list(range(2 * SIZE)))
     whole["num_items_in_batch"] = whole["completion_mask"].sum()
     expected = gradient(trainer, trl.GRPOTrainer._compute_loss, [whole], steps=1)
     assert (theirs - expected).norm() > 1e-2 * expected.norm()
@@ -122,7 +124,7 @@ def test_where_trls_own_accumulation_differs(trainer: GRPOTrainer, loss_type: st
 def test_steps_that_span_rollouts_keep_trls_normaliser(
     trainer: GRPOTrainer, loss_type: str, steps: int, window: int
 ) -> None:
-    batch = select(generation_batch(trainer), torch.arange(12))
+    batch = select(generation_batch(trainer), list(range(12)))
     kept = torch.ones(12, dtype=torch.bool)
     micro = micro_batches(
         batch, kept, steps=steps, window=window, loss_type=loss_type, total=lambda tensor: tensor
@@ -139,7 +141,7 @@ def test_groups_stay_whole_and_tokens_even() -> None:
         (torch.rand(32, 1) * 200 + 10).expand(32, 8).flatten().long()
     )  # some groups long, some short
     parts = deal(prompts, torch.ones_like(prompts), costs, 4)
-    assert sorted(torch.cat(parts).tolist()) == list(range(256))
+    assert sorted(chain(*parts)) == list(range(256))
     for part in parts:
         assert len(part) == 64
         assert len(prompts[part].unique()) == 8  # 8 whole groups
@@ -157,10 +159,31 @@ def test_groups_larger_than_a_part_are_split_no_more_than_needed(
 ) -> None:
     prompts = (torch.arange(rows) // group)[:, None] + 5
     dealt = deal(prompts, torch.ones_like(prompts), torch.arange(rows) + 1, parts)
-    assert sorted(torch.cat(dealt).tolist()) == list(range(rows))
+    assert sorted(chain(*dealt)) == list(range(rows))
     assert {len(part) for part in dealt} == {rows // parts}
     if group % (rows // parts) == 0:
         assert all(len(prompts[part].unique()) == 1 for part in dealt)
+
+
+def test_dealing_waits_for_the_device_as_often_for_many_groups() -> None:
+    """Once for what the rows cost, and once to compare prompts."""
+
+    def waits(groups: int) -> int:
+        prompts = torch.arange(groups).repeat_interleave(4)[:, None] + 5
+        batch: Any = {
+            "prompt_ids": prompts,
+            "prompt_mask": torch.ones_like(prompts),
+            "completion_ids": prompts,
+            "completion_mask": torch.ones_like(prompts),
+            "advantages": torch.ones(4 * groups),
+        }
+        with Waits() as seen:
+            micro_batches(
+                batch, None, steps=groups, window=1, loss_type="bnpo", total=lambda tensor: tensor
+            )
+        return len(seen.found)
+
+    assert waits(32) == waits(2) <= 3
 
 
 @pytest.fixture
@@ -226,7 +249,7 @@ def test_metrics_without_rows_without_a_signal_are_trls(trainer: GRPOTrainer) ->
     )
     ours = metrics_of(trainer, GRPOTrainer._compute_loss, piece)
     theirs = metrics_of(trainer, trl.GRPOTrainer._compute_loss, batch)
-    kept = select(batch, rows_with_signal(batch).nonzero()[:, 0])
+    kept = select(batch, rows_with_signal(batch).nonzero()[:, 0].tolist())
     of_kept = metrics_of(trainer, trl.GRPOTrainer._compute_loss, kept)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():

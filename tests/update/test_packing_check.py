@@ -10,8 +10,11 @@ import pytest
 import torch
 import trl
 from peft import LoraConfig
-from support.models import WINDOW, block, decoder, lora
+from support.models import WINDOW, block, decoder, lora, moved
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.models import measuring
@@ -536,3 +539,45 @@ def test_another_name_of_the_adapter_is_as_good(module_trainer: MakeTrainer) -> 
     trainer = off_zero(module_trainer(model=model, beta=0.0))
     assert trainer.packs
     assert_packed_as_trl(trainer)
+
+
+def test_attention_of_the_users_choice_is_used_or_said(
+    module_trainer: MakeTrainer, said: list[str]
+) -> None:
+    """Packed updates have kernels of their own, whatever was chosen for the model."""
+    AttentionInterface.register("of_the_user", sdpa_attention_forward)
+    AttentionMaskInterface.register("of_the_user", sdpa_mask)
+    model = decoder("Llama")
+    model.set_attn_implementation("of_the_user")
+    trainer = moved(module_trainer(model=model, peft_config=lora()))
+    assert_packed_as_trl(trainer)
+    assert [message for message in said if "'of_the_user' serves rollouts" in message] == said
+    assert len(said) == 1
+    said.clear()
+    trainer = module_trainer(model=decoder("Llama"), peft_config=lora())
+    assert trainer.packs and not said
+
+
+def test_packed_updates_of_a_compiled_model_are_trls(
+    module_trainer: MakeTrainer, said: list[str]
+) -> None:
+    """`torch_compile=True`: each packed row has other lengths, so it is not compiled."""
+    torch._dynamo.reset()
+    runs = {}
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        trainer = module_trainer(
+            model=decoder("Llama", num_hidden_layers=1),
+            peft_config=lora(),
+            torch_compile=compiled,
+            torch_compile_backend="eager" if compiled else None,
+            grouped_rollout=False,
+            optim="sgd",
+        )
+        trainer.train()
+        assert trainer.packs
+        losses = [entry["grad_norm"] for entry in trainer.state.log_history if "loss" in entry]
+        runs[compiled] = losses
+    assert runs[True] == pytest.approx(runs[False], rel=1e-5)
+    assert [message for message in said if "without torch.compile" in message] == said
+    assert len(said) == 1

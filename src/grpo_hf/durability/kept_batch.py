@@ -97,7 +97,7 @@ def _unscorable(micro_batch: Any, log_probs: Callable[..., Tensor]) -> Tensor:
     """
     wrong = []
     for row in range(len(micro_batch["prompt_ids"])):
-        piece = select(micro_batch, torch.tensor([row], device=micro_batch["prompt_ids"].device))
+        piece = select(micro_batch, [row])
         ids = torch.cat([piece["prompt_ids"], piece["completion_ids"]], 1)
         mask = torch.cat([piece["prompt_mask"], piece["completion_mask"]], 1)
         # A run that goes on without this step keeps its random numbers.
@@ -214,7 +214,7 @@ def replay_rows(
     replayed = []
     for place, batch in enumerate(batches):
         for row in range(len(batch["prompt_ids"])):
-            piece: Any = select(batch, torch.tensor([row], device=batch["prompt_ids"].device))  # type: ignore[arg-type]
+            piece: Any = select(batch, [row])  # type: ignore[arg-type]
             wrong = []
             for name, words in OF_ROLLOUT.items():
                 if name in piece and not finite_entries(piece, name).all():

@@ -3,21 +3,19 @@
 How log-probabilities are computed is up to the trainer, which hands over a function.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel
-from torch import Tensor
 
 from ..config import option
 from ..errors import ReferenceDriftError
 from ..run_context import PolicyState
 from .adapters import flags_kept
+from .digests import digest_of
 from .kept_weights import kept_weights, role_weights
 from .precision import computes_in_half
 from .random_state import own_random_numbers
@@ -189,13 +187,4 @@ def frozen_digest(model: Any, moving: Iterable[str] = ()) -> str:
     kept = kept_weights(model)
     # The reference reads these as well.
     frozen += kept.base.tensors + (kept.start.tensors if kept.start else [])
-    # Hashing releases the interpreter's lock, so threads do use several cores.
-    with ThreadPoolExecutor() as threads:
-        digests = list(threads.map(_tensor_digest, frozen))
-    return hashlib.blake2b(b"".join(digests)).hexdigest()
-
-
-def _tensor_digest(tensor: Tensor) -> bytes:
-    # As bytes, because numpy has no bfloat16; flat, because a scalar has no last dimension to view.
-    raw: Any = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
-    return hashlib.blake2b(raw, digest_size=16).digest()
+    return digest_of(frozen)

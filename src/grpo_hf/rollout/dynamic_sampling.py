@@ -89,8 +89,8 @@ def replace_groups(
     drawn = 0
     done = 0
     while done < plan.rounds:
-        holes = (~_groups_with_signal(batch, run)).nonzero()[:, 0]
-        if not len(holes):
+        holes = _positions(~_groups_with_signal(batch, run))
+        if not holes:
             break
         # A round draws as many groups as are missing; the number of rounds bounds the cost.
         rows = draw_rows(plan.data, len(holes), run, seed=f"{plan.seed}/{done}")
@@ -99,7 +99,7 @@ def replace_groups(
         fresh = _from_all_processes(rolled_out, run)
         has_signal = _by_group(fresh["advantages"], run.group_size)
         # More groups than holes may have been drawn, and some of them have no signal either.
-        useful = has_signal.nonzero()[: len(holes), 0]
+        useful = _positions(has_signal)[: len(holes)]
         batch = _splice(batch, fresh, holes[: len(useful)], useful, run, plan.pad_token_id)
         refilled += len(useful)
         drawn += len(has_signal)
@@ -143,6 +143,11 @@ def _by_group(advantages: Tensor, group_size: int) -> Tensor:
     return (advantages != 0).view(len(advantages) // group_size, -1).any(1)
 
 
+def _positions(flags: Tensor) -> list[int]:
+    """Return where flags, (groups,), are set; the host waits once, and can count from then on."""
+    return [position for position, is_set in enumerate(flags.tolist()) if is_set]
+
+
 def _from_all_processes(batch: Batch, run: RunContext) -> Batch:
     gathered: Any = {}
     for name, value in batch.items():
@@ -168,7 +173,12 @@ def _pads_on_the_left(name: str) -> bool:
 
 
 def _splice(
-    batch: Batch, fresh: Batch, holes: Tensor, useful: Tensor, run: RunContext, pad_token_id: int
+    batch: Batch,
+    fresh: Batch,
+    holes: list[int],
+    useful: list[int],
+    run: RunContext,
+    pad_token_id: int,
 ) -> Batch:
     """Put some groups of a fresh rollout in the place of groups of a batch.
 
@@ -179,11 +189,18 @@ def _splice(
         useful: the groups of `fresh` that replace them, in the same order.
     """
     rows = len(batch["prompt_ids"])
-    offsets = torch.arange(run.group_size, device=holes.device)
-    # Counted from this process's first row; those outside its rows belong to other processes.
-    targets = (holes[:, None] * run.group_size + offsets).flatten() - run.mine(rows).start
-    sources = (useful[:, None] * run.group_size + offsets).flatten()
-    mine = (targets >= 0) & (targets < rows)
+    targets = []
+    sources = []
+    for hole, group in zip(holes, useful, strict=True):
+        for offset in range(run.group_size):
+            # Counted from this process's first row; others belong to other processes.
+            target = hole * run.group_size + offset - run.mine(rows).start
+            if 0 <= target < rows:
+                targets.append(target)
+                sources.append(group * run.group_size + offset)
+    device = batch["prompt_ids"].device
+    # Whole numbers also where this process replaces nothing.
+    moved = torch.tensor([targets, sources], dtype=torch.long, device=device)
     spliced: Any = dict(batch)
     fresh_values: Any = fresh
     for name, value in batch.items():
@@ -196,7 +213,7 @@ def _splice(
             width = max(value.shape[1], other.shape[1])
             value = _widen(value, width, fill, left=_pads_on_the_left(name))
             other = _widen(other, width, fill, left=_pads_on_the_left(name))
-        spliced[name] = value.index_copy(0, targets[mine], other[sources[mine]].to(value.dtype))
+        spliced[name] = value.index_copy(0, moved[0], other[moved[1]].to(value.dtype))
     # TRL divides losses over tokens by it, and fresh completions have other lengths.
     spliced["num_items_in_batch"] = run.gather(loss_mask(spliced).sum()).sum()
     return spliced

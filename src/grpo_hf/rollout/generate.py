@@ -24,11 +24,11 @@ from transformers import GenerationConfig
 
 from ..models.adapters import causal_model
 from ..models.measuring import in_float32, zeros_filled
-from ..models.precision import computes_in_half
+from ..models.precision import computes_in_half, free_memory
 from ..run_context import RunContext
 from ..trl_seam import attention_implementation, whole_generation_config
 from .decoding import sample_groups
-from .merged_weights import merged
+from .merged_weights import copied_bytes, merged
 from .refusals import why_not_these_inputs, why_not_these_settings
 from .self_check import Reference
 from .stop_strings import StopStrings
@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 # Settings whose values may change from call to call without a new measurement.
 _FREE = {"max_new_tokens", "max_length", "temperature", "top_p", "top_k", "min_p", "max_time"}
+
+# Copies of weights are worth a word if they take more than this share of the free memory.
+NOTABLE = 0.1
 
 _OFF = "Grouped rollouts are off, and rollouts cost what they cost with TRL."
 
@@ -163,6 +166,7 @@ class GroupedSampling:
             with stops.as_criterion(own.generation_config, call) as by_groups:
                 way = self._way(model, generate, config, by_groups)
                 if way is not None:
+                    self._say_copies(model, way)
                     with way.weights(model):
                         output = generate(**by_groups, custom_generate=way.loop)
         if way is None:
@@ -216,6 +220,15 @@ class GroupedSampling:
             return None, f"{_OFF} About this model with these settings: {reasons[-1]}"
         lacks = f"{way.lacks} about this model with these settings, "
         return way, lacks + reasons[0] if reasons else None
+
+    def _say_copies(self, model: Any, way: _Way) -> None:
+        """Say what the merged weights take, where that is a notable part of the free memory."""
+        taken = copied_bytes(model) if way.merges else 0
+        if taken > NOTABLE * free_memory(model.device):
+            self._say(
+                f"While a rollout is sampled, copies of the weights with the adapter in them take "
+                f"{taken / 2**30:.1f} GiB beside the model (--grouped_rollout false: none)"
+            )
 
     def _autocasts(self, device: str) -> bool:
         precision = "no" if self._accelerator is None else self._accelerator.mixed_precision

@@ -36,7 +36,7 @@ def merged(model: Any) -> Iterator[None]:
     than twice what the merged weights take.
     """
     layers = _layers(model)
-    if not isinstance(model, PeftModel) or not _can_merge(layers):
+    if not copied_bytes(model):
         yield
         return
     before = [vars(layer).get("forward") for layer in layers]
@@ -103,11 +103,26 @@ def _arrangeable(weight: Tensor) -> bool:
     return is_float32_on_cpu and has_arranged_products()
 
 
-def _can_merge(layers: list[Any]) -> bool:
-    """Return whether the active adapter can be folded in, and memory has room for it.
+def copied_bytes(model: Any) -> int:
+    """Return how much memory `merged` takes beside a model; 0 if it leaves the adapter as it is.
 
-    It has to be two matrices on plain linear layers.
+    The adapter has to be two matrices on plain linear layers, and memory has to have room.
     """
+    layers = _layers(model)
+    if not isinstance(model, PeftModel) or not _adapter_folds(layers):
+        return 0
+    needed = 0
+    for layer in layers:
+        weight = _base(layer).weight
+        # Quantised weights are parameters of another class or of integers; offloaded ones are meta.
+        if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.is_meta:
+            return 0
+        needed += weight.numel() * weight.element_size()
+    return needed if needed <= MEMORY * free_memory(_base(layers[0]).weight.device) else 0
+
+
+def _adapter_folds(layers: list[Any]) -> bool:
+    """Return whether the active adapter is two matrices on plain linear layers."""
     adapted = [layer for layer in layers if type(layer) is not nn.Linear]
     if not adapted:
         return False
@@ -118,13 +133,4 @@ def _can_merge(layers: list[Any]) -> bool:
             return False
         if not all(lora_is_two_products(layer, name) for name in layer.lora_bias):
             return False
-    if any(type(_base(layer)) not in (nn.Linear, Conv1D) for layer in adapted):
-        return False
-    needed = 0
-    for layer in layers:
-        weight = _base(layer).weight
-        # Quantised weights are parameters of another class or of integers; offloaded ones are meta.
-        if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.is_meta:
-            return False
-        needed += weight.numel() * weight.element_size()
-    return needed <= MEMORY * free_memory(_base(layers[0]).weight.device)
+    return all(type(_base(layer)) in (nn.Linear, Conv1D) for layer in adapted)

@@ -109,12 +109,11 @@ def micro_batches(
     costs = batch["completion_mask"].sum(1)
     if kept is not None:
         costs = costs * kept
-    parts = deal(batch["prompt_ids"], batch["prompt_mask"], costs, steps)
-    tokens_of_parts = []
-    for part in parts:
-        tokens_of_parts.append(tokens[part].sum())
+    dealt = deal(batch["prompt_ids"], batch["prompt_mask"], costs, steps)
+    # (steps, rows of a part), on the device in one transfer.
+    parts = torch.tensor(dealt, device=tokens.device)
     tokens_of_steps = []
-    for chunk in torch.stack(tokens_of_parts).split(window):
+    for chunk in tokens[parts].sum(1).split(window):
         tokens_of_steps.append(chunk.sum())
     of_step = torch.stack(tokens_of_steps)
     of_step = of_step.repeat_interleave(window)[:steps]  # (steps,), by micro-batch
@@ -122,7 +121,7 @@ def micro_batches(
     everywhere = total(of_step)
     micro = []
     for index, part in enumerate(parts):
-        piece = select(batch, part)
+        piece = select(batch, dealt[index], part)
         if kept is not None:
             piece["kept_rows"] = kept[part]
         if steps % window == 0:
@@ -147,7 +146,7 @@ def loss_mask(batch: Batch) -> Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-def deal(prompt_ids: Tensor, prompt_mask: Tensor, costs: Tensor, parts: int) -> list[Tensor]:
+def deal(prompt_ids: Tensor, prompt_mask: Tensor, costs: Tensor, parts: int) -> list[list[int]]:
     """Deal rows into parts of equal size: groups whole where they fit, the dearest first.
 
     Each group goes to the part that is cheapest so far.
@@ -160,39 +159,44 @@ def deal(prompt_ids: Tensor, prompt_mask: Tensor, costs: Tensor, parts: int) -> 
     Returns:
         The rows of each part, ascending.
     """
+    _, group_of = distinct_prompts(prompt_ids, prompt_mask)
+    # One transfer: asked group by group, a device would be waited for many times.
+    by_row = torch.stack([group_of, prompt_mask.sum(1), costs.long()]).tolist()
     size = len(prompt_ids) // parts
     dealt: list[list[int]] = [[] for _ in range(parts)]
     load = [0.0] * parts
-    for rows, prompt_cost in _groups_by_cost(prompt_ids, prompt_mask, costs):
-        while len(rows):
+    for rows, prompt_cost in _groups_by_cost(*by_row):
+        while rows:
             part, taken = _next_part(rows, dealt, load, size)
-            dealt[part] += taken.tolist()
-            load[part] += int(costs[taken].sum()) + prompt_cost
-            rows = rows[~torch.isin(rows, taken)]
+            dealt[part] += taken
+            load[part] += sum(by_row[2][row] for row in taken) + prompt_cost
+            rows = [row for row in rows if row not in taken]
     # Ascending, so that the rows of a group lie side by side, and share a forward where TRL cuts a
     # micro-batch into smaller ones.
-    return [torch.tensor(sorted(part), device=prompt_ids.device) for part in dealt]
+    return [sorted(part) for part in dealt]
 
 
 def _groups_by_cost(
-    prompt_ids: Tensor, prompt_mask: Tensor, costs: Tensor
-) -> list[tuple[Tensor, int]]:
+    group_of: list[int], prompt_lengths: list[int], costs: list[int]
+) -> list[tuple[list[int], int]]:
     """Return the rows of each group with the cost of its prompt, the dearest group first."""
-    _, group_of = distinct_prompts(prompt_ids, prompt_mask)
-    by_cost = torch.argsort(costs, descending=True, stable=True)
-    groups = []
-    for group in range(int(group_of.max()) + 1):
-        rows = by_cost[group_of[by_cost] == group]
+    groups: list[list[int]] = [[] for _ in range(max(group_of) + 1)]
+    # sorted is stable, so rows and groups of one cost stay in their order on every machine.
+    for row in sorted(range(len(costs)), key=lambda row: -costs[row]):
+        groups[group_of[row]].append(row)
+    priced = []
+    for rows in groups:
+        of_rows = sum(costs[row] for row in rows)
         # A prompt whose completions all cost nothing is not read at all.
-        prompt_cost = int(prompt_mask[rows[0]].sum()) * bool(costs[rows].any())
-        groups.append((rows, prompt_cost))
-    # sorted is stable, so groups of one cost stay in their order on every machine.
-    return sorted(groups, key=lambda group: -(int(costs[group[0]].sum()) + group[1]))
+        of_prompt = prompt_lengths[rows[0]] if of_rows else 0
+        priced.append((of_rows + of_prompt, rows, of_prompt))
+    priced.sort(key=lambda group: -group[0])
+    return [(rows, of_prompt) for _, rows, of_prompt in priced]
 
 
 def _next_part(
-    rows: Tensor, dealt: list[list[int]], load: list[float], size: int
-) -> tuple[int, Tensor]:
+    rows: list[int], dealt: list[list[int]], load: list[float], size: int
+) -> tuple[int, list[int]]:
     """Return the part that gets the next rows of a group, and which of them."""
     rooms = []
     roomy = []
@@ -205,18 +209,23 @@ def _next_part(
     # No part holds what is left of the group: fill the one with most room, with an even choice of
     # dear and cheap rows.
     part = max(range(len(dealt)), key=lambda part: (rooms[part], -load[part]))
-    even = torch.arange(rooms[part], device=rows.device) * len(rows) // rooms[part]
-    return part, rows[even]
+    return part, [rows[place * len(rows) // rooms[part]] for place in range(rooms[part])]
 
 
-def select(batch: Batch, rows: Tensor) -> MicroBatch:
-    """Return some rows of a batch: of its tensors and lists; scalars stay as they are."""
+def select(batch: Batch, rows: list[int], on_device: Tensor | None = None) -> MicroBatch:
+    """Return some rows of a batch: of its tensors and lists; scalars stay as they are.
+
+    Args:
+        on_device: the same rows where the batch lies, if they are there already.
+    """
+    if on_device is None:
+        on_device = torch.tensor(rows, device=batch["prompt_ids"].device)
     selected: dict[str, Any] = {}
     for name, value in batch.items():
         if isinstance(value, Tensor) and value.ndim:
-            selected[name] = value[rows]
+            selected[name] = value[on_device]
         elif isinstance(value, list):
-            selected[name] = [value[row] for row in rows.tolist()]
+            selected[name] = [value[row] for row in rows]
         else:
             selected[name] = value
     return cast(MicroBatch, selected)

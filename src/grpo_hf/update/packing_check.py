@@ -172,7 +172,25 @@ def decide_packing(
             f"{shift:.1e} per token here. Packed updates take those of a row by itself "
             "(--packed_update false: TRL's)."
         )
+    if longest:
+        _say_what_packing_replaces(policy, args)
     return Packing(longest, policy)
+
+
+def _say_what_packing_replaces(policy: nn.Module, args: Any) -> None:
+    """Log which of the user's choices about speed serve packed updates in another way."""
+    chosen = attention_implementation(causal_model(policy).config.get_text_config())
+    # Of transformers' functions, the one that calls what packed updates call, too.
+    if chosen != "sdpa":
+        logger.warning(
+            f"Packed updates call torch's own attention kernels, on CUDA its FlashAttention 2. "
+            f"{chosen!r} serves rollouts, and rows that are not packed."
+        )
+    if getattr(args, "torch_compile", False):
+        logger.warning(
+            "Packed updates run without torch.compile, because each row has other lengths; what is "
+            "not packed runs compiled (--packed_update false: all updates)."
+        )
 
 
 @torch.no_grad()
