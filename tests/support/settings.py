@@ -8,6 +8,7 @@ OURS = {
     "use_bias_correction_kl",
     "reference",
     "packed_update",
+    "max_tokens_per_forward",
     "grouped_rollout",
 } | {
     "reference_reset_every",
