@@ -51,6 +51,13 @@ class NotPackableError(ModelError):
     """
 
 
+class NotPlannableError(ModelError):
+    """The memory of a run cannot be foretold.
+
+    A run says so and goes on; `grpo-hf plan` ends with it.
+    """
+
+
 class NotGroupableError(ModelError):
     """A model cannot be sampled by groups.
 

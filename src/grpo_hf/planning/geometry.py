@@ -1,0 +1,151 @@
+"""How many rows, prompts and tokens a run works on at a time, and a picture of it in text."""
+
+from dataclasses import dataclass
+from typing import Any
+
+# Marks in the picture; more of them than this are written as a number.
+_MARKS = 16
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The batches of one GPU.
+
+    Args:
+        gpus: how many train side by side.
+        group: completions of a prompt, G.
+        batch: completions of a micro-batch, B.
+        parts: micro-batches of a rollout.
+        accumulation: micro-batches of an optimizer step.
+        iterations: updates on each rollout, μ.
+        prompt: tokens of a prompt, P.
+        completion: tokens of a completion, C.
+        packed: whether an update reads each prompt once.
+    """
+
+    gpus: int
+    group: int
+    batch: int
+    parts: int
+    accumulation: int
+    iterations: int
+    prompt: int
+    completion: int
+    packed: bool
+
+    @classmethod
+    def of(
+        cls,
+        args: Any,
+        *,
+        gpus: int,
+        prompt: int,
+        completion: int | None = None,
+        generation_rows: int | None = None,
+    ) -> "Geometry":
+        """Read it from the settings of a run.
+
+        Args:
+            prompt: tokens of a prompt.
+            completion: tokens of a completion; by default as many as a run allows.
+            generation_rows: `generation_batch_size` where a recipe gives it, rows of all GPUs;
+                `args` has divided it by the number of processes of this program.
+        """
+        batch = args.per_device_train_batch_size
+        parts = args.steps_per_generation
+        if generation_rows is not None:
+            parts = max(1, generation_rows // (batch * gpus))
+        return cls(
+            gpus=gpus,
+            group=args.num_generations,
+            batch=batch,
+            parts=parts,
+            accumulation=args.gradient_accumulation_steps,
+            iterations=args.num_iterations,
+            prompt=prompt,
+            completion=completion or args.max_completion_length or prompt,
+            packed=getattr(args, "packed_update", False),
+        )
+
+    @property
+    def rollout_rows(self) -> int:
+        """Completions that a GPU samples at a time."""
+        return self.batch * self.parts
+
+    @property
+    def rollout_prompts(self) -> int:
+        """Distinct prompts of them."""
+        return self.prompts_of(self.rollout_rows)
+
+    def prompts_of(self, rows: int) -> int:
+        """Return the prompts of some rows whose groups lie together."""
+        return -(-rows // self.group)
+
+    def row_tokens(self, rows: int) -> int:
+        """Return the tokens of one forward of an update.
+
+        A packed row has each prompt but for its last token once; TRL's block has it in every row.
+        """
+        if not self.packed:
+            return rows * (self.prompt + self.completion)
+        return self.prompts_of(rows) * (self.prompt - 1) + rows * self.completion
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that all GPUs write for one optimizer step."""
+        rows = self.gpus * self.batch * self.accumulation
+        return rows * self.completion // self.iterations
+
+    @property
+    def step_prompt_tokens(self) -> int:
+        """Tokens of the prompts that they are written for, each prompt once."""
+        rows = self.gpus * self.batch * self.accumulation
+        return self.prompts_of(rows) * self.prompt // self.iterations
+
+
+def picture(geometry: Geometry) -> list[str]:
+    """Draw the batches of a run: a rollout, a micro-batch of it, an optimizer step."""
+    g = geometry
+    rows = g.rollout_rows
+    prompts = g.rollout_prompts
+    packed = g.row_tokens(g.batch)
+    block = g.batch * (g.prompt + g.completion)
+    lines = [
+        f"rollout of one GPU: {prompts} prompts x {g.group} completions = {rows} rows",
+        "",
+        f"    prompt 1     [{_bar('p', 4)}] -> {_bar('c', g.group)}",
+    ]
+    if prompts > 1:
+        if prompts > 2:
+            lines.append("    ...")
+        lines.append(f"    {f'prompt {prompts}':12} [{_bar('p', 4)}] -> {_bar('c', g.group)}")
+    lines += ["", f"dealt into {g.parts} micro-batches of {g.batch} rows, groups together:", ""]
+    own = g.prompts_of(g.batch)
+    of_each = -(-g.batch // own)
+    if g.packed:
+        parts = [f"[pppp]{_bar('c', of_each)}"] * min(own, 3)
+        more = " ..." if own > 3 else ""
+        lines.append(f"    {' '.join(parts)}{more}")
+        lines.append(
+            f"    {own} x {g.prompt} prompt tokens once + {g.batch} x {g.completion} = "
+            f"{packed:,} tokens; TRL's block has {block:,}"
+        )
+    else:
+        lines.append(f"    {' '.join(['[pppp]c'] * min(g.batch, 6))}{' ...' * (g.batch > 6)}")
+        lines.append(f"    {g.batch} x ({g.prompt} + {g.completion}) = {block:,} tokens")
+    together = g.gpus * g.batch * g.accumulation
+    lines += [
+        "",
+        f"optimizer step: {g.gpus} GPU{'s' * (g.gpus > 1)} x {g.batch} rows x {g.accumulation} "
+        f"micro-batches = {together} completions of {g.prompts_of(together)} prompts",
+    ]
+    if g.iterations > 1:
+        lines.append(f"each rollout is used {g.iterations} times (num_iterations)")
+    return lines
+
+
+def _bar(mark: str, count: int) -> str:
+    """Return a mark so many times, or as a number where that is too long."""
+    if count <= _MARKS:
+        return mark * count
+    return f"{mark * 3}...{mark} ({count})"

@@ -1,0 +1,54 @@
+"""What takes memory, as terms that name their tensors and shapes.
+
+Shapes: T tokens of a forward, L decoder layers, D hidden size, H query and K key and value heads,
+d values per head, I inner width, r rank, V vocabulary, S scored tokens, R rows, P and C tokens of a
+prompt and a completion, N prompts.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+GIB = 2**30
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Term:
+    """Tensors of one kind.
+
+    Args:
+        group: what it belongs to, such as `weights` or `activations`.
+        source: which tensors, and their shape.
+        size: bytes.
+    """
+
+    group: str
+    source: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a step, with all that is in memory at its peak."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all terms."""
+        return sum(term.size for term in self.terms)
+
+    def of_group(self, group: str) -> int:
+        """Bytes of the terms of one group."""
+        return sum(term.size for term in self.terms if term.group == group)
+
+
+def groups_of(phases: Iterable[Phase]) -> list[str]:
+    """Return the groups of some phases, in the order of their appearance."""
+    names: list[str] = []
+    for phase in phases:
+        for term in phase.terms:
+            if term.group not in names:
+                names.append(term.group)
+    return names
