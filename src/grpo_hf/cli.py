@@ -1,4 +1,4 @@
-"""The command `grpo-hf`: train a recipe, list and try rewards; plot, explain and push a run.
+"""The command `grpo-hf`: train or plan a recipe, list and try rewards; plot, explain and push a run.
 
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .cli_plan import add_plan_command
 from .cli_rewards import add_rewards_commands
 from .runs.program import exit_on_error, quiet
 
@@ -33,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
     train.set_defaults(command=_train, takes_settings=True)
 
+    add_plan_command(commands)
     add_rewards_commands(commands)
 
     plot = commands.add_parser("plot", help="draw a run's rewards", description=_plot.__doc__)

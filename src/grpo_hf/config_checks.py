@@ -5,6 +5,9 @@ configuration of TRL's own class.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import lcm
 from typing import Any, NamedTuple
 
@@ -20,6 +23,8 @@ _CHOICES = {
     "non_finite": ("stop", "skip"),
     "advantage_estimator": ("group", "reward", "gae"),
 }
+# The processes of a run that is planned and not made; 0 for those of this program.
+_planned: ContextVar[int] = ContextVar("planned", default=0)
 # Settings that have to be above 0. None is accepted: it turns a setting off, or TRL fills it in.
 _POSITIVE = (
     "target_kl",
@@ -131,7 +136,7 @@ def check_geometry(args: Any) -> None:
             "advantage of one compares it with the others. Set --num_generations 8, for example."
         )
     # Set by the launcher; asking accelerate would start the process group.
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = _planned.get() or int(os.environ.get("WORLD_SIZE", "1"))
     geometry = _geometry(args, group, processes)
     rows = geometry.rows
     if rows % group == 0:
@@ -144,6 +149,16 @@ def check_geometry(args: Any) -> None:
         f"{geometry.description}: not a multiple of num_generations {group}, so a group would be "
         f"torn. Two settings that work: {geometry.first_advice}, or {second}."
     )
+
+
+@contextmanager
+def planned_processes(count: int) -> Iterator[None]:
+    """Check geometries in a `with` block for a run on so many processes, which is only planned."""
+    token = _planned.set(count)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
 
 
 class _Geometry(NamedTuple):

@@ -130,9 +130,13 @@ def forward_bytes(run: RunFacts, tokens: int) -> int:
     )
 
 
-def head_terms(run: RunFacts, scored: int, *, backward: bool) -> list[Term]:
-    """Return what log-probabilities of so many tokens take, beside the hidden states."""
+def head_terms(run: RunFacts, rows: int, *, backward: bool) -> list[Term]:
+    """Return what log-probabilities of some rows' completions take, beside the hidden states."""
     width, words = run.shape.width, run.shape.vocabulary
+    scored = rows * run.geometry.completion
+    if run.device == "cpu" and not run.geometry.packed:
+        # Without Triton, TRL's head computes the logits of prompts and padding, too.
+        scored = rows * (run.geometry.prompt + run.geometry.completion)
     precision = run.precision
     if run.geometry.packed and _plain_head(run):
         tile = 4 * min(scored, _CPU_TILE) * words

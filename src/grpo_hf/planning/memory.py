@@ -42,9 +42,17 @@ def resident_terms(run: RunFacts) -> list[Term]:
     if run.engine.kind == "colocate":
         share = round(run.engine.share * run.capacity)
         terms.append(Term("vLLM", "its share of the device: weights and KV cache", share))
+    if run.has_critic:
+        # Weights, gradients and two averages, in float32.
+        terms.append(Term("critic", "an adapter like the policy's, and AdamW's", 16 * _own(run)))
     if run.reward_bytes:
         terms.append(Term("reward model", "its weights", run.reward_bytes))
     return terms
+
+
+def _own(run: RunFacts) -> int:
+    """Return the weights of an adapter."""
+    return run.shape.trained if run.uses_adapter else 0
 
 
 def _without_sleeping(run: RunFacts, terms: list[Term]) -> list[Term]:
@@ -85,7 +93,7 @@ def update_terms(run: RunFacts) -> list[Term]:
     tokens = g.row_tokens(g.batch)
     saved = saved_terms(run, tokens)
     in_layers = passing_bytes(run, tokens)
-    head = head_terms(run, g.batch * g.completion, backward=True)
+    head = head_terms(run, g.batch, backward=True)
     terms = [*gradient_terms(run), *gathered_terms(run)]
     rotary = 2 * tokens * run.shape.head_dim * run.precision.stream
     terms.append(Term("activations", "cosines and sines of positions (T, d)", rotary))
@@ -125,7 +133,7 @@ def scoring_terms(run: RunFacts) -> list[Term]:
     passing = Term(
         "activations", "one layer in passing (T, I), (T, D)", forward_bytes(run, tokens)
     )
-    head = head_terms(run, rows * g.completion, backward=False)
+    head = head_terms(run, rows, backward=False)
     terms = [*gathered_terms(run), *_mask_terms(run, rows)]
     if sum(term.size for term in head) > passing.size:
         return [*terms, *head]
@@ -173,7 +181,8 @@ def _sampling_terms(run: RunFacts, rows: int, *, grouped: bool) -> list[Term]:
 def merged_term(run: RunFacts) -> Term:
     """Return the copies of matrices with the adapter in them, from which rollouts compute.
 
-    They are left out where they would take more than half of what is free.
+    They are left out where they would take more than half of what is free
+    (rollout/merged_weights.py).
     """
     shape = run.shape
     size = 0
@@ -182,6 +191,10 @@ def merged_term(run: RunFacts) -> Term:
         if run.device == "cpu" and run.precision.weights == 4:
             # Arranged for a CPU: all matrices, and the head.
             size = (shape.total("matrices") + shape.head) * run.precision.weights
+    if run.capacity:
+        others = sum(term.size for term in [*resident_terms(run), *training_terms(run)])
+        if size > (run.capacity - others) / 2:
+            return Term("merged weights", "left out: less than half of what is free", 0)
     return Term("merged weights", "matrices with the adapter in them", size)
 
 

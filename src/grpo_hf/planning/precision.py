@@ -29,14 +29,13 @@ class Precision:
     autocast: bool
 
     @classmethod
-    def of(cls, model_args: Any, args: Any, config: Any, *, half: bool) -> "Precision":
+    def of(cls, model_args: Any, config: Any, *, autocast: bool) -> "Precision":
         """Read it from the settings of a run.
 
         Args:
+            model_args: TRL's `ModelConfig`.
             config: of the model, which says what "auto" means.
-            half: whether a run that leaves `bf16` open computes in bf16 on its device.
         """
-        autocast = bool(args.fp16 or (half if args.bf16 is None else args.bf16))
         weights = _BYTES.get(_name_of(model_args.dtype, config), 4)
         quantized = None
         if model_args.load_in_4bit:
@@ -49,6 +48,11 @@ class Precision:
         if not model_args.use_peft:
             adapter = weights
         return cls(weights, quantized, 2 if autocast else weights, adapter, autocast)
+
+    @classmethod
+    def four_bits(cls, weights: int, *, autocast: bool) -> "Precision":
+        """Return that of a base of 4 bits whose other weights take so many bytes."""
+        return cls(weights, _FOUR_BITS, 2 if autocast else weights, 2, autocast)
 
     @property
     def stream(self) -> int:

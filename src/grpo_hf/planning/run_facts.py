@@ -1,6 +1,7 @@
 """What decides how much memory a run takes, as plain values: `RunFacts`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from .geometry import Geometry
 from .model_shape import ModelShape
@@ -27,6 +28,16 @@ class Engine:
     sleeps: bool = False
 
 
+    @classmethod
+    def of(cls, args: Any) -> "Engine":
+        """Read it from the settings of a run."""
+        if not args.use_vllm:
+            return cls()
+        if args.vllm_mode != "colocate":
+            return cls("server")
+        return cls("colocate", args.vllm_gpu_memory_utilization, args.vllm_enable_sleep_mode)
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """One process of a run on one device.
@@ -44,6 +55,7 @@ class RunFacts:
         grouped: whether rollouts go by groups.
         strategy: how GPUs divide the work, one of `STRATEGIES`.
         reward_bytes: of reward models on the device.
+        has_critic: whether a critic learns beside the policy.
     """
 
     shape: ModelShape
@@ -61,6 +73,7 @@ class RunFacts:
     grouped: bool = True
     strategy: str = "ddp"
     reward_bytes: int = 0
+    has_critic: bool = False
     engine: Engine = field(default_factory=Engine)
 
     @property

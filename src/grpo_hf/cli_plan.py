@@ -1,0 +1,62 @@
+"""The command `grpo-hf plan`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_plan_command(commands: Any) -> None:
+    """Add the command to those of `grpo-hf`."""
+    plan = commands.add_parser(
+        "plan", help="what a recipe needs, before it runs", description=_plan.__doc__
+    )
+    plan.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
+    plan.add_argument("--gpus", type=int, metavar="N", help="GPUs that train side by side")
+    plan.add_argument(
+        "--accelerate", type=Path, metavar="FILE", help="configuration of accelerate to plan for"
+    )
+    plan.add_argument(
+        "--prompt_tokens", type=int, default=256, metavar="N", help="tokens of a prompt (256)"
+    )
+    plan.add_argument(
+        "--completion_tokens",
+        type=int,
+        metavar="N",
+        help="tokens of a completion on average, for time and cost (max_completion_length)",
+    )
+    plan.add_argument(
+        "--tokens_per_second", type=float, metavar="X", help="rate of all GPUs, as a run prints it"
+    )
+    plan.add_argument(
+        "--like", type=Path, metavar="RUN", help="output folder of a run, to take its rate"
+    )
+    plan.add_argument("--dollars_per_hour", type=float, metavar="X", help="price of one GPU")
+    plan.add_argument("--device", choices=["cuda", "cpu"], help="what it runs on")
+    plan.add_argument(
+        "--table", action="store_true", help="which well-known model fits where, instead"
+    )
+    plan.set_defaults(command=_plan, takes_settings=True)
+
+
+def _plan(options: argparse.Namespace, rest: list[str]) -> None:
+    """Show what a recipe needs from the model's config.json alone: its batches, the memory of each
+    phase, what fits into which GPU, and tokens, time and cost."""
+    from .config_checks import planned_processes
+    from .runs.recipe import read_recipe
+
+    # This import takes longer than reading a recipe, and a mistake in a recipe should show soon.
+    from .runs.plan import Question, gpus_of, plan_text, table_text
+
+    question = Question(
+        gpus=options.gpus,
+        accelerate=options.accelerate,
+        prompt_tokens=options.prompt_tokens,
+        completion_tokens=options.completion_tokens,
+        rate=options.tokens_per_second,
+        like=options.like,
+        dollars_per_hour=options.dollars_per_hour,
+        device=options.device,
+    )
+    with planned_processes(gpus_of(question)[0]):
+        recipe = read_recipe(["--config", str(options.recipe), *rest])
+    print((table_text if options.table else plan_text)(recipe, question), end="")

@@ -1,0 +1,165 @@
+"""A plan as text: batches, memory, what fits, time and cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .cost import Cost
+from .fitting import DEVICES, Fit, fit_into
+from .geometry import picture
+from .memory import phases_of
+from .run_facts import RunFacts
+from .terms import GIB, MIB, Phase, groups_of
+
+_WIDTH = 16
+# Terms below this share of a phase are one line together.
+_SMALL = 0.01
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `grpo-hf plan` shows.
+
+    Args:
+        title: the recipe and the model.
+        notes: what was assumed.
+    """
+
+    title: str
+    run: RunFacts
+    cost: Cost
+    notes: Sequence[str] = ()
+
+
+def page(plan: Plan) -> str:
+    """Return the plan as text."""
+    shape = plan.run.shape
+    lines = [
+        plan.title,
+        f"{shape.parameters:,} parameters in {shape.depth} layers of width {shape.width}, "
+        f"{shape.trained:,} of them or beside them train",
+        "",
+        "BATCHES",
+        "",
+    ]
+    lines += [f"  {line}".rstrip() for line in picture(plan.run.geometry)]
+    phases = phases_of(plan.run)
+    lines += ["", "MEMORY OF ONE DEVICE, in the unit that fits", "", *_table(phases)]
+    peak = max(phases, key=lambda phase: phase.size)
+    lines += ["", f"  The peak is {size_text(peak.size)}, in the phase {peak.name}:", ""]
+    lines += _details(peak)
+    lines += ["", "WHAT FITS", ""]
+    for gigabytes in DEVICES:
+        lines.append(f"  {gigabytes:4} GB  {_fit_text(fit_into(plan.run, gigabytes * GIB))}")
+    lines += ["", "TOKENS, TIME AND COST", ""]
+    lines += [f"  {line}" for line in cost_lines(plan.cost)]
+    if plan.notes:
+        lines.append("")
+        lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join(lines) + "\n"
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes in the unit that fits.
+
+    >>> size_text(3 * 2**30), size_text(2**20 * 20.4)
+    ('3.0 GiB', '20 MiB')
+    """
+    if size >= GIB:
+        return f"{size / GIB:.1f} GiB"
+    return f"{size / MIB:.0f} MiB"
+
+
+def _table(phases: Sequence[Phase]) -> list[str]:
+    """Return a row for each group of terms, and a column for each phase."""
+    lines = ["  " + " " * _WIDTH + "".join(f"{phase.name:>11}" for phase in phases)]
+    for group in groups_of(phases):
+        cells = []
+        for phase in phases:
+            size = phase.of_group(group)
+            cells.append(f"{size_text(size) if size else '-':>11}")
+        lines.append(f"  {group:{_WIDTH}}" + "".join(cells))
+    lines.append(f"  {'all':{_WIDTH}}" + "".join(f"{size_text(p.size):>11}" for p in phases))
+    return lines
+
+
+def _details(phase: Phase) -> list[str]:
+    """Return the terms of a phase, the largest first, with their tensors."""
+    lines = []
+    small = 0
+    for term in sorted(phase.terms, key=lambda term: -term.size):
+        if term.size < phase.size * _SMALL:
+            small += term.size
+            continue
+        lines.append(f"  {size_text(term.size):>11}  {term.group}: {term.source}")
+    if small:
+        lines.append(f"  {size_text(small):>11}  all others")
+    return lines
+
+
+def _fit_text(fit: Fit) -> str:
+    taken = f"{size_text(fit.needed)} in the phase {fit.phase}"
+    if fit.fits:
+        return f"fits: {taken}"
+    if fit.change:
+        return f"with {fit.change} (as it is: {taken})"
+    return f"no single change makes it fit ({taken})"
+
+
+def cost_lines(cost: Cost) -> list[str]:
+    """Return tokens, time and cost of a step and of the run."""
+    lines = [
+        f"a step writes {cost.written:,} tokens, and counts {cost.counted:,} with their prompts"
+    ]
+    if cost.steps is None:
+        lines.append("the settings do not say how many steps there are (max_steps)")
+    else:
+        lines.append(f"{cost.steps:,} steps write {cost.written * cost.steps:,} tokens")
+    if cost.seconds is None:
+        lines.append(
+            "for times give --tokens_per_second, as the lines of a run print it, or --like RUN"
+        )
+        return lines
+    text = f"a step takes {duration(cost.seconds)}"
+    if cost.steps is not None:
+        text += f", the run {duration(cost.seconds * cost.steps)}"
+    lines.append(text)
+    if cost.dollars is not None:
+        text = f"a step costs ${cost.dollars:,.4f}"
+        if cost.steps is not None:
+            text += f", the run ${cost.dollars * cost.steps:,.2f}"
+        lines.append(text)
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that fits.
+
+    >>> duration(5.25), duration(90), duration(7380)
+    ('5.2 s', '1:30 min', '2:03 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02} min"
+    return f"{minutes // 60}:{minutes % 60:02} h"
+
+
+def model_table(runs: dict[str, RunFacts]) -> str:
+    """Return a Markdown table: which model fits into which device, and by what change."""
+    heads = [f"{size} GB" for size in DEVICES]
+    lines = [
+        "| model | as it is | " + " | ".join(heads) + " |",
+        "|---|---|" + "---|" * len(DEVICES),
+    ]
+    for name, run in runs.items():
+        cells: list[Any] = [name]
+        for gigabytes in DEVICES:
+            fit = fit_into(run, gigabytes * GIB)
+            if len(cells) == 1:
+                peak = max(phases_of(replace(run, capacity=0)), key=lambda phase: phase.size)
+                cells.append(size_text(peak.size))
+            cells.append("yes" if fit.fits else fit.change or "no")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,321 @@
+"""The plan of a recipe: what it needs, before anything is loaded."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from transformers import AutoConfig
+
+from ..demo.tiny_model import tiny_config, tiny_tokenizer
+from ..errors import ConfigError, GrpoError, NotPlannableError
+from ..models import loading
+from ..models.precision import free_memory
+from ..planning.cost import Cost, measured_rate
+from ..planning.fitting import fit_into, usable
+from ..planning.geometry import Geometry
+from ..planning.known_shapes import known_models
+from ..planning.model_shape import ModelShape, shape_of
+from ..planning.page import Plan, model_table, page, size_text
+from ..planning.precision import Precision
+from ..planning.run_facts import Engine, RunFacts
+from ..run_files import say
+from ..scoring.registry import split_spec
+from .recipe import EMBEDDED_MODEL, Recipe
+
+# The length of a prompt where nobody says it: a question of a few sentences.
+PROMPT_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a plan is asked for beside a recipe.
+
+    Args:
+        gpus: how many GPUs train; by default as many as `accelerate` says, or one.
+        accelerate: a configuration of accelerate, with the number of GPUs and the strategy.
+        prompt_tokens: tokens of a prompt.
+        completion_tokens: tokens of a completion; by default as many as a run allows.
+        rate: tokens per second of all GPUs together, as a run prints it.
+        like: the folder of an earlier run, for its rate.
+        dollars_per_hour: of one GPU.
+        device: `cuda` or `cpu`; by default what the recipe says.
+    """
+
+    gpus: int | None = None
+    accelerate: Path | None = None
+    prompt_tokens: int = PROMPT_TOKENS
+    completion_tokens: int | None = None
+    rate: float | None = None
+    like: Path | None = None
+    dollars_per_hour: float | None = None
+    device: str | None = None
+
+
+def plan_text(recipe: Recipe, question: Question) -> str:
+    """Return the plan of a recipe as text.
+
+    Raises:
+        NotPlannableError: the model's configuration does not say what it is made of.
+        GrpoError: there is no such model, run or configuration.
+    """
+    name = recipe.model.model_name_or_path
+    gpus, strategy = gpus_of(question)
+    config = _config_of(recipe)
+    shape = _shape(recipe, config)
+    run = facts_of(recipe, shape, config, question, gpus=gpus, strategy=strategy)
+    rate = question.rate
+    if question.like is not None:
+        rate = measured_rate(question.like)
+    steps = recipe.training.max_steps
+    # For the cost a completion may be shorter than the longest, for which there has to be memory.
+    written = replace(
+        run.geometry, completion=question.completion_tokens or run.geometry.completion
+    )
+    cost = Cost.of(
+        written,
+        steps=steps if steps > 0 else None,
+        rate=rate,
+        dollars_per_hour=question.dollars_per_hour,
+    )
+    file = recipe.file or "the flags"
+    strategy_text = f", {strategy} on {gpus} GPUs" if gpus > 1 else ""
+    return page(Plan(f"plan of {file}: {name}{strategy_text}", run, cost, _notes(run, question)))
+
+
+def table_text(recipe: Recipe, question: Question) -> str:
+    """Return which well-known model fits into which device with the settings of a recipe."""
+    gpus, strategy = gpus_of(question)
+    runs = {}
+    for name, config in known_models().items():
+        shape = _shape(recipe, config)
+        runs[name] = facts_of(recipe, shape, config, question, gpus=gpus, strategy=strategy)
+    return model_table(runs)
+
+
+def warn_if_too_large(recipe: Recipe, prompt_tokens: int) -> None:
+    """Say in one line, before a training, that it will not fit into the device's memory.
+
+    It ends no run: what it does not know is said, or left out.
+
+    Args:
+        prompt_tokens: of the longest prompt.
+    """
+    try:
+        warning = _warning(recipe, prompt_tokens)
+    # A model that is not known may fail anywhere, and its training may work all the same.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        say(f"note: the memory of this run is not planned: {reason}")
+        return
+    if warning is not None:
+        say(warning)
+
+
+def _warning(recipe: Recipe, prompt_tokens: int) -> str | None:
+    """Return what is wrong with the memory of a run on this device, if anything is."""
+    args = recipe.training
+    kind = args.device.type
+    if kind not in ("cpu", "cuda"):
+        return None
+    config = _config_of(recipe)
+    question = Question(gpus=args.world_size, prompt_tokens=prompt_tokens, device=kind)
+    strategy = _strategy_here(args)
+    shape = _shape(recipe, config)
+    run = facts_of(recipe, shape, config, question, gpus=args.world_size, strategy=strategy)
+    if kind == "cuda":
+        device = torch.cuda.get_device_properties(args.device).total_memory
+    else:
+        # Processes on one machine share its memory.
+        device = psutil.virtual_memory().available // max(1, args.world_size)
+    fit = fit_into(run, device)
+    room = min(usable(device, kind), free_memory(args.device))
+    if fit.fits and fit.needed <= room:
+        return None
+    advice = f" {fit.change} would make it fit." if fit.change else ""
+    return (
+        f"warning: this run needs about {size_text(fit.needed)} in its phase {fit.phase}, and "
+        f"{size_text(room)} are free on {args.device}.{advice} `grpo-hf plan` has the details."
+    )
+
+
+def _strategy_here(args: Any) -> str:
+    """Return how the processes of this program divide the work."""
+    state = getattr(args, "distributed_state", None)
+    kind = str(getattr(state, "distributed_type", "")).rpartition(".")[2].lower()
+    if kind == "fsdp":
+        return "fsdp"
+    if kind == "deepspeed":
+        stage = getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 2)
+        return "zero3" if stage == 3 else "zero2"
+    return "ddp"
+
+
+def gpus_of(question: Question) -> tuple[int, str]:
+    """Return how many GPUs train, and how they divide the work.
+
+    Raises:
+        ConfigError: the configuration of accelerate cannot be read.
+    """
+    if question.accelerate is None:
+        return question.gpus or 1, "ddp"
+    try:
+        settings = yaml.safe_load(question.accelerate.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{question.accelerate}: cannot be read ({error}).") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{question.accelerate}: expected a configuration of accelerate.")
+    kind = str(settings.get("distributed_type", "NO")).upper()
+    strategy = "fsdp" if kind == "FSDP" else "ddp"
+    if kind == "DEEPSPEED":
+        stage = (settings.get("deepspeed_config") or {}).get("zero_stage", 2)
+        strategy = "zero3" if stage == 3 else "zero2"
+    return question.gpus or int(settings.get("num_processes", 1)), strategy
+
+
+def _config_of(recipe: Recipe) -> Any:
+    """Return the configuration of a recipe's model; its weights need not be there.
+
+    Raises:
+        ModelError, HubUnreachable: there is none.
+    """
+    name = recipe.model.model_name_or_path
+    if name is None:
+        raise ConfigError("no model named: give --model_name_or_path.")
+    if name == EMBEDDED_MODEL:
+        return tiny_config(tiny_tokenizer())
+    loading.check_local(name, "model", recipe.task.gguf_file or "config.json")
+    with loading.loading("model", name):
+        options = {"gguf_file": recipe.task.gguf_file} if recipe.task.gguf_file else {}
+        return AutoConfig.from_pretrained(
+            name,
+            revision=recipe.model.model_revision,
+            trust_remote_code=recipe.training.trust_remote_code,
+            **options,
+        )
+
+
+def _shape(recipe: Recipe, config: Any) -> ModelShape:
+    """Return the sizes of a model with the adapter of a recipe.
+
+    Raises:
+        NotPlannableError: what is not known here fails in some way of its own.
+    """
+    try:
+        return shape_of(
+            config,
+            loading.lora_config(recipe.model),
+            trust_remote_code=recipe.training.trust_remote_code,
+        )
+    except GrpoError:
+        raise
+    # transformers and PEFT raise all kinds of errors about models that they cannot build.
+    except Exception as error:
+        kind = type(config).__name__
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise NotPlannableError(f"a model of {kind} cannot be built ({reason})") from error
+
+
+def facts_of(
+    recipe: Recipe,
+    shape: ModelShape,
+    config: Any,
+    question: Question,
+    *,
+    gpus: int,
+    strategy: str,
+) -> RunFacts:
+    """Return what decides how much memory a run takes."""
+    args = recipe.training
+    device = question.device or ("cpu" if args.use_cpu else "cuda")
+    autocast = bool(args.fp16 or args.bf16)
+    if device == "cuda" and "bf16" not in recipe.given and not args.fp16:
+        # It is on where the device supports it, and this one may be none.
+        autocast = True
+    precision = Precision.of(recipe.model, config, autocast=autocast)
+    geometry = Geometry.of(
+        args,
+        gpus=gpus,
+        prompt=question.prompt_tokens,
+        generation_rows=recipe.given.get("generation_batch_size"),
+    )
+    return RunFacts(
+        shape=shape,
+        geometry=geometry,
+        precision=precision,
+        device=device,
+        uses_adapter=recipe.model.use_peft or recipe.task.adapter is not None,
+        dropout=recipe.model.lora_dropout if recipe.model.use_peft else 0.0,
+        checkpointing=bool(args.gradient_checkpointing),
+        reference_copy=_reference_copy(recipe),
+        optimizer_bytes=_optimizer_bytes(args, precision),
+        has_kl=args.beta > 0,
+        scores_old=args.num_iterations > 1 or args.steps_per_generation > (
+            args.gradient_accumulation_steps
+        ),
+        grouped=args.grouped_rollout,
+        strategy=strategy,
+        reward_bytes=_reward_bytes(recipe),
+        has_critic=args.advantage_estimator == "gae",
+        engine=Engine.of(args),
+    )
+
+
+def _reference_copy(recipe: Recipe) -> str:
+    args = recipe.training
+    if args.beta == 0:
+        return "none"
+    if not recipe.model.use_peft and recipe.task.adapter is None:
+        return "model"
+    continued = recipe.task.adapter is not None and args.reference == "initial"
+    return "adapter" if continued or args.reference_reset_every is not None else "none"
+
+
+def _optimizer_bytes(args: Any, precision: Precision) -> int:
+    """Return the bytes of the optimizer's states for each weight that trains."""
+    name = str(getattr(args.optim, "value", args.optim))
+    if "8bit" in name:
+        return 2
+    if "sgd" in name or "adafactor" in name:
+        return 0
+    # AdamW's averages have the type of the weights.
+    return 2 * precision.adapter
+
+
+def _reward_bytes(recipe: Recipe) -> int:
+    """Return the bytes of the reward models that a recipe loads in its process."""
+    size = 0
+    for spec in recipe.task.rewards:
+        name, options = _name_and_options(spec)
+        if name != "reward_model" or not isinstance(options.get("model"), str):
+            continue
+        config = AutoConfig.from_pretrained(options["model"])
+        shape = shape_of(config)
+        dtype = str(options.get("dtype", "auto"))
+        if dtype == "auto":
+            dtype = str(config.dtype)
+        size += shape.parameters * (4 if dtype.endswith("float32") else 2)
+    return size
+
+
+def _name_and_options(spec: Any) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(spec, Mapping):
+        name, options = next(iter(spec.items()))
+        return str(name), options or {}
+    return split_spec(str(spec))
+
+
+def _notes(run: RunFacts, question: Question) -> list[str]:
+    """Return what the plan takes for granted."""
+    notes = [
+        f"prompts are taken to have {run.geometry.prompt} tokens (--prompt_tokens), and for the "
+        f"memory completions {run.geometry.completion}",
+        *run.shape.notes,
+    ]
+    if run.geometry.packed:
+        notes.append("updates are taken to be packed, which a run measures (--packed_update false)")
+    return notes
