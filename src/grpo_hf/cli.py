@@ -1,4 +1,4 @@
-"""The command `grpo-hf`: train or plan a recipe, list and try rewards; plot, explain and push a run.
+"""The command `grpo-hf`: plan and train a recipe, try rewards; plot, explain and push a run.
 
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """

@@ -24,7 +24,8 @@ def saved_terms(run: RunFacts, tokens: int) -> list[Term]:
     if run.checkpointing:
         width = run.precision.stream * run.shape.width
         kept = Term(
-            "activations", "the input of each layer (T, D), L times",
+            "activations",
+            "the input of each layer (T, D), L times",
             run.shape.depth * tokens * width,
         )
         largest = max((layer for layer, _ in run.shape.layers), key=lambda x: _per_token(run, x))
@@ -147,24 +148,31 @@ def head_terms(run: RunFacts, rows: int, *, backward: bool) -> list[Term]:
         )
         return terms
     tokens = min(scored, _TILE_TOKENS)
-    tile = tokens * min(words, _TILE_WORDS)
-    each = precision.products
+    # The buffer is as wide for a small vocabulary.
+    tile = tokens * _TILE_WORDS * precision.products
     if run.device == "cpu":
-        each += _TILE_COPIES if backward else 12
-    terms = [Term("logits", "a tile of logits (4096, 32768)", tile * each)]
+        tile += tokens * min(words, _TILE_WORDS) * (_TILE_COPIES if backward else 12)
+    terms = [Term("logits", "a tile of logits (4096, 32768)", tile)]
     if precision.products == 2 and run.device == "cpu":
         terms.append(
-            Term("logits", "a part of the head in float32 (32768, D)",
-                 4 * min(words, _TILE_WORDS) * width)
+            Term(
+                "logits",
+                "a part of the head in float32 (32768, D)",
+                4 * min(words, _TILE_WORDS) * width,
+            )
         )
     if backward:
         terms.append(
             Term("logits", "gradient of the hidden states in float32 (S, D)", 4 * scored * width)
         )
+        if not run.uses_adapter:
+            size = 4 * words * width
+            terms.append(Term("logits", "gradient of the head in float32 (V, D)", size))
     return terms
 
 
 def _plain_head(run: RunFacts) -> bool:
     """Return whether update/cpu_lm_head.py scores."""
-    precision = run.precision
-    return run.device == "cpu" and precision.weights == 4 and not precision.autocast
+    exact = run.precision.weights == 4 and not run.precision.autocast
+    # It gives the head's weights no gradient.
+    return run.device == "cpu" and exact and run.uses_adapter

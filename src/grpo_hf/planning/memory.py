@@ -130,9 +130,7 @@ def scoring_terms(run: RunFacts) -> list[Term]:
     g = run.geometry
     rows = max(g.batch, g.group) if g.packed else g.batch
     tokens = g.row_tokens(rows)
-    passing = Term(
-        "activations", "one layer in passing (T, I), (T, D)", forward_bytes(run, tokens)
-    )
+    passing = Term("activations", "one layer in passing (T, I), (T, D)", forward_bytes(run, tokens))
     head = head_terms(run, rows, backward=False)
     terms = [*gathered_terms(run), *_mask_terms(run, rows)]
     if sum(term.size for term in head) > passing.size:

@@ -155,14 +155,15 @@ class _Sizes:
         Raises:
             NotPlannableError: one of them is missing.
         """
-        found = {}
+        found: dict[str, int] = {}
         for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
-            found[name] = getattr(text, name, None)
-            if not isinstance(found[name], int):
+            number = getattr(text, name, None)
+            if not isinstance(number, int) or number < 1:
                 raise NotPlannableError(
                     f"the configuration of {getattr(text, 'model_type', 'this model')!r} has no "
                     f"{name}"
                 )
+            found[name] = number
         heads = found["num_attention_heads"]
         width = found["hidden_size"]
         key_heads = getattr(text, "num_key_value_heads", None)
@@ -217,7 +218,7 @@ def _keep_one_of_each_kind(model: nn.Module, depth: int) -> list[tuple[nn.Module
         for name, child in module.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == depth:
                 kinds: Counter[Any] = Counter(_kind(layer) for layer in child)
-                kept = {}
+                kept: dict[Any, nn.Module] = {}
                 for layer in child:
                     kept.setdefault(_kind(layer), layer)
                 setattr(module, name, nn.ModuleList(kept.values()))

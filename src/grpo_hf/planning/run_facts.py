@@ -27,7 +27,6 @@ class Engine:
     share: float = 0.0
     sleeps: bool = False
 
-
     @classmethod
     def of(cls, args: Any) -> "Engine":
         """Read it from the settings of a run."""

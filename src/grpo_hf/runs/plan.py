@@ -1,7 +1,6 @@
 """The plan of a recipe: what it needs, before anything is loaded."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import psutil
 import torch
 import yaml
+from accelerate import PartialState
 from transformers import AutoConfig
 
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
@@ -65,9 +65,7 @@ def plan_text(recipe: Recipe, question: Question) -> str:
     """
     name = recipe.model.model_name_or_path
     gpus, strategy = gpus_of(question)
-    config = _config_of(recipe)
-    shape = _shape(recipe, config)
-    run = facts_of(recipe, shape, config, question, gpus=gpus, strategy=strategy)
+    run = plan_facts(recipe, question)
     rate = question.rate
     if question.like is not None:
         rate = measured_rate(question.like)
@@ -85,6 +83,18 @@ def plan_text(recipe: Recipe, question: Question) -> str:
     file = recipe.file or "the flags"
     strategy_text = f", {strategy} on {gpus} GPUs" if gpus > 1 else ""
     return page(Plan(f"plan of {file}: {name}{strategy_text}", run, cost, _notes(run, question)))
+
+
+def plan_facts(recipe: Recipe, question: Question) -> RunFacts:
+    """Return what decides how much memory a recipe takes.
+
+    Raises:
+        GrpoError: as `plan_text`.
+    """
+    gpus, strategy = gpus_of(question)
+    config = _config_of(recipe)
+    shape = _shape(recipe, config)
+    return facts_of(recipe, shape, config, question, gpus=gpus, strategy=strategy)
 
 
 def table_text(recipe: Recipe, question: Question) -> str:
@@ -110,9 +120,8 @@ def warn_if_too_large(recipe: Recipe, prompt_tokens: int) -> None:
     # A model that is not known may fail anywhere, and its training may work all the same.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        say(f"note: the memory of this run is not planned: {reason}")
-        return
-    if warning is not None:
+        warning = f"note: the memory of this run is not planned: {reason}"
+    if warning is not None and PartialState().is_main_process:
         say(warning)
 
 
@@ -254,9 +263,8 @@ def facts_of(
         reference_copy=_reference_copy(recipe),
         optimizer_bytes=_optimizer_bytes(args, precision),
         has_kl=args.beta > 0,
-        scores_old=args.num_iterations > 1 or args.steps_per_generation > (
-            args.gradient_accumulation_steps
-        ),
+        scores_old=args.num_iterations > 1
+        or args.steps_per_generation > (args.gradient_accumulation_steps),
         grouped=args.grouped_rollout,
         strategy=strategy,
         reward_bytes=_reward_bytes(recipe),

@@ -22,6 +22,7 @@ from ..scoring.run_rewards import isolate, refuse_namesakes, scored_rewards
 from ..scoring.scorer import weights_at
 from ..scoring.trial import dry_run, first_rows, untried
 from .output_checks import check_hub_login, checkpoint_to_resume
+from .plan import warn_if_too_large
 from .recipe import EMBEDDED_MODEL, Recipe
 from .run_data import (
     check_lengths,
@@ -143,6 +144,8 @@ def check_embedded(recipe: Recipe, task: Task) -> None:
 def check_model(recipe: Recipe, task: Task) -> Prompts:
     """Check the model's files, the adapter, and that every prompt fits; no weights are loaded.
 
+    Memory that will not suffice is a warning, since it is only foretold.
+
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
     """
@@ -163,9 +166,10 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         if checked.bad:
             notes.append(checked.describe_bad())
         notes.extend(continue_answers(recipe.training, dataset))
-        check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
+        lengths.append(check_lengths(dataset, checked.source, tokenizer, config, recipe.training))
         return dataset
 
+    lengths: list[int] = []
     train: Any = prompts_of(task.train)
     if task.stream is None:
         check_training_data(train, recipe.training, source=task.train.source)
@@ -174,6 +178,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     held_out = prompts_of(task.held_out) if task.held_out else None
     if task.stream is not None:
         train = stream_of(recipe, task.rewards, task.train, task.stream, form)
+    warn_if_too_large(recipe, lengths[0])
     return Prompts(tokenizer, train, held_out, notes)
 
 

@@ -309,8 +309,11 @@ def check_lengths(
     tokenizer: PreTrainedTokenizerBase,
     config: Any,
     training: GRPOConfig,
-) -> None:
+) -> int:
     """Check that every prompt can be rendered, and fits the context with a full completion.
+
+    Returns:
+        The tokens of the longest prompt.
 
     Raises:
         DataError: names the first prompt that cannot, or the longest.
@@ -319,12 +322,12 @@ def check_lengths(
     for token_ids in _token_ids(dataset, source, tokenizer, training):
         lengths.append(len(token_ids))
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(lengths)
     # Some architectures have no limit, such as state-space models.
     if context is None:
-        return
+        return longest
     # TRL takes None as no limit of its own; then only the prompts themselves can be checked.
     completion = training.max_completion_length or 0
-    longest = max(lengths)
     if longest + completion > context:
         too_long = sum(length + completion > context for length in lengths)
         raise DataError(
@@ -333,6 +336,7 @@ def check_lengths(
             f"and max_completion_length adds {completion}. Shorten or leave out those rows, lower "
             "--max_completion_length, or take a model with a longer context."
         )
+    return longest
 
 
 def _token_ids(
