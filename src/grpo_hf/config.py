@@ -6,7 +6,13 @@ from typing import Any
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig as TRLGRPOConfig
 
-from .config_checks import check_estimator, check_geometry, check_kl_term, check_values
+from .config_checks import (
+    check_estimator,
+    check_geometry,
+    check_kl_term,
+    check_values,
+    processes_planned,
+)
 
 
 @dataclass
@@ -235,6 +241,11 @@ class GRPOConfig(TRLGRPOConfig):
                 not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
             )
         super().__post_init__()
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes: of this run, or of the one that is planned."""
+        return processes_planned() or super().world_size
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the token.

@@ -23,7 +23,6 @@ _CHOICES = {
     "non_finite": ("stop", "skip"),
     "advantage_estimator": ("group", "reward", "gae"),
 }
-# The processes of a run that is planned and not made; 0 for those of this program.
 _planned: ContextVar[int] = ContextVar("planned", default=0)
 # Settings that have to be above 0. None is accepted: it turns a setting off, or TRL fills it in.
 _POSITIVE = (
@@ -136,7 +135,7 @@ def check_geometry(args: Any) -> None:
             "advantage of one compares it with the others. Set --num_generations 8, for example."
         )
     # Set by the launcher; asking accelerate would start the process group.
-    processes = _planned.get() or int(os.environ.get("WORLD_SIZE", "1"))
+    processes = processes_planned() or int(os.environ.get("WORLD_SIZE", "1"))
     geometry = _geometry(args, group, processes)
     rows = geometry.rows
     if rows % group == 0:
@@ -153,12 +152,17 @@ def check_geometry(args: Any) -> None:
 
 @contextmanager
 def planned_processes(count: int) -> Iterator[None]:
-    """Check geometries in a `with` block for a run on so many processes, which is only planned."""
+    """Read settings in a `with` block as those of a run on so many processes."""
     token = _planned.set(count)
     try:
         yield
     finally:
         _planned.reset(token)
+
+
+def processes_planned() -> int:
+    """Return the processes of a run that is planned and not made; 0 where there is none."""
+    return _planned.get()
 
 
 class _Geometry(NamedTuple):

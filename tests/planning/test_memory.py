@@ -72,9 +72,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, int]:
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(5, 480, (ROWS // GROUP, PROMPT), generator=generator)
     completions = torch.randint(5, 480, (ROWS, COMPLETION), generator=generator)
-    return block(
-        prompts.repeat_interleave(GROUP, dim=0).tolist(), completions.tolist()
-    )
+    return block(prompts.repeat_interleave(GROUP, dim=0).tolist(), completions.tolist())
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -63,7 +63,8 @@ def measured_rate(run: Path) -> float:
     tokens = 0.0
     seconds = 0.0
     step = 0
-    for row in read_lines(run / METRICS_FILE):
+    file = run / METRICS_FILE
+    for row in read_lines(file) if file.is_file() else []:
         if "step_time" in row and "num_tokens" in row:
             # A row has the mean over the steps since the one before it.
             seconds += row["step_time"] * (row["step"] - step)

@@ -28,7 +28,7 @@ class Fit:
         needed: bytes that the run takes there at its peak.
         phase: the phase that takes most.
         fits: whether it does as it is.
-        change: flags that make it fit, where one change does.
+        change: flags that make it fit: one change, or two where no single one does.
     """
 
     device: int
@@ -44,12 +44,21 @@ def fit_into(run: RunFacts, device: int) -> Fit:
     peak = peak_of(run)
     if _fits(run):
         return Fit(device, peak.size, peak.name, True, None)
-    change = None
-    for flags, changed in changes(run):
+    return Fit(device, peak.size, peak.name, False, _change_that_fits(run))
+
+
+def _change_that_fits(run: RunFacts) -> str | None:
+    """Return the first change that makes a run fit, or the first two where no single one does."""
+    singles = list(changes(run))
+    for flags, changed in singles:
         if _fits(changed):
-            change = flags
-            break
-    return Fit(device, peak.size, peak.name, False, change)
+            return flags
+    for flags, changed in singles:
+        for more, both in changes(changed):
+            # Twice the same setting is one change.
+            if more.split()[0] != flags.split()[0] and _fits(both):
+                return f"{flags} and {more}"
+    return None
 
 
 def usable(device: int, kind: str = "cuda") -> int:

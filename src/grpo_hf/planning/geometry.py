@@ -41,25 +41,19 @@ class Geometry:
         gpus: int,
         prompt: int,
         completion: int | None = None,
-        generation_rows: int | None = None,
     ) -> "Geometry":
         """Read it from the settings of a run.
 
         Args:
+            args: the settings, read for so many processes.
             prompt: tokens of a prompt.
             completion: tokens of a completion; by default as many as a run allows.
-            generation_rows: `generation_batch_size` where a recipe gives it, rows of all GPUs;
-                `args` has divided it by the number of processes of this program.
         """
-        batch = args.per_device_train_batch_size
-        parts = args.steps_per_generation
-        if generation_rows is not None:
-            parts = max(1, generation_rows // (batch * gpus))
         return cls(
             gpus=gpus,
             group=args.num_generations,
-            batch=batch,
-            parts=parts,
+            batch=args.per_device_train_batch_size,
+            parts=args.steps_per_generation,
             accumulation=args.gradient_accumulation_steps,
             iterations=args.num_iterations,
             prompt=prompt,
@@ -119,7 +113,11 @@ def picture(geometry: Geometry) -> list[str]:
         if prompts > 2:
             lines.append("    ...")
         lines.append(f"    {f'prompt {prompts}':12} [{_bar('p', 4)}] -> {_bar('c', g.group)}")
-    lines += ["", f"dealt into {g.parts} micro-batches of {g.batch} rows, groups together:", ""]
+    lines += [
+        "",
+        f"dealt into {_number(g.parts, 'micro-batch')} of {g.batch} rows, groups together:",
+        "",
+    ]
     own = g.prompts_of(g.batch)
     of_each = -(-g.batch // own)
     if g.packed:
@@ -136,12 +134,20 @@ def picture(geometry: Geometry) -> list[str]:
     together = g.gpus * g.batch * g.accumulation
     lines += [
         "",
-        f"optimizer step: {g.gpus} GPU{'s' * (g.gpus > 1)} x {g.batch} rows x {g.accumulation} "
-        f"micro-batches = {together} completions of {g.prompts_of(together)} prompts",
+        f"optimizer step: {g.gpus} GPU{'s' * (g.gpus > 1)} x {g.batch} rows x "
+        f"{_number(g.accumulation, 'micro-batch')} = {together} completions of "
+        f"{_number(g.prompts_of(together), 'prompt')}",
     ]
     if g.iterations > 1:
         lines.append(f"each rollout is used {g.iterations} times (num_iterations)")
     return lines
+
+
+def _number(count: int, noun: str) -> str:
+    """Return a number with its noun, as `2 prompts`."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}{'es' if noun.endswith('ch') else 's'}"
 
 
 def _bar(mark: str, count: int) -> str:

@@ -8,6 +8,7 @@ feed-forward part for one token, r rank of the adapter, V vocabulary.
 """
 
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +118,8 @@ def shape_of(
         head = _head_parameters(model)
         kinds = _keep_one_of_each_kind(model, sizes.depth)
         outside = _count(model) - sum(_count(layer) for layer, _ in kinds)
-        adapted = model if adapter is None else get_peft_model(model, adapter)
+        # PEFT writes the names of the matrices that it found into the configuration.
+        adapted = model if adapter is None else get_peft_model(model, deepcopy(adapter))
     layers = []
     for layer, count in kinds:
         layers.append((_layer_shape(layer, sizes), count))

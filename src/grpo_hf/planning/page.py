@@ -103,7 +103,7 @@ def _fit_text(fit: Fit) -> str:
         return f"fits: {taken}"
     if fit.change:
         return f"with {fit.change} (as it is: {taken})"
-    return f"no single change makes it fit ({taken})"
+    return f"no one or two changes make it fit ({taken})"
 
 
 def cost_lines(cost: Cost) -> list[str]:

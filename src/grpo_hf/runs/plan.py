@@ -250,7 +250,6 @@ def facts_of(
         args,
         gpus=gpus,
         prompt=question.prompt_tokens,
-        generation_rows=recipe.given.get("generation_batch_size"),
     )
     return RunFacts(
         shape=shape,

@@ -1,0 +1,78 @@
+"""Sizes from a configuration, against the model itself with its adapter."""
+
+import time
+from typing import Any
+
+import pytest
+import transformers
+from peft import LoraConfig, get_peft_model
+from support.models import decoder, lora
+
+from grpo_hf.errors import NotPlannableError
+from grpo_hf.planning.known_shapes import known_models
+from grpo_hf.planning.model_shape import shape_of
+
+ADAPTERS: dict[str, LoraConfig | None] = {
+    "none": None,
+    "all matrices": lora(),
+    "PEFT's choice": LoraConfig(r=8, task_type="CAUSAL_LM"),
+    "two matrices": lora(target_modules=["q_proj", "v_proj"]),
+    "DoRA": lora(use_dora=True),
+    "a trained head": lora(modules_to_save=["lm_head"]),
+}
+
+
+def count(model: Any, *, trained: bool) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "Gemma3Text"])
+def test_parameters_are_counted_exactly(architecture: str, name: str) -> None:
+    model = decoder(architecture)
+    shape = shape_of(model.config, ADAPTERS[name])
+    assert shape.parameters == count(model, trained=False)
+    adapter = ADAPTERS[name]
+    whole = model if adapter is None else get_peft_model(model, adapter)
+    assert shape.trained == count(whole, trained=True)
+
+
+@pytest.mark.parametrize("architecture", ["GPT2", "Phi3", "Lfm2", "Bamba", "Qwen3_5Text"])
+def test_other_architectures_have_a_plan(architecture: str) -> None:
+    model = decoder(architecture)
+    shape = shape_of(model.config)
+    assert shape.parameters == count(model, trained=False)
+    assert shape.depth == 3
+
+
+def test_widths_of_a_layer() -> None:
+    layer, number = shape_of(decoder("Llama").config, lora()).layers[0]
+    assert number == 3
+    # D = 32, H·d = 32, K·d = 16, I = 64, r = 4; q, k, v read one input, gate and up another.
+    assert layer.distinct == 32 + 32 + 32 + 64
+    assert layer.inputs == 3 * 32 + 32 + 2 * 32 + 64
+    assert (layer.queries, layer.keys, layer.inner) == (32, 16, 64)
+    assert layer.ranks == 7 * 4
+    assert layer.gated
+
+
+def test_layers_that_are_built_differently_are_counted_each() -> None:
+    kinds = shape_of(decoder("Lfm2").config).layers
+    assert sorted(number for _, number in kinds) == [1, 2]
+
+
+def test_a_model_that_is_no_decoder_is_refused() -> None:
+    with pytest.raises(NotPlannableError, match="num_hidden_layers"):
+        shape_of(transformers.ResNetConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("Qwen2.5-0.5B", 0.494), ("Llama-3.1-8B", 8.030), ("Llama-3.1-70B", 70.6)],
+)
+def test_known_shapes_have_the_published_sizes(name: str, billions: float) -> None:
+    started = time.process_time()
+    shape = shape_of(known_models()[name], lora(r=16))
+    assert shape.parameters / 1e9 == pytest.approx(billions, rel=2e-3)
+    # It runs before every training.
+    assert time.process_time() - started < 1.0

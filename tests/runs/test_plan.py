@@ -1,0 +1,155 @@
+"""`grpo-hf plan`, and the warning before a training."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from grpo_hf import cli
+from grpo_hf.runs import plan, preflight
+from grpo_hf.runs.recipe import Recipe, read_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def recipe_of(model: Path | str, folder: Path, *more: str) -> Recipe:
+    data = folder / "rows.jsonl"
+    rows = [{"prompt": f"{a} + 1 =", "answer": str(a + 1)} for a in range(16)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model_name_or_path", str(model), "--dataset_path", str(data), "--rewards", "gsm8k"]
+    flags += ["--output_dir", str(folder / "run"), "--use_cpu", "--eval_rows", "0"]
+    flags += ["--max_steps", "5", "--max_completion_length", "16", "--lora_target_modules"]
+    return read_recipe([*flags, "all-linear", *more])
+
+
+def plan_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    cli.main(["plan", *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan_of(
+        capsys,
+        RECIPES / "gsm8k_tiny.yaml",
+        *["--prompt_tokens", 50, "--tokens_per_second", 1000, "--dollars_per_hour", 2],
+    )
+    assert "904,704 parameters in 4 layers" in text
+    assert "16 prompts x 8 completions = 128 rows" in text
+    assert "the phase update" in text
+    assert "8 GB  fits" in text
+    # 160 steps of 128 rows that are used twice, each of 50 + 48 tokens.
+    assert "160 steps write 491,520 tokens" in text
+    assert "a step takes 6.3 s, the run 16:44 min" in text
+    assert "the run $0.56" in text
+
+
+def test_no_weights_are_needed(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text((tiny_checkpoint / "config.json").read_text())
+    text = plan_of(capsys, RECIPES / "gsm8k.yaml", "--model_name_or_path", folder)
+    assert "904,704 parameters" in text
+
+
+def test_a_recipe_for_several_gpus_is_planned_on_one_machine(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--model_name_or_path", tiny_checkpoint, "--per_device_train_batch_size", 2]
+    settings += ["--gradient_accumulation_steps", 1]
+    # 2 rows are no whole group of 8, and 4 GPUs x 2 rows are.
+    text = plan_of(capsys, RECIPES / "gsm8k.yaml", "--gpus", 4, *settings)
+    assert "4 GPUs x 2 rows x 1 micro-batch = 8 completions of 1 prompt" in text
+
+
+def test_a_mistake_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", str(RECIPES / "gsm8k.yaml"), "--like", str(tmp_path / "nothing")])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+
+
+def test_a_training_that_fits_is_not_warned_of(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.warn_if_too_large(recipe_of(tiny_checkpoint, tmp_path), 12)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_training_that_does_not_fit_is_warned_of(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = recipe_of(tiny_checkpoint, tmp_path)
+    free = psutil.virtual_memory()._replace(available=2**23)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    prompts = preflight.check_model(recipe, preflight.check_task(recipe))
+    lines = capsys.readouterr().out.splitlines()
+    warnings = [line for line in lines if "warning" in line]
+    assert len(warnings) == 1
+    assert "8 MiB are free" in warnings[0]
+    # It is a warning, and the run goes on.
+    assert len(prompts.train) == 16
+
+
+@pytest.mark.parametrize(
+    "broken", [RuntimeError("no such attention"), KeyError("x"), AssertionError()]
+)
+def test_what_cannot_be_planned_ends_no_run(
+    broken: Exception,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise broken
+
+    monkeypatch.setattr(plan, "shape_of", fail)
+    plan.warn_if_too_large(recipe_of(tiny_checkpoint, tmp_path), 12)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "the memory of this run is not planned" in said
+    assert type(broken).__name__ in said
+
+
+def test_the_warning_takes_no_time(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_checkpoint, tmp_path)
+    plan.warn_if_too_large(recipe, 12)
+    started = time.process_time()
+    plan.warn_if_too_large(recipe, 12)
+    assert time.process_time() - started < 0.5
+
+
+def test_a_reward_model_takes_memory(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with_model = recipe_of(tiny_checkpoint, tmp_path)
+    with_model.task.rewards = [{"reward_model": {"model": str(tiny_checkpoint)}}]  # type: ignore[list-item]
+    run = plan.plan_facts(with_model, plan.Question())
+    assert run.reward_bytes == 4 * run.shape.parameters
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "strategy"),
+    [
+        ("distributed_type: MULTI_GPU\nnum_processes: 4\n", 4, "ddp"),
+        ("distributed_type: FSDP\nnum_processes: 8\n", 8, "fsdp"),
+        (
+            "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config:\n  zero_stage: 3\n",
+            2,
+            "zero3",
+        ),
+    ],
+)
+def test_a_configuration_of_accelerate_says_how_gpus_share(
+    settings: str, gpus: int, strategy: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(settings)
+    assert plan.gpus_of(plan.Question(accelerate=file)) == (gpus, strategy)
