@@ -34,11 +34,13 @@ ORDER = [
     "evaluation",
     "reporting",
     "reward_models",
+    "planning",
     "durability",
     "durable_trainer",
     "trainer",
     "runs",
     "cli_rewards",
+    "cli_plan",
     "cli",
     "__init__",  # the public names, imported on first use
 ]

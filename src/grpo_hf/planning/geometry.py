@@ -121,9 +121,9 @@ def picture(geometry: Geometry) -> list[str]:
     own = g.prompts_of(g.batch)
     of_each = -(-g.batch // own)
     if g.packed:
-        parts = [f"[pppp]{_bar('c', of_each)}"] * min(own, 3)
+        groups = [f"[pppp]{_bar('c', of_each)}"] * min(own, 3)
         more = " ..." if own > 3 else ""
-        lines.append(f"    {' '.join(parts)}{more}")
+        lines.append(f"    {' '.join(groups)}{more}")
         lines.append(
             f"    {own} x {g.prompt} prompt tokens once + {g.batch} x {g.completion} = "
             f"{packed:,} tokens; TRL's block has {block:,}"
