@@ -9,7 +9,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import batches, common, hybrids, memory, plot, rollout, scoring, step, update
+from benchmarks import batches, common, hybrids, memory, plan, plot, rollout, scoring, step, update
 from benchmarks.common import OURS, PEER, TRL, Time
 from benchmarks.flops import Shape, seen_pairs, useful_flops
 from benchmarks.sides import make_trainer
@@ -315,3 +315,22 @@ def test_scoring_compares_equal_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hang["equal"]["others"]
     assert math["value"] > 0
     assert overhead["value"] > 0 and whole["value"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny-g16", "tiny-g4-ckpt"])
+def test_a_plan_foretells_the_memory_of_a_run(name: str) -> None:
+    case = next(case for case in plan.CASES if case.name == name)
+    arguments = argparse.Namespace(model="", threads=1)
+    row = plan.case_row(case, [plan.run_case(case, arguments)])
+    assert row["value"] == pytest.approx(1, abs=plan.BAR)
+    assert row["met"]
+
+
+def test_a_plan_that_is_off_is_a_missed_bar() -> None:
+    case = plan.CASES[0]
+    run = {"foretold": {"rollout": 100, "rest": 90}, "measured": {"rollout": 80, "rest": 70}}
+    row = plan.case_row(case, [run])
+    assert row["value"] == 100 / 80
+    assert not row["met"]
+    assert "1.25" in plan.markdown([row])

@@ -61,13 +61,19 @@ def test_checkpointing_comes_before_what_changes_more() -> None:
     assert fit.change == "--gradient_checkpointing true"
 
 
-def test_every_change_keeps_whole_groups_and_the_gradient() -> None:
+def test_batches_that_are_cut_keep_whole_groups_and_the_gradient() -> None:
     run = run_of(checkpointing=False)
-    for flags, changed in changes(run):
-        if "batch_size" in flags:
-            assert changed.geometry.rollout_rows == run.geometry.rollout_rows
-            together = changed.geometry.batch * changed.geometry.accumulation
-            assert together == run.geometry.batch * run.geometry.accumulation
+    cut = [changed for flags, changed in changes(run) if "batch_size" in flags]
+    smaller = [changed for flags, changed in changes(run) if flags.startswith("--steps_per")]
+    assert cut
+    assert smaller
+    for changed in cut:
+        assert changed.geometry.rollout_rows == run.geometry.rollout_rows
+    for changed in smaller:
+        assert changed.geometry.rollout_rows % run.geometry.group == 0
+    for changed in cut + smaller:
+        together = changed.geometry.batch * changed.geometry.accumulation
+        assert together == run.geometry.batch * run.geometry.accumulation
 
 
 def test_a_sleeping_engine_gives_its_share_back() -> None:

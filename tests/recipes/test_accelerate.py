@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 
@@ -47,12 +47,11 @@ def command_in(file: Path) -> list[str]:
 
 
 def launcher_arguments(file: Path) -> Any:
-    arguments = launch_command_parser().parse_args(command_in(file))
-    # As `accelerate launch` does, what a flag leaves open is the file's.
-    for name, value in vars(load_config_from_file(str(file))).items():
-        if getattr(arguments, name, None) is None:
-            setattr(arguments, name, value)
-    return arguments
+    """The arguments of the command in a file, as `accelerate launch` joins them with the file."""
+    # A free port; the default one may be another test's.
+    arguments = launch_command_parser().parse_args(["--main_process_port", "0", *command_in(file)])
+    arguments.config_file = str(ROOT / arguments.config_file)
+    return _validate_launch_command(arguments)[0]
 
 
 def test_every_engine_has_a_configuration() -> None:
@@ -79,7 +78,7 @@ def test_accelerate_reads_it(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_command_in_it_is_accepted(file: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     arguments = launcher_arguments(file)
-    assert ROOT / arguments.config_file == file
+    assert Path(arguments.config_file) == file
     assert arguments.module and arguments.training_script == "grpo_hf.cli"
     command, recipe, *flags = arguments.training_script_args
     assert (command, recipe) == ("train", "recipe.yaml")
@@ -90,14 +89,15 @@ def test_the_command_in_it_is_accepted(file: Path, tiny_checkpoint: Path, tmp_pa
     )
     with planned_processes(arguments.num_processes):
         read_recipe(["--config", str(recipe_file), *flags])
+    assert arguments.num_processes == STRATEGIES[file.stem][1]
+    assert bool(arguments.use_deepspeed) == file.stem.startswith("zero")
+    assert bool(arguments.use_fsdp) == file.stem.startswith("fsdp")
 
 
 @pytest.mark.parametrize("name", ["fsdp2", "fsdp2_qlora"])
 def test_accelerate_shards_as_the_file_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = launcher_arguments(FOLDER / f"{name}.yaml")
-    arguments.use_fsdp = True
-    for key, value in arguments.fsdp_config.items():
-        setattr(arguments, key, str(value) if isinstance(value, bool) else value)
+    assert arguments.use_fsdp
     for key, value in prepare_multi_gpu_env(arguments).items():
         if key.startswith(("FSDP_", "ACCELERATE_")):
             monkeypatch.setenv(key, value)

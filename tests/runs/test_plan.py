@@ -66,6 +66,14 @@ def test_a_recipe_for_several_gpus_is_planned_on_one_machine(
     assert "4 GPUs x 2 rows x 1 micro-batch = 8 completions of 1 prompt" in text
 
 
+def test_the_table_in_the_documentation_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = plan_of(capsys, RECIPES / "gsm8k.yaml", "--table")
+    document = (RECIPES.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert table in document
+
+
 def test_a_mistake_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["plan", str(RECIPES / "gsm8k.yaml"), "--like", str(tmp_path / "nothing")])

@@ -49,15 +49,16 @@ def fit_into(run: RunFacts, device: int) -> Fit:
 
 def _change_that_fits(run: RunFacts) -> str | None:
     """Return the first change that makes a run fit, or the first two where no single one does."""
-    singles = list(changes(run))
-    for flags, changed in singles:
+    for flags, changed in changes(run):
         if _fits(changed):
             return flags
-    for flags, changed in singles:
-        for more, both in changes(changed):
-            # Twice the same setting is one change.
-            if more.split()[0] != flags.split()[0] and _fits(both):
-                return f"{flags} and {more}"
+    # The later kind of the two is as early as possible.
+    for last in range(1, len(_CHANGES)):
+        for first in _CHANGES[:last]:
+            for flags, changed in first(run):
+                for more, both in _CHANGES[last](changed):
+                    if _fits(both):
+                        return f"{flags} and {more}"
     return None
 
 
@@ -111,6 +112,18 @@ def _smaller_batches(run: RunFacts) -> Iterator[tuple[str, RunFacts]]:
         yield flags, replace(run, geometry=smaller)
 
 
+def _smaller_rollouts(run: RunFacts) -> Iterator[tuple[str, RunFacts]]:
+    """Sample an optimizer step's completions in several rollouts, of whole groups, one by one."""
+    g = run.geometry
+    if run.engine.kind != "generate":
+        return
+    for parts in range(g.parts - 1, 0, -1):
+        rows = parts * g.batch * g.gpus
+        if g.accumulation % parts == 0 and rows % g.group == 0:
+            smaller = replace(g, parts=parts)
+            yield f"--steps_per_generation {parts}", replace(run, geometry=smaller)
+
+
 def _sleep(run: RunFacts) -> Iterator[tuple[str, RunFacts]]:
     if run.engine.kind == "colocate" and not run.engine.sleeps:
         yield "--vllm_enable_sleep_mode true", replace(run, engine=replace(run.engine, sleeps=True))
@@ -160,6 +173,7 @@ _CHANGES: tuple[Callable[[RunFacts], Iterator[tuple[str, RunFacts]]], ...] = (
     _checkpointing,
     _sleep,
     _share,
+    _smaller_rollouts,
     _smaller_batches,
     _half_weights,
     _four_bits,

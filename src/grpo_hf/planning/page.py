@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from .cost import Cost
 from .fitting import DEVICES, Fit, fit_into
 from .geometry import picture
-from .memory import phases_of
+from .memory import peak_of, phases_of
 from .run_facts import RunFacts
 from .terms import GIB, MIB, Phase, groups_of
 
@@ -36,15 +35,15 @@ def page(plan: Plan) -> str:
     shape = plan.run.shape
     lines = [
         plan.title,
-        f"{shape.parameters:,} parameters in {shape.depth} layers of width {shape.width}, "
-        f"{shape.trained:,} of them or beside them train",
+        f"{shape.parameters:,} parameters in {shape.depth} layers of width {shape.width}; "
+        f"{shape.trained:,} train{' in an adapter' if plan.run.uses_adapter else ''}",
         "",
         "BATCHES",
         "",
     ]
     lines += [f"  {line}".rstrip() for line in picture(plan.run.geometry)]
     phases = phases_of(plan.run)
-    lines += ["", "MEMORY OF ONE DEVICE, in the unit that fits", "", *_table(phases)]
+    lines += ["", "MEMORY OF ONE DEVICE", "", *_table(phases)]
     peak = max(phases, key=lambda phase: phase.size)
     lines += ["", f"  The peak is {size_text(peak.size)}, in the phase {peak.name}:", ""]
     lines += _details(peak)
@@ -150,16 +149,15 @@ def model_table(runs: dict[str, RunFacts]) -> str:
     """Return a Markdown table: which model fits into which device, and by what change."""
     heads = [f"{size} GB" for size in DEVICES]
     lines = [
-        "| model | as it is | " + " | ".join(heads) + " |",
+        "| model | needs | " + " | ".join(heads) + " |",
         "|---|---|" + "---|" * len(DEVICES),
     ]
     for name, run in runs.items():
-        cells: list[Any] = [name]
+        # With next to no memory, what a run can do without is left out.
+        least = peak_of(replace(run, capacity=1))
+        cells = [name, size_text(least.size)]
         for gigabytes in DEVICES:
             fit = fit_into(run, gigabytes * GIB)
-            if len(cells) == 1:
-                peak = max(phases_of(replace(run, capacity=0)), key=lambda phase: phase.size)
-                cells.append(size_text(peak.size))
             cells.append("yes" if fit.fits else fit.change or "no")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -251,6 +251,9 @@ def facts_of(
         gpus=gpus,
         prompt=question.prompt_tokens,
     )
+    if device == "cpu" and precision.quantized is not None and precision.products == 2:
+        # bitsandbytes' products in half precision on a CPU depend on the number of rows.
+        geometry = replace(geometry, packed=False)
     return RunFacts(
         shape=shape,
         geometry=geometry,
