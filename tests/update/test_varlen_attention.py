@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from support.models import block, decoder, lora
+from support.models import block, decoder, lora, moved
 from support.varlen_reference import ReferenceOperator
 
 from grpo_hf.torch_seam import FlashAttention
@@ -261,3 +261,28 @@ def test_the_kernel_on_cuda(dtype, shape, window):
         FlashAttention(), torch.device("cuda"), dtype, shape, window
     )
     assert distance < 0.02
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Gemma3Text", "Qwen3", "Mistral", "Qwen3_5Text"])
+def test_a_model_learns_by_calls_what_it_learns_by_parts(
+    architecture: str, module_trainer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """The CPU's own way, which is held against TRL's numbers elsewhere, is the oracle."""
+    trainer = moved(module_trainer(model=decoder(architecture), peft_config=lora()))
+    assert trainer.packs
+    rows = block([[5, 6, 7, 8, 9]] * 3 + [[4]] * 2, [[21, 22, 23], [31], [41, 42], [51], [61] * 4])
+    operator = ReferenceOperator()
+    results = []
+    for by_calls in (False, True):
+        if by_calls:
+            monkeypatch.setattr(packed_attention, "_goes_by_parts", lambda *_: False)
+            monkeypatch.setattr(packed_attention, "operator_for", lambda *_: operator)
+        trainer.model.zero_grad()
+        scored = trainer._get_per_token_logps_and_entropies(trainer.model, *rows)[0]
+        (scored * torch.linspace(-1, 1, scored.numel()).view_as(scored)).sum().backward()
+        grads = [each.grad.flatten() for each in trainer.model.parameters() if each.requires_grad]
+        results.append((scored.detach(), torch.cat(grads)))
+    assert operator.calls
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=1e-5)
+    difference = (results[1][1] - results[0][1]).norm()
+    assert difference <= 1e-5 * results[0][1].norm()
