@@ -46,6 +46,13 @@ class GRPOConfig(TRLGRPOConfig):
             gradients, those of the old and the reference policy; a longer row has one to itself.
         grouped_rollout (`bool`): read each prompt once per group when sampling. False: TRL's
             rollout.
+        vllm_sync (`str`, *optional*): with `use_vllm`, what vLLM gets after an update.
+            `"adapter"` is the LoRA adapter alone, beside the untouched base; `"merged"` is TRL's
+            way, all weights with the adapter merged into copies. By default the adapter, where
+            there is one that vLLM can serve.
+        vllm_adapter_dir (`str`, *optional*): the folder by which the adapter goes to vLLM; servers
+            have to read it under the same path. By default in the output folder for servers, and a
+            temporary one in this process.
         early_rewards (`bool`): compute rewards during the reference pass. False: after it.
         reward_timeout (`float`, *optional*): the seconds that a reward may take for a completion,
             if it has no `timeout` of its own; by default a minute, or 30 times what it took so far.
@@ -150,6 +157,18 @@ class GRPOConfig(TRLGRPOConfig):
         },
     )
 
+    vllm_sync: str | None = field(
+        default=None,
+        metadata={
+            "help": "What vLLM gets after an update: `adapter`, or `merged`, all weights (TRL's "
+            "way). By default the adapter, where vLLM can serve it.",
+            "choices": ["adapter", "merged"],
+        },
+    )
+    vllm_adapter_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder by which the adapter goes to vLLM; servers have to read it."},
+    )
     early_rewards: bool = field(
         default=True,
         metadata={

@@ -21,6 +21,7 @@ _CHOICES = {
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "non_finite": ("stop", "skip"),
+    "vllm_sync": (None, "adapter", "merged"),
     "advantage_estimator": ("group", "reward", "gae"),
 }
 _planned: ContextVar[int] = ContextVar("planned", default=0)

@@ -15,6 +15,7 @@
     │   └── RewardFailuresError (RuntimeError)  a reward fails too often to train a model
     ├── NotFiniteError (ArithmeticError)    a loss, gradient, log-probability or weight became NaN
     ├── RolloutError (ValueError)           a rollout function returned no completion, or no tokens
+    ├── EngineError (RuntimeError)          vLLM does not start, or does not answer
     ├── OutputExistsError (FileExistsError) the output folder holds another run
     ├── SaveError (OSError)                 a disk failed while weights were saved
     └── HubUnreachable (ConnectionError)    the Hub was needed and did not answer
@@ -103,6 +104,10 @@ class NotFiniteError(GrpoError, ArithmeticError):
 
 class RolloutError(GrpoError, ValueError):
     """A rollout function returned an empty completion, or ids that are no tokens."""
+
+
+class EngineError(GrpoError, RuntimeError):
+    """vLLM does not start, does not answer, or does not compute what the policy computes."""
 
 
 class OutputExistsError(GrpoError, FileExistsError):

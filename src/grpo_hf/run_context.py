@@ -77,7 +77,7 @@ class RunTraits:
     Args:
         sharded_weights: FSDP or DeepSpeed keeps parts of the weights in other processes.
         reads_images: the model takes images beside text.
-        uses_vllm: vLLM samples the completions.
+        samples_together: vLLM samples for several processes at once, which all have to ask.
         has_tools: the policy calls tools, or plays in environments.
         has_environments: environments write prompts, and have tools of their own.
         has_rollout_function: a function of the user's samples the completions.
@@ -87,7 +87,7 @@ class RunTraits:
 
     sharded_weights: bool = False
     reads_images: bool = False
-    uses_vllm: bool = False
+    samples_together: bool = False
     has_tools: bool = False
     has_environments: bool = False
     has_rollout_function: bool = False

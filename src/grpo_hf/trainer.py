@@ -25,7 +25,7 @@ from .durable_trainer import DurableTrainer
 from .errors import RewardFailuresError
 from .models import adapters, loading, reference, reference_guards
 from .reporting import credit_file, model_card, progress
-from .rollout import dynamic_sampling, generate
+from .rollout import dynamic_sampling, generate, vllm_engine
 from .scoring import failures, process_reward, step_scores, trial
 from .scoring.scorer import RolloutScorer, scorer_under_way, weights_now
 from .trl_seam import Batch
@@ -63,7 +63,8 @@ class GRPOTrainer(DurableTrainer):
         data = trl_seam.data_drawn_by_trl(call, type(self))
         training_data.check_training_data(data, call["args"])
         call["reward_funcs"], self.run_rewards = trial.prepare_rewards(call)
-        with reference.made_here(call["model"], call["args"]):
+        engine = vllm_engine.made_here(call["model"], call["args"], call.get("peft_config"))
+        with reference.made_here(call["model"], call["args"]), engine:
             super().__init__(**call)
         self.beta, self.continues_adapter = self.args.beta, isinstance(call["model"], PeftModel)
         self.traits = trl_seam.traits_of(self)

@@ -187,7 +187,7 @@ def traits_of(trainer: Any) -> RunTraits:
     return RunTraits(
         sharded_weights=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
         reads_images=trainer._is_vlm,
-        uses_vllm=trainer.use_vllm,
+        samples_together=trainer.use_vllm and _sample_alone(trainer) is None,
         has_tools=bool(trainer.tools or trainer.environment_factories),
         has_environments=trainer.environment_factories is not None,
         has_rollout_function=trainer.rollout_func is not None,
@@ -262,6 +262,8 @@ def policy_of(trainer: Any) -> Policy:
     """Return a trainer's policy as something that tokenizes and samples."""
 
     def sample(prompt_ids: list[list[int]], tokens: int, copies: int) -> list[list[int]]:
+        if trainer.use_vllm:
+            return _sample_alone(trainer)(prompt_ids, tokens, copies)
         return continue_tokens(trainer, prompt_ids, max_new_tokens=tokens, num_generations=copies)
 
     return Policy(
@@ -272,6 +274,27 @@ def policy_of(trainer: Any) -> Policy:
         tokenizer=trainer._tokenizer,
         max_completion_length=trainer.max_completion_length,
     )
+
+
+def _sample_alone(trainer: Any) -> Any:
+    """Return how vLLM continues tokens for one process, or None; ours puts it on TRL's sampler."""
+    return getattr(getattr(trainer, "vllm_generation", None), "continue_tokens", None)
+
+
+def vllm_parts(**parts: Any) -> AbstractContextManager[Any]:
+    """Let TRL's `VLLMGeneration` find other parts of vLLM for a block that makes one.
+
+    It makes an `LLM` in process or a `VLLMClient`, where `is_vllm_available()`.
+    """
+    from trl.generation import vllm_generation
+
+    # What is not installed is not there.
+    return patch.multiple(vllm_generation, create=True, **parts)
+
+
+def weights_are_awake(generation: Any) -> None:
+    """Tell TRL's `VLLMGeneration` that its engine's weights need no sync after a sleep."""
+    generation._llm_weights_sleeping = False
 
 
 def policy_state(trainer: Any, resume: str | bool | None) -> PolicyState:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from ..config import GRPOConfig
@@ -15,6 +16,7 @@ from ..data.training_data import check_training_data
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
 from ..errors import ConfigError, did_you_mean
 from ..models import adapters, loading
+from ..rollout.vllm_sync import choose_sync
 from ..scoring.process_reward import process_reward
 from ..scoring.registry import load_reward
 from ..scoring.reward import Reward
@@ -159,6 +161,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     tokenizer = loading.load_tokenizer(name, **source)
     if recipe.task.adapter is not None:
         adapters.check_adapter(recipe.task.adapter, config)
+    _check_engine(recipe)
     form, notes = form_of_prompts(recipe, task.train, tokenizer)
 
     def prompts_of(split: Split) -> Dataset:
@@ -180,6 +183,21 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         train = stream_of(recipe, task.rewards, task.train, task.stream, form)
     warn_if_too_large(recipe, lengths[0])
     return Prompts(tokenizer, train, held_out, notes)
+
+
+def _check_engine(recipe: Recipe) -> None:
+    """Check that vLLM can sample the policy of a recipe, if it is asked to."""
+    if not recipe.training.use_vllm:
+        return
+    config = loading.lora_config(recipe.model)
+    if recipe.task.adapter is not None:
+        config = PeftConfig.from_pretrained(recipe.task.adapter)
+    choose_sync(
+        recipe.training,
+        config,
+        quantized=recipe.model.load_in_4bit or recipe.model.load_in_8bit,
+        from_gguf=recipe.task.gguf_file is not None,
+    )
 
 
 def _check_cold_start(recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ from ..evaluation.comparison import EVALUATION_FILE, compare_with_base, not_comp
 from ..evaluation.statistics import Comparison
 from ..models import adapters, loading
 from ..reporting import report
+from ..rollout import vllm_engine
 from ..run_files import say
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
@@ -52,6 +53,8 @@ def train(recipe: Recipe) -> Comparison | None:
     trainer.train(resume_from_checkpoint=task.resume)
     # Before the comparison, which may fail on a reward; the adapter is what the run was for.
     trl_seam.save_model_here(trainer)
+    # The comparison is the model's own work, for which the engine's memory is better free.
+    vllm_engine.close_engines()
     try:
         comparison = _evaluate(trainer, prompts, task)
     except Exception:

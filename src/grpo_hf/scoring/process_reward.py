@@ -184,11 +184,12 @@ def attach_policy(rewards: Sequence[Any], policy: Policy, traits: RunTraits) -> 
 
 def _check_traits(traits: RunTraits) -> None:
     # Both need every process in every forward, and one that has less to sample would not come.
-    if traits.uses_vllm or traits.sharded_weights:
+    if traits.samples_together or traits.sharded_weights:
         raise ConfigError(
             "process_reward 'monte_carlo' samples another number of continuations on every "
-            "process, which vLLM and sharded weights (FSDP, DeepSpeed) do not allow. Leave one of "
-            "the two out."
+            "process, which TRL's vLLM server, an engine over several GPUs "
+            "(vllm_tensor_parallel_size) and sharded weights (FSDP, DeepSpeed) do not allow. Set "
+            "--vllm_sync adapter, or leave one of the two out."
         )
     if traits.has_tools or traits.has_rollout_function or traits.reads_images:
         raise ConfigError(

@@ -1,0 +1,372 @@
+"""vLLM as the sampler of a trainer: TRL's `VLLMGeneration`, which is given weights in another way.
+
+TRL 1.16 sends all weights with the adapter merged into them. Where the policy is a LoRA, vLLM holds
+the same frozen base as the trainer does, and what changes is the adapter: after each update it is
+written into a folder (vllm_adapter.py), and loaded from there by the engine in this process, or by
+servers (vllm_servers.py). How completions are asked for stays TRL's.
+"""
+
+import atexit
+import gc
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ..config import option
+from ..errors import ConfigError, EngineError, GrpoError
+from ..run_files import warn_once
+from ..trl_seam import found_in_trl, name_or_path, replaced_in_trl, vllm_parts, weights_are_awake
+from .vllm_adapter import AdapterFolder, name_of_run
+from .vllm_check import check_samples
+from .vllm_merged import safely_merged
+from .vllm_servers import Servers
+from .vllm_sync import ADAPTER, MERGED, choose_sync, is_quantized, served_rank, why_not_adapter
+
+logger = logging.getLogger(__name__)
+
+# Engines of this process, by what they were started with: a second trainer on the same base goes on
+# with the first one's, because two would not fit beside each other.
+_started: dict[str, Any] = {}
+# What has to be undone when a run ends.
+_undo: list[Callable[[], None]] = []
+
+
+@contextmanager
+def made_here(model: Any, args: Any, peft_config: Any) -> Iterator[None]:
+    """Let TRL, for the block that builds a trainer, make a sampler whose base stays the base.
+
+    Args:
+        model: what the user gave to the trainer.
+        args: of the run.
+        peft_config: of an adapter that the trainer will create.
+
+    Raises:
+        ConfigError: vLLM cannot sample this policy, or not as was asked.
+        EngineError: vLLM does not start, or no server answers.
+    """
+    if not args.use_vllm:
+        yield
+        return
+    config = model.active_peft_config if isinstance(model, PeftModel) else peft_config
+    choose_sync(args, config, quantized=is_quantized(model, args.model_init_kwargs))
+    name = "VLLMGeneration"
+    with replaced_in_trl(name, partial(_sampler, found_in_trl(name), args)):
+        yield
+
+
+def close_engines() -> None:
+    """End the engines of this process, and forget adapters at servers, so that memory is free."""
+    while _undo:
+        _undo.pop()()
+
+
+# It also runs where a run ends by an error.
+atexit.register(close_engines)
+
+
+def _sampler(make: Any, args: Any, **settings: Any) -> Any:
+    """Return TRL's sampler for a policy, and let it sync as the run wants it.
+
+    Args:
+        make: TRL's class.
+        settings: what TRL 1.16 gives it: `model`, `accelerator`, `mode` and so on.
+    """
+    model, accelerator = settings["model"], settings["accelerator"]
+    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    sync = choose_sync(args, config, quantized=is_quantized(model, None))
+    reason = why_not_adapter(config) or _why_not_beside(model, accelerator)
+    if reason is not None and option(args, "vllm_sync") is None:
+        sync = MERGED
+    if sync == ADAPTER:
+        sampler = _server_sampler if settings["mode"] == "server" else _process_sampler
+        return sampler(make, args, settings)
+    if config is not None and reason is not None:
+        warn_once(f"vLLM is sent all weights, with the adapter merged in, because {reason}.")
+    with vllm_parts(LLM=partial(_start, _on_cpu(accelerator))), _explained(settings):
+        generation = make(**settings)
+    if config is not None and not _is_sharded(accelerator):
+        generation.sync_weights = safely_merged(generation.sync_weights, model)
+    alone = settings["mode"] == "colocate" and settings["tensor_parallel_size"] == 1
+    generation.continue_tokens = partial(_continue, generation) if alone else None
+    return generation
+
+
+def _why_not_beside(model: Any, accelerator: Any) -> str | None:
+    """Return why the weights beside an adapter keep it from vLLM, or None."""
+    if _is_sharded(accelerator):
+        return "its weights are sharded (FSDP, ZeRO-3)"
+    if len(getattr(model, "active_adapters", ())) > 1:
+        return f"the policy is several adapters at once ({', '.join(model.active_adapters)})"
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and "lora_" not in name:
+            return f"weights of the base train beside it ({name})"
+    return None
+
+
+def _is_sharded(accelerator: Any) -> bool:
+    is_fsdp = getattr(accelerator.state, "fsdp_plugin", None) is not None
+    return is_fsdp or is_deepspeed_zero3_enabled()
+
+
+def _process_sampler(make: Any, args: Any, settings: Any) -> Any:
+    """Return a sampler with an engine in this process, started on the untouched base."""
+    model, accelerator = settings["model"], settings["accelerator"]
+    extra = {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": served_rank(model.active_peft_config),
+        "dtype": _engine_dtype(model, accelerator),
+    }
+
+    def start(**of_trl: Any) -> ProcessEngine:
+        return ProcessEngine(_start(extra | _on_cpu(accelerator), **of_trl))
+
+    with vllm_parts(LLM=start), _explained(settings):
+        generation = make(**settings)
+    place = option(args, "vllm_adapter_dir") or tempfile.mkdtemp(prefix="grpo-adapter-")
+    folder = AdapterFolder(Path(place).absolute(), name_of_run())
+    sync = AdapterSync(generation, generation.llm.load, folder)
+    sync.everywhere = True
+    alone = settings["tensor_parallel_size"] == 1
+    return _attached(generation, sync, partial(_continue, generation) if alone else None)
+
+
+def _server_sampler(make: Any, args: Any, settings: Any) -> Any:
+    """Return a sampler that asks servers, which are given the adapter."""
+    accelerator, model = settings["accelerator"], settings["model"]
+    host = f"http://{settings['server_host']}:{settings['server_port']}"
+    urls = (settings["server_base_url"] or host).replace(",", " ").split()
+    servers = Servers(
+        urls, patience=settings["server_timeout"], command=command_of(model, settings)
+    )
+    if accelerator.is_main_process:
+        servers.wait()
+    # TRL would ask vLLM's own package for the address of this machine, to send weights from.
+    parts = {"VLLMClient": lambda **_: servers, "is_vllm_available": lambda *_: True}
+    with vllm_parts(**parts):
+        generation = make(**settings)
+    generation.vllm_client = servers
+    run = [name_of_run()]
+    broadcast_object_list(run, from_process=0)
+    place = option(args, "vllm_adapter_dir") or Path(args.output_dir) / "vllm_adapter"
+    folder = AdapterFolder(Path(place).absolute(), run[0])
+    load = servers.load if accelerator.is_main_process else servers.follow
+    sync = AdapterSync(generation, load, folder)
+    _undo.append(servers.unload if accelerator.is_main_process else lambda: None)
+    return _attached(generation, sync, partial(_continue_at, generation))
+
+
+def _attached(generation: Any, sync: "AdapterSync", continues: Any) -> Any:
+    generation.sync_weights = sync
+    generation.continue_tokens = continues
+    _undo.append(sync.close)
+    return generation
+
+
+def command_of(model: Any, settings: Any) -> str:
+    """Return the command that starts a server for a policy."""
+    rank = served_rank(model.active_peft_config)
+    port = f" --port {settings['server_port']}" if not settings["server_base_url"] else ""
+    return (
+        f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {name_or_path(model.config)}{port} "
+        f"--enable-lora --max-lora-rank {rank} --logprobs-mode processed_logprobs"
+    )
+
+
+class AdapterSync:
+    """Loads the policy's adapter into vLLM; TRL calls it where it would send all weights."""
+
+    # Whether every process has an engine of its own, and writes for it.
+    everywhere = False
+
+    def __init__(self, generation: Any, load: Callable[[str, Path], None], folder: Any) -> None:
+        """Prepare; nothing is loaded before the first call.
+
+        Args:
+            generation: TRL's sampler.
+            load: takes the name and the folder of a version.
+            folder: writes versions.
+        """
+        self._generation = generation
+        self._load = load
+        self._folder = folder
+        self._checked = False
+        self._loaded: str | None = None
+
+    def __call__(self) -> None:
+        """Load the adapter as it is now."""
+        generation = self._generation
+        if generation.mode == "colocate" and generation.enable_sleep_mode:
+            generation.llm.wake_up(tags=["weights"])
+            weights_are_awake(generation)
+        if not self._checked:
+            self._checked = True
+            check_samples(generation, self.load)
+        self.load()
+
+    def load(self) -> None:
+        """Write the adapter, load it, and forget the version before."""
+        accelerator = self._generation.accelerator
+        writes = self.everywhere or accelerator.is_main_process
+        model = accelerator.unwrap_model(self._generation.model)
+        name, place = self._folder.write(model, writes=writes)
+        self._load(name, place)
+        self._forget()
+        self._loaded = name
+        # Others may ask the servers, too.
+        accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._forget()
+        self._folder.remove()
+
+    def _forget(self) -> None:
+        if self._loaded is not None:
+            self._folder.forget(self._loaded)
+
+
+class ProcessEngine:
+    """An engine of this process, sampling with the adapter that was loaded last.
+
+    Everything else is the engine's own.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._adapter: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    def load(self, name: str, folder: Path) -> None:
+        """Load an adapter in the place of the one before."""
+        from vllm.lora.request import LoRARequest
+
+        in_place = LoRARequest(name, 1, str(folder), load_inplace=True)
+        self._llm.llm_engine.add_lora(in_place)
+        # Another request than that one: vLLM would read the files again at each token.
+        self._adapter = LoRARequest(name, 1, str(folder))
+        self._llm.reset_prefix_cache()
+
+    def generate(self, *positional: Any, **named: Any) -> Any:
+        """Sample with the adapter.
+
+        Raises:
+            EngineError: a prompt or a setting is not possible in this engine.
+        """
+        try:
+            return self._llm.generate(*positional, **{"lora_request": self._adapter, **named})
+        except ValueError as error:
+            raise EngineError(
+                f"vLLM cannot sample this ({error}). --vllm_max_model_length is the room for a "
+                "prompt and its completion, and generation_kwargs are settings of vLLM's."
+            ) from error
+
+    def sleep(self, level: int = 1, **named: Any) -> Any:
+        """Move the base out of the way. At level 2, TRL's, vLLM would drop it."""
+        return self._llm.sleep(level=min(level, 1), **named)
+
+
+def _on_cpu(accelerator: Any) -> dict[str, Any]:
+    """Return what an engine beside a trainer on a CPU is started with."""
+    if accelerator.device.type != "cpu":
+        return {}
+    # Bound to cores, the threads of the trainer would be, too.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # To compile for a CPU takes minutes.
+    return {"enforce_eager": True}
+
+
+def _start(extra: dict[str, Any], **settings: Any) -> Any:
+    """Return an engine of this process; one that was started alike goes on.
+
+    Args:
+        extra: beside what TRL 1.16 starts it with.
+    """
+    settings |= extra
+    key = repr(sorted(settings.items()))
+    if key not in _started:
+        from vllm import LLM
+
+        _started[key] = LLM(**settings)
+        _undo.append(partial(_end, key))
+    return _started[key]
+
+
+def _end(key: str) -> None:
+    llm = _started.pop(key)
+    # Its cache and its weights are the engine core's.
+    with suppress(Exception):
+        llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _engine_dtype(model: Any, accelerator: Any) -> str:
+    """Return the precision in which the policy computes, for the engine to compute in, too."""
+    autocast = {"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision)
+    return autocast or str(model.dtype).removeprefix("torch.")
+
+
+def _continue(generation: Any, prompts: list[list[int]], tokens: int, copies: int) -> list[Any]:
+    """Continue tokens by the engine of this process; equal prompts lie side by side."""
+    before = generation.max_completion_length
+    generation.max_completion_length = tokens
+    try:
+        return generation.generate(prompts, None, copies)[1]
+    finally:
+        generation.max_completion_length = before
+
+
+def _continue_at(generation: Any, prompts: list[list[int]], tokens: int, copies: int) -> list[Any]:
+    """Continue tokens at the servers, without the other processes."""
+    sampling = {
+        "n": copies,
+        "repetition_penalty": generation.repetition_penalty,
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        "top_k": generation.top_k,
+        "min_p": generation.min_p or 0.0,
+        "max_tokens": tokens,
+        "logprobs": 0,
+        "structured_outputs_regex": generation.structured_outputs_regex,
+        "generation_kwargs": generation.generation_kwargs,
+    }
+    return generation.vllm_client.generate(prompts[::copies], **sampling)["completion_ids"]
+
+
+@contextmanager
+def _explained(settings: Any) -> Iterator[None]:
+    """Say what to do where vLLM does not start, or TRL's way does not find its server."""
+    try:
+        yield
+    except GrpoError:
+        raise
+    # vLLM and its drivers raise errors of all kinds.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".strip()
+        if settings["mode"] == "server":
+            raise EngineError(
+                f"vLLM cannot be sent all weights as TRL does it ({reason}). With a LoRA adapter, "
+                "--vllm_sync adapter needs a stock server; else see TRL's page on vLLM."
+            ) from error
+        if isinstance(error, ValueError) and "tensor_parallel_size" in reason:
+            raise ConfigError(f"vllm_tensor_parallel_size: {error}") from error
+        raise EngineError(
+            f"vLLM does not start beside the training ({reason}). Its memory is set by "
+            "--vllm_gpu_memory_utilization and --vllm_max_model_length; --use_vllm false samples "
+            "with transformers."
+        ) from error
