@@ -7,17 +7,13 @@ servers (vllm_servers.py). How completions are asked for stays TRL's.
 """
 
 import atexit
-import gc
-import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -28,15 +24,11 @@ from ..run_files import warn_once
 from ..trl_seam import found_in_trl, name_or_path, replaced_in_trl, vllm_parts, weights_are_awake
 from .vllm_adapter import AdapterFolder, name_of_run
 from .vllm_check import check_samples
-from .vllm_merged import safely_merged
+from .vllm_merged import merged_copies
+from .vllm_process import ProcessEngine, end_engines, engine_dtype, on_cpu, start_engine
 from .vllm_servers import Servers
 from .vllm_sync import ADAPTER, MERGED, choose_sync, is_quantized, served_rank, why_not_adapter
 
-logger = logging.getLogger(__name__)
-
-# Engines of this process, by what they were started with: a second trainer on the same base goes on
-# with the first one's, because two would not fit beside each other.
-_started: dict[str, Any] = {}
 # What has to be undone when a run ends.
 _undo: list[Callable[[], None]] = []
 
@@ -68,6 +60,7 @@ def close_engines() -> None:
     """End the engines of this process, and forget adapters at servers, so that memory is free."""
     while _undo:
         _undo.pop()()
+    end_engines()
 
 
 # It also runs where a run ends by an error.
@@ -84,27 +77,30 @@ def _sampler(make: Any, args: Any, **settings: Any) -> Any:
     model, accelerator = settings["model"], settings["accelerator"]
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     sync = choose_sync(args, config, quantized=is_quantized(model, None))
-    reason = why_not_adapter(config) or _why_not_beside(model, accelerator)
-    if reason is not None and option(args, "vllm_sync") is None:
+    reason = why_not_adapter(config) or _why_not_beside(model)
+    # Adapters of sharded weights are gathered where that is asked for; nobody has tried it.
+    if reason is None and _is_sharded(accelerator) and option(args, "vllm_sync") is None:
+        reason = "its weights are sharded (FSDP, ZeRO-3)"
+    elif reason is not None and sync == ADAPTER and option(args, "vllm_sync") == ADAPTER:
+        raise ConfigError(f"vllm_sync is 'adapter', and {reason}. Set --vllm_sync merged.")
+    if reason is not None:
         sync = MERGED
     if sync == ADAPTER:
         sampler = _server_sampler if settings["mode"] == "server" else _process_sampler
         return sampler(make, args, settings)
     if config is not None and reason is not None:
         warn_once(f"vLLM is sent all weights, with the adapter merged in, because {reason}.")
-    with vllm_parts(LLM=partial(_start, _on_cpu(accelerator))), _explained(settings):
+    with vllm_parts(LLM=partial(start_engine, on_cpu(accelerator))), _explained(settings):
         generation = make(**settings)
-    if config is not None and not _is_sharded(accelerator):
-        generation.sync_weights = safely_merged(generation.sync_weights, model)
+    copies = config is not None and not _is_sharded(accelerator)
+    generation.sync_weights = partial(_send_all, generation.sync_weights, model, copies)
     alone = settings["mode"] == "colocate" and settings["tensor_parallel_size"] == 1
     generation.continue_tokens = partial(_continue, generation) if alone else None
     return generation
 
 
-def _why_not_beside(model: Any, accelerator: Any) -> str | None:
+def _why_not_beside(model: Any) -> str | None:
     """Return why the weights beside an adapter keep it from vLLM, or None."""
-    if _is_sharded(accelerator):
-        return "its weights are sharded (FSDP, ZeRO-3)"
     if len(getattr(model, "active_adapters", ())) > 1:
         return f"the policy is several adapters at once ({', '.join(model.active_adapters)})"
     for name, weight in model.named_parameters():
@@ -125,11 +121,11 @@ def _process_sampler(make: Any, args: Any, settings: Any) -> Any:
         "enable_lora": True,
         "max_loras": 1,
         "max_lora_rank": served_rank(model.active_peft_config),
-        "dtype": _engine_dtype(model, accelerator),
+        "dtype": engine_dtype(model, accelerator),
     }
 
     def start(**of_trl: Any) -> ProcessEngine:
-        return ProcessEngine(_start(extra | _on_cpu(accelerator), **of_trl))
+        return ProcessEngine(start_engine(extra | on_cpu(accelerator), **of_trl))
 
     with vllm_parts(LLM=start), _explained(settings):
         generation = make(**settings)
@@ -236,91 +232,6 @@ class AdapterSync:
             self._folder.forget(self._loaded)
 
 
-class ProcessEngine:
-    """An engine of this process, sampling with the adapter that was loaded last.
-
-    Everything else is the engine's own.
-    """
-
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
-        self._adapter: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._llm, name)
-
-    def load(self, name: str, folder: Path) -> None:
-        """Load an adapter in the place of the one before."""
-        from vllm.lora.request import LoRARequest
-
-        in_place = LoRARequest(name, 1, str(folder), load_inplace=True)
-        self._llm.llm_engine.add_lora(in_place)
-        # Another request than that one: vLLM would read the files again at each token.
-        self._adapter = LoRARequest(name, 1, str(folder))
-        self._llm.reset_prefix_cache()
-
-    def generate(self, *positional: Any, **named: Any) -> Any:
-        """Sample with the adapter.
-
-        Raises:
-            EngineError: a prompt or a setting is not possible in this engine.
-        """
-        try:
-            return self._llm.generate(*positional, **{"lora_request": self._adapter, **named})
-        except ValueError as error:
-            raise EngineError(
-                f"vLLM cannot sample this ({error}). --vllm_max_model_length is the room for a "
-                "prompt and its completion, and generation_kwargs are settings of vLLM's."
-            ) from error
-
-    def sleep(self, level: int = 1, **named: Any) -> Any:
-        """Move the base out of the way. At level 2, TRL's, vLLM would drop it."""
-        return self._llm.sleep(level=min(level, 1), **named)
-
-
-def _on_cpu(accelerator: Any) -> dict[str, Any]:
-    """Return what an engine beside a trainer on a CPU is started with."""
-    if accelerator.device.type != "cpu":
-        return {}
-    # Bound to cores, the threads of the trainer would be, too.
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    # To compile for a CPU takes minutes.
-    return {"enforce_eager": True}
-
-
-def _start(extra: dict[str, Any], **settings: Any) -> Any:
-    """Return an engine of this process; one that was started alike goes on.
-
-    Args:
-        extra: beside what TRL 1.16 starts it with.
-    """
-    settings |= extra
-    key = repr(sorted(settings.items()))
-    if key not in _started:
-        from vllm import LLM
-
-        _started[key] = LLM(**settings)
-        _undo.append(partial(_end, key))
-    return _started[key]
-
-
-def _end(key: str) -> None:
-    llm = _started.pop(key)
-    # Its cache and its weights are the engine core's.
-    with suppress(Exception):
-        llm.llm_engine.engine_core.shutdown()
-    del llm
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _engine_dtype(model: Any, accelerator: Any) -> str:
-    """Return the precision in which the policy computes, for the engine to compute in, too."""
-    autocast = {"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision)
-    return autocast or str(model.dtype).removeprefix("torch.")
-
-
 def _continue(generation: Any, prompts: list[list[int]], tokens: int, copies: int) -> list[Any]:
     """Continue tokens by the engine of this process; equal prompts lie side by side."""
     before = generation.max_completion_length
@@ -346,6 +257,29 @@ def _continue_at(generation: Any, prompts: list[list[int]], tokens: int, copies:
         "generation_kwargs": generation.generation_kwargs,
     }
     return generation.vllm_client.generate(prompts[::copies], **sampling)["completion_ids"]
+
+
+def _send_all(sync: Callable[[], None], model: Any, copies: bool) -> None:
+    """Send all weights, as TRL does it.
+
+    Args:
+        copies: whether an adapter is merged into copies.
+
+    Raises:
+        EngineError: vLLM does not take them.
+    """
+    try:
+        with merged_copies(model) if copies else nullcontext():
+            sync()
+    except GrpoError:
+        raise
+    # What vLLM makes of weights differs from layer to layer, and so do its errors.
+    except Exception as error:
+        raise EngineError(
+            f"vLLM does not take the weights that it is sent ({type(error).__name__}: {error}); "
+            "vLLM for CPUs takes none at all. --vllm_sync adapter sends a LoRA adapter alone, and "
+            "--use_vllm false samples with transformers."
+        ) from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ time, and not a bit of the base is written.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -69,13 +69,3 @@ def _merged(layer: Any) -> Any:
 
 def _nothing(*_: Any, **__: Any) -> None:
     """Stand for merging in place."""
-
-
-def safely_merged(sync: Callable[[], None], model: Any) -> Callable[[], None]:
-    """Return a sync of TRL's that leaves the base alone."""
-
-    def sync_copies() -> None:
-        with merged_copies(model):
-            sync()
-
-    return sync_copies

@@ -26,6 +26,7 @@ _TRIES = 4  # of a request that a server answers with an error of its own
 _SLOWEST = 3600  # seconds for an answer; a server that hangs holds up the run no longer
 _RETRY = 0.5  # seconds before the second try, then twice as long each time
 _SERVER_ERRORS = range(500, 600)
+_ROUNDING = 1e-4  # nats
 _LOAD = "/v1/load_lora_adapter"
 
 
@@ -129,13 +130,16 @@ class Servers:
         between two temperatures.
         """
         if self._processed is None:
-            values = []
+            highest = []
             for temperature in (0.5, 2.0):
-                body = {"model": self._base, "prompt": [[0]], "max_tokens": 1, "logprobs": 1}
-                body |= {"temperature": temperature, "seed": 0}
-                choice = self._ask(self.urls[0], "/v1/completions", body)["choices"][0]
-                values.append(max(choice["logprobs"]["top_logprobs"][0].values()))
-            self._processed = abs(values[0] - values[1]) > 1e-4
+                # Several prompts: after a token that a model knows nothing of, all are as likely.
+                body = {"model": self._base, "prompt": [[1], [5, 3], [2, 7, 4]], "max_tokens": 1}
+                body |= {"temperature": temperature, "seed": 0, "logprobs": 1}
+                choices = self._ask(self.urls[0], "/v1/completions", body)["choices"]
+                tops = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
+                highest.append([max(top.values()) for top in tops])
+            distances = [abs(cold - hot) for cold, hot in zip(*highest, strict=True)]
+            self._processed = max(distances) > _ROUNDING
         mode = "processed_logprobs" if self._processed else "raw_logprobs"
         return {"model_config": {"logprobs_mode": mode}}
 
@@ -243,8 +247,8 @@ class Servers:
         # vLLM's own name for the key of `vllm serve --api-key`.
         if key := os.environ.get("VLLM_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(url + path, data=data, headers=headers)
         try:
+            request = urllib.request.Request(url + path, data=data, headers=headers)
             with urllib.request.urlopen(request, timeout=slowest) as answer:
                 text = answer.read().decode()
         except urllib.error.HTTPError as error:

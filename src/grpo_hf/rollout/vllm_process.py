@@ -1,0 +1,100 @@
+"""vLLM's engine in the trainer's process: started once on the untouched base, given adapters."""
+
+import gc
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import EngineError
+
+# By what they were started with: a second trainer on the same base goes on with the engine of the
+# first one, because two may not fit beside each other.
+_started: dict[str, Any] = {}
+
+
+class ProcessEngine:
+    """An engine of this process, sampling with the adapter that was loaded last.
+
+    Everything else is the engine's own.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._adapter: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    def load(self, name: str, folder: Path) -> None:
+        """Load an adapter in the place of the one before."""
+        from vllm.lora.request import LoRARequest
+
+        in_place = LoRARequest(name, 1, str(folder), load_inplace=True)
+        self._llm.llm_engine.add_lora(in_place)
+        # Another request than that one: vLLM would read the files again at each token.
+        self._adapter = LoRARequest(name, 1, str(folder))
+        self._llm.reset_prefix_cache()
+
+    def generate(self, *positional: Any, **named: Any) -> Any:
+        """Sample with the adapter.
+
+        Raises:
+            EngineError: a prompt or a setting is not possible in this engine.
+        """
+        try:
+            return self._llm.generate(*positional, **{"lora_request": self._adapter, **named})
+        except ValueError as error:
+            raise EngineError(
+                f"vLLM cannot sample this ({error}). --vllm_max_model_length is the room for a "
+                "prompt and its completion, and generation_kwargs are settings of vLLM's."
+            ) from error
+
+    def sleep(self, level: int = 1, **named: Any) -> Any:
+        """Move the base out of the way. At level 2, TRL's, vLLM would drop it."""
+        return self._llm.sleep(level=min(level, 1), **named)
+
+
+def on_cpu(accelerator: Any) -> dict[str, Any]:
+    """Return what an engine beside a trainer on a CPU is started with."""
+    if accelerator.device.type != "cpu":
+        return {}
+    # Bound to cores, the threads of the trainer would be, too.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # To compile for a CPU takes minutes.
+    return {"enforce_eager": True}
+
+
+def start_engine(extra: dict[str, Any], **settings: Any) -> Any:
+    """Return an engine of this process; one that was started alike goes on.
+
+    Args:
+        extra: beside what TRL 1.16 starts it with.
+    """
+    settings |= extra
+    key = repr(sorted(settings.items()))
+    if key not in _started:
+        from vllm import LLM
+
+        _started[key] = LLM(**settings)
+    return _started[key]
+
+
+def end_engines() -> None:
+    """End the engines of this process, so that their memory is free."""
+    for llm in _started.values():
+        # Its cache and its weights are the engine core's.
+        with suppress(Exception):
+            llm.llm_engine.engine_core.shutdown()
+    _started.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def engine_dtype(model: Any, accelerator: Any) -> str:
+    """Return the precision in which the policy computes, for the engine to compute in, too."""
+    autocast = {"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision)
+    return autocast or str(model.dtype).removeprefix("torch.")
