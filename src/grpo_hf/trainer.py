@@ -63,8 +63,7 @@ class GRPOTrainer(DurableTrainer):
         data = trl_seam.data_drawn_by_trl(call, type(self))
         training_data.check_training_data(data, call["args"])
         call["reward_funcs"], self.run_rewards = trial.prepare_rewards(call)
-        engine = vllm_engine.made_here(call["model"], call["args"], call.get("peft_config"))
-        with reference.made_here(call["model"], call["args"]), engine:
+        with reference.made_here(call["model"], call["args"]), vllm_engine.made_here(call):
             super().__init__(**call)
         self.beta, self.continues_adapter = self.args.beta, isinstance(call["model"], PeftModel)
         self.traits = trl_seam.traits_of(self)

@@ -1,6 +1,6 @@
 """Trainers that sample by vLLM: what is loaded, what stays as it was, and what is said.
 
-tests/support/vllm.py stands for vLLM; tests/vllm has the same with the real engine.
+tests/support/vllm.py stands for vLLM; tests/real_vllm has the same with the real engine.
 """
 
 import hashlib

@@ -291,7 +291,7 @@ def test_specs_that_make_no_sense_are_refused(spec: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("trait", "problem"),
     [
-        ("uses_vllm", "vLLM"),
+        ("samples_together", "--vllm_sync adapter"),
         ("sharded_weights", "vLLM"),
         ("has_tools", "tools"),
         ("has_rollout_function", "tools"),

@@ -16,6 +16,8 @@ OURS = {
     "dynamic_sampling",
     "max_refills",
     "early_rewards",
+    "vllm_sync",
+    "vllm_adapter_dir",
     "reward_timeout",
     "reward_workers",
     "max_reward_failures",

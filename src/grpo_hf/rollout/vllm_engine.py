@@ -8,7 +8,7 @@ servers (vllm_servers.py). How completions are asked for stays TRL's.
 
 import atexit
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,22 +34,22 @@ _undo: list[Callable[[], None]] = []
 
 
 @contextmanager
-def made_here(model: Any, args: Any, peft_config: Any) -> Iterator[None]:
+def made_here(call: Mapping[str, Any]) -> Iterator[None]:
     """Let TRL, for the block that builds a trainer, make a sampler whose base stays the base.
 
     Args:
-        model: what the user gave to the trainer.
-        args: of the run.
-        peft_config: of an adapter that the trainer will create.
+        call: of the trainer's constructor: `model`, `args`, and `peft_config` where it is given.
 
     Raises:
         ConfigError: vLLM cannot sample this policy, or not as was asked.
         EngineError: vLLM does not start, or no server answers.
     """
+    model, args = call["model"], call["args"]
     if not args.use_vllm:
         yield
         return
-    config = model.active_peft_config if isinstance(model, PeftModel) else peft_config
+    is_adapted = isinstance(model, PeftModel)
+    config = model.active_peft_config if is_adapted else call.get("peft_config")
     choose_sync(args, config, quantized=is_quantized(model, args.model_init_kwargs))
     name = "VLLMGeneration"
     with replaced_in_trl(name, partial(_sampler, found_in_trl(name), args)):
