@@ -4,7 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -48,14 +48,24 @@ def launch_with_accelerate(processes: int, *arguments: object, script: Path = SC
     return done.stdout
 
 
-def launch(processes: int, *arguments: object, script: Path = SCRIPT) -> str:
+def launch(
+    processes: int,
+    *arguments: object,
+    script: Path = SCRIPT,
+    variables: Mapping[str, str] | None = None,
+) -> str:
     """Run a script as the launcher does, in forks of a process that has imported the libraries.
+
+    Args:
+        variables: of the environment, beside those of all tests.
 
     Returns:
         What all processes wrote to their output.
     """
     with TemporaryDirectory() as folder:
-        running = started(processes, Path(folder), *arguments, script=script)
+        running = started(
+            processes, Path(folder), *arguments, script=script, variables=variables
+        )
         _join(running)
         written = written_in(Path(folder))
     assert not any(process.exitcode for process in running), written[-3000:]
@@ -63,14 +73,18 @@ def launch(processes: int, *arguments: object, script: Path = SCRIPT) -> str:
 
 
 def started(
-    processes: int, folder: Path, *arguments: object, script: Path = SCRIPT
+    processes: int,
+    folder: Path,
+    *arguments: object,
+    script: Path = SCRIPT,
+    variables: Mapping[str, str] | None = None,
 ) -> list[ForkServerProcess]:
     """Start a script as `launch`; each process writes its output into a file of a folder."""
     # The store of the process group is held here, where its port is known to be free.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     running = []
     for rank in range(processes):
-        environment = dict(ENVIRONMENT)
+        environment = ENVIRONMENT | dict(variables or {})
         if processes > 1:
             environment |= _place(rank, processes, store.port)
         given = (environment, [str(script), *map(str, arguments)], folder / str(rank))
