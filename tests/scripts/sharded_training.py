@@ -1,11 +1,11 @@
 """Train the tiny checkpoint under an engine that shards weights, with our class or TRL's.
 
-    accelerate launch ... tests/scripts/sharded_training.py CHECKPOINT OUTPUT_FOLDER SETTINGS
+    accelerate launch ... tests/scripts/sharded_training.py CHECKPOINT FOLDER ENGINE RUNS
 
-SETTINGS is JSON: `engine`, a key of `support.sharding.ENGINES`; `library`, "grpo_hf" or "trl";
-`rows`, of each process; `training`, further settings of the configuration; `steps`, whether a step
-reward is added. Completions depend on the prompt, its place in its group and the step alone, so all
-ways to run this train on the same.
+ENGINE is a key of `support.sharding.ENGINES`. RUNS is JSON: by name, the settings of a run, where
+`library` is "grpo_hf" or "trl", and the others are those of its configuration. Each run writes its
+adapter, its log and `packed.json` into a folder of its name. Completions depend on the prompt, its
+place in its group and the step alone, so all ways to run this train on the same.
 """
 
 import json
@@ -22,6 +22,25 @@ from support.sharding import ENGINES, shards_on_a_cpu
 from transformers import AutoTokenizer
 
 import grpo_hf
+
+COMMON: dict[str, Any] = {
+    "num_generations": 4,
+    "per_device_train_batch_size": 4,
+    "max_completion_length": 8,
+    "max_steps": 3,
+    "logging_steps": 1,
+    "learning_rate": 0.5,
+    # Where gradients are near 0, an adaptive optimizer would turn rounding into steps.
+    "optim": "sgd",
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    # What our defaults are, and TRL's are not.
+    "bf16": False,
+    "beta": 0.04,
+    "loss_type": "grpo",
+    "use_bias_correction_kl": False,
+}
 
 
 def longer_is_better(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -43,33 +62,12 @@ def written(prompts: list[str], trainer: Any) -> dict[str, Any]:
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 
-def main(checkpoint: str, output: Path, settings: dict[str, Any]) -> None:
-    # The processes share the cores of one machine.
-    torch.set_num_threads(1)
-    library = {"trl": trl, "grpo_hf": grpo_hf}[settings["library"]]
-    engine = ENGINES[settings["engine"]]
-    args = library.GRPOConfig(
-        output_dir=str(output),
-        num_generations=4,
-        per_device_train_batch_size=settings["rows"],
-        max_completion_length=8,
-        max_steps=3,
-        logging_steps=1,
-        # Where gradients are near 0, an adaptive optimizer would turn rounding into steps.
-        optim="sgd",
-        report_to="none",
-        gradient_checkpointing=False,
-        save_strategy="no",
-        # What our defaults are, and TRL's are not.
-        use_bias_correction_kl=False,
-        **{"bf16": False, "beta": 0.04, "loss_type": "grpo", "learning_rate": 0.5}
-        | engine
-        | settings.get("training", {}),
-    )
+def train(checkpoint: str, output: Path, settings: dict[str, Any]) -> None:
+    library = {"trl": trl, "grpo_hf": grpo_hf}[settings.pop("library", "grpo_hf")]
     trainer = library.GRPOTrainer(
         model=checkpoint,
         reward_funcs=longer_is_better,
-        args=args,
+        args=library.GRPOConfig(output_dir=str(output), **COMMON | settings),
         train_dataset=Dataset.from_list(
             [{"prompt": f"{n} apples and {n + 1} more: "} for n in range(16)]
         ),
@@ -78,17 +76,24 @@ def main(checkpoint: str, output: Path, settings: dict[str, Any]) -> None:
         rollout_func=written,
     )
     trainer.train()
-    if library is grpo_hf:
-        print(f"packed {bool(trainer.packs)}", flush=True)
     trainer.save_model()
     if trainer.is_world_process_zero():
         (output / "log.json").write_text(json.dumps(trainer.state.log_history))
+        (output / "packed.json").write_text(json.dumps(bool(getattr(trainer, "packs", False))))
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+
+
+def main(checkpoint: str, folder: Path, engine: str, runs: dict[str, Any]) -> None:
+    # The processes share the cores of one machine.
+    torch.set_num_threads(1)
+    if engine.startswith("zero"):
+        import deepspeed  # noqa: F401
+    with shards_on_a_cpu():
+        for name, settings in runs.items():
+            train(checkpoint, folder / name, ENGINES[engine] | settings)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    if "zero" in sys.argv[3]:
-        import deepspeed  # noqa: F401
-    with shards_on_a_cpu():
-        main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]))

@@ -32,8 +32,7 @@ def zeros_filled(model: nn.Module) -> Iterator[None]:
     """Let weights that train, and are 0 so far, be small numbers for a block."""
     zeros = []
     for weight in model.parameters():
-        # Parts of sharded weights are of a class of their own.
-        if weight.requires_grad and type(weight.data) is Tensor and not weight.any():
+        if weight.requires_grad and _is_whole(weight) and not weight.any():
             zeros.append((weight, weight.clone()))
     try:
         # The run's own random numbers stay what they would be without a check.
@@ -44,6 +43,12 @@ def zeros_filled(model: nn.Module) -> Iterator[None]:
     finally:
         for weight, before in zeros:
             weight.copy_(before)
+
+
+def _is_whole(weight: nn.Parameter) -> bool:
+    """Return whether a weight is in this process alone, and as a whole."""
+    # FSDP2 has a class for its parts. What ZeRO-3 has is empty now and whole in a forward.
+    return type(weight.data) is Tensor and not hasattr(weight, "ds_id")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ N distinct prompts, M suffixes (rows without a token have none), S tokens in the
 in all.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -41,39 +41,50 @@ def distinct_prompts(prompts: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return torch.unique(prompts.masked_fill(mask == 0, -1), dim=0, return_inverse=True)
 
 
-@dataclass(frozen=True, eq=False)
+# No dataclass: where FSDP2 casts the inputs of a layer it gives each layer a copy of those, and
+# what layers write into it or keep in it would be lost.
 class PackedGroups:
-    """One packed row, and where each sequence lies in it.
+    """One packed row, and where each sequence lies in it."""
 
-    Args:
-        input_ids (1, T): the tokens.
-        position_ids (1, T): each token's position in its own prompt and
-            completion.
-        labels (1, S): the next token of each suffix position.
-        prompt_lengths (N,): lengths of the shared parts, one token less than
-            the prompts.
-        suffix_lengths (M,): lengths of the suffixes.
-        prompt_of (M,): the prompt of each suffix; ascending.
-        cells (S,): where each suffix position lies in the flattened (B, C)
-            block.
-        block: (B, C).
-    """
+    def __init__(
+        self,
+        *,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        prompt_lengths: Tensor,
+        suffix_lengths: Tensor,
+        prompt_of: Tensor,
+        cells: Tensor,
+        block: tuple[int, int],
+    ) -> None:
+        """Take what `pack` has laid down.
 
-    input_ids: Tensor
-    position_ids: Tensor
-    labels: Tensor
-    prompt_lengths: Tensor
-    suffix_lengths: Tensor
-    prompt_of: Tensor
-    cells: Tensor
-    block: tuple[int, int]
-    # Layers that attended to this row, each with its window.
-    readers: list[tuple[nn.Module, int | None]] = field(default_factory=list)
-    # The kernels, (D, K), of the convolutions that read this row.
-    convolutions: list[tuple[int, ...]] = field(default_factory=list)
-    _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
-    _contexts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _windows: dict[int, tuple["Spans", Tensor]] = field(default_factory=dict)
+        Args:
+            input_ids (1, T): the tokens.
+            position_ids (1, T): each token's position in its own prompt and completion.
+            labels (1, S): the next token of each suffix position.
+            prompt_lengths (N,): lengths of the shared parts, one token less than the prompts.
+            suffix_lengths (M,): lengths of the suffixes.
+            prompt_of (M,): the prompt of each suffix; ascending.
+            cells (S,): where each suffix position lies in the flattened (B, C) block.
+            block: (B, C).
+        """
+        self.input_ids = input_ids
+        self.position_ids = position_ids
+        self.labels = labels
+        self.prompt_lengths = prompt_lengths
+        self.suffix_lengths = suffix_lengths
+        self.prompt_of = prompt_of
+        self.cells = cells
+        self.block = block
+        # Layers that attended to this row, each with its window.
+        self.readers: list[tuple[nn.Module, int | None]] = []
+        # The kernels, (D, K), of the convolutions that read this row.
+        self.convolutions: list[tuple[int, ...]] = []
+        self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
+        self._contexts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._windows: dict[int, tuple[Spans, Tensor]] = {}
 
     @classmethod
     def pack(cls, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> "PackedGroups":
