@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import trl
+from accelerate import Accelerator
 from support.models import block, decoder, lora, moved
 from support.waits import Waits
 
@@ -26,6 +27,11 @@ from grpo_hf.update.packing import PackedGroups
 
 LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "luspo", "sapo", "vespo"]
 GROUPS, SIZE = 4, 4
+
+
+def alone() -> RunContext:
+    """Return the view of a run's only process."""
+    return RunContext(Accelerator(cpu=True), group_size=SIZE, training=True, step=0)
 
 
 def generation_batch(trainer: GRPOTrainer, *, silent: bool = False) -> Batch:
@@ -89,9 +95,7 @@ def test_an_optimizer_step_has_the_gradient_of_one_large_batch(
     assert kept.float().mean() == (0.5 if silent else 1.0)
     costs = batch["completion_mask"].sum(1) * kept
     parts = deal(batch["prompt_ids"], batch["prompt_mask"], costs, steps)
-    micro = micro_batches(
-        batch, kept, steps=steps, window=window, loss_type=loss_type, total=lambda tensor: tensor
-    )
+    micro = micro_batches(batch, kept, steps=steps, window=window, loss_type=loss_type, run=alone())
     for start in range(0, steps, window):
         ours = gradient(
             trainer, GRPOTrainer._compute_loss, micro[start : start + window], steps=steps
@@ -126,9 +130,7 @@ def test_steps_that_span_rollouts_keep_trls_normaliser(
 ) -> None:
     batch = select(generation_batch(trainer), list(range(12)))
     kept = torch.ones(12, dtype=torch.bool)
-    micro = micro_batches(
-        batch, kept, steps=steps, window=window, loss_type=loss_type, total=lambda tensor: tensor
-    )
+    micro = micro_batches(batch, kept, steps=steps, window=window, loss_type=loss_type, run=alone())
     for piece in micro:
         assert "loss_scale" not in piece
         assert piece["num_items_in_batch"] == batch["num_items_in_batch"]
@@ -214,7 +216,7 @@ def test_a_part_without_a_row_left_is_one_token_without_effect(
         steps=4,
         window=4,
         loss_type="grpo",
-        total=lambda tensor: tensor,
+        run=alone(),
     )
     tokens_forwarded.clear()
     for piece in micro:
@@ -245,7 +247,7 @@ def test_metrics_without_rows_without_a_signal_are_trls(trainer: GRPOTrainer) ->
         steps=1,
         window=1,
         loss_type="grpo",
-        total=lambda tensor: tensor,
+        run=alone(),
     )
     ours = metrics_of(trainer, GRPOTrainer._compute_loss, piece)
     theirs = metrics_of(trainer, trl.GRPOTrainer._compute_loss, batch)
@@ -264,9 +266,7 @@ def test_no_entropy_is_logged_where_no_row_is_computed(trainer: GRPOTrainer) -> 
     batch = generation_batch(trainer)
     batch["advantages"] = torch.zeros(GROUPS * SIZE)
     kept = rows_with_signal(batch)
-    (piece,) = micro_batches(
-        batch, kept, steps=1, window=1, loss_type="grpo", total=lambda tensor: tensor
-    )
+    (piece,) = micro_batches(batch, kept, steps=1, window=1, loss_type="grpo", run=alone())
     logged = metrics_of(trainer, GRPOTrainer._compute_loss, piece)
     assert math.isnan(logged["entropy"])
     assert logged["clip_ratio/region_mean"] == 0

@@ -260,7 +260,12 @@ def as_reference(model: Any, adapter_name: str | None = None) -> Iterator[Any]:
     """
     start = kept_weights(model).start
     if start is None:
+        trains = [(weight, weight.requires_grad) for weight in model.parameters()]
         with active_adapter(model, "ref" if _has_copy(model) else None):
+            # PEFT takes these off, and FSDP2 notes in a run's first forward, which may be this one,
+            # of what type gradients are.
+            for weight, requires_grad in trains:
+                weight.requires_grad_(requires_grad)
             yield model
     else:
         # The adapter stays on, with the weights that it had.

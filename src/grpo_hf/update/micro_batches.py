@@ -10,12 +10,11 @@ loss of one large batch:
 |---|---|---|
 | grpo, sapo, dr_grpo, luspo | mean over rows | the same |
 | dapo, cispo, vespo | sum over tokens / tokens | that of the average optimizer step of the batch |
-| bnpo | sum over tokens / tokens | the mean of each part's mean |
+| bnpo | sum over tokens / tokens | the mean of each part's, and each process's, mean |
 
 Shapes: B rows of a generation batch, P and C the widths of its prompts and completions.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -76,7 +75,7 @@ def deal_rollout(batch: Batch, args: Any, run: RunContext, *, needs_all_rows: bo
         steps=args.steps_per_generation,
         window=args.gradient_accumulation_steps,
         loss_type=args.loss_type,
-        total=run.total,
+        run=run,
     )
     if kept is None:
         return Dealt(pieces, 1.0)
@@ -90,7 +89,7 @@ def micro_batches(
     steps: int,
     window: int,
     loss_type: str,
-    total: Callable[[Tensor], Tensor],
+    run: RunContext,
 ) -> list[MicroBatch]:
     """Cut a generation batch into micro-batches.
 
@@ -103,7 +102,7 @@ def micro_batches(
             optimizer step spans rollouts whose tokens are not known yet, and losses over tokens
             keep TRL's average.
         loss_type: TRL's name of the loss.
-        total: sums a tensor over processes.
+        run: this process's view of the run.
     """
     tokens = loss_mask(batch).sum(1)  # (B,)
     costs = batch["completion_mask"].sum(1)
@@ -118,7 +117,7 @@ def micro_batches(
     of_step = torch.stack(tokens_of_steps)
     of_step = of_step.repeat_interleave(window)[:steps]  # (steps,), by micro-batch
     # Every process takes part in this sum, whatever the loss is.
-    everywhere = total(of_step)
+    everywhere = run.total(of_step)
     micro = []
     for index, part in enumerate(parts):
         piece = select(batch, dealt[index], part)
@@ -126,9 +125,10 @@ def micro_batches(
             piece["kept_rows"] = kept[part]
         if steps % window == 0:
             if loss_type == "bnpo":
-                # TRL divides by the tokens of the micro-batch and by `window`; take both back.
+                # TRL divides by the tokens of the micro-batch and by `window`, and gradients are
+                # averaged over processes; take all three back.
                 own = loss_mask(piece).sum()
-                piece["loss_scale"] = own * window / of_step[index].clamp(min=1)
+                piece["loss_scale"] = own * window * run.world / everywhere[index].clamp(min=1)
             if loss_type in OVER_TOKENS:
                 # TRL multiplies what it is given by window / steps.
                 piece["num_items_in_batch"] = everywhere[index] * steps / window
