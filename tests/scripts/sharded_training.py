@@ -3,25 +3,32 @@
     accelerate launch ... tests/scripts/sharded_training.py CHECKPOINT FOLDER ENGINE RUNS
 
 ENGINE is a key of `support.sharding.ENGINES`. RUNS is JSON: by name, the settings of a run, where
-`library` is "grpo_hf" or "trl", and the others are those of its configuration. Each run writes its
-adapter, its log and `packed.json` into a folder of its name. Completions depend on the prompt, its
-place in its group and the step alone, so all ways to run this train on the same.
+`library` is "grpo_hf" or "trl", `extra` is a word below, and the others are those of its
+configuration. Each run writes its adapter and `packed.json` into a folder of its name. Completions
+depend on the prompt, its place in its group and the step alone, so all ways to run this train on
+the same.
+
+    judged      a process reward model on the policy's base pays the steps of some completions
+    compared    base and adapter answer five prompts at the end
+    sampled     the policy writes the completions itself
 """
 
 import json
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import trl
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from support.sharding import ENGINES, shards_on_a_cpu
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import grpo_hf
+from grpo_hf.evaluation.comparison import compare_with_base
 
 COMMON: dict[str, Any] = {
     "num_generations": 4,
@@ -48,15 +55,20 @@ def longer_is_better(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [len(ids) + ids[0] / 1000 for ids in completion_ids]
 
 
-def written(prompts: list[str], trainer: Any) -> dict[str, Any]:
-    """Be a rollout function: return completions that depend on prompt, place and step."""
+def written(prompts: list[str], trainer: Any, *, silent: bool = False) -> dict[str, Any]:
+    """Be a rollout function: return completions that depend on prompt, place and step.
+
+    Args:
+        silent: whether the second process writes no word, so that it has no step to judge.
+    """
     tokenizer = trainer.processing_class
     first = trainer.accelerator.process_index * len(prompts)
     completions = []
     for row, prompt in enumerate(prompts):
         place = (first + row) % trainer.num_generations
         draw = random.Random(f"{prompt}/{place}/{trainer.state.global_step}")
-        tokens = [draw.randrange(5, len(tokenizer)) for _ in range(draw.randint(1, 7))]
+        length = 0 if silent and trainer.accelerator.process_index else draw.randint(1, 7)
+        tokens = [draw.randrange(5, len(tokenizer)) for _ in range(length)]
         completions.append([*tokens, tokenizer.eos_token_id])
     ids = tokenizer(text=prompts)["input_ids"]
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
@@ -64,23 +76,47 @@ def written(prompts: list[str], trainer: Any) -> dict[str, Any]:
 
 def train(checkpoint: str, output: Path, settings: dict[str, Any]) -> None:
     library = {"trl": trl, "grpo_hf": grpo_hf}[settings.pop("library", "grpo_hf")]
+    extra = settings.pop("extra", "")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    policy: dict[str, Any] = {"model": checkpoint, "peft_config": lora}
+    rewards: list[Any] = [longer_is_better]
+    if extra == "judged":
+        set_seed(0)
+        base = AutoModelForCausalLM.from_pretrained(checkpoint)
+        policy = {"model": get_peft_model(base, lora)}
+        judge = grpo_hf.RewardModel.on(policy["model"], tokenizer)
+        rewards.append(judge.as_step_reward(by=" "))
     trainer = library.GRPOTrainer(
-        model=checkpoint,
-        reward_funcs=longer_is_better,
+        **policy,
+        reward_funcs=rewards,
         args=library.GRPOConfig(output_dir=str(output), **COMMON | settings),
         train_dataset=Dataset.from_list(
             [{"prompt": f"{n} apples and {n + 1} more: "} for n in range(16)]
         ),
-        processing_class=AutoTokenizer.from_pretrained(checkpoint, padding_side="left"),
-        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-        rollout_func=written,
+        processing_class=tokenizer,
+        rollout_func=None if extra == "sampled" else partial(written, silent=extra == "judged"),
     )
     trainer.train()
     trainer.save_model()
+    if extra == "compared":
+        compare(trainer, output / "evaluation.jsonl")
     if trainer.is_world_process_zero():
-        (output / "log.json").write_text(json.dumps(trainer.state.log_history))
         (output / "packed.json").write_text(json.dumps(bool(getattr(trainer, "packs", False))))
     trainer.accelerator.wait_for_everyone()
+
+
+def compare(trainer: Any, file: Path) -> None:
+    """Compare base and adapter as a run does at its end, on a number of prompts that is odd."""
+    compare_with_base(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        [{"prompt": f"{10**n} pears and {n}: "} for n in range(5)],
+        trainer.run_rewards.entries_for(trainer.reward_funcs)[0],
+        decoding={"max_new_tokens": 6, "batch_size": 2},
+        trainer_state=trainer.state,
+        file=file if trainer.is_world_process_zero() else None,
+    )
 
 
 def main(checkpoint: str, folder: Path, engine: str, runs: dict[str, Any]) -> None:

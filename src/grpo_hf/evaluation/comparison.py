@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.fsdp import FullyShardedDataParallel
+
 from ..models import adapters
 from ..run_files import write_or_say
 from ..scoring.scored_reward import ScoredReward
@@ -19,18 +21,17 @@ EVALUATION_FILE = "evaluation.jsonl"
 Row = dict[str, Any]
 
 
-def not_comparable(model: Any, *, sharded_weights: bool) -> str | None:
+def not_comparable(model: Any) -> str | None:
     """Return why base and adapter cannot be compared at the end of a run, or None.
 
     Args:
         model: the policy.
-        sharded_weights: whether FSDP or DeepSpeed keeps parts of it in other processes.
     """
     if not hasattr(model, "peft_config"):
         return "the whole model was trained, and the base is gone."
-    # Each process answers prompts of its own, for which it needs whole weights.
-    if sharded_weights:
-        return "the weights are sharded; load base and adapter on one device for it."
+    # FSDP1 keeps weights as parts of one flat tensor, which `generate` cannot read.
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        return "FSDP1 flattens the weights. Set fsdp_version: 2, or compare on one device."
     return None
 
 

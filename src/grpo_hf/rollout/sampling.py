@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..config import GRPOConfig
+from ..models.shards import is_sharded
 from .generate import GroupedSampling
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -61,13 +62,15 @@ def continuing(
     config.update(**{**_UNCHANGED, **special, **sampling})
     # Processes call it a different number of times, so each decides for itself.
     grouped = GroupedSampling(tokenizer)
+    # Each token takes a forward, and processes with shorter completions wait for the longest.
+    in_step = {"synced_gpus": True} if is_sharded(model) else {}
 
     def sample(asked: list[list[int]], tokens: int) -> list[list[int]]:
         batch = tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         config.max_new_tokens = tokens
-        with torch.no_grad(), grouped.serving(model) as served:
-            output = model.generate(**batch, generation_config=config)
+        with torch.no_grad(), grouped.serving(None if in_step else model) as served:
+            output = model.generate(**batch, generation_config=config, **in_step)
         rows = output[:, batch["input_ids"].size(1) :].tolist()
         return served.cut([_up_to_the_end(row, ends) for row in rows])[0]
 

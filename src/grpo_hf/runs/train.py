@@ -124,7 +124,7 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
 
 def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison | None:
     """Compare base and adapter on held-out prompts, or say why that cannot be done."""
-    reason = not_comparable(trainer.model, sharded_weights=trainer.traits.sharded_weights)
+    reason = not_comparable(trainer.model)
     if reason is not None:
         _say(f"note: no comparison with the base: {reason}")
         return None
