@@ -28,7 +28,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput
 
 from .config import option
-from .errors import SeamMovedError
+from .errors import ConfigError, SeamMovedError
 from .run_context import (
     CardFacts,
     Policy,
@@ -407,7 +407,17 @@ def checkpoint_written_in(trainer: Any, folder: Path, run: Path) -> Iterator[Non
 
 
 def load_finished(trainer: Any, checkpoint: Path) -> TrainOutput:
-    """Take the weights and the state of a run that has made its last step."""
+    """Take the weights and the state of a run that has made its last step.
+
+    Raises:
+        ConfigError: FSDP or DeepSpeed, which cut weights for a training alone.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            f"{checkpoint} is the end of this run, and FSDP and DeepSpeed read weights back for a "
+            "training alone. Its adapter or model is in that folder. Raise --max_steps or "
+            "--num_train_epochs to train on, or load it on one process to compare it."
+        )
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return TrainOutput(trainer.state.global_step, 0.0, {})

@@ -11,10 +11,13 @@ the same.
     judged      a process reward model on the policy's base pays the steps of some completions
     compared    base and adapter answer five prompts at the end
     sampled     the policy writes the completions itself
+    resumed     a second trainer goes on from the checkpoint of step 2, and a third from the end
+    refused     settings that need whole weights
 """
 
 import json
 import random
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,12 +25,14 @@ from typing import Any
 
 import torch
 import trl
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from support.sharding import ENGINES, shards_on_a_cpu
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import grpo_hf
+import grpo_hf.errors
 from grpo_hf.evaluation.comparison import compare_with_base
 
 COMMON: dict[str, Any] = {
@@ -74,7 +79,9 @@ def written(prompts: list[str], trainer: Any, *, silent: bool = False) -> dict[s
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
 
 
-def train(checkpoint: str, output: Path, settings: dict[str, Any]) -> None:
+def train(
+    checkpoint: str, output: Path, settings: dict[str, Any], resume: str | None = None
+) -> None:
     library = {"trl": trl, "grpo_hf": grpo_hf}[settings.pop("library", "grpo_hf")]
     extra = settings.pop("extra", "")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
@@ -97,7 +104,7 @@ def train(checkpoint: str, output: Path, settings: dict[str, Any]) -> None:
         processing_class=tokenizer,
         rollout_func=None if extra == "sampled" else partial(written, silent=extra == "judged"),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if extra == "compared":
         compare(trainer, output / "evaluation.jsonl")
@@ -119,6 +126,31 @@ def compare(trainer: Any, file: Path) -> None:
     )
 
 
+def go_on(checkpoint: str, output: Path, settings: dict[str, Any]) -> None:
+    """Take up the checkpoint of the second step, and then the last one, which is the end."""
+    end = (output / "adapter_model.safetensors").read_bytes()
+    for step in (2, 3):
+        for folder in output.glob("checkpoint-*"):
+            if int(folder.name.split("-")[1]) > step and PartialState().is_main_process:
+                shutil.rmtree(folder)
+        PartialState().wait_for_everyone()
+        try:
+            train(checkpoint, output, dict(settings), resume="auto")
+        except grpo_hf.errors.ConfigError as error:
+            print(f"refused: {error}", flush=True)
+        same = end == (output / "adapter_model.safetensors").read_bytes()
+        print(f"from step {step}: {'the same' if same else 'another'} adapter", flush=True)
+
+
+def refuse(checkpoint: str, output: Path, settings: dict[str, Any]) -> None:
+    """Print what settings that need whole weights are refused with."""
+    for words in ({"advantage_estimator": "gae"}, {"reference_reset_every": 1}):
+        try:
+            train(checkpoint, output, settings | words | {"extra": ""})
+        except grpo_hf.errors.ConfigError as error:
+            print(f"refused: {error}", flush=True)
+
+
 def main(checkpoint: str, folder: Path, engine: str, runs: dict[str, Any]) -> None:
     # The processes share the cores of one machine.
     torch.set_num_threads(1)
@@ -126,7 +158,13 @@ def main(checkpoint: str, folder: Path, engine: str, runs: dict[str, Any]) -> No
         import deepspeed  # noqa: F401
     with shards_on_a_cpu():
         for name, settings in runs.items():
-            train(checkpoint, folder / name, ENGINES[engine] | settings)
+            settings = ENGINES[engine] | settings
+            if settings.get("extra") == "refused":
+                refuse(checkpoint, folder / name, settings)
+                continue
+            train(checkpoint, folder / name, dict(settings))
+            if settings.get("extra") == "resumed":
+                go_on(checkpoint, folder / name, settings)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
