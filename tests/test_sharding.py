@@ -22,14 +22,18 @@ TRLS = {"library": "trl"}
 
 @pytest.fixture(scope="module")
 def run(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function that trains runs under an engine, and returns their folders by name."""
+    """A function that trains runs under an engine, and returns their folders by name.
+
+    `said` is a file with what they wrote to their output.
+    """
 
     def trained(engine: str, processes: int = 2, **runs: dict[str, Any]) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp(engine)
         given = (tiny_checkpoint, folder, engine, json.dumps(runs))
         script = SCRIPTS / "sharded_training.py"
-        launch(processes, *given, script=script, variables=environment_of(engine))
-        return {name: folder / name for name in runs}
+        said = launch(processes, *given, script=script, variables=environment_of(engine))
+        (folder / "said").write_text(said)
+        return {name: folder / name for name in (*runs, "said")}
 
     return trained
 
@@ -89,3 +93,26 @@ def test_shards_in_bf16_are_packed(run: Any, one: dict[str, Path]) -> None:
     assert apart(runs["ours"], runs["plain"]) <= 1e-3
     assert apart(runs["ours"], one["ours"]) <= 1e-3
     assert moved(runs["ours"]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "engine", ["fsdp2", pytest.param("zero2", marks=ZERO), pytest.param("zero3", marks=ZERO)]
+)
+def test_what_needs_whole_weights_works_in_step_or_is_refused(engine: str, run: Any) -> None:
+    """One process has three of five prompts to answer, and one has no step to judge: a process
+    that made fewer forwards would leave the other one waiting.
+    """
+    adam = {"optim": "adamw_torch", "learning_rate": 0.01}
+    saved = {"extra": "resumed", "save_strategy": "steps", "save_steps": 1} | adam
+    wide = {"extra": "compared", "per_device_train_batch_size": 8}
+    whole = run("ddp", 1, compared=wide)
+    extras = {"compared": {"extra": "compared"}, "judged": {"extra": "judged"}}
+    runs = run(engine, **extras, resumed=saved, refused={"extra": "refused"})
+    answers = [(each["compared"] / "evaluation.jsonl").read_text() for each in (runs, whole)]
+    assert answers[0] == answers[1] and answers[0].count("\n") == 5
+    said = (runs["said"]).read_text()
+    # Step 2 of 3, from its checkpoint; twice, because each process says it.
+    assert said.count("from step 2: the same adapter") == 2
+    assert "is the end of this run, and FSDP and DeepSpeed read weights back for a" in said
+    assert "refused: advantage_estimator 'gae' reads whole weights through its critic" in said
+    assert "refused: reference_reset_every copies whole weights" in said

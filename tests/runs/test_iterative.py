@@ -399,3 +399,14 @@ def test_a_hub_that_is_away_costs_no_iteration(make: Make, tmp_path: Path, monke
     loop._policy(1, tmp_path / "run" / "iteration-1")
     assert pushes == [(tmp_path / "run" / "iteration-1" / "policy", "me/policy")]
     assert "note: the Hub does not answer. Push them later" in capsys.readouterr().out
+
+
+def test_sharded_weights_are_refused(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first phase would train, and the second find parts of weights in their place."""
+    with pytest.raises(ConfigError, match="on whole weights, and FSDP and DeepSpeed shard them"):
+        make(tmp_path / "run", fsdp=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="DDP"):
+        make(tmp_path / "run")

@@ -22,6 +22,7 @@ phase from its start. Iteration 0 is the policy before any GRPO, and its first r
 
 import copy
 import json
+import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -90,9 +91,19 @@ def check(args: GRPOConfig) -> None:
     """Check that the settings do not contradict algorithm 1.
 
     Raises:
-        ConfigError: the reference is the base, which does not follow the policy, or
-            `process_reward` is set, which would score continuations by r_φ.
+        ConfigError: FSDP or DeepSpeed shards the weights, of which each phase begins with whole
+            ones; the reference is the base, which does not follow the policy; or `process_reward`
+            is set, which would score continuations by r_φ.
     """
+    # As accelerate's launcher says it, and as the configuration does.
+    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if fsdp or args.deepspeed_plugin is not None:
+        raise ConfigError(
+            "iterative GRPO samples, fits r_φ and begins each phase on whole weights, and FSDP and "
+            "DeepSpeed shard them in the first phase for good. Train on plain processes (DDP: "
+            "accelerate launch --multi_gpu), with a 4-bit base (--load_in_4bit true) where memory "
+            "is short."
+        )
     if args.beta != 0 and option(args, "reference") == "base":
         raise ConfigError(
             "reference 'base' holds every iteration to the base, and algorithm 1 holds each to the "
