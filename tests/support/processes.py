@@ -63,9 +63,7 @@ def launch(
         What all processes wrote to their output.
     """
     with TemporaryDirectory() as folder:
-        running = started(
-            processes, Path(folder), *arguments, script=script, variables=variables
-        )
+        running = started(processes, Path(folder), *arguments, script=script, variables=variables)
         _join(running)
         written = written_in(Path(folder))
     assert not any(process.exitcode for process in running), written[-3000:]

@@ -180,9 +180,7 @@ def test_dealing_waits_for_the_device_as_often_for_many_groups() -> None:
             "advantages": torch.ones(4 * groups),
         }
         with Waits() as seen:
-            micro_batches(
-                batch, None, steps=groups, window=1, loss_type="bnpo", total=lambda tensor: tensor
-            )
+            micro_batches(batch, None, steps=groups, window=1, loss_type="bnpo", run=alone())
         return len(seen.found)
 
     assert waits(32) == waits(2) <= 3

@@ -16,7 +16,7 @@ from ..data.batching import parts
 from ..data.completions import columns_of
 from ..data.prompts import prompt_token_ids
 from ..models.random_state import own_random_numbers
-from ..models.shards import forwards_missing
+from ..models.shards import in_step
 from ..rollout.sampling import GREEDY, continuing
 from ..scoring.judging import score_texts
 from ..scoring.outcomes import Outcome
@@ -86,21 +86,17 @@ def _completions(
     # Prompts of similar length share a batch, which leaves little padding.
     by_length = sorted(range(len(mine)), key=lambda row: len(token_ids[row]))
     groups: list[tuple[int, list[str]]] = []
-    batches = parts(by_length, batch_size)
-    missing = forwards_missing(model, len(batches))
     with continuing(model, tokenizer, sampling) as sample:
-        for batch in batches:
+        for batch in in_step(model, parts(by_length, batch_size)):
             repeated = []
             # The copies of a prompt have to be neighbours: `sample` then reads the prompt once.
             for row in batch:
                 repeated += [token_ids[row]] * copies
-            written = sample(repeated, max_new_tokens)
+            written = sample(repeated or [[tokenizer.eos_token_id]], max_new_tokens)
             texts = tokenizer.batch_decode(written, skip_special_tokens=True)
             for number, row in enumerate(batch):
                 group = texts[number * copies : (number + 1) * copies]
                 groups.append((mine[row], group))
-        for _ in range(missing):
-            sample([[tokenizer.eos_token_id]], max_new_tokens)
     return _in_order(gather_object(groups))
 
 

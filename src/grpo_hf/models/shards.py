@@ -16,13 +16,17 @@ def is_sharded(model: nn.Module) -> bool:
     return False
 
 
-def forwards_missing(model: nn.Module, count: int) -> int:
-    """Return how many forwards this process has to add, so that all make as many.
+def in_step(model: nn.Module, batches: list[list[int]]) -> list[list[int]]:
+    """Add empty batches to those of this process, so that all make as many forwards.
 
-    A process that makes fewer than another leaves that one waiting for its part of the weights.
+    A process that makes fewer than another leaves that one waiting for its part of the weights. For
+    an empty batch any token is read for nothing.
 
     Args:
-        model: if its weights are whole, none is missing and no process is asked.
-        count: how many this process would make.
+        model: if its weights are whole, no batch is added and no process is asked.
+        batches: indices of rows.
     """
-    return max(gather_object([count])) - count if is_sharded(model) else 0
+    if not is_sharded(model):
+        return batches
+    missing = max(gather_object([len(batches)])) - len(batches)
+    return batches + [[] for _ in range(missing)]

@@ -33,7 +33,7 @@ from ..errors import DataError
 from ..models import adapters
 from ..models.kept_weights import role_weights
 from ..models.random_state import own_random_numbers
-from ..models.shards import forwards_missing
+from ..models.shards import in_step
 from ..reporting.pushing import pushed_files
 from ..scoring.reward import reward_settings
 from ..scoring.steps import StepRewards, step_places
@@ -178,16 +178,12 @@ class RewardModel:
         # Neighbours of equal length need no padding. The longest rows come first, so that memory
         # runs out at once or never.
         order.sort(key=lambda index: len(rows[index]), reverse=True)
-        batches = parts(order, batch_size)
-        missing = forwards_missing(self.model, len(batches))
         with adapters.seen_through(self.model, self.adapter):
-            for batch in batches:
-                batch_values = self._forward(tokens.rows_at(rows, batch)).cpu()  # (B, T)
-                for index, values in zip(batch, batch_values, strict=True):
+            for batch in in_step(self.model, parts(order, batch_size)):
+                batch_values = self._forward(tokens.rows_at(rows, batch) or [[0]]).cpu()  # (B, T)
+                for index, values in zip(batch, batch_values[: len(batch)], strict=True):
                     # A copy, so that no row keeps the whole padded batch in memory.
                     scores[index] = values[: len(rows[index])].clone()
-            for _ in range(missing):
-                self._forward([[0]])
         return scores
 
     def step_scores(
