@@ -172,7 +172,6 @@ class RewardModel:
             DataError: a row has more tokens than the base has positions.
         """
         self._check_positions(max(map(len, rows), default=0))
-        # Empty rows keep their empty tensor.
         scores = [torch.empty(0)] * len(rows)
         order = [index for index, row in enumerate(rows) if row]
         # Neighbours of equal length need no padding. The longest rows come first, so that memory
