@@ -8,6 +8,7 @@ CUDA it is `torch.cuda.max_memory_allocated`.
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -144,6 +145,8 @@ def one_case(case: Case, model: str) -> Row:
 
     folder = Path(tempfile.mkdtemp(prefix="benchmark-plan-"))
     _train(_recipe(_tiny(folder, "warm"), folder / "warmed", 2, 2, max_completion_length=2), 4)
+    # Trainers refer to themselves.
+    gc.collect()
     meter = Meter()
     name = _tiny(folder, "model") if case.tiny else model
     recipe = _recipe(name, folder / "run", **case.settings)

@@ -1,5 +1,6 @@
 """Rows and tokens of a run, against packed rows that are laid out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,12 @@ def test_the_picture_says_what_is_computed() -> None:
     assert "[pppp]cccc [pppp]cccc" in text
     assert "2 x 7 prompt tokens once + 8 x 5 = 52 tokens; TRL's block has 96" in text
     assert "1 GPU x 8 rows x 2 micro-batches = 16 completions of 4 prompts" in text
+
+
+def test_scoring_is_cut_by_tokens() -> None:
+    whole = geometry(parts=8)
+    assert whole.scoring_rows == whole.rollout_rows == 64
+    few = replace(whole, forward_tokens=60)
+    assert few.row_tokens(few.scoring_rows) <= 60 < few.row_tokens(few.scoring_rows + 1)
+    # A longer row has a forward to itself.
+    assert replace(whole, forward_tokens=3).scoring_rows == 1

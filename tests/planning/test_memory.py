@@ -9,7 +9,7 @@ from support.live_memory import LiveTensors
 from support.models import block, decoder, lora
 
 from grpo_hf.planning.geometry import Geometry
-from grpo_hf.planning.memory import update_terms
+from grpo_hf.planning.memory import scoring_terms, update_terms
 from grpo_hf.planning.model_shape import shape_of
 from grpo_hf.planning.precision import Precision
 from grpo_hf.planning.run_facts import RunFacts
@@ -75,10 +75,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, int]:
     return block(prompts.repeat_interleave(GROUP, dim=0).tolist(), completions.tolist())
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_plan_of_an_update_is_what_its_tensors_take(
-    make_trainer: Callable[..., Any], name: str
-) -> None:
+def planned_and_trainer(make_trainer: Callable[..., Any], name: str) -> tuple[RunFacts, Any]:
     architecture, precision, options = CASES[name]
     model = decoder(architecture, **WIDE)
     run = facts(model, precision, options)
@@ -98,6 +95,14 @@ def test_the_plan_of_an_update_is_what_its_tensors_take(
         # `train` does it.
         trainer.model.gradient_checkpointing_enable()
     trainer.model.train()
+    return run, trainer
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_plan_of_an_update_is_what_its_tensors_take(
+    make_trainer: Callable[..., Any], name: str
+) -> None:
+    run, trainer = planned_and_trainer(make_trainer, name)
     scored = rows()
     with LiveTensors(*trainer.model.parameters(), *trainer.model.buffers()) as alive:
         with trainer.accelerator.autocast():
@@ -107,3 +112,16 @@ def test_the_plan_of_an_update_is_what_its_tensors_take(
         log_probs.sum().backward()
     planned = sum(term.size for term in update_terms(run))
     assert planned == pytest.approx(alive.peak, rel=0.08)
+
+
+@pytest.mark.parametrize("name", ["float32", "TRL's update", "bfloat16", "autocast of bfloat16"])
+def test_the_plan_of_scoring_is_what_its_tensors_take(
+    make_trainer: Callable[..., Any], name: str
+) -> None:
+    run, trainer = planned_and_trainer(make_trainer, name)
+    scored = rows()
+    known = [*trainer.model.parameters(), *trainer.model.buffers()]
+    with torch.no_grad(), trainer.accelerator.autocast(), LiveTensors(*known) as alive:
+        trainer._get_per_token_logps_and_entropies(trainer.model, *scored, batch_size=ROWS)
+    planned = sum(term.size for term in scoring_terms(run))
+    assert planned == pytest.approx(alive.peak, rel=0.1)

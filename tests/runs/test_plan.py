@@ -1,12 +1,15 @@
 """`grpo-hf plan`, and the warning before a training."""
 
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
+from transformers import AutoConfig
 
 from grpo_hf import cli
 from grpo_hf.runs import plan, preflight
@@ -28,6 +31,11 @@ def recipe_of(model: Path | str, folder: Path, *more: str) -> Recipe:
 def plan_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     cli.main(["plan", *map(str, arguments)])
     return capsys.readouterr().out
+
+
+def warn(recipe: Recipe) -> None:
+    config = AutoConfig.from_pretrained(recipe.model.model_name_or_path)
+    plan.warn_if_too_large(recipe, config, 12)
 
 
 def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +93,7 @@ def test_a_mistake_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_training_that_fits_is_not_warned_of(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan.warn_if_too_large(recipe_of(tiny_checkpoint, tmp_path), 12)
+    warn(recipe_of(tiny_checkpoint, tmp_path))
     assert capsys.readouterr().out == ""
 
 
@@ -121,7 +129,7 @@ def test_what_cannot_be_planned_ends_no_run(
         raise broken
 
     monkeypatch.setattr(plan, "shape_of", fail)
-    plan.warn_if_too_large(recipe_of(tiny_checkpoint, tmp_path), 12)
+    warn(recipe_of(tiny_checkpoint, tmp_path))
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert "the memory of this run is not planned" in said
@@ -130,10 +138,20 @@ def test_what_cannot_be_planned_ends_no_run(
 
 def test_the_warning_takes_no_time(tiny_checkpoint: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_checkpoint, tmp_path)
-    plan.warn_if_too_large(recipe, 12)
+    warn(recipe)
     started = time.process_time()
-    plan.warn_if_too_large(recipe, 12)
+    warn(recipe)
     assert time.process_time() - started < 0.5
+
+
+def test_the_warning_changes_nothing_of_a_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_checkpoint, tmp_path)
+    config = AutoConfig.from_pretrained(tiny_checkpoint)
+    before = (config.to_dict(), torch.get_rng_state().tolist(), random.getstate())
+    settings = repr((recipe.model, recipe.training, recipe.given))
+    plan.warn_if_too_large(recipe, config, 12)
+    assert (config.to_dict(), torch.get_rng_state().tolist(), random.getstate()) == before
+    assert repr((recipe.model, recipe.training, recipe.given)) == settings
 
 
 def test_a_reward_model_takes_memory(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -119,16 +119,15 @@ def _whole_matrix(run: RunFacts) -> int:
 def forward_bytes(run: RunFacts, tokens: int) -> int:
     """Return what a forward without gradients holds at its widest, in the feed-forward part.
 
-    These are the activation, what it multiplies and their product, (T, I), and the stream and the
-    norm's output, (T, D).
+    These are the activation, what it multiplies and their product, (T, I), the norm's output, the
+    stream, what came into the layer and into the first one, (T, D) each, and positions, (T, d).
     """
     inner = run.shape.largest("inner")
     wide = 3 if run.shape.layers[0][0].gated else 2
     products = run.precision.products
-    stream = run.precision.stream * run.shape.width
-    return tokens * (wide * inner * products + stream + products * run.shape.width) + (
-        _whole_matrix(run)
-    )
+    of_width = (products + 3 * run.precision.stream) * run.shape.width
+    positions = 2 * run.precision.stream * run.shape.head_dim
+    return tokens * (wide * inner * products + of_width + positions) + _whole_matrix(run)
 
 
 def head_terms(run: RunFacts, rows: int, *, backward: bool) -> list[Term]:

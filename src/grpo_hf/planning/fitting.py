@@ -147,7 +147,8 @@ def _half_weights(run: RunFacts) -> Iterator[tuple[str, RunFacts]]:
 
 def _four_bits(run: RunFacts) -> Iterator[tuple[str, RunFacts]]:
     p = run.precision
-    if run.uses_adapter and p.quantized is None:
+    # A colocated vLLM would quantize the base another time.
+    if run.uses_adapter and p.quantized is None and run.engine.kind != "colocate":
         four = Precision.four_bits(p.weights, autocast=p.autocast)
         yield "--load_in_4bit true", replace(run, precision=four)
 

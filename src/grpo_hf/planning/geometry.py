@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ..config import option
+
 # Marks in the picture; more of them than this are written as a number.
 _MARKS = 16
 
@@ -21,6 +23,7 @@ class Geometry:
         prompt: tokens of a prompt, P.
         completion: tokens of a completion, C.
         packed: whether an update reads each prompt once.
+        forward_tokens: the most tokens of a packed forward without gradients.
     """
 
     gpus: int
@@ -32,6 +35,7 @@ class Geometry:
     prompt: int
     completion: int
     packed: bool
+    forward_tokens: int = 8192
 
     @classmethod
     def of(
@@ -58,7 +62,8 @@ class Geometry:
             iterations=args.num_iterations,
             prompt=prompt,
             completion=completion or args.max_completion_length or prompt,
-            packed=getattr(args, "packed_update", False),
+            packed=option(args, "packed_update"),
+            forward_tokens=option(args, "max_tokens_per_forward"),
         )
 
     @property
@@ -85,16 +90,14 @@ class Geometry:
         return self.prompts_of(rows) * (self.prompt - 1) + rows * self.completion
 
     @property
-    def step_tokens(self) -> int:
-        """Tokens that all GPUs write for one optimizer step."""
-        rows = self.gpus * self.batch * self.accumulation
-        return rows * self.completion // self.iterations
-
-    @property
-    def step_prompt_tokens(self) -> int:
-        """Tokens of the prompts that they are written for, each prompt once."""
-        rows = self.gpus * self.batch * self.accumulation
-        return self.prompts_of(rows) * self.prompt // self.iterations
+    def scoring_rows(self) -> int:
+        """Rows of a forward without gradients, for the old or the reference policy."""
+        if not self.packed:
+            return self.batch
+        rows = 1
+        while rows < self.rollout_rows and self.row_tokens(rows + 1) <= self.forward_tokens:
+            rows += 1
+        return rows
 
 
 def picture(geometry: Geometry) -> list[str]:

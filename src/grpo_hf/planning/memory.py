@@ -128,7 +128,7 @@ def _mask_terms(run: RunFacts, rows: int) -> list[Term]:
 def scoring_terms(run: RunFacts) -> list[Term]:
     """Return what a forward without gradients takes: the reference's, or the old policy's."""
     g = run.geometry
-    rows = max(g.batch, g.group) if g.packed else g.batch
+    rows = g.scoring_rows
     tokens = g.row_tokens(rows)
     passing = Term("activations", "one layer in passing (T, I), (T, D)", forward_bytes(run, tokens))
     head = head_terms(run, rows, backward=False)
@@ -163,17 +163,11 @@ def rollout_terms(run: RunFacts) -> list[Term]:
         terms.append(Term("rollout states", "a layer's states while they grow", copy))
     if grouped:
         terms.append(merged_term(run))
-    terms += _sampling_terms(run, rows, grouped=grouped)
+    # The model's logits; two copies in float32, their shares, and those by blocks.
+    each = run.precision.products + (16 if grouped else 12)
+    logits = rows * shape.vocabulary * each
+    terms.append(Term("logits", "logits of the next token and their shares (R, V)", logits))
     return terms
-
-
-def _sampling_terms(run: RunFacts, rows: int, *, grouped: bool) -> list[Term]:
-    """Return what the choice of a token takes."""
-    words = run.shape.vocabulary
-    # The model's logits, two copies in float32, and in grouped rollouts shares and their sums in
-    # float64.
-    each = run.precision.products + 4 + 4 + (16 if grouped else 4)
-    return [Term("logits", "logits of the next token and their shares (R, V)", rows * words * each)]
 
 
 def merged_term(run: RunFacts) -> Term:

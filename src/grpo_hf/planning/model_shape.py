@@ -110,6 +110,8 @@ def shape_of(
     Raises:
         NotPlannableError: the configuration does not describe a decoder of known parts.
     """
+    # Building a model writes into its configuration.
+    config = deepcopy(config)
     text = config.get_text_config()
     sizes = _Sizes.of(text)
     with torch.device("meta"):

@@ -107,16 +107,17 @@ def table_text(recipe: Recipe, question: Question) -> str:
     return model_table(runs)
 
 
-def warn_if_too_large(recipe: Recipe, prompt_tokens: int) -> None:
+def warn_if_too_large(recipe: Recipe, config: Any, prompt_tokens: int) -> None:
     """Say in one line, before a training, that it will not fit into the device's memory.
 
     It ends no run: what it does not know is said, or left out.
 
     Args:
+        config: of the model.
         prompt_tokens: of the longest prompt.
     """
     try:
-        warning = _warning(recipe, prompt_tokens)
+        warning = _warning(recipe, config, prompt_tokens)
     # A model that is not known may fail anywhere, and its training may work all the same.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -125,13 +126,12 @@ def warn_if_too_large(recipe: Recipe, prompt_tokens: int) -> None:
         say(warning)
 
 
-def _warning(recipe: Recipe, prompt_tokens: int) -> str | None:
+def _warning(recipe: Recipe, config: Any, prompt_tokens: int) -> str | None:
     """Return what is wrong with the memory of a run on this device, if anything is."""
     args = recipe.training
     kind = args.device.type
     if kind not in ("cpu", "cuda"):
         return None
-    config = _config_of(recipe)
     question = Question(gpus=args.world_size, prompt_tokens=prompt_tokens, device=kind)
     strategy = _strategy_here(args)
     shape = _shape(recipe, config)

@@ -181,7 +181,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     held_out = prompts_of(task.held_out) if task.held_out else None
     if task.stream is not None:
         train = stream_of(recipe, task.rewards, task.train, task.stream, form)
-    warn_if_too_large(recipe, lengths[0])
+    warn_if_too_large(recipe, config, lengths[0])
     return Prompts(tokenizer, train, held_out, notes)
 
 
