@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import transformers
 from peft import LoraConfig, get_peft_model
+from support.architectures import small_model
 from support.models import decoder, lora
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from grpo_hf.errors import NotPlannableError
 from grpo_hf.planning.known_shapes import known_models
@@ -76,3 +78,19 @@ def test_known_shapes_have_the_published_sizes(name: str, billions: float) -> No
     assert shape.parameters / 1e9 == pytest.approx(billions, rel=2e-3)
     # It runs before every training.
     assert time.process_time() - started < 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+def test_every_architecture_is_counted_or_refused(model_type: str) -> None:
+    try:
+        model = small_model(model_type)
+    # Types whose small configuration is not known to the tests.
+    except Exception as error:
+        pytest.skip(type(error).__name__)
+    try:
+        shape = shape_of(model.config)
+    except NotPlannableError:
+        return
+    assert shape.parameters == count(model, trained=False)
+    assert shape.depth >= 1

@@ -110,8 +110,19 @@ def shape_of(
     Raises:
         NotPlannableError: the configuration does not describe a decoder of known parts.
     """
-    # Building a model writes into its configuration.
-    config = deepcopy(config)
+    try:
+        # Building a model writes into its configuration.
+        return _shape_of(deepcopy(config), adapter, trust_remote_code)
+    except NotPlannableError:
+        raise
+    # transformers and PEFT raise all kinds of errors about models that they cannot build.
+    except Exception as error:
+        kind = type(config).__name__
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise NotPlannableError(f"a model of {kind} cannot be built ({reason})") from error
+
+
+def _shape_of(config: Any, adapter: PeftConfig | None, trust_remote_code: bool) -> ModelShape:
     text = config.get_text_config()
     sizes = _Sizes.of(text)
     with torch.device("meta"):

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import AutoConfig
 
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
-from ..errors import ConfigError, GrpoError, NotPlannableError
+from ..errors import ConfigError
 from ..models import loading
 from ..models.precision import free_memory
 from ..planning.cost import Cost, measured_rate
@@ -212,21 +212,13 @@ def _shape(recipe: Recipe, config: Any) -> ModelShape:
     """Return the sizes of a model with the adapter of a recipe.
 
     Raises:
-        NotPlannableError: what is not known here fails in some way of its own.
+        NotPlannableError: it is not known what such a model is made of.
     """
-    try:
-        return shape_of(
-            config,
-            loading.lora_config(recipe.model),
-            trust_remote_code=recipe.training.trust_remote_code,
-        )
-    except GrpoError:
-        raise
-    # transformers and PEFT raise all kinds of errors about models that they cannot build.
-    except Exception as error:
-        kind = type(config).__name__
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise NotPlannableError(f"a model of {kind} cannot be built ({reason})") from error
+    return shape_of(
+        config,
+        loading.lora_config(recipe.model),
+        trust_remote_code=recipe.training.trust_remote_code,
+    )
 
 
 def facts_of(
