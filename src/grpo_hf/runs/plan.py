@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import AutoConfig
 
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
-from ..errors import ConfigError
+from ..errors import ConfigError, GrpoError
 from ..models import loading
 from ..models.precision import free_memory
 from ..planning.cost import Cost, measured_rate
@@ -120,7 +120,9 @@ def warn_if_too_large(recipe: Recipe, config: Any, prompt_tokens: int) -> None:
         warning = _warning(recipe, config, prompt_tokens)
     # A model that is not known may fail anywhere, and its training may work all the same.
     except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0]
+        if not isinstance(error, GrpoError):
+            reason = f"{type(error).__name__}: {reason}"
         warning = f"note: the memory of this run is not planned: {reason}"
     if warning is not None and PartialState().is_main_process:
         say(warning)
