@@ -54,6 +54,17 @@ def launcher_arguments(file: Path) -> Any:
     return _validate_launch_command(arguments)[0]
 
 
+def sharding_environment(name: str) -> dict[str, str]:
+    """What the launcher tells its processes of a file with FSDP."""
+    arguments = launcher_arguments(FOLDER / f"{name}.yaml")
+    assert arguments.use_fsdp
+    environment = {}
+    for key, value in prepare_multi_gpu_env(arguments).items():
+        if key.startswith(("FSDP_", "ACCELERATE_")):
+            environment[key] = value
+    return environment
+
+
 def test_every_engine_has_a_configuration() -> None:
     assert {file.stem for file in FILES} == set(STRATEGIES)
 
@@ -96,11 +107,8 @@ def test_the_command_in_it_is_accepted(file: Path, tiny_checkpoint: Path, tmp_pa
 
 @pytest.mark.parametrize("name", ["fsdp2", "fsdp2_qlora"])
 def test_accelerate_shards_as_the_file_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = launcher_arguments(FOLDER / f"{name}.yaml")
-    assert arguments.use_fsdp
-    for key, value in prepare_multi_gpu_env(arguments).items():
-        if key.startswith(("FSDP_", "ACCELERATE_")):
-            monkeypatch.setenv(key, value)
+    for key, value in sharding_environment(name).items():
+        monkeypatch.setenv(key, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward
@@ -146,6 +154,17 @@ def test_a_run_with_it_can_be_planned(
     assert "MEMORY OF ONE DEVICE" in capsys.readouterr().out
 
 
+def flags_of_two_steps(model: Path, folder: Path) -> list[str]:
+    rows = folder / "rows.jsonl"
+    rows.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n' * 8)
+    return f"""
+        --model_name_or_path {model} --dataset_path {rows} --output_dir {folder}/run
+        --dtype float32 --use_cpu true --max_steps 2 --max_completion_length 4 --eval_rows 0
+        --per_device_train_batch_size 4 --num_generations 4 --gradient_accumulation_steps 1
+        --report_to none --save_strategy no --logging_steps 1 --warmup_steps 0
+    """.split()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "processes"), [("one_gpu", 1), ("ddp", 2)])
 def test_a_recipe_starts_with_it(
@@ -158,18 +177,11 @@ def test_a_recipe_starts_with_it(
         settings["distributed_type"] = "MULTI_CPU"
     file = tmp_path / "accelerate.yaml"
     file.write_text(yaml.safe_dump(settings))
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n' * 8)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
     command += ["-m", "grpo_hf.cli", "train", str(ROOT / "recipes" / "gsm8k.yaml")]
-    flags = f"""
-        --model_name_or_path {tiny_checkpoint} --dataset_path {rows} --output_dir {tmp_path}/run
-        --dtype float32 --use_cpu true --max_steps 2 --max_completion_length 4 --eval_rows 0
-        --per_device_train_batch_size 4 --num_generations 4 --gradient_accumulation_steps 1
-        --report_to none --save_strategy no --logging_steps 1 --warmup_steps 0
-    """
+    flags = flags_of_two_steps(tiny_checkpoint, tmp_path)
     done = subprocess.run(
-        [*command, *flags.split()],
+        [*command, *flags],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -12,9 +12,11 @@ import torch
 from transformers import AutoConfig
 
 from grpo_hf import cli
+from grpo_hf.planning.fitting import Fit
 from grpo_hf.runs import plan, preflight
 from grpo_hf.runs.recipe import Recipe, read_recipe
 
+FITS = Fit(2**40, 0, "update", True, None)
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -179,3 +181,29 @@ def test_a_configuration_of_accelerate_says_how_gpus_share(
     file = tmp_path / "accelerate.yaml"
     file.write_text(settings)
     assert plan.gpus_of(plan.Question(accelerate=file)) == (gpus, strategy)
+
+
+@pytest.mark.parametrize(
+    ("environment", "strategy"),
+    [
+        ({}, "ddp"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero3"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "zero2"),
+    ],
+)
+def test_before_a_training_the_launcher_says_how_gpus_share(
+    environment: dict[str, str],
+    strategy: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = recipe_of(tiny_checkpoint, tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    planned = []
+    monkeypatch.setattr(plan, "fit_into", lambda run, device: planned.append(run) or FITS)
+    config = AutoConfig.from_pretrained(tiny_checkpoint)
+    plan.warn_if_too_large(recipe, config, 12)
+    assert planned[0].strategy == strategy

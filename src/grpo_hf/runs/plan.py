@@ -1,5 +1,6 @@
 """The plan of a recipe: what it needs, before anything is loaded."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import psutil
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import AutoConfig
 
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
@@ -155,13 +157,17 @@ def _warning(recipe: Recipe, config: Any, prompt_tokens: int) -> str | None:
 
 
 def _strategy_here(args: Any) -> str:
-    """Return how the processes of this program divide the work."""
-    state = getattr(args, "distributed_state", None)
-    kind = str(getattr(state, "distributed_type", "")).rpartition(".")[2].lower()
-    if kind == "fsdp":
+    """Return how the processes of this program divide the work.
+
+    accelerate itself knows it only when a trainer is made; until then its launcher's environment
+    says it.
+    """
+    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return "fsdp"
-    if kind == "deepspeed":
-        stage = getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 2)
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is not None or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        stage = getattr(plugin, "zero_stage", None)
+        stage = stage or int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
         return "zero3" if stage == 3 else "zero2"
     return "ddp"
 
