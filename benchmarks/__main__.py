@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from .common import ROOT, Row, options, show
 
-BENCHMARKS = ("update", "rollout", "hybrids", "step", "memory", "scoring")
+BENCHMARKS = ("update", "rollout", "hybrids", "step", "memory", "plan", "scoring")
 
 
 def run_benchmark(name: str, arguments: argparse.Namespace) -> bool:
