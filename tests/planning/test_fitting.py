@@ -108,3 +108,8 @@ def test_merged_weights_are_left_out_where_memory_lacks() -> None:
     large = replace(run, capacity=usable(80 * GIB))
     assert phases_of(small)[0].of_group("merged weights") == 0
     assert phases_of(large)[0].of_group("merged weights") > 10 * GIB
+
+
+def test_without_a_device_in_mind_vllm_needs_the_base_at_least() -> None:
+    run = run_of(engine=Engine("colocate", 0.3))
+    assert phases_of(run)[0].of_group("vLLM") > run.base_bytes

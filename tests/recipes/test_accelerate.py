@@ -1,5 +1,6 @@
 """The configurations of recipes/accelerate: accelerate reads them, and recipes start with them."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
+from support import processes
 
 from grpo_hf import cli
 from grpo_hf.config_checks import planned_processes
@@ -163,6 +165,18 @@ def flags_of_two_steps(model: Path, folder: Path) -> list[str]:
         --per_device_train_batch_size 4 --num_generations 4 --gradient_accumulation_steps 1
         --report_to none --save_strategy no --logging_steps 1 --warmup_steps 0
     """.split()
+
+
+@pytest.mark.slow
+def test_a_recipe_starts_with_sharded_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    environment = sharding_environment("fsdp2") | {"ACCELERATE_USE_CPU": "true"}
+    recipe = ROOT / "recipes" / "gsm8k.yaml"
+    flags = flags_of_two_steps(tiny_checkpoint, tmp_path)
+    said = processes.launch(
+        2, json.dumps(environment), recipe, *flags, script=processes.SCRIPTS / "sharded_recipe.py"
+    )
+    assert "step 2/2" in said
+    assert (tmp_path / "run" / "adapter_config.json").is_file()
 
 
 @pytest.mark.slow

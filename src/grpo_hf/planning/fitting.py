@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from .memory import peak_of
+from .memory import least_of_vllm, peak_of
 from .precision import Precision
 from .run_facts import RunFacts
 from .terms import GIB
@@ -14,9 +14,6 @@ DEVICES = (8, 16, 24, 48, 80, 141)
 _CONTEXT = GIB * 3 // 4
 _USABLE = 0.95
 _GPUS = (2, 4, 8)
-# vLLM needs room for activations and for the states of some requests beside its weights.
-_VLLM_ROOM = 2 * GIB
-_VLLM_REQUESTS = 8
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,7 @@ def _vllm_has_room(run: RunFacts) -> bool:
     """Return whether a colocated vLLM's share holds the base and the states of some requests."""
     if run.engine.kind != "colocate":
         return True
-    g = run.geometry
-    states = 2 * run.shape.total("keys") * run.precision.products * (g.prompt + g.completion)
-    needed = run.base_bytes + states * min(_VLLM_REQUESTS, g.rollout_rows) + _VLLM_ROOM
-    return run.engine.share * run.capacity >= needed
+    return run.engine.share * run.capacity >= least_of_vllm(run)
 
 
 def changes(run: RunFacts) -> Iterator[tuple[str, RunFacts]]:

@@ -8,7 +8,11 @@ Shapes: as in terms.py.
 
 from .activations import forward_bytes, head_terms, passing_bytes, saved_terms
 from .run_facts import RunFacts
-from .terms import Phase, Term
+from .terms import GIB, Phase, Term
+
+# vLLM needs room for activations, and for the states of some requests, beside its weights.
+_VLLM_ROOM = 2 * GIB
+_VLLM_REQUESTS = 8
 
 
 def phases_of(run: RunFacts) -> list[Phase]:
@@ -40,14 +44,22 @@ def resident_terms(run: RunFacts) -> list[Term]:
     elif run.reference_copy == "model":
         terms.append(Term("weights", "a copy of the model, the reference", run.base_bytes))
     if run.engine.kind == "colocate":
-        share = round(run.engine.share * run.capacity)
-        terms.append(Term("vLLM", "its share of the device: weights and KV cache", share))
+        # Without a device in mind, what it cannot do without.
+        share = round(run.engine.share * run.capacity) or least_of_vllm(run)
+        terms.append(Term("vLLM", "its share of the device: weights, keys and values", share))
     if run.has_critic:
         # Weights, gradients and two averages, in float32.
         terms.append(Term("critic", "an adapter like the policy's, and AdamW's", 16 * _own(run)))
     if run.reward_bytes:
         terms.append(Term("reward model", "its weights", run.reward_bytes))
     return terms
+
+
+def least_of_vllm(run: RunFacts) -> int:
+    """Return what a colocated vLLM needs: the base, and room for some requests."""
+    g = run.geometry
+    states = 2 * run.shape.total("keys") * run.precision.products * (g.prompt + g.completion)
+    return run.base_bytes + states * min(_VLLM_REQUESTS, g.rollout_rows) + _VLLM_ROOM
 
 
 def _own(run: RunFacts) -> int:
