@@ -157,13 +157,12 @@ def run_stage(folder: Path, work: Callable[[], object]) -> None:
 
 
 def resumed(folder: Path) -> list[str]:
-    """Return the flags that resume an interrupted stage from its last complete checkpoint."""
-    from grpo_hf.durability.resume import AUTO, checkpoint_for
+    """Return the flags that start a stage, or resume it from its last whole checkpoint."""
+    from grpo_hf.durability.resume import AUTO
     from grpo_hf.runs.checkpoints import clear_without_checkpoint
 
     clear_without_checkpoint(folder)
-    checkpoint = checkpoint_for(folder, AUTO)
-    return [] if checkpoint is None else ["--resume_from_checkpoint", str(checkpoint)]
+    return ["--resume_from_checkpoint", AUTO]
 
 
 def in_r1_form(answer: str, *, number: int | None = None) -> str:

@@ -1,9 +1,13 @@
 """Tests of the check that an output folder belongs to one run."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
@@ -11,6 +15,7 @@ from accelerate import Accelerator
 from grpo_hf.durability.output_folder import claim_output_folder
 from grpo_hf.errors import OutputExistsError
 from grpo_hf.run_files import RUN_FILE
+from grpo_hf.runs.output_checks import checkpoint_to_resume
 
 HOLDS = """
 import sys, time
@@ -100,3 +105,43 @@ def test_a_folder_belongs_to_a_run_from_its_first_moment(tmp_path: Path, stage: 
         run.kill()
     # Nothing has to be removed by hand.
     claim_output_folder(folder, resume="auto")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("wish", ["auto", "true"])
+def test_a_second_run_leaves_what_the_first_one_writes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, wish: str
+):
+    """The first process holds the folder; the others of a program know nothing of that."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLDS, str(folder), "begins"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stdout.readline() == "held\n"
+        (folder / ".unfinished/checkpoint-3").mkdir(parents=True)
+        monkeypatch.setenv("RANK", rank)
+        training = SimpleNamespace(output_dir=str(folder), resume_from_checkpoint=wish)
+        refused = pytest.raises(OutputExistsError, match="another run writes into")
+        with refused if rank == "0" else nullcontext():
+            assert checkpoint_to_resume(SimpleNamespace(training=training)) == wish
+        assert (folder / ".unfinished/checkpoint-3").is_dir()
+        run.kill()
+
+
+def test_a_child_does_not_hold_the_folder_of_its_parent(tmp_path: Path):
+    """A worker of a data loader lives for seconds after its trainer was killed."""
+    folder = tmp_path / "run"
+    forks = 'import os\nif os.fork() == 0:\n    time.sleep(60)\n    os._exit(0)\nprint("held"'
+    program = HOLDS.replace('print("held"', forks)
+    command = [sys.executable, "-c", program, str(folder), "prepares"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        assert run.stdout is not None and run.stdout.readline() == "held\n"
+        with pytest.raises(OutputExistsError, match="another run writes into"):
+            claim_output_folder(folder, resume="auto")
+        run.kill()
+        run.wait()
+        try:
+            claim_output_folder(folder, resume="auto")
+        finally:
+            os.killpg(run.pid, signal.SIGKILL)

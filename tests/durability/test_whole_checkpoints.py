@@ -1,17 +1,24 @@
 """Checkpoints that were torn in every way: a run goes on from the newest whole one, or says why."""
 
+import errno
+import hashlib
 import itertools
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import save_file
 from support.models import LORA
+from support.processes import SCRIPTS, launch
 from support.tears import TEARS
 
 from grpo_hf import GRPOTrainer
@@ -44,6 +51,90 @@ def test_a_torn_file_is_found(
         checkpoint_for(tmp_path / "run", str(tmp_path / "run/checkpoint-3"))
 
 
+def test_any_flipped_bit_of_a_manifest_is_found(tmp_path: Path) -> None:
+    """Also one in the name of a setting, by which another run would go on from here."""
+    for step in (1, 2):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        (checkpoint / "run_state_0.pt").write_bytes(b"state")
+        settings = {"seed": 42, "data": None, "save_only_model": False}
+        whole_checkpoints.seal(checkpoint, {"step": step, "settings": settings})
+    assert checkpoint_for(tmp_path, "auto") == tmp_path / "checkpoint-2"
+    manifest = tmp_path / "checkpoint-2/manifest.json"
+    content = manifest.read_bytes()
+    for place in range(len(content)):
+        torn = bytearray(content)
+        torn[place] ^= 1
+        manifest.write_bytes(torn)
+        assert checkpoint_for(tmp_path, "auto") == tmp_path / "checkpoint-1", content[place:]
+
+
+def test_a_file_that_cannot_be_read_is_not_whole(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(three, tmp_path / "run")
+    read = hashlib.file_digest
+
+    def bad_block(stream: Any, name: str) -> Any:
+        if stream.name.endswith("checkpoint-3/optimizer.pt"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", bad_block)
+    found = whole_checkpoints.find(tmp_path / "run")
+    assert found.newest == tmp_path / "run/checkpoint-2"
+    assert list(found.skipped.values()) == ["optimizer.pt cannot be read (Input/output error)"]
+
+
+def test_all_folders_of_a_checkpoint_are_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of files are in the folders: PEFT, FSDP and DeepSpeed make some of their own."""
+    flushed, flush = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    run = tmp_path / "run"
+    process = Process(is_main_process=True)
+    with whole_checkpoints.written_whole(run, 3, {}, process) as folder:
+        (folder / "checkpoint-3/mine/deep").mkdir(parents=True)
+        (folder / "checkpoint-3/mine/deep/adapter_model.safetensors").touch()
+    unfinished = run / ".unfinished/checkpoint-3"
+    for each in (unfinished / "mine/deep", unfinished / "mine", unfinished, run):
+        assert str(each) in flushed
+
+
+def test_a_disk_that_fails_under_a_folder_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise older checkpoints would be removed for one that is not on the disk."""
+    for number, fails in ((errno.EIO, True), (errno.EINVAL, False)):
+
+        def fsync(descriptor: int, number: int = number) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        checkpoint = tmp_path / str(number) / "checkpoint-1"
+        checkpoint.mkdir(parents=True)
+        with pytest.raises(OSError, match="output error") if fails else nullcontext():
+            whole_checkpoints.seal(checkpoint, {"step": 1, "settings": {}})
+
+
+def test_processes_go_on_from_the_same_checkpoint(three: Path, tmp_path: Path) -> None:
+    """One of two has a torn file, on a disk of its own."""
+    runs = [tmp_path / f"machine-{rank}" for rank in range(2)]
+    for run in runs:
+        shutil.copytree(three, run)
+    (runs[1] / "checkpoint-3/optimizer.pt").unlink()
+    said = launch(2, tmp_path, script=SCRIPTS / "common_checkpoint.py")
+    assert said.count("from checkpoint-2") == 2
+    assert "checkpoint-3 is not whole (for process 1)" in said
+
+
 def test_a_checkpoint_has_the_card_of_its_run(three: Path) -> None:
     card = (three / "checkpoint-3/README.md").read_text()
     title = next(line for line in (three / "README.md").read_text().splitlines() if "# " in line)
@@ -66,7 +157,11 @@ def test_a_process_may_be_killed_at_any_line(three: Path, tmp_path: Path) -> Non
             (run / "checkpoint-3").rename(run / ".replaced")
         if stage == "named":
             unfinished.rename(run / "checkpoint-3")
-        assert checkpoint_for(run, True) == run / "checkpoint-3"
+        # Another program looks, and touches nothing: the run may be alive.
+        before = sorted(run.rglob("*"))
+        checkpoint_for(run, "auto")
+        assert sorted(run.rglob("*")) == before
+        assert checkpoint_for(run, True, Accelerator(cpu=True)) == run / "checkpoint-3"
         assert not (run / ".unfinished").exists() and not (run / ".replaced").exists()
 
 

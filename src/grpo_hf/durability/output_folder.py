@@ -84,12 +84,26 @@ def _hold(folder: Path, *, begins: bool) -> None:
                 f"another run writes into {folder} now. Give this run another --output_dir, or end "
                 "that one first."
             )
+        if not _held:
+            _let_go_in_children()
         _held[place] = file
     if begins:
         held = _held[place]
         held.truncate(0)
         json.dump({"process": os.getpid(), "machine": socket.gethostname()}, held)
         held.flush()
+
+
+def _let_go_in_children() -> None:
+    """Close the locks in every fork of this process, which may live longer than this one."""
+
+    def let_go() -> None:
+        for file in _held.values():
+            file.close()
+        _held.clear()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=let_go)
 
 
 def _is_locked(file: IO[str]) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from datasets import Dataset
 
 from ..errors import ConfigError
@@ -52,7 +53,9 @@ def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = N
     Args:
         folder: of the run.
         resume: as given; see above.
-        accelerator: of a run with several processes, of which the first one mends the folder.
+        accelerator: of a run that begins now and holds its folder: the first process finishes what
+            a killed one left, and all processes go on from the same checkpoint. None: a program
+            only looks, before it loads a model.
 
     Raises:
         ConfigError: there is no such checkpoint, or it is not whole.
@@ -60,16 +63,17 @@ def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = N
     wish = wish_of(resume)
     if not wish:
         return None
+    if accelerator is not None:
+        if accelerator.is_main_process:
+            whole_checkpoints.recover(folder)
+        accelerator.wait_for_everyone()
     if wish not in (TRUE, AUTO):
         return _named(Path(wish))
+    found = _found_by_all(folder, accelerator)
     is_first = accelerator is None or accelerator.is_main_process
     if is_first:
-        whole_checkpoints.recover(folder)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    found = whole_checkpoints.find(folder)
-    for checkpoint, reason in found.skipped.items():
-        logger.warning(f"{checkpoint} is not whole ({reason}), and is left out.")
+        for checkpoint, reason in found.skipped.items():
+            logger.warning(f"{checkpoint} is not whole ({reason}), and is left out.")
     if found.newest is None and wish == TRUE:
         torn = f" ({len(found.skipped)} are not whole)" if found.skipped else ""
         raise ConfigError(
@@ -137,6 +141,26 @@ def is_at_its_end(checkpoint: Path, args: Any) -> bool:
     # The run may have more epochs now than it had then.
     is_longer = args.num_train_epochs > state["num_train_epochs"]
     return state["global_step"] >= state["max_steps"] and not is_longer
+
+
+def _found_by_all(folder: Path, accelerator: Any) -> whole_checkpoints.Found:
+    """Return the newest checkpoint that is whole for every process.
+
+    Machines without a common disk have a part each, and one of two processes may meet a bad block:
+    from different checkpoints they would train on as if nothing were wrong.
+    """
+    found = whole_checkpoints.find(folder)
+    skipped = found.skipped
+    while accelerator is not None and accelerator.num_processes > 1:
+        here = -1 if found.newest is None else whole_checkpoints.step_of(found.newest)
+        steps = gather_object([here])
+        if min(steps) == max(steps):
+            break
+        if found.newest is not None and here > min(steps):
+            skipped[found.newest] = f"for process {steps.index(min(steps))}"
+        found = whole_checkpoints.find(folder, most=min(steps))
+        skipped |= found.skipped
+    return whole_checkpoints.Found(found.newest, skipped)
 
 
 def _named(checkpoint: Path) -> Path:

@@ -4,10 +4,11 @@ It is written beside the others under another name, flushed to the disk, and get
 the sizes and checksums of its files; then it takes its name. So a process may be killed at any
 moment: what has the name of a checkpoint and fits its manifest is whole.
 
-    RUN/checkpoint-20/manifest.json     {"step": 20, "settings": {...}, "files": {...}}
+    RUN/checkpoint-20/manifest.json     {"step": 20, "settings": {}, "files": {}, "sha256": its own}
     RUN/.unfinished/checkpoint-30/      what a killed process leaves; the next save removes it
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,8 @@ _STATES = ("optimizer.pt", "scheduler.pt")
 _OF_ENGINES = ("global_step*", "pytorch_model_fsdp*", "optimizer.bin", "optimizer_*")
 # PEFT writes an adapter that is not called `default` into a folder of its name.
 _WEIGHTS = ("**/adapter_model.*", "model.safetensors*", "pytorch_model*.bin", *_OF_ENGINES)
+# What a file system answers that does not flush folders, as some of networks.
+_NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
 # How many files are flushed and read at the same time.
 _AT_ONCE = 4
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -98,7 +101,11 @@ def copy_card(run: Path, checkpoint: Path) -> None:
 
 
 def recover(run: Path) -> None:
-    """Finish what a process was killed in that had written a checkpoint, and was naming it."""
+    """Finish what a process was killed in that had written a checkpoint, and was naming it.
+
+    The caller holds the lock of the folder: what lies there unfinished may be another run's, which
+    writes it now.
+    """
     for folder in (run / UNFINISHED, run / _REPLACED):
         # The newer one comes first, and what it replaces only where it is not whole.
         left = [folder] if folder.name == _REPLACED else list(folder.glob("checkpoint-*"))
@@ -118,10 +125,15 @@ def seal(checkpoint: Path, facts: dict[str, Any]) -> None:
         fingerprints = list(threads.map(_flushed, there))
     names = [str(file.relative_to(checkpoint)) for file in there]
     files = dict(zip(names, fingerprints, strict=True))
+    facts = {**facts, "files": files}
     manifest = checkpoint / MANIFEST
-    manifest.write_text(json.dumps({**facts, "files": files}, indent=1), encoding="utf-8")
+    sealed = {**facts, "sha256": _checksum(facts)}
+    manifest.write_text(json.dumps(sealed, indent=1), encoding="utf-8")
     _flush(manifest)
-    _flush(checkpoint)
+    # A file is on the disk when its name is, in each of the folders above it.
+    for folder in [*(each for each in checkpoint.rglob("*") if each.is_dir()), checkpoint]:
+        _flush(folder)
+    _flush(checkpoint.parent)
 
 
 def why_not_whole(checkpoint: Path) -> str:
@@ -135,31 +147,41 @@ def why_not_whole(checkpoint: Path) -> str:
     if manifest is None:
         return _why_not_complete(checkpoint)
     for name, expected in manifest["files"].items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != expected["size"]:
-            return f"{name} has {file.stat().st_size:,} bytes instead of {expected['size']:,}"
-        if _fingerprint(file) != expected:
-            return f"{name} is not what was written"
+        try:
+            reason = _why_not_as_written(checkpoint / name, expected)
+        # A bad block of a disk, or a file of another user.
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+        if reason:
+            return f"{name} {reason}"
     return ""
 
 
 def manifest_of(checkpoint: Path) -> dict[str, Any] | None:
-    """Return what the manifest of a checkpoint says, or None if it has none that can be read."""
+    """Return what the manifest of a checkpoint says, or None if it has none that is whole."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+    if not isinstance(manifest, dict):
+        return None
+    # One flipped bit in a setting's name would let another run go on from here.
+    checksum = manifest.pop("sha256", None)
+    return manifest if checksum == _checksum(manifest) else None
 
 
-def find(run: Path) -> Found:
-    """Return the newest whole checkpoint of a run's folder, and why newer ones are not taken."""
+def find(run: Path, most: int | None = None) -> Found:
+    """Return the newest whole checkpoint of a run's folder, and why newer ones are not taken.
+
+    Args:
+        most: the last step that is looked at; by default all are.
+    """
     skipped: dict[Path, str] = {}
     for checkpoint in sorted(run.glob("checkpoint-*"), key=step_of, reverse=True):
         # Files, and folders of the user's own, may begin with the same word.
         if not checkpoint.is_dir() or step_of(checkpoint) < 0:
+            continue
+        if most is not None and step_of(checkpoint) > most:
             continue
         reason = why_not_whole(checkpoint)
         if not reason:
@@ -218,6 +240,15 @@ def _why_not_complete(checkpoint: Path) -> str:
     return f"{torn[0]} is torn" if torn else ""
 
 
+def _why_not_as_written(file: Path, expected: dict[str, Any]) -> str:
+    """Return what is wrong with a file of a manifest, or nothing."""
+    if not file.is_file():
+        return "is missing"
+    if file.stat().st_size != expected["size"]:
+        return f"has {file.stat().st_size:,} bytes instead of {expected['size']:,}"
+    return "" if _fingerprint(file) == expected else "is not what was written"
+
+
 def _files_of(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST]
 
@@ -226,6 +257,10 @@ def _fingerprint(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256")
     return {"size": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _flushed(file: Path) -> dict[str, Any]:
@@ -250,9 +285,8 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    # Some file systems of networks do not flush folders.
-    except OSError:
-        if path.is_file():
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NOT_FOR_FOLDERS):
             raise
     finally:
         os.close(descriptor)

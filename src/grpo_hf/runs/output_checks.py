@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from ..durability.output_folder import claim_output_folder
-from ..durability.resume import AUTO, checkpoint_for, is_at_its_end, wish_of
-from ..durability.whole_checkpoints import step_of
+from ..durability.resume import AUTO, TRUE, checkpoint_for, is_at_its_end, wish_of
+from ..durability.whole_checkpoints import recover, step_of
 from ..errors import ConfigError, HubUnreachable
 from .recipe import Recipe
 
@@ -13,17 +13,24 @@ from .recipe import Recipe
 def checkpoint_to_resume(recipe: Recipe) -> str | None:
     """Return what a trainer is told to resume from, None for a new run into a free folder.
 
+    The newest checkpoint is looked for by the first process; the others take its word.
+
     Raises:
         ConfigError: there is no such checkpoint, or its run has finished.
         OutputExistsError: the output folder holds another run.
     """
     folder = Path(recipe.training.output_dir)
     wish = recipe.training.resume_from_checkpoint
-    checkpoint = checkpoint_for(folder, wish)
     claim_output_folder(folder, resume=wish)
     # In a loop that restarts, the end of a run is no mistake: what comes after it may be left.
     if wish_of(wish) == AUTO:
         return AUTO
+    if wish_of(wish) == TRUE:
+        # It holds the folder, so nobody else is writing what lies there unfinished.
+        if os.environ.get("RANK", "0") != "0":
+            return TRUE
+        recover(folder)
+    checkpoint = checkpoint_for(folder, wish)
     if checkpoint is None:
         return None
     if is_at_its_end(checkpoint, recipe.training):
@@ -33,7 +40,7 @@ def checkpoint_to_resume(recipe: Recipe) -> str | None:
             f"{checkpoint} is at {length}: the run has finished. Give a larger "
             f"{'--max_steps' if most > 0 else '--num_train_epochs'} to go on."
         )
-    return str(checkpoint)
+    return TRUE if wish_of(wish) == TRUE else str(checkpoint)
 
 
 def check_hub_login(recipe: Recipe) -> None:
