@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerState
 
 from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.durability import signals
+from grpo_hf.durability.leaving import Departure, Leaving
 
 STEPS = 4
 SIGNALS = {
@@ -162,6 +163,45 @@ def test_a_run_goes_on_as_if_no_signal_had_come(
     resumed = run("left", **settings)
     resumed.train(resume_from_checkpoint=True)
     assert same(weights(resumed), weights(alone))
+
+
+def test_a_reward_that_swallows_the_signal(run: Any, sender: Sender) -> None:
+    """What it returns then is not what it would have returned."""
+    alone = run("alone")
+    alone.train()
+    left = run("left")
+
+    @reward_settings(in_process=True)
+    def swallows(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        try:
+            sender.at("scoring", left.state.global_step)
+            return [float(sum(ids) % 7) for ids in completion_ids]
+        except:  # noqa: E722
+            return [float(place % 2) for place in range(len(completion_ids))]
+
+    sender.aim(signal.SIGTERM, "scoring")
+    left.reward_funcs = [swallows]
+    with pytest.raises(signals.Left):
+        left.train()
+    resumed = run("left")
+    resumed.train(resume_from_checkpoint=True)
+    assert same(weights(resumed), weights(alone))
+
+
+def test_what_a_launcher_sends_on_later_counts_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Another process was asked first, and this one has heard of it from that."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    ended: list[int] = []
+    monkeypatch.setattr(signals, "leave_at_once", ended.append)
+    other = torch.tensor([0, signal.SIGINT])
+    accelerator: Any = SimpleNamespace(num_processes=2, device="cpu", gather=lambda own: other)
+    departure = Departure(accelerator)
+    with pytest.raises(Leaving):
+        departure.leave_if_asked()
+    departure._note(signal.SIGINT, None)
+    assert not ended
 
 
 def test_before_the_first_step_there_is_a_checkpoint_too(run: Any, sender: Sender) -> None:

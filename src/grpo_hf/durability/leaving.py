@@ -138,7 +138,10 @@ class Departure(TrainerCallback):
         assert self._accelerator is not None
         if self._accelerator.num_processes > 1:
             own = torch.tensor([self._signal], device=self._accelerator.device)
-            self._signal = int(self._accelerator.gather(own).max())
+            common = int(self._accelerator.gather(own).max())
+            if common and not self._signal:
+                # What a launcher sends to one process after the other is still to come here.
+                self._signal, self._signalled_at = common, time.monotonic()
         return bool(self._signal)
 
     # Rollouts
@@ -190,11 +193,14 @@ class Departure(TrainerCallback):
     @contextmanager
     def _interrupted_by(self, error: type[BaseException]) -> Iterator[None]:
         """Raise an error in the block when a signal comes, or has come already."""
-        if self._signal:
-            raise error
         self._raises = error
         try:
+            if self._signal:
+                raise error
             yield
+            # A reward with a bare `except` has swallowed it, and what it returned is not its value.
+            if self._signal:
+                raise error
         finally:
             self._raises = None
 
