@@ -23,6 +23,7 @@ from .durability import (
     run_state,
     whole_checkpoints,
 )
+from .durability.launchers import leave_with_launcher
 from .durability.leaving import Departure, Leaving
 from .durability.peers import Peers
 from .models.random_state import remembered_random_numbers
@@ -56,6 +57,7 @@ class DurableTrainer(TRLGRPOTrainer):
         checkpoint, folder = self._checkpoint_for(resume_from_checkpoint), self.args.output_dir
         if checkpoint is not None and resume.is_at_its_end(checkpoint, self.args):
             return trl_seam.load_finished(self, checkpoint)
+        leave_with_launcher()
         self._watch_numbers()
         self._departure = Departure(self.accelerator, self._place, resumes=checkpoint is not None)
         peers = Peers(alone=self.accelerator.num_processes == 1)

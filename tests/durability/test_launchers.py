@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+
+from grpo_hf import GRPOTrainer, durable_trainer
 
 # A launcher that starts a program and says its id; the program waits, and says how it was left.
 LAUNCHER = """
@@ -76,6 +79,16 @@ def test_a_program_leaves_with_its_launcher(tmp_path: Path, mark: str) -> None:
     program = started(PROGRAM, tmp_path / "state", {mark: "no"})
     assert ends(program, 10)
     assert (tmp_path / "state").read_text() == "unwound"
+
+
+def test_a_script_of_a_user_leaves_too(
+    make_trainer: Callable[..., GRPOTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It calls `train()`, and nothing of what a program of ours does around it."""
+    watched = []
+    monkeypatch.setattr(durable_trainer, "leave_with_launcher", lambda: watched.append(True))
+    make_trainer(max_steps=1).train()
+    assert watched
 
 
 def test_a_program_without_a_launcher_outlives_its_shell(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +68,18 @@ def test_an_error_of_the_network_alone_stays_what_it_is(
     remote = peers.Peers(alone=False)
     with pytest.raises(RuntimeError, match="closed by peer"), remote.explained():
         raise RuntimeError(CLOSED)
+
+
+def test_one_that_waits_for_a_failed_one_ends(
+    pair: peers.Peers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Its main thread is in a call of the network that does not return."""
+    ended = threading.Event()
+    codes: list[int] = []
+    monkeypatch.setattr(peers, "_NOTICING", 0.1)
+    monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), ended.set(), sys.exit()))
+    (tmp_path / "1" / "error.json").write_text(json.dumps({"message": "out of luck"}))
+    with pair.explained():
+        assert ended.wait(20)
+    assert codes == [2]
+    assert "error: process 1 of the run has failed" in capfd.readouterr().err

@@ -76,8 +76,9 @@ class Peers:
         while not finished.wait(_EVERY):
             words = [self._words_of(rank) for rank in range(len(self._others))]
             if any(words) and not finished.wait(_NOTICING):
-                print(f"error: {self._ended(0)}", flush=True)
-                os._exit(1)
+                # As a program ends on an error, and at once: its main thread waits for the other.
+                os.write(2, f"error: {self._ended(0)}\n".encode())
+                os._exit(2)
 
     def _ended(self, seconds: float) -> str:
         """Return which other process has ended and why, or nothing if none has for a while."""

@@ -133,7 +133,6 @@ def seal(checkpoint: Path, facts: dict[str, Any]) -> None:
     # A file is on the disk when its name is, in each of the folders above it.
     for folder in [*(each for each in checkpoint.rglob("*") if each.is_dir()), checkpoint]:
         _flush(folder)
-    _flush(checkpoint.parent)
 
 
 def why_not_whole(checkpoint: Path) -> str:
