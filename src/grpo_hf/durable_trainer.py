@@ -182,7 +182,7 @@ class DurableTrainer(TRLGRPOTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Go on within a rollout. transformers 5.23 calls this right before the first step."""
         super()._load_rng_state(checkpoint)
-        if "window" in self._resumed:
+        if self._resumed.get("window"):
             trl_seam.restore_window(self, self._resumed["window"])
         if self.critic and self._resumed.get("critic"):
             self.critic.restore(self._resumed["critic"])

@@ -1,6 +1,7 @@
 """A run that goes on from any of its checkpoints ends as one that was never interrupted."""
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,12 @@ def test_objects_of_a_subclass_keep_no_run_from_going_on(
     run_state.write_state(tmp_path, 0, {"window": kept})
     assert run_state.read_state(tmp_path, 0) == {}
     assert "goes on as TRL would" in caplog.text
+    # What not even a file can hold costs the rollout, and neither the save nor the rest.
+    for thing in (lambda: None, threading.Lock()):
+        kept["rollout"][0]["mine"] = thing
+        run_state.write_state(tmp_path, 0, {"window": kept, "critic": {"weight": 1}})
+        assert run_state.read_state(tmp_path, 0) == {"window": None, "critic": {"weight": 1}}
+    assert "The rollout under way cannot be saved" in caplog.text
 
 
 @pytest.mark.slow

@@ -194,7 +194,8 @@ def test_what_was_just_written_and_the_best_stay(
     for step in (2, 4, 6, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()
     (tmp_path / "checkpoint-notes").mkdir()
-    place = tmp_path / f"checkpoint-{best}" if best else None
+    # The run that found it was told its folder by a relative path.
+    place = Path(os.path.relpath(tmp_path / f"checkpoint-{best}")) if best else None
     whole_checkpoints.remove_beyond(limit, tmp_path / "checkpoint-6", place)
     names = {folder.name for folder in tmp_path.iterdir()}
     assert names == {f"checkpoint-{step}" for step in kept} | {"checkpoint-notes"}

@@ -7,20 +7,30 @@ generator that a resumed run begins anew. What is logged is a mean since the las
 
 import logging
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import PicklingError, UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..run_files import warn_once
+
 logger = logging.getLogger(__name__)
 
 
 def write_state(checkpoint: Path, process: int, state: dict[str, Any]) -> None:
-    """Write the state of a process into a checkpoint."""
+    """Write the state of a process into a checkpoint, without a rollout that no file can hold."""
     checkpoint.mkdir(parents=True, exist_ok=True)
-    torch.save(state, _file(checkpoint, process))
+    try:
+        torch.save(state, _file(checkpoint, process))
+    # A subclass may put any object into its rollouts, as a function or a lock.
+    except (PicklingError, AttributeError, TypeError) as error:
+        warn_once(
+            f"The rollout under way cannot be saved ({error}). A run that goes on from here begins "
+            "with a new one, as TRL would."
+        )
+        torch.save({**state, "window": None}, _file(checkpoint, process))
 
 
 def read_state(checkpoint: str | Path | None, process: int) -> dict[str, Any]:

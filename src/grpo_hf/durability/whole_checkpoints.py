@@ -203,7 +203,9 @@ def remove_beyond(limit: int | None, newest: Path, best: Path | None) -> None:
     if limit is None or limit <= 0:
         return
     there = [each for each in newest.parent.glob("checkpoint-*") if step_of(each) >= 0]
-    others = [each for each in there if each not in (newest, best)]
+    # The best one is called as it was when it was written: by a relative path, or an absolute one.
+    kept = {each.resolve() for each in (newest, best) if each is not None}
+    others = [each for each in there if each.resolve() not in kept]
     others.sort(key=lambda each: (step_of(each) <= step_of(newest), step_of(each)))
     for checkpoint in others[: max(0, len(there) - limit)]:
         shutil.rmtree(checkpoint, ignore_errors=True)
