@@ -267,6 +267,18 @@ def test_another_user_cannot_reach_what_is_in_a_closed_folder(tmp_path):
     assert sandbox_jail.open_to_all("/usr")
 
 
+def test_a_copy_of_python_that_was_cleaned_away_in_part_is_made_again(monkeypatch, tmp_path):
+    """Systems remove from /tmp what nobody has opened for days."""
+    monkeypatch.setattr(sandbox_jail, "folder_for_all", lambda: str(tmp_path))
+    copy = sandbox_jail.jail_with_python.__wrapped__
+    root = copy()
+    module = next(root.rglob("colorsys.py"))
+    (root / "tmp/of-a-run").mkdir()
+    assert copy() == root and (root / "tmp/of-a-run").is_dir()
+    module.unlink()
+    assert copy() == root and module.is_file()
+
+
 def test_a_filter_is_compiled_for_this_processor():
     code = sandbox_filter.seccomp_filter(False, True)
     assert len(code) % 8 == 0

@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 
 _LEFT_OUT = ("site-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3")
+# How many files a copy has, in a file of it.
+_COUNT = "files"
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "urandom": (1, 9)}
 
 
@@ -67,22 +69,47 @@ def _interpreter() -> str:
 def jail_with_python() -> Path:
     """Return a root folder that holds a copy of Python; it is made once for each interpreter."""
     real = _interpreter()
-    key = hashlib.sha256(f"{real} {os.stat(real).st_mtime_ns}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{real} {os.stat(real).st_mtime_ns} {_COUNT}".encode()).hexdigest()[:12]
     root = Path(folder_for_all()) / f"grpo-hf-python-{key}-{os.geteuid()}"
     with suppress(FileNotFoundError):
         found = root.lstat()
         if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o755:
-            return root
+            if _is_complete(root):
+                return root
+            shutil.rmtree(root, ignore_errors=True)
     # Copied under another name, so that no other process sees half of it.
     making = Path(tempfile.mkdtemp(prefix="grpo-hf-making-", dir=root.parent))
     try:
         _fill(making)
+        (making / _COUNT).write_text(str(_files_below(making)))
         making.chmod(0o755)
         with suppress(OSError):  # another process was faster
             making.rename(root)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return root
+
+
+def _is_complete(root: Path) -> bool:
+    """Return whether a copy has all its files: systems remove old ones from /tmp, one by one.
+
+    A module that is missing would cost right answers their reward, and nothing would be said.
+    """
+    try:
+        return _files_below(root) >= int((root / _COUNT).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _files_below(root: Path) -> int:
+    files = 0
+    for folder, folders, names in os.walk(root):
+        if folder == str(root):
+            # What is in these belongs to the runs.
+            folders[:] = [name for name in folders if name not in ("tmp", "dev")]
+        else:
+            files += len(names)
+    return files
 
 
 def _fill(root: Path) -> None:
