@@ -4,6 +4,7 @@ tests/support/vllm.py stands for vLLM; tests/real_vllm has the same with the rea
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from support.processes import SCRIPTS, launch
 from support.vllm import FakeLLM, FakeServer, vllm_installed
 from transformers import AutoModelForCausalLM
 
-from grpo_hf import GRPOTrainer
+from grpo_hf import GRPOTrainer, trl_seam
 from grpo_hf.errors import ConfigError, EngineError
+from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.rollout import vllm_engine
 from grpo_hf.rollout.vllm_merged import merged_copies
 
@@ -196,8 +199,6 @@ def test_monte_carlo_values_are_sampled_by_the_engine(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(peft_config=LoraConfig(**LORA), process_reward="monte_carlo(n=2)", **RUN)
-    from grpo_hf import trl_seam
-
     policy = trl_seam.policy_of(trainer)
     trainer.vllm_generation.sync_weights()
     before = FakeLLM.started[0].calls.count("generate")
@@ -210,8 +211,6 @@ def test_monte_carlo_values_are_sampled_by_the_engine(
 def test_monte_carlo_values_are_sampled_by_servers(
     make_trainer: MakeTrainer, tiny_checkpoint: Path
 ) -> None:
-    from grpo_hf import trl_seam
-
     with FakeServer(str(tiny_checkpoint)) as server:
         settings = {"vllm_mode": "server", "vllm_server_base_url": server.url}
         trainer = make_trainer(
@@ -222,6 +221,20 @@ def test_monte_carlo_values_are_sampled_by_servers(
         body = server.requests[-1][1]
         assert len(written) == 4
         assert (body["prompt"], body["n"], body["max_tokens"]) == ([[5, 6], [7]], 2, 3)
+
+
+def test_two_processes_sample_from_one_adapter(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with FakeServer(str(tiny_checkpoint)) as server:
+        arguments = (tiny_checkpoint, tmp_path / "run", server.url)
+        launch(2, *arguments, script=SCRIPTS / "vllm_training.py")
+        loads = server.paths().count("/v1/load_lora_adapter")
+        # One process loads: whether it can, the check's version, and one for each step.
+        assert loads == 4 and not server.adapters
+    answers = [json.loads((tmp_path / f"run/continued-{rank}.json").read_text()) for rank in (0, 1)]
+    assert answers[0] == answers[1]
+    rows = read_metrics(tmp_path / "run")
+    assert max(row[GAP] for row in rows) < 1e-5
+    assert "monte_carlo/tokens" in rows[0]
 
 
 @pytest.mark.parametrize(
