@@ -1,7 +1,7 @@
 """Compare vLLM beside the training with the rollout of transformers, by groups.
 
     make vllm-bench
-    python -m benchmarks.engines [--repeats 3] [--threads 1] [--model PATH]
+    python -m benchmarks.engines [--rows p128] [--repeats 3] [--threads 1] [--model PATH]
 
 Both sides are trainers of this library with the same adapter, which differs from a fresh one. What
 is timed is `_generate_single_turn`, from the token ids of prompts to those of completions, all of
@@ -19,7 +19,7 @@ from grpo_hf.runs.program import quiet
 from .common import OURS, alternate, options, prepare, timed
 from .rollout import rollout
 from .sides import make_trainer
-from .update import Case
+from .update import Case, names_of
 
 LENGTH = 64
 CASES = [
@@ -69,7 +69,7 @@ def compare(case: Case, sides: dict[str, Any], repeats: int) -> None:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run the benchmark that the flags describe."""
-    arguments = options(__doc__, repeats=3).parse_args(given)
+    arguments = options(__doc__, names_of(CASES), repeats=3).parse_args(given)
     quiet()
     prepare(arguments)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -81,7 +81,8 @@ def main(given: Sequence[str] | None = None) -> None:
     for trainer in sides.values():
         trainer.model.train()
     for case in CASES:
-        compare(case, sides, arguments.repeats)
+        if case.name in arguments.rows:
+            compare(case, sides, arguments.repeats)
     sync = timed(sides["vLLM"].vllm_generation.sync_weights)
     print(f"a new adapter of rank 16 in vLLM: {sync.wall:.2f} s")
 

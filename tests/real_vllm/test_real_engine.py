@@ -183,7 +183,10 @@ def test_what_goes_with_it(make_trainer: MakeTrainer) -> None:
     assert {"monte_carlo/tokens", "eval_reward"} <= names
 
 
-def test_merged_weights_leave_the_base_alone(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}])
+def test_merged_weights_leave_the_base_alone(
+    make_trainer: MakeTrainer, options: dict[str, Any]
+) -> None:
     """vLLM for CPUs packs its weights once; as on a GPU they stay as they are here."""
 
     def stays(layer: Any, remove_weight: bool) -> None:
@@ -193,9 +196,8 @@ def test_merged_weights_leave_the_base_alone(make_trainer: MakeTrainer) -> None:
 
     with patch.object(utils, "dispatch_cpu_unquantized_gemm", stays):
         # As TRL starts it, vLLM computes in bfloat16; an update that did not arrive is 0.1 away.
-        trained(make_trainer, 0.02, max_steps=3, vllm_sync="merged")
-        dora = LoraConfig(**LORA, use_dora=True)
-        trained(make_trainer, 0.02, max_steps=3, peft_config=dora)
+        config = LoraConfig(**LORA, **options)
+        trained(make_trainer, 0.02, max_steps=3, peft_config=config, vllm_sync="merged")
 
 
 def test_a_cpu_takes_no_merged_weights(make_trainer: MakeTrainer) -> None:
