@@ -25,7 +25,15 @@ from grpo_hf.rollout.vllm_merged import merged_copies
 MakeTrainer = Callable[..., GRPOTrainer]
 
 LORA = {"r": 4, "target_modules": "all-linear"}
-RUN = {"use_vllm": True, "learning_rate": 0.02, "optim": "sgd", "temperature": 0.9}
+RUN = {
+    "use_vllm": True,
+    "learning_rate": 0.02,
+    "optim": "sgd",
+    "temperature": 0.9,
+    # The engine's stand-in reads every row anew for each token.
+    "per_device_train_batch_size": 4,
+    "max_completion_length": 4,
+}
 GAP = "sampling/sampling_logp_difference/max"
 
 
@@ -100,15 +108,14 @@ def test_a_second_trainer_goes_on_with_the_engine(make_trainer: MakeTrainer) -> 
     assert len(FakeLLM.started) == 1
 
 
-@pytest.mark.parametrize("servers", [1, 2])
 def test_servers_sample_from_each_version(
-    make_trainer: MakeTrainer, tiny_checkpoint: Path, tmp_path: Path, servers: int
+    make_trainer: MakeTrainer, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     with FakeServer(str(tiny_checkpoint)) as one, FakeServer(str(tiny_checkpoint)) as two:
-        urls = " ".join([one.url, two.url][:servers])
+        urls = f"{one.url}, {two.url}"
         trainer = trained(make_trainer, vllm_mode="server", vllm_server_base_url=urls)
         assert max(gaps(trainer)) < 1e-5
-        assert len(one.adapters) == 1 and len(two.adapters) == servers - 1
+        assert len(one.adapters) == 1 and len(two.adapters) == 1
         assert not FakeLLM.started
         vllm_engine.close_engines()
         assert not one.adapters and not two.adapters

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from datasets import Dataset
 from support.chats import SHAPES, USER
+from support.vllm import vllm_installed
 from trl.scripts import grpo as trl_grpo
 
 from grpo_hf.errors import ConfigError, GrpoError
@@ -94,6 +95,26 @@ def test_evaluations_during_the_training(make, tmp_path, capsys):
         "test 1",
         "test 2",
     }
+
+
+def test_vllm_ends_before_base_and_adapter_are_compared(make, tmp_path):
+    with vllm_installed() as engine:
+        splits = {"train": [{"prompt": "train"}] * 4, "test": [{"prompt": "test"}]}
+        comparison = train(
+            make(splits, eval_rows=1, max_steps=1, use_vllm=True, vllm_mode="colocate")
+        )
+        assert comparison.base.total == 1
+        assert engine.started[0].calls[-1] == "shutdown"
+    for name in ("adapter_model.safetensors", "evaluation.jsonl", "README.md"):
+        assert (tmp_path / "run" / name).is_file()
+
+
+def test_what_vllm_cannot_sample_is_refused_before_a_model_loads(make):
+    settings = {"use_vllm": True, "use_dora": True, "vllm_sync": "adapter"}
+    recipe = make({"train": [{"prompt": "train"}] * 4}, **settings)
+    with vllm_installed() as engine, pytest.raises(ConfigError, match="--vllm_sync merged"):
+        preflight.check_model(recipe, preflight.check_task(recipe))
+    assert not engine.started
 
 
 def seen_lines(folder):
