@@ -51,7 +51,7 @@ vllm-test: $(VLLM_READY) models/smollm2-135m-instruct/config.json ## the real vL
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/real_vllm
 
 vllm-bench: $(VLLM_READY) models/smollm2-135m-instruct/config.json ## tokens per second of vLLM and of transformers, side by side
-	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m benchmarks.engines
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m benchmarks.engines --repeats $(REPEATS)
 
 $(VLLM_READY): pyproject.toml tests/real_vllm/environment.sh
 	tests/real_vllm/environment.sh $(VLLM_VENV) $(PYTHON)
