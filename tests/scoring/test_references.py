@@ -5,6 +5,7 @@ import enum
 import functools
 import importlib
 import inspect
+import json
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ import torch
 from trl.rewards import accuracy_reward, think_format_reward
 
 from grpo_hf import completion_text
+from grpo_hf.scoring import constants
 from grpo_hf.scoring.bytecode import may_look_up
 from grpo_hf.scoring.references import references_of
 
@@ -189,7 +191,40 @@ class Counted:
         cls.calls += count
 
 
-READER, READING = Reader(), Reading()
+class Held(enum.Enum):
+    WORDS = ["a"]  # noqa: RUF012
+
+
+class Grade(enum.Enum):
+    BEST = 1
+
+
+class Weight(float):
+    """A number with room for attributes."""
+
+
+class Measured(type):
+    total = 0
+
+    @property
+    def level(cls) -> int:
+        return Measured.total
+
+
+class Level(metaclass=Measured):
+    pass
+
+
+class Ancestor:
+    level = 0
+
+
+class Child(Ancestor):
+    pass
+
+
+READER, READING, WEIGHT = Reader(), Reading(), Weight(1)
+WEIGHT.bonus = 1  # type: ignore[attr-defined]
 
 
 class Called:
@@ -228,6 +263,8 @@ class Called:
         (lambda completions, **_: READER.read(), "WORDS, a list"),
         (lambda completions, **_: READING.read(), "WORDS, a list"),
         (lambda completions, **_: Mode.ONE.read(), "WORDS, a list"),
+        (lambda completions, **_: Held.WORDS.value, "_value_, a list"),
+        (lambda completions, **_: WEIGHT, "WEIGHT, a Weight"),
         (lambda completions, **_: Counted.add(1), "sets the attribute calls"),
         (imports_a_sibling, "imports .words when it is called"),
         (lambda completions, **_: globals()["WORDS"], "globals()"),
@@ -264,6 +301,71 @@ def test_a_method_that_is_replaced_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     assert not references.changeable and not references.rebound()
     monkeypatch.setattr(Answer, "value", lambda self: 1.0)
     assert references.rebound() == "Answer.value"
+
+
+@pytest.mark.parametrize(
+    ("reward", "moved", "attribute", "said"),
+    [
+        (lambda completions: Child.level, Child, "level", "Child.level"),
+        (lambda completions: Level.level, Measured, "total", "Measured.total"),
+        (lambda completions: Grade.BEST.value, Grade.BEST, "_value_", "Grade.BEST._value_"),
+        (lambda completions: FROZEN.words, FROZEN, "words", "FROZEN.words"),
+        (lambda completions: helper("a"), helper, "__defaults__", "helper.__defaults__"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_seldom_moved_is_watched(
+    reward: Any, moved: Any, attribute: str, said: str
+) -> None:
+    references = references_of(reward)
+    assert (references.changeable, references.rebound()) == ("", "")
+    before = vars(moved).get(attribute, helper.__defaults__)
+    # A frozen data class has to be gone round.
+    put = type.__setattr__ if isinstance(moved, type) else object.__setattr__
+    put(moved, attribute, ("b",))
+    try:
+        assert references.rebound() == said
+    finally:
+        if moved is Child:
+            del Child.level
+        else:
+            put(moved, attribute, before)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (None, "LEVELS, a list"),
+        ({"dir_info": {}}, "LEVELS, a list"),
+        ({"vcs_info": {"vcs": "git"}}, "LEVELS, a list"),
+        ({}, ""),
+        ({"archive_info": {}}, ""),
+    ],
+)
+def test_a_package_that_was_installed_from_its_source_may_be_the_program_s_own(
+    source: Any, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "state_of_mine.py").write_text(
+        "LEVELS = [0]\ndef score(text):\n    return LEVELS[0]\n"
+    )
+    if source is not None:
+        about = folder / "state_of_mine-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Name: state-of-mine\nVersion: 1.0\n")
+        (about / "RECORD").write_text("state_of_mine.py,,\n")
+        if source:
+            (about / "direct_url.json").write_text(json.dumps({"url": "file:///x", **source}))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "state_of_mine", raising=False)
+    module = importlib.import_module("state_of_mine")
+    for known in (constants._distributions, constants._is_published):
+        known.cache_clear()
+    code = (lambda completions: state_of_mine.score("a")).__code__  # type: ignore[name-defined]  # noqa: F821
+    reward = types.FunctionType(code, {**globals(), "state_of_mine": module})
+    found = references_of(reward).changeable
+    assert (said in found) if said else found == ""
 
 
 def test_an_installed_package_is_the_reward_s_own(

@@ -5,14 +5,17 @@ What is not known to be constant is taken to change.
 
 import enum
 import importlib.util
+import json
 import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
+from importlib import metadata
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, FunctionType, MappingProxyType, ModuleType
 from typing import Any
@@ -22,19 +25,21 @@ _CONSTANTS = (
     *(bool, int, float, complex, str, bytes, range, slice, re.Pattern, Decimal, Fraction),
     *(date, time, timedelta, tzinfo, PurePath, enum.Enum, type(None), type(...)),
 )
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_STANDARD = sysconfig.get_path("stdlib")
 
 
 def parts_of(value: Any) -> Iterator[Any] | None:
     """Return what a constant is made of, or None if the value can change."""
     if isinstance(value, _CONSTANTS):
+        # An object of a subclass may have attributes of its own.
+        is_plain = attributes_of(value) or not getattr(value, "__dict__", None)
+        return iter(()) if is_plain or is_library(type(value).__module__) else None
+    if attributes_of(value):
         return iter(())
     if isinstance(value, tuple | frozenset):
         return iter(value)
     if isinstance(value, Mapping) and isinstance(value, MappingProxyType):
         return iter(value.values())
-    if is_dataclass(value) and vars(type(value))["__dataclass_params__"].frozen:
-        return iter([getattr(value, each.name) for each in fields(value)])
     owner = getattr(value, "__self__", None)
     # A built-in function has its module or class there; a method its object.
     if owner is not None and not isinstance(owner, ModuleType | type):
@@ -56,6 +61,19 @@ def _is_type_of_library(value: Any) -> bool:
     # Scalars, unlike arrays, cannot be written to; `numpy.vectorize` holds a function.
     mutable = ("__setitem__", "pyfunc")
     return kind.__module__ == "numpy" and not any(hasattr(value, name) for name in mutable)
+
+
+def attributes_of(value: Any) -> list[str]:
+    """Return the names of the attributes of a member of an enumeration, or of frozen data.
+
+    Nobody is meant to set them, but it can be done, so they are constants that are watched.
+    """
+    if isinstance(value, enum.Enum):
+        return list(vars(value))
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        return []
+    return [each.name for each in fields(value)]
 
 
 def is_descriptor(value: Any) -> bool:
@@ -91,7 +109,7 @@ def is_installed(module: str) -> bool:
 
 
 def is_library(module: str) -> bool:
-    """Return whether a module is part of Python or of an installed package, this one among them."""
+    """Return whether a module is part of Python or of a published package, this one among them."""
     if module.partition(".")[0] in {"grpo_hf", *sys.stdlib_module_names}:
         return True
     # A notebook, and a module that a program made itself, have no file.
@@ -100,5 +118,29 @@ def is_library(module: str) -> bool:
 
 def _is_of_library(file: str) -> bool:
     # An environment may be built on the packages of another one.
-    folders = {"site-packages", "dist-packages"}
-    return file.startswith(_LIBRARIES) or not folders.isdisjoint(Path(file).parts)
+    folders = ("site-packages", "dist-packages")
+    parts = Path(file).parts
+    for place, part in enumerate(parts[:-1]):
+        if part in folders:
+            return _is_published(parts[place + 1].partition(".")[0])
+    return file.startswith(_STANDARD)
+
+
+@cache
+def _is_published(package: str) -> bool:
+    """Return whether an installed package came from an index, rather than from its own source.
+
+    A project's own package may be installed as well (`pip install .`). pip then notes where it came
+    from in `direct_url.json` (PEP 610). A folder that no installer knows is somebody's own, too.
+    """
+    names = _distributions().get(package, [])
+    for name in names:
+        source = metadata.distribution(name).read_text("direct_url.json") or "{}"
+        if not {"dir_info", "vcs_info"}.isdisjoint(json.loads(source)):
+            return False
+    return bool(names)
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()

@@ -19,6 +19,7 @@ from typing import Any
 
 from .bytecode import REACHES_ALL, attributes_in, codes_of, sets_of_own
 from .constants import (
+    attributes_of,
     home_of,
     is_descriptor,
     is_installed,
@@ -176,6 +177,9 @@ class _Walk:
             return
         for part in parts:
             self._look(name, part)
+        for attribute in attributes_of(value):
+            current = partial(getattr, value, attribute, _MISSING)
+            self._bound(f"{name}.{attribute}", current)
         if self._is_own(type(value)):
             self._look(type(value).__name__, type(value))
 
@@ -192,6 +196,9 @@ class _Walk:
             return
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._look("a default value", default)
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            current = partial(getattr, function, name)
+            self.found.bindings.append(Binding(f"{function.__name__}.{name}", current, current()))
         for name in vars(function).keys() - {"reward_settings", "__wrapped__"}:
             self._stop(f"it refers to the attribute {name} of a function")
         for code in codes_of(function.__code__):
@@ -309,17 +316,25 @@ class _Walk:
         """Look at the attributes of a class, which its objects share."""
         if not self._is_own(kind):
             return
-        for base in kind.__bases__:
-            self._look(base.__name__, base)
-        for name, attribute in list(vars(kind).items()):
+        for other in (type(kind), *kind.__bases__):
+            self._look(other.__name__, other)
+        if issubclass(kind, enum.Enum):
+            for member in kind:
+                self._look(f"{kind.__name__}.{member.name}", member)
+        names: dict[str, None] = {}
+        # Those of a base, too: an attribute that is set on the class itself hides them.
+        for each in filter(self._is_own, kind.__mro__):
+            names |= dict.fromkeys(vars(each))
+        for name in names:
+            attribute = inspect.getattr_static(kind, name)
             value = getattr(attribute, "__func__", getattr(attribute, "fget", attribute))
             value = value.func if isinstance(value, cached_property) else value
             is_code = isinstance(value, FunctionType)
-            # What the members of an enumeration hold is fixed, and the rest is machinery.
+            # Members were looked at, and the rest of an enumeration is machinery.
             is_machinery = name.startswith(("__", "_abc_", "_field")) or issubclass(kind, enum.Enum)
             if not is_code and (is_machinery or is_descriptor(value)):
                 continue
-            current = partial(vars(kind).get, name)
+            current = partial(inspect.getattr_static, kind, name, _MISSING)
             self.found.bindings.append(Binding(f"{kind.__name__}.{name}", current, attribute))
             # A data class has methods that were made of text.
             if not is_code or value.__code__.co_filename != "<string>":
