@@ -55,10 +55,44 @@ def test_a_base_that_was_written_to_is_noticed(make_trainer: MakeTrainer) -> Non
 
 def test_one_flipped_bit_changes_the_digest(tiny_checkpoint: Path) -> None:
     model = load(tiny_checkpoint, dtype="bfloat16").requires_grad_(False)
-    before = reference_guards.frozen_digest(model)
-    assert reference_guards.frozen_digest(model) == before
+    names = reference_guards.frozen_names(model)
+    before = reference_guards.frozen_digest(model, names)
+    assert reference_guards.frozen_digest(model, names) == before
     next(model.parameters()).data.view(torch.int16).view(-1)[11] ^= 1
-    assert reference_guards.frozen_digest(model) != before
+    assert reference_guards.frozen_digest(model, names) != before
+
+
+class FreezeHalfOfTheAdapter(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        for name, weight in model.named_parameters():
+            if "lora_A" in name:
+                weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_an_adapter_may_be_frozen_while_it_trains(make_trainer: MakeTrainer, beta: float) -> None:
+    trainer = make_trainer(peft_config=lora(), beta=beta)
+    trainer.add_callback(FreezeHalfOfTheAdapter())
+    trainer.train()
+
+
+def test_without_a_kl_term_a_base_that_was_written_to_is_said(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ReLoRA merges its adapter into the base now and then, and TRL trains on."""
+    trainer = make_trainer(peft_config=lora(), beta=0.0)
+    trainer.add_callback(WriteIntoTheBase())
+    trainer.train()
+    assert "a base that is not the one on disk" in caplog.text
+
+
+def test_frozen_weights_may_be_sparse_or_infinite(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(peft_config=lora())
+    base = trainer.model.get_base_model().model
+    mask = torch.full((4, 4), -torch.inf).triu(1)
+    base.mask = torch.nn.Parameter(mask, requires_grad=False)
+    base.sparse = torch.nn.Parameter(torch.eye(4).to_sparse(), requires_grad=False)
+    trainer.train()
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,24 @@ def test_soft_prompts_are_part_of_the_policy() -> None:
             assert torch.equal(model.generate(**call), expected)
 
 
+def test_a_generate_that_was_replaced_is_left_alone(
+    sampler: Callable[..., GRPOTrainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own processors may keep something for each row, and are not those of the call."""
+    trainer = sampler()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    calls = []
+
+    def generate(**named: Any) -> Any:
+        calls.append(named)
+        return type(model).generate(model, **named)
+
+    model.generate = generate
+    completions(trainer, PROMPTS, grouped=True)
+    assert len(calls) == 1 and "custom_generate" not in calls[0]
+    assert "`generate` was replaced on the model" in caplog.text
+
+
 def test_generate_is_as_it_was_afterwards() -> None:
     model = decoder("Llama")
     with pytest.raises(ValueError), GroupedSampling().serving(model):

@@ -478,6 +478,35 @@ def test_gradient_checkpointing_brings_no_hook_of_the_users(module_trainer: Make
     assert module_trainer(model=decoder("Llama"), peft_config=lora(), **settings).packs
 
 
+class CenteredInTraining(nn.Module):
+    """A layer of somebody's that reads rows, and does so in training alone."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.layer(states - states.mean(1, keepdim=True) if self.training else states)
+
+
+def test_modules_of_the_users_are_refused(module_trainer: MakeTrainer, said: list[str]) -> None:
+    model = decoder("Llama")
+    model.model.layers[1].mlp = CenteredInTraining(model.model.layers[1].mlp)
+    trainer = module_trainer(model=model, peft_config=lora(), beta=0.0)
+    assert_falls_back(trainer, said, "code that is no known library's")
+
+
+def test_forwards_that_were_replaced_are_refused(
+    module_trainer: MakeTrainer, said: list[str]
+) -> None:
+    model = decoder("Llama")
+    mlp = model.model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda states: forward(states) * (2 if mlp.training else 1)
+    trainer = module_trainer(model=model, peft_config=lora(), beta=0.0, bf16=True)
+    assert_falls_back(trainer, said, "model.layers.1.mlp computes with code")
+
+
 class Particular(nn.Module):
     """A layer of somebody's, which insists on the shape of TRL's batches."""
 

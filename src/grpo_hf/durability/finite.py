@@ -161,6 +161,8 @@ def check_before_training(model: Any, reference_model: Any) -> None:
 def first_broken(model: Any, *, trains: bool) -> str | None:
     """Return the name of the first weight that is not finite, or None.
 
+    Frozen weights may be infinite, as masks are that are kept as weights.
+
     Args:
         model: unwrapped.
         trains: whether to look at the weights that train, or at the frozen ones.
@@ -169,7 +171,8 @@ def first_broken(model: Any, *, trains: bool) -> str | None:
     for name, weight in readable_weights(model, trains=trains):
         names.append(name)
         weights.append(weight)
-    finite = extremes(weights).isfinite().all(1).tolist()
+    ends = extremes(weights)
+    finite = (ends.isfinite() if trains else ~ends.isnan()).all(1).tolist()
     return None if all(finite) else names[finite.index(False)]
 
 
@@ -186,7 +189,8 @@ def readable_weights(model: Any, *, trains: bool) -> Iterator[tuple[str, Tensor]
     for name, weight in model.named_parameters():
         # FSDP2 gives each process a part, which may be empty, and ZeRO-3 gives an empty weight.
         part = weight.to_local() if hasattr(weight, "to_local") else weight
-        kept = part.dtype in _KNOWN_TYPES and part.numel() and not part.is_meta
+        is_dense = part.layout == torch.strided and not part.is_meta
+        kept = is_dense and part.dtype in _KNOWN_TYPES and part.numel()
         if kept and weight.requires_grad is trains:
             yield name, part.detach()
 

@@ -3,7 +3,7 @@
 How log-probabilities are computed is up to the trainer, which hands over a function.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -79,7 +79,7 @@ def guard_reference(policy: PolicyState, args: Any) -> AbstractContextManager[No
     # A critic learns. A copy `ref` is reset, or comes with the checkpoint that a run resumes.
     resets = option(args, "reference_reset_every") is not None
     moving = ["critic"] if policy.fresh and not resets else ["critic", "ref"]
-    return frozen_weights_checked(policy.model, moving)
+    return frozen_weights_checked(policy.model, moving, is_reference=policy.has_kl_term)
 
 
 def check_kl_at_start(policy: PolicyState) -> None:
@@ -149,30 +149,41 @@ def kl_at_start(policy: PolicyState, *, dropout: bool) -> float:
 
 
 @contextmanager
-def frozen_weights_checked(model: Any, moving: Iterable[str] = ()) -> Iterator[None]:
-    """Check after a block that no frozen weight of a model has changed in it.
+def frozen_weights_checked(
+    model: Any, moving: Iterable[str] = (), *, is_reference: bool = True
+) -> Iterator[None]:
+    """Check after a block that no weight that was frozen before it has changed in it.
 
     Args:
         model: a PEFT model, unwrapped, with whole weights.
         moving: adapters that do not train with the policy and may change all the same, such as a
             critic, or a reference that is reset.
+        is_reference: whether the run has held the policy to these weights.
 
     Raises:
-        ReferenceDriftError: something wrote into the base.
+        ReferenceDriftError: something wrote into the base, and it is the reference. Where it is
+            not, that is only said.
     """
-    moving = list(moving)
-    before = frozen_digest(model, moving)
+    names = frozen_names(model, moving)
+    before = frozen_digest(model, names)
     yield
-    if frozen_digest(model, moving) != before:
-        raise ReferenceDriftError(
-            "the frozen weights changed during training, so the reference moved with the policy "
-            "and every KL of this run is wrong. Something wrote into the base: look for "
-            "merge_adapter(), a callback or a custom optimizer."
+    if frozen_digest(model, names) == before:
+        return
+    if not is_reference:
+        logger.warning(
+            "The frozen weights changed during training. At beta 0 no KL was computed from them, "
+            "but the adapter now belongs to a base that is not the one on disk."
         )
+        return
+    raise ReferenceDriftError(
+        "the frozen weights changed during training, so the reference moved with the policy "
+        "and every KL of this run is wrong. Something wrote into the base: look for "
+        "merge_adapter(), a callback or a custom optimizer."
+    )
 
 
-def frozen_digest(model: Any, moving: Iterable[str] = ()) -> str:
-    """Return a digest of the bytes of all that does not train with the policy, copies included.
+def frozen_names(model: Any, moving: Iterable[str] = ()) -> set[str]:
+    """Return the names of the weights that do not train now.
 
     Args:
         moving: adapters that are left out.
@@ -180,9 +191,23 @@ def frozen_digest(model: Any, moving: Iterable[str] = ()) -> str:
     skipped: set[str] = set()
     for adapter in moving:
         skipped |= role_weights(model, adapter).keys()
-    frozen = []
+    names = set()
     for name, weight in model.named_parameters():
         if not weight.requires_grad and name not in skipped:
+            names.add(name)
+    return names
+
+
+def frozen_digest(model: Any, names: Collection[str]) -> str:
+    """Return a digest of the bytes of weights, and of the copies that the reference reads.
+
+    Args:
+        names: of the weights.
+    """
+    frozen = []
+    for name, weight in model.named_parameters():
+        # What is sparse, or offloaded, has no bytes here to read.
+        if name in names and weight.layout == torch.strided and not weight.is_meta:
             frozen.append(weight.detach())
     kept = kept_weights(model)
     # The reference reads these as well.

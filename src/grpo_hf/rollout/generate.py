@@ -29,7 +29,7 @@ from ..run_context import RunContext
 from ..trl_seam import attention_implementation, whole_generation_config
 from .decoding import sample_groups
 from .merged_weights import copied_bytes, merged
-from .refusals import why_not_these_inputs, why_not_these_settings
+from .refusals import why_not_these_inputs, why_not_these_settings, why_not_this_method
 from .self_check import Reference
 from .stop_strings import StopStrings
 
@@ -123,9 +123,10 @@ class GroupedSampling:
         generate = model.generate
         # Usually the class's; a method that was put on the object has to come back afterwards.
         of_its_own = vars(model).get("generate")
+        replaced = why_not_this_method(model)
 
         def generate_groups(*positional: Any, **named: Any) -> Any:
-            if reason := why_not_these_inputs(model, positional, named):
+            if reason := replaced or why_not_these_inputs(model, positional, named):
                 self._say(f"{_OFF} About this call: {reason}")
                 return generate(*positional, **named)
             return self._generate(model, generate, named, served)

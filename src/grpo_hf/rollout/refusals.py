@@ -31,6 +31,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+def why_not_this_method(model: Any) -> str | None:
+    """Return why a model's `generate` may do more than transformers' own, or None if it is that."""
+    for each in (model, causal_model(model)):
+        if "generate" in vars(each):
+            return "`generate` was replaced on the model, by what may keep a state for each row"
+    return None
+
+
 def why_not_these_inputs(
     model: Any, positional: Sequence[Any], named: Mapping[str, Any]
 ) -> str | None:

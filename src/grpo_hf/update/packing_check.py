@@ -44,6 +44,7 @@ from .packing_limits import (
     longest_packed_row,
     refuse_by_looking,
     refuse_unknown_hooks,
+    refuse_unknown_modules,
     refuse_unread_layout,
 )
 
@@ -151,6 +152,8 @@ def decide_packing(
                 castable = not traits.sharded_weights
                 limit, shift = check_packing(model, base, trl_scorer, half=half, castable=castable)
                 longest = min(longest, limit)
+                # Last, because what is measured to be wrong says more.
+                refuse_unknown_modules(accelerator.unwrap_model(model))
         if traits.sharded_weights and longest < float("inf"):
             # Processes have rows of different lengths, and forward as often as each other.
             raise NotPackableError(f"rows of more than {longest:.0f} tokens may differ")

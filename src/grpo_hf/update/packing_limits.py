@@ -5,6 +5,7 @@ its rows. It sees neither noise that is drawn in training only, nor what begins 
 window, chunks, the best k of all keys, positions that are stretched beyond a length.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Iterator
@@ -49,12 +50,16 @@ ROWWISE_OPTIONS = {
     "arrow_config": "its adapter routes between others (Arrow)",
 }
 
-# Libraries whose hooks leave the values of a forward as they are, or are measured.
-_KNOWN_HOOKS = (
+# Libraries whose hooks leave the values of a forward as they are, and whose modules do the same in
+# training as when they are measured, in rows of any length that their configuration allows.
+_KNOWN = (
     "accelerate",
     "bitsandbytes",
     "deepspeed",
+    "fla",
     "grpo_hf",
+    "kernels",
+    "liger_kernel",
     "peft",
     "torch",
     "transformers",
@@ -95,6 +100,33 @@ def refuse_by_looking(model: nn.Module, *, embedding_noise: bool) -> None:
     refuse_unknown_hooks(model)
 
 
+def refuse_unknown_modules(model: nn.Module) -> None:
+    """Refuse modules of the user's, and forwards that were replaced on the object.
+
+    They may read rows in training alone, or from a length on that nothing declares.
+
+    Raises:
+        NotPackableError: names the first such module.
+    """
+    for name, module in model.named_modules():
+        homes = [type(module).__module__]
+        replaced = vars(module).get("forward")
+        if replaced is not None:
+            # accelerate wraps the forward of the whole model, and remembers what it has wrapped.
+            homes += [home_of(replaced), home_of(inspect.unwrap(replaced))]
+        for home in homes:
+            if home.split(".")[0] not in _KNOWN:
+                raise NotPackableError(
+                    f"{name or 'the model'} computes with code that is no known library's ({home})"
+                )
+
+
+def home_of(function: Any) -> str:
+    """Return the module in which a function is written."""
+    # functools.partial has no module of its own.
+    return getattr(getattr(function, "func", function), "__module__", None) or ""
+
+
 def refuse_unknown_hooks(model: nn.Module) -> None:
     """Refuse hooks of the user's: they may read rows, and what they see would be another shape.
 
@@ -103,10 +135,9 @@ def refuse_unknown_hooks(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         for hook in own_hooks(module):
-            # functools.partial has no module of its own.
-            home = getattr(getattr(hook, "func", hook), "__module__", None) or ""
+            home = home_of(hook)
             noise = home.startswith("transformers.integrations.neftune")
-            if noise or home.split(".")[0] not in _KNOWN_HOOKS:
+            if noise or home.split(".")[0] not in _KNOWN:
                 raise NotPackableError(f"a hook on {name or 'the model'} may read rows ({home})")
 
 
