@@ -3,7 +3,7 @@ the kernel's signature; and that no layer waits for its device.
 """
 
 import random
-from dataclasses import fields
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,9 +181,9 @@ def on_meta(architecture: str) -> Any:
 def layout_on_meta() -> PackedGroups:
     layout = PackedGroups.pack(*block([[5, 6, 7, 8, 9]] * 3 + [[4]] * 2, [[1, 2]] * 5))
     values = {}
-    for field in fields(layout):
-        value = getattr(layout, field.name)
-        values[field.name] = value.to("meta") if isinstance(value, torch.Tensor) else value
+    for name in signature(PackedGroups).parameters:
+        value = getattr(layout, name)
+        values[name] = value.to("meta") if isinstance(value, torch.Tensor) else value
     moved = PackedGroups(**values)
     vars(moved)["_counts"] = layout._counts  # what leaves the device once per micro-batch
     return moved
