@@ -43,7 +43,11 @@ def trainer_class(side: str) -> type[trl.GRPOTrainer]:
 
 
 def make_trainer(
-    side: str, model: str, rows: list[dict[str, Any]] | None = None, **settings: Any
+    side: str,
+    model: str,
+    rows: list[dict[str, Any]] | None = None,
+    policy: Any = None,
+    **settings: Any,
 ) -> Any:
     """Return a trainer with an adapter that differs from a fresh one, ready to compute.
 
@@ -51,6 +55,7 @@ def make_trainer(
         side (`str`): "trl", "grpo-hf" or "prefix-grouper".
         model (`str`): a checkpoint folder, or a model on the Hub.
         rows: the dataset, for benchmarks that read one.
+        policy: the model itself, where it is loaded already; `model` then has its tokenizer.
         settings: more settings of `GRPOConfig`.
 
     Raises:
@@ -69,10 +74,12 @@ def make_trainer(
         "gradient_checkpointing": False,
         "disable_tqdm": True,
     }
+    if policy is None:
+        policy = AutoModelForCausalLM.from_pretrained(model, dtype=dtype())
     # All sides get the same adapter weights A, which are random.
     set_seed(0)
     trainer = trainer_class(side)(
-        model=AutoModelForCausalLM.from_pretrained(model, dtype=dtype()),
+        model=policy,
         reward_funcs=[gsm8k, answer_format],
         args=config(**(defaults | OBJECTIVE | settings)),
         train_dataset=Dataset.from_list(rows or [{"prompt": "1 + 1 = ", "answer": "2"}] * 2),
@@ -81,11 +88,7 @@ def make_trainer(
             r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
-    # Set again, because making a trainer may draw a different number of random numbers per class.
-    torch.manual_seed(1)
-    for name, weight in trainer.model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(weight, std=ADAPTER_STD)
+    set_adapter(trainer)
     # `train` sets it, and is never called here.
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     # The first call of `packs` examines the model. Here that is not part of a timed run.
@@ -94,3 +97,12 @@ def make_trainer(
             "error: this model cannot take packed updates, so there is nothing to compare."
         )
     return trainer
+
+
+def set_adapter(trainer: Any, std: float = ADAPTER_STD) -> None:
+    """Draw the adapter's B weights, the same on every side; 0 makes the adapter a fresh one."""
+    # Making a trainer may draw a different number of random numbers per class.
+    torch.manual_seed(1)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=std)

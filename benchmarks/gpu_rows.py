@@ -1,0 +1,102 @@
+"""Rows of gpu_check.py: what was checked, its value and bar, and what came of it."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_hf.demo.tiny_model import tiny_tokenizer
+
+from .common import Row
+
+MET = "met"
+MISSED = "missed"
+# A figure without a bar.
+MEASURED = "measured"
+FAILED = "failed"
+LEFT_OUT = "left out"
+
+# These make the exit code 1.
+BAD = (MISSED, FAILED)
+
+# Characters of an error that a row keeps.
+LONGEST_NOTE = 300
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work says what a part runs on.
+
+    Attributes:
+        folder: for files of this run, shared by its parts.
+        device: "cuda" or "cpu".
+        size: "full" or "tiny".
+    """
+
+    folder: Path
+    device: str
+    size: str
+
+    def tokenizer(self) -> str:
+        """Return the folder of a tokenizer."""
+        folder = self.folder / "tokenizer"
+        if not folder.exists():
+            tiny_tokenizer().save_pretrained(folder)
+        return str(folder)
+
+
+def verdict(
+    name: str,
+    value: float,
+    bar: float | None,
+    *,
+    note: str = "",
+    met: bool | None = None,
+    unit: str = "",
+    **others: Any,
+) -> Row:
+    """Return the row of something that was measured.
+
+    Args:
+        bar: the most that the value may be, unless `met` decides; None for a figure without a bar.
+        others: more entries of the row.
+    """
+    status = MEASURED
+    if bar is not None:
+        # Written with <=, so that NaN misses.
+        is_met = value <= bar if met is None else met
+        status = MET if is_met else MISSED
+    row = {"name": name, "status": status, "value": value, "bar": bar, "unit": unit, "note": note}
+    return row | others
+
+
+def left_out(name: str, reason: str) -> Row:
+    """Return the row of something that this machine cannot do."""
+    return _without_value(name, LEFT_OUT, reason)
+
+
+def failed(name: str, reason: str) -> Row:
+    """Return the row of something that ended with an error."""
+    return _without_value(name, FAILED, reason)
+
+
+def _without_value(name: str, status: str, reason: str) -> Row:
+    return {
+        "name": name,
+        "status": status,
+        "value": None,
+        "bar": None,
+        "unit": "",
+        "note": " ".join(reason.split())[:LONGEST_NOTE],
+    }
+
+
+def guarded(name: str, action: Callable[[], Row]) -> Row:
+    """Return the row that an action makes, or that it failed: the others go on."""
+    try:
+        return action()
+    # SystemExit is how the benchmarks say that there is nothing to compare.
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        return failed(name, f"{type(error).__name__}: {error}")
