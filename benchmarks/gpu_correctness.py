@@ -5,7 +5,8 @@ autocast, checkpointing and compilation as a run has them. The rollout is replac
 completions. Compared are the policy's log-probabilities, the loss and the gradient.
 
 In float32 they have to agree to 1e-5. In bf16 the bar is twice what rounding alone does to TRL's
-own numbers: its distance from itself with more padding, and from its own result in float32.
+own numbers: its distance from itself with more padding, and from its own result in float32. The
+adapter on a base in 4 bits is in bf16 as well, because TRL casts it.
 """
 
 import gc
@@ -30,8 +31,9 @@ from .update import gradient
 PRECISE_BAR = 1e-5
 ROUNDING_FACTOR = 2.0
 
-# A loss is a sum of advantages, which rounding may leave as it is by chance.
-LOSS_FLOOR = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
+# Where numbers round, the bars are at least these: by chance, rounding may change nothing. The
+# gradient's is a unit in the last place of bf16.
+FLOORS = {"gradient": 2.0**-8, "log-probabilities": PRECISE_BAR, "loss": 1e-3}
 
 # Columns of padding that the other padding has more, in front of prompts and behind completions.
 PADDING = (37, 11)
@@ -61,8 +63,9 @@ class Mode:
 
     @property
     def rounds(self) -> bool:
-        """Whether numbers are those of bf16."""
-        return self.dtype == torch.bfloat16 or bool(self.settings.get("bf16"))
+        """Whether bf16 rounds some of the numbers."""
+        in_bf16 = self.dtype == torch.bfloat16 or bool(self.settings.get("bf16"))
+        return in_bf16 or self.four_bit
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ class Comparison:
     def __init__(self, work: Work, family: str) -> None:
         self.work = work
         self.family = family
-        self._rounding: dict[str, Distances] = {}
+        self._rounding: dict[tuple[Any, ...], Distances] = {}
 
     def row(self, mode: Mode) -> Row:
         """Return the row of a mode."""
@@ -216,16 +219,15 @@ class Comparison:
         Args:
             expected: TRL's numbers in this mode.
         """
-        bars = dict.fromkeys(("gradient", "log-probabilities", "loss"), PRECISE_BAR)
         if not mode.rounds:
-            return bars
+            return dict.fromkeys(FLOORS, PRECISE_BAR)
+        bars = {}
         # Checkpointing computes the same again, and rounds as it does without.
-        kind = f"{mode.dtype} {mode.four_bit}"
+        kind = (mode.dtype, mode.four_bit, mode.settings.get("bf16"))
         if kind not in self._rounding:
             self._rounding[kind] = self.rounding(mode, expected)
         for name, distance in self._rounding[kind].items():
-            bars[name] = ROUNDING_FACTOR * distance
-        bars["loss"] = max(bars["loss"], LOSS_FLOOR[torch.bfloat16])
+            bars[name] = max(ROUNDING_FACTOR * distance, FLOORS[name])
         return bars
 
     def rounding(self, mode: Mode, expected: Numbers) -> Distances:
@@ -336,7 +338,7 @@ def four_bit(work: Work) -> Iterator[Row]:
     comparison = Comparison(work, SMALL)
     for dtype, name in names.items():
         mode = Mode(name, dtype, four_bit=True)
-        if work.device == "cpu" and mode.rounds:
+        if work.device == "cpu" and dtype == torch.bfloat16:
             yield left_out(
                 f"{SMALL}, {name}", "a CPU updates TRL's way there: products depend on the rows"
             )

@@ -68,8 +68,9 @@ def config_of(family: str, size: str, **changes: Any) -> PretrainedConfig:
     if size == TINY:
         config = _TINY[family](**(_TINY_SIZES | {"tie_word_embeddings": True} | changes))
     else:
-        config = _published()[family]
-        config.update(changes)
+        published = _published()[family]
+        # Made anew, because what follows from the changes is computed then.
+        config = type(published).from_dict(published.to_dict() | changes)
     tokenizer = tiny_tokenizer()
     config.pad_token_id = tokenizer.pad_token_id
     config.eos_token_id = tokenizer.eos_token_id

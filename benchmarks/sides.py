@@ -47,15 +47,17 @@ def make_trainer(
     model: str,
     rows: list[dict[str, Any]] | None = None,
     policy: Any = None,
+    fresh: bool = False,
     **settings: Any,
 ) -> Any:
-    """Return a trainer with an adapter that differs from a fresh one, ready to compute.
+    """Return a trainer, by default with an adapter that differs from a fresh one.
 
     Args:
         side (`str`): "trl", "grpo-hf" or "prefix-grouper".
         model (`str`): a checkpoint folder, or a model on the Hub.
         rows: the dataset, for benchmarks that read one.
         policy: the model itself, where it is loaded already; `model` then has its tokenizer.
+        fresh: whether the adapter stays as it is before training.
         settings: more settings of `GRPOConfig`.
 
     Raises:
@@ -88,7 +90,8 @@ def make_trainer(
             r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
-    set_adapter(trainer)
+    if not fresh:
+        set_adapter(trainer)
     # `train` sets it, and is never called here.
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     # The first call of `packs` examines the model. Here that is not part of a timed run.
