@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -36,7 +37,7 @@ def steps_of(side: str, model: str, size: str) -> dict[str, float]:
     trainer = _trainer(side, model, tokenizer, LENGTHS[size])
     trainer.add_callback(Clock())
     trainer.train()
-    seconds = [later - earlier for earlier, later in zip(ends[:-1], ends[1:], strict=True)]
+    seconds = [later - earlier for earlier, later in pairwise(ends)]
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return {"seconds": median(seconds), "peak": peak}
 
