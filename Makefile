@@ -8,6 +8,7 @@ RUN ?= runs/gsm8k_tiny/seed$(SEED)-$(NOW)
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 REPEATS ?= 5
 READY := $(VENV)/.installed
+GPU_JSON ?= benchmarks/results/gpu-check.json
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.installed
 # A file of tests stays in one process, whose fixtures it shares. In their own order: files of a few
@@ -75,9 +76,12 @@ bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL:
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks --threads $(THREADS) --repeats $(REPEATS)
 
+gpu-check: $(READY) ## on a GPU, 8 minutes at most: is it right against TRL, how fast, does it fit? one table, one JSON
+	$(BIN)/python -m benchmarks.gpu_check --json $(GPU_JSON)
+
 check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 bench check
+.PHONY: help install demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 bench gpu-check check

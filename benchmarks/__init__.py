@@ -8,6 +8,7 @@
     batches.py    crafted batches, recorded completions, forced lengths
     flops.py      the number of operations that an update needs
     update.py  rollout.py  step.py  memory.py  scoring.py    one benchmark each
+    gpu_check.py  gpu_*.py    all of it on a GPU in 8 minutes, and whether it is right there
     sweep.py  plot.py    the update for several prompt lengths and group sizes, and its picture
     record.py     samples the completions in data/ once
 

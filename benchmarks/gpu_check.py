@@ -27,23 +27,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .common import FILE_WIDTH, ROOT, Row
+from .common import FILE_WIDTH, RESULTS, ROOT, Row
 
 # Seconds of each part, 8 minutes in all on an H100. What a part leaves is the next one's.
 BUDGETS = {
-    "environment": 10,
-    "kernel": 20,
-    "correctness": 105,
+    "environment": 15,
+    "kernel": 25,
+    "correctness": 100,
     "4-bit": 30,
     "compile": 40,
     "update": 35,
     "rollout": 25,
     "step": 30,
-    "memory": 35,
+    "memory": 40,
     "plan": 30,
     "vllm": 60,
-    "unsloth": 30,
-    "two GPUs": 30,
+    "unsloth": 25,
+    "two GPUs": 25,
 }
 MINUTES = sum(BUDGETS.values()) / 60
 
@@ -86,9 +86,9 @@ class Check:
         log = self.folder / f"{part}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.gpu_check", "--part", part, *self.flags()],
+                self.command(part),
                 cwd=ROOT,
-                env=os.environ | self.environment(part),
+                env=os.environ | self.environment(),
                 stdout=output,
                 stderr=output,
                 # Ctrl-C is for the command, which then ends the part and all that it started.
@@ -110,12 +110,13 @@ class Check:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             self.logs[part] = "\n".join(lines[-LOG_LINES:])
 
-    def flags(self) -> list[str]:
-        """Return the flags of a part's process."""
-        flags = ["--device", self.arguments.device, "--size", self.arguments.size]
-        return [*flags, "--folder", str(self.folder)]
+    def command(self, part: str) -> list[str]:
+        """Return the command of a part's process."""
+        command = [sys.executable, "-m", "benchmarks.gpu_check", "--part", part]
+        command += ["--device", self.arguments.device, "--size", self.arguments.size]
+        return [*command, "--folder", str(self.folder)]
 
-    def environment(self, part: str) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Return the environment variables of a part's process."""
         # Everything that trainers write lies in the folder of this run, which is removed.
         variables = {
@@ -265,7 +266,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags.add_argument("--json", type=Path, default=Path("gpu-check.json"), help="the file")
+    flags.add_argument("--json", type=Path, default=RESULTS / "gpu-check.json", help="the file")
     flags.add_argument(
         "--minutes", type=float, default=MINUTES, help="all parts together; each has its share"
     )
@@ -284,6 +285,7 @@ def main(given: Sequence[str] | None = None) -> None:
         SystemExit: with code 1, if a part failed or missed its bar, or there is no GPU.
     """
     arguments = parser().parse_args(given)
+    arguments.json = arguments.json.absolute()
     if arguments.part:
         run_here(arguments.part, arguments.folder, arguments.device, arguments.size)
         return

@@ -1,4 +1,4 @@
-"""The parts of gpu_check.py beside correctness.py's: machine, kernel, benchmarks, plan, engines."""
+"""The parts of gpu_check.py beside gpu_correctness.py's: machine, kernel, benchmarks, plan, engines."""
 
 import json
 import os
