@@ -1,4 +1,4 @@
-"""The parts of gpu_check.py beside gpu_correctness.py's: machine, kernel, benchmarks, plan, engines."""
+"""The other parts of gpu_check.py: machine, kernel, benchmarks, plan, engines."""
 
 import json
 import os

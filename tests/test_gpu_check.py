@@ -1,4 +1,4 @@
-"""Test the check for GPUs on a CPU: its parts on tiny models, limits, failures and interruptions."""
+"""Test the check for GPUs on a CPU: parts on tiny models, limits, failures, interruptions."""
 
 import json
 import sys
@@ -32,6 +32,20 @@ def work(tmp_path: Path) -> Work:
     return Work(tmp_path, "cpu", "tiny")
 
 
+class InHalfPrecision(ReferenceOperator):
+    """It computes in float32 and rounds what it returns, as the kernel does."""
+
+    def forward(self, states, call, scaling):
+        output, normaliser = super().forward([each.float() for each in states], call, scaling)
+        return output.to(states[0].dtype), normaliser
+
+    def backward(self, gradient, states, results, call, scaling):
+        precise = [each.float() for each in states]
+        results = [each.float() for each in results]
+        grads = super().backward(gradient.float(), precise, results, call, scaling)
+        return tuple(each.to(gradient.dtype) for each in grads)
+
+
 def by_programs(self: gpu_check.Check, part: str) -> list[str]:
     code = f"{ROW % (part, WELL)}\n{ENDS[part]}"
     return [sys.executable, "-c", code, str(gpu_check.rows_file(self.folder, part))]
@@ -57,7 +71,7 @@ def test_all_parts_have_eight_minutes_together() -> None:
 def test_a_failure_and_a_hang_end_their_part_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_check, "BUDGETS", dict.fromkeys(gpu_check.BUDGETS, 40))
+    monkeypatch.setattr(gpu_check, "BUDGETS", dict.fromkeys(gpu_check.BUDGETS, 24))
     found, code = checked(["kernel", "update", "rollout"], tmp_path / "x.json", monkeypatch)
     seen = [(row["part"], row["name"], row["status"]) for row in found["rows"]]
     assert seen == [
@@ -120,11 +134,11 @@ def test_shapes_are_the_published_ones(family: str) -> None:
 
 def test_the_kernel_s_rows(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["status"] for row in gpu_parts.kernel(work)] == ["left out"]
-    rows = list(gpu_parts.kernel(work, ReferenceOperator()))
+    rows = list(gpu_parts.kernel(work, InHalfPrecision()))
     assert len(rows) == 2 * len(gpu_parts.HEADS)
     assert {row["status"] for row in rows} == {"met"}
-    monkeypatch.setattr(ReferenceOperator, "forward", lambda *_: 1 / 0)
-    rows = list(gpu_parts.kernel(work, ReferenceOperator()))
+    monkeypatch.setattr(InHalfPrecision, "forward", lambda *_: 1 / 0)
+    rows = list(gpu_parts.kernel(work, InHalfPrecision()))
     assert {row["status"] for row in rows} == {"failed"}
 
 

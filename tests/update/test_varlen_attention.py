@@ -119,7 +119,7 @@ DEVICE = torch.device("cpu")
 
 
 def test_a_kernel_is_measured_before_it_is_trusted(caplog):
-    for window in (None, 3):
+    for window in (None, 1, 3, 100):
         right = kernel_check.distance_from_softmax(
             ReferenceOperator(), DEVICE, torch.float64, (4, 2, 8), window
         )
