@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import constants
 from support.fakehub import FakeHub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
 from grpo_hf.demo.tiny_model import tiny_model, tiny_tokenizer
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
+# A test that reaches for the network fails at once. The library has read the variable by now.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+constants.HF_HUB_OFFLINE = True
 # TRL warns of what is experimental there, and a warning of ours would be an error.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 # A shell's background ignores Ctrl-C, nohup SIGHUP, and every child would inherit it.

@@ -107,10 +107,8 @@ def test_a_folder_belongs_to_a_run_from_its_first_moment(tmp_path: Path, stage: 
     claim_output_folder(folder, resume="auto")
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-@pytest.mark.parametrize("wish", ["auto", "true"])
 def test_a_second_run_leaves_what_the_first_one_writes_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, wish: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The first process holds the folder; the others of a program know nothing of that."""
     folder = tmp_path / "run"
@@ -118,12 +116,13 @@ def test_a_second_run_leaves_what_the_first_one_writes_alone(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None and run.stdout.readline() == "held\n"
         (folder / ".unfinished/checkpoint-3").mkdir(parents=True)
-        monkeypatch.setenv("RANK", rank)
-        training = SimpleNamespace(output_dir=str(folder), resume_from_checkpoint=wish)
-        refused = pytest.raises(OutputExistsError, match="another run writes into")
-        with refused if rank == "0" else nullcontext():
-            assert checkpoint_to_resume(SimpleNamespace(training=training)) == wish
-        assert (folder / ".unfinished/checkpoint-3").is_dir()
+        for rank, wish in (("0", "auto"), ("0", "true"), ("1", "auto"), ("1", "true")):
+            monkeypatch.setenv("RANK", rank)
+            training = SimpleNamespace(output_dir=str(folder), resume_from_checkpoint=wish)
+            refused = pytest.raises(OutputExistsError, match="another run writes into")
+            with refused if rank == "0" else nullcontext():
+                assert checkpoint_to_resume(SimpleNamespace(training=training)) == wish
+            assert (folder / ".unfinished/checkpoint-3").is_dir()
         run.kill()
 
 

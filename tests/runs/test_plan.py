@@ -84,12 +84,28 @@ def test_the_table_in_the_documentation_is_what_the_command_prints(
     assert table in document
 
 
-def test_a_mistake_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "could not be fetched from the Hub"),
+        ({"--model_name_or_path": "checkpoint", "--like": "nothing"}, "nothing"),
+    ],
+)
+def test_a_mistake_is_said(
+    given: dict[str, str],
+    said: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "checkpoint").symlink_to(tiny_checkpoint)
+    flags = []
+    for name, value in given.items():
+        flags += [name, str(tmp_path / value)]
     with pytest.raises(SystemExit) as end:
-        cli.main(["plan", str(RECIPES / "gsm8k.yaml"), "--like", str(tmp_path / "nothing")])
-    assert end.value.code == 2
+        cli.main(["plan", str(RECIPES / "gsm8k.yaml"), *flags])
     error = capsys.readouterr().err
-    assert "Traceback" not in error
+    assert end.value.code == 2 and said in error and "Traceback" not in error
 
 
 def test_a_training_that_fits_is_not_warned_of(
