@@ -230,6 +230,7 @@ class DurableTrainer(TRLGRPOTrainer):
             super().log(logs, start_time)
         except OSError as error:
             warn_once(f"A log cannot be written ({reason_of(error)}). The run goes on.")
+        self._departure.logged()
 
     @cached_property
     def _uploads(self) -> pushing.RunClient:

@@ -1,6 +1,7 @@
 """Signals in every phase of a run: it leaves with a checkpoint, and goes on as if none had come."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from grpo_hf.durability import signals
 from grpo_hf.durability.leaving import Departure, Leaving
 
 STEPS = 4
+CLOCKS = re.compile("time|latency|seconds|waited|per_second")
 SIGNALS = {
     "SIGTERM": (signals.Left, 143),
     "SIGHUP": (signals.Left, 129),
@@ -106,7 +108,7 @@ def run(make_trainer: Any, tmp_path: Path, sender: Sender) -> Callable[..., GRPO
             if calls["seen"] == 3:
                 sender.at("rollout", trainer.state.global_step)
 
-        # A layer's, which neither a packed update nor a grouped rollout minds.
+        # A layer's, which a grouped rollout does not mind.
         embedding = trainer.model.get_input_embeddings()
         forward = embedding.forward
         embedding.forward = lambda *a, **k: (forward_hook(), forward(*a, **k))[1]
@@ -128,6 +130,18 @@ def weights(trainer: GRPOTrainer) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def numbers(trainer: GRPOTrainer) -> dict[tuple[int, str], str]:
+    """What was logged of each step, without what a clock says."""
+    lines = {}
+    for line in trainer.state.log_history:
+        if "loss" in line:
+            for name in line:
+                if not CLOCKS.search(name):
+                    # As text, because NaN is not equal to itself.
+                    lines[line["step"], name] = repr(line[name])
+    return lines
 
 
 # The step of the checkpoint that is expected, for a signal in the step after the second one.
@@ -163,6 +177,7 @@ def test_a_run_goes_on_as_if_no_signal_had_come(
     resumed = run("left", **settings)
     resumed.train(resume_from_checkpoint=True)
     assert same(weights(resumed), weights(alone))
+    assert numbers(resumed) == numbers(alone)
 
 
 def test_a_reward_that_swallows_the_signal(run: Any, sender: Sender) -> None:

@@ -129,6 +129,11 @@ class Departure(TrainerCallback):
         if self._asked():
             raise Leaving
 
+    def logged(self) -> None:
+        """Note that numbers were logged, which do not wait for a line any more."""
+        if self._can_go_back:
+            self._note_place()
+
     def _note_place(self) -> None:
         self._go_back = self._place()
         self._can_go_back = True
