@@ -231,7 +231,7 @@ class TestPlot:
         log = finished / "metrics.jsonl"
         log.write_text(log.read_text() + '{"step": 4, "rewa')
         cli("plot", finished, finished / "rewards.svg")
-        assert f"{log} has torn lines, which are left out: 4." in caplog.text
+        assert f"{log} has torn lines, which are left out: number 4." in caplog.text
 
     @pytest.mark.parametrize("ending", ["svg", "png"])
     def test_a_picture_that_cannot_be_written(self, refused, finished, ending):
@@ -290,7 +290,7 @@ class TestCredit:
         with (finished / "credit.jsonl").open("a") as file:
             file.write('{"step": 11, "prompt": "How')
         assert "step 10 " in cli("credit", finished)
-        assert "has torn lines, which are left out: 5." in caplog.text
+        assert "has torn lines, which are left out: number 5." in caplog.text
 
     def test_what_is_not_there(self, refused, finished):
         assert "has no step 7. Give --step one of 5, 10." in refused(

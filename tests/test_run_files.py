@@ -98,7 +98,7 @@ def test_a_torn_line_is_left_out_and_the_next_begins_anew(tmp_path: Path, torn: 
     rows = read_lines(log)
     assert rows == [{"step": 1}, {"step": 3, "text": "a\u2028b"}, {"step": 4}]
     (said,) = warnings()
-    assert f"{log} has torn lines, which are left out: 2." in said
+    assert f"{log} has torn lines, which are left out: number 2." in said
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, warnings, monkeypatch):

@@ -96,7 +96,12 @@ def test_shards_in_bf16_are_packed(run: Any, one: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "engine", ["fsdp2", pytest.param("zero2", marks=ZERO), pytest.param("zero3", marks=ZERO)]
+    "engine",
+    [
+        pytest.param("fsdp2", marks=pytest.mark.slow),
+        pytest.param("zero2", marks=ZERO),
+        pytest.param("zero3", marks=ZERO),
+    ],
 )
 def test_what_needs_whole_weights_works_in_step_or_is_refused(engine: str, run: Any) -> None:
     """One process has three of five prompts to answer, and one has no step to judge: a process

@@ -77,12 +77,16 @@ class DurableTrainer(TRLGRPOTrainer):
         checkpoint = resume.checkpoint_for(folder, wish, self.accelerator)
         self._resumed = run_state.read_state(checkpoint, self.args.process_index)
         if checkpoint is not None:
-            settings = resume.settings_of(self.args, self.train_dataset)
             insists = option(self.args, "resume_changed")
-            if not resume.goes_on_as_it_was(checkpoint, settings, insists=insists):
+            if not resume.goes_on_as_it_was(checkpoint, self._settings(), insists=insists):
                 self._resumed = run_state.of_any_run(self._resumed)
         self._order.restore(self._resumed.get("order"))
         return checkpoint
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what decides the future of the run, beside its state."""
+        policy = self.accelerator.unwrap_model(self.model)
+        return resume.settings_of(self.args, self.train_dataset, policy)
 
     def _watch_numbers(self) -> None:
         """Check the weights that a training begins with, and watch those of its steps."""
@@ -155,16 +159,14 @@ class DurableTrainer(TRLGRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint that is whole, or not there. TRL 1.16 writes, removes and pushes."""
-        run, step = Path(self._get_output_dir(trial)), self.state.global_step
-        settings = resume.settings_of(self.args, self.train_dataset)
+        run, step, now = Path(self._get_output_dir(trial)), self.state.global_step, self._settings()
         with (
-            whole_checkpoints.written_whole(run, step, settings, self.accelerator) as unfinished,
+            whole_checkpoints.written_whole(run, step, now, self.accelerator) as unfinished,
             trl_seam.checkpoint_written_in(self, unfinished, run),
         ):
             super()._save_checkpoint(model, trial)
-        newest, args = run / f"checkpoint-{step}", self.args
+        newest, args, best = run / f"checkpoint-{step}", self.args, self.state.best_model_checkpoint
         if args.should_save:
-            best = self.state.best_model_checkpoint
             whole_checkpoints.remove_beyond(args.save_total_limit, newest, best and Path(best))
         if args.push_to_hub:
             self._push_from_checkpoint(str(newest))
@@ -215,10 +217,9 @@ class DurableTrainer(TRLGRPOTrainer):
         if function is not None:
             size = model.config.get_text_config().vocab_size
             function = rollout_checks.checked_rollout(function, size, run)
-        rate = self.args.learning_rate
         with (
             trl_seam.rollout_function_replaced(self, function),
-            rollout_checks.logits_explained(model, rate, run.step),
+            rollout_checks.logits_explained(model, self.args.learning_rate, run.step),
         ):
             output = super()._generate(prompts)
         self._departure.agreed(self.model.training)

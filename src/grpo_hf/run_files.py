@@ -89,8 +89,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             torn.append(number)
     if torn:
         logger.warning(
-            f"{file} has torn lines, which are left out: {', '.join(map(str, torn))}. A process "
-            "that was killed, or a full disk, leaves such lines."
+            f"{file} has torn lines, which are left out: number {', '.join(map(str, torn))}. A "
+            "process that was killed, or a full disk, leaves such lines."
         )
     return rows
 

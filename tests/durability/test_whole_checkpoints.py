@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from peft import LoraConfig
 from safetensors.torch import save_file
 from support.models import LORA
 from support.processes import SCRIPTS, launch
@@ -25,6 +26,8 @@ from grpo_hf import GRPOTrainer
 from grpo_hf.durability import whole_checkpoints
 from grpo_hf.durability.resume import checkpoint_for, settings_of
 from grpo_hf.errors import ConfigError, GrpoError
+
+SAVES: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +308,39 @@ def test_what_is_left_of_another_geometry_is_not_taken_up(
     assert "What was left of its rollout" in caplog.text
 
 
+def test_another_adapter_does_not_go_on(make_trainer: Any) -> None:
+    def trainer(**adapter: Any) -> Any:
+        config = LoraConfig(**{"r": 2, "target_modules": ["q_proj", "v_proj"]} | adapter)
+        return make_trainer(peft_config=config, resume_changed=True, **SAVES)
+
+    trainer().train()
+    for other, said in (
+        ({"r": 4}, "the adapter's r is 4 and was 2"),
+        ({"lora_alpha": 64}, "the adapter's lora_alpha is 64 and was 8"),
+        ({"target_modules": ["q_proj"]}, "the adapter's target_modules is"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            trainer(**other).train(resume_from_checkpoint=True)
+    # Dropout belongs to the training, and the order of modules to nothing.
+    trainer(lora_dropout=0.1, target_modules=["v_proj", "q_proj"]).train(
+        resume_from_checkpoint=True
+    )
+
+
+def test_settings_that_may_change_are_said(
+    make_trainer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(**SAVES).train()
+    make_trainer(**SAVES | {"max_steps": 3}).train(resume_from_checkpoint=True)
+    assert "with other settings" not in caplog.text
+    changed = SAVES | {"max_steps": 4, "beta": 0.5, "learning_rate": 3e-3, "logging_steps": 2}
+    make_trainer(**changed).train(resume_from_checkpoint=True)
+    said = "with other settings than before: beta is 0.5 and was"
+    assert said in caplog.text and "learning_rate is 0.003 and was" in caplog.text
+    assert "The learning rate stays the checkpoint's" in caplog.text
+    assert "logging_steps is" not in caplog.text
+
+
 def test_rows_that_a_transform_draws_are_the_same_data(make_trainer: Any, tmp_path: Path) -> None:
     drawn = itertools.count()
 
@@ -312,7 +348,10 @@ def test_rows_that_a_transform_draws_are_the_same_data(make_trainer: Any, tmp_pa
         return {"prompt": [f"{next(drawn)} + 1 = " for _ in batch["prompt"]]}
 
     rows = Dataset.from_list([{"prompt": "a"}] * 8).with_transform(other_each_time)
-    assert settings_of(make_trainer().args, rows) == settings_of(make_trainer().args, rows)
+    first, second = make_trainer(), make_trainer()
+    assert settings_of(first.args, rows, first.model) == settings_of(
+        second.args, rows, second.model
+    )
 
 
 class Process:

@@ -162,8 +162,14 @@ def read_batch(folder: Path, step: int | None = None) -> KeptBatch:
     places = {}
     for place in (folder / KEPT_FOLDER).glob("step-*"):
         places[int(place.name.removeprefix("step-"))] = place
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not the output folder of a run: there is no such folder.")
     if not places:
-        raise DataError(f"{folder} has no batch to replay: every step that it made was finite.")
+        raise DataError(
+            f"{folder} has no batch to replay: a run keeps one when the loss, a gradient or a "
+            "number of the rollout is NaN or infinite (logits that nothing can be sampled of "
+            "leave none)."
+        )
     if step is None:
         step = max(places)
     if step not in places:

@@ -10,6 +10,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 
 from ..errors import ConfigError
-from ..run_files import say
+from ..run_files import say, warn_once
 from . import whole_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,20 @@ _SETTINGS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
     *("steps_per_generation", "num_iterations", "shuffle_dataset", "seed", "data_seed"),
 )
+# Settings that change nothing of what is learned, or are looked at by themselves (the length).
+_APART = re.compile(
+    r"_dir$|^(hub|push|logging|log|save|eval|resume|dataloader|report|run|disable|ddp|vllm|reward"
+    r"_workers|reward_timeout|ref_model|use_cpu|load_best|metric_for|greater_is|do_|project"
+    r"|trackio|max_steps|num_train_epochs|overwrite|ignore_data|past_index|local_rank|debug"
+    r"|include_|skip_memory|torch_empty|average_tokens|prediction_loss|jit_mode|full_determ)"
+)
+# Of an adapter's configuration: what another load of the same adapter may have otherwise.
+_ADAPTER_APART = {
+    *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode"),
+    *("init_lora_weights", "loftq_config", "lora_dropout", "peft_version", "revision"),
+    *("runtime_config", "task_type"),
+}
+_RATE = ("learning_rate", "lr_scheduler", "warmup")
 # The rows of a dataset by which it is known again.
 _ROWS = 4
 
@@ -40,11 +55,38 @@ def wish_of(resume: str | bool | None) -> str:
     return {"false": "", TRUE: TRUE, AUTO: AUTO}.get(text.lower(), text)
 
 
-def settings_of(args: Any, dataset: Any) -> dict[str, Any]:
-    """Return what decides the future of a run, beside its state."""
+def settings_of(args: Any, dataset: Any, model: Any) -> dict[str, Any]:
+    """Return what decides the future of a run, beside its state; JSON can hold it.
+
+    Args:
+        model: the policy, unwrapped.
+    """
     settings = {name: getattr(args, name) for name in _SETTINGS}
     settings |= {"processes": args.world_size, "data": _known_by(dataset)}
+    settings |= {"adapter": _adapter_of(model), "others": _others(args)}
     return settings | {"save_only_model": args.save_only_model}
+
+
+def _adapter_of(model: Any) -> dict[str, Any]:
+    """Return the configuration of a policy's adapter, as far as its weights depend on it."""
+    config = getattr(model, "active_peft_config", None)
+    fields = {} if config is None else config.to_dict()
+    kept = {name: value for name, value in fields.items() if name not in _ADAPTER_APART}
+    return _as_json(kept)
+
+
+def _others(args: Any) -> dict[str, Any]:
+    """Return the settings that may be other ones when a run goes on, which is said then."""
+    settings = args.to_dict()
+    kept = {name: value for name, value in settings.items() if not _APART.search(name)}
+    return _as_json({name: value for name, value in kept.items() if name not in _SETTINGS})
+
+
+def _as_json(value: Any) -> Any:
+    def plain(other: Any) -> Any:
+        return sorted(map(str, other)) if isinstance(other, set) else str(other)
+
+    return json.loads(json.dumps(value, default=plain))
 
 
 def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = None) -> Path | None:
@@ -67,13 +109,17 @@ def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = N
         if accelerator.is_main_process:
             whole_checkpoints.recover(folder)
         accelerator.wait_for_everyone()
+    # A program checks this before it loads a model; the trainer says it.
+    speaks = accelerator is not None and accelerator.is_main_process
     if wish not in (TRUE, AUTO):
-        return _named(Path(wish))
+        named = _named(Path(wish))
+        if speaks:
+            say(f"going on from {named}")
+        return named
     found = _found_by_all(folder, accelerator)
-    is_first = accelerator is None or accelerator.is_main_process
-    if is_first:
+    if accelerator is None or accelerator.is_main_process:
         for checkpoint, reason in found.skipped.items():
-            logger.warning(f"{checkpoint} is not whole ({reason}), and is left out.")
+            warn_once(f"{checkpoint} is not whole ({reason}), and is left out.")
     if found.newest is None and wish == TRUE:
         torn = f" ({len(found.skipped)} are not whole)" if found.skipped else ""
         raise ConfigError(
@@ -81,9 +127,10 @@ def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = N
             "--output_dir, leave --resume_from_checkpoint out, and set --save_steps below the "
             "number of steps to have checkpoints."
         )
-    # A program checks this before it loads a model; the trainer says it.
-    if found.newest is not None and accelerator is not None and is_first:
+    if found.newest is not None and speaks:
         say(f"going on from {found.newest}")
+    elif found.skipped and speaks:
+        logger.warning(f"No checkpoint in {folder} is whole, so the run begins anew, at step 1.")
     return found.newest
 
 
@@ -108,12 +155,18 @@ def goes_on_as_it_was(checkpoint: Path, settings: dict[str, Any], *, insists: bo
     differences = []
     if saved.get("save_only_model"):
         differences.append("it holds the weights alone (save_only_model)")
-    for name in settings.keys() - {"save_only_model"}:
-        if name in saved and saved[name] != settings[name]:
-            differences.append(f"{name} is {settings[name]} and was {saved[name]}")
-    if not differences:
+    parts = {name: settings[name] for name in settings if name not in ("adapter", "others")}
+    differences += _differences(parts, saved)
+    of_adapter = _differences(settings["adapter"], saved.get("adapter", {}), "the adapter's ")
+    _say_others(checkpoint, settings["others"], saved.get("others", {}))
+    if not differences and not of_adapter:
         return True
-    what = "; ".join(sorted(differences))
+    what = "; ".join(sorted(differences + of_adapter))
+    if of_adapter:
+        raise ConfigError(
+            f"{checkpoint} holds another adapter than this run's: {what}. Give the settings that "
+            "it was written with, or begin a new run in another --output_dir."
+        )
     if not insists:
         raise ConfigError(
             f"{checkpoint} does not go on as it was: {what}. Give the settings that it was written "
@@ -124,6 +177,28 @@ def goes_on_as_it_was(checkpoint: Path, settings: dict[str, Any], *, insists: bo
         "of its order of the data is not taken up."
     )
     return False
+
+
+def _differences(now: dict[str, Any], then: dict[str, Any], owner: str = "") -> list[str]:
+    found = []
+    for name in now.keys() & then.keys() - {"save_only_model"}:
+        if now[name] != then[name]:
+            found.append(f"{owner}{name} is {now[name]} and was {then[name]}")
+    return found
+
+
+def _say_others(checkpoint: Path, now: dict[str, Any], then: dict[str, Any]) -> None:
+    """Say which settings are other ones than those of a checkpoint, without being refused."""
+    differences = sorted(_differences(now, then))
+    if not differences:
+        return
+    # The optimizer and its schedule come with the checkpoint.
+    has_rate = any(each.startswith(_RATE) for each in differences)
+    rate = " The learning rate stays the checkpoint's." if has_rate else ""
+    logger.warning(
+        f"Going on from {checkpoint} with other settings than before: {'; '.join(differences)}."
+        f"{rate}"
+    )
 
 
 def is_at_its_end(checkpoint: Path, args: Any) -> bool:
