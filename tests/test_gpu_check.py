@@ -111,7 +111,8 @@ def test_without_a_gpu_it_says_how_to_try_it() -> None:
 
 def test_the_command_itself_on_a_cpu(tmp_path: Path) -> None:
     flags = ["--device", "cpu", "--size", "tiny", "--json", str(tmp_path / "x.json")]
-    gpu_check.main([*flags, "--parts", "environment"])
+    # This machine may be busy.
+    gpu_check.main([*flags, "--minutes", "60", "--parts", "environment"])
     found = json.loads((tmp_path / "x.json").read_text())
     assert [row["name"] for row in found["rows"]] == ["processor"]
     assert {"cpu", "commit", "versions"} <= found["machine"].keys()
@@ -182,8 +183,8 @@ def test_a_base_in_4_bits(work: Work) -> None:
 
 def test_benchmarks_beside_trl(work: Work) -> None:
     rows = [*gpu_parts.updates(work), *gpu_parts.rollouts(work)]
-    assert [row["status"] for row in rows] == ["measured"] * 2
-    assert all(row["value"] > 0 and "grpo-hf" in row["note"] for row in rows)
+    assert [row["status"] for row in rows] == ["measured", "measured", "met"], rows
+    assert all(row["value"] > 0 and "grpo-hf" in row["note"] for row in rows[:2])
 
 
 def test_benchmarks_have_bars_on_whole_models(tmp_path: Path) -> None:
@@ -191,6 +192,10 @@ def test_benchmarks_have_bars_on_whole_models(tmp_path: Path) -> None:
     row = {"name": "p", "title": "t", "value": 0.9, "sides": {}}
     assert gpu_parts.beside_trl(row, whole)["status"] == "missed"
     assert gpu_parts.beside_trl(row | {"value": 1.1}, whole)["status"] == "met"
+    # In bf16 the numbers of random weights are farther apart, but not those of other work.
+    assert gpu_parts._is_near({"gradient": 0.08, "reference": 0.3})
+    assert not gpu_parts._is_near({"gradient": 0.9, "reference": 0.3})
+    assert not gpu_parts._is_near({"gradient": float("nan")})
     wrong = gpu_parts.beside_trl(row | {"equal": {"grpo-hf": False}}, whole)
     assert wrong["status"] == "failed" and wrong["status"] in gpu_check.BAD
 
