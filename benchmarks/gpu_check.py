@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .common import FILE_WIDTH, RESULTS, ROOT, Row
+from .gpu_rows import BAD, one_gpu
 
 # Seconds of each part, 8 minutes in all on an H100. What a part leaves is the next one's. The first
 # one reads the libraries from a cold disk.
@@ -48,11 +49,13 @@ BUDGETS = {
 }
 MINUTES = sum(BUDGETS.values()) / 60
 
+# The others see one GPU: transformers would spread a process's batches over all that it sees.
+SEE_ALL = ("environment", "two GPUs")
+
 # Lines of a part's output that are shown and kept where it failed.
 LOG_LINES = 30
 
 COLOURS = {"met": "green", "missed": "red", "failed": "red", "left out": "dim"}
-BAD = ("missed", "failed")
 
 
 @dataclass
@@ -89,7 +92,7 @@ class Check:
             process = subprocess.Popen(
                 self.command(part),
                 cwd=ROOT,
-                env=os.environ | self.environment(),
+                env=os.environ | self.environment(part),
                 stdout=output,
                 stderr=output,
                 # Ctrl-C is for the command, which then ends the part and all that it started.
@@ -117,7 +120,7 @@ class Check:
         command += ["--device", self.arguments.device, "--size", self.arguments.size]
         return [*command, "--folder", str(self.folder)]
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, part: str) -> dict[str, str]:
         """Return the environment variables of a part's process."""
         # Everything that trainers write lies in the folder of this run, which is removed.
         variables = {
@@ -128,6 +131,8 @@ class Check:
         }
         if self.arguments.device == "cpu":
             variables["CUDA_VISIBLE_DEVICES"] = ""
+        elif part not in SEE_ALL:
+            variables |= one_gpu()
         return variables
 
     def rows_of(self, part: str) -> list[Row]:

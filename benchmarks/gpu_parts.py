@@ -23,7 +23,7 @@ from .common import MEBIBYTE, OURS, ROOT, TRL, Row, machine, timed
 from .engines import by_vllm
 from .gpu_correctness import PRECISE_BAR, free_memory
 from .gpu_models import FULL, LARGE, SMALL, checkpoint, config_of, random_model
-from .gpu_rows import Work, failed, guarded, left_out, verdict
+from .gpu_rows import Work, failed, guarded, left_out, one_gpu, verdict
 from .sides import dtype, make_trainer
 from .update import Case
 
@@ -396,8 +396,10 @@ def _launched(work: Work, count: int) -> torch.Tensor:
     command += ["--num_processes", str(count), *(["--multi_gpu"] if count > 1 else [])]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["-m", "benchmarks.gpu_processes", str(work.folder), work.device, work.size]
-    on_cpu = {"ACCELERATE_USE_CPU": "true"} if work.device == "cpu" else {}
-    done = subprocess.run([*command, str(output)], cwd=ROOT, env=os.environ | on_cpu)
+    variables = {"ACCELERATE_USE_CPU": "true"} if work.device == "cpu" else {}
+    if work.device == "cuda" and count == 1:
+        variables = one_gpu()
+    done = subprocess.run([*command, str(output)], cwd=ROOT, env=os.environ | variables)
     if done.returncode:
         raise RuntimeError(f"{count} processes ended with code {done.returncode}; see the log")
     gradient: torch.Tensor = torch.load(output, weights_only=True)

@@ -1,12 +1,11 @@
 """Rows of gpu_check.py: what was checked, its value and bar, and what came of it."""
 
+import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from grpo_hf.demo.tiny_model import tiny_tokenizer
 
 from .common import Row
 
@@ -40,6 +39,9 @@ class Work:
 
     def tokenizer(self) -> str:
         """Return the folder of a tokenizer."""
+        # Imported here, because the command itself needs no transformers.
+        from grpo_hf.demo.tiny_model import tiny_tokenizer
+
         folder = self.folder / "tokenizer"
         if not folder.exists():
             tiny_tokenizer().save_pretrained(folder)
@@ -100,3 +102,8 @@ def guarded(name: str, action: Callable[[], Row]) -> Row:
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         return failed(name, f"{type(error).__name__}: {error}")
+
+
+def one_gpu() -> dict[str, str]:
+    """Return the environment variable by which a process sees the first GPU of this one only."""
+    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}

@@ -68,6 +68,17 @@ def test_all_parts_have_eight_minutes_together() -> None:
     assert gpu_check.BUDGETS.keys() == (gpu_parts.PARTS | gpu_correctness.PARTS).keys()
 
 
+def test_parts_see_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = gpu_check.Check(Namespace(device="cuda", size="full"), tmp_path)
+    for given, seen in (("2,3", "2"), (None, "0")):
+        if given is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert check.environment("update")["CUDA_VISIBLE_DEVICES"] == seen
+        assert "CUDA_VISIBLE_DEVICES" not in check.environment("two GPUs")
+
+
 def test_a_failure_and_a_hang_end_their_part_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
