@@ -334,7 +334,9 @@ def test_settings_that_may_change_are_said(
     make_trainer(**SAVES | {"max_steps": 3}).train(resume_from_checkpoint=True)
     assert "with other settings" not in caplog.text
     changed = SAVES | {"max_steps": 4, "beta": 0.5, "learning_rate": 3e-3, "logging_steps": 2}
+    changed["disable_dropout"] = True
     make_trainer(**changed).train(resume_from_checkpoint=True)
+    assert "disable_dropout is True and was False" in caplog.text
     said = "with other settings than before: beta is 0.5 and was"
     assert said in caplog.text and "learning_rate is 0.003 and was" in caplog.text
     assert "The learning rate stays the checkpoint's" in caplog.text

@@ -43,6 +43,11 @@ class Frozen:
     words: tuple[str, ...] = TEXTS
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """A constant without parts."""
+
+
 @dataclass
 class Answer:
     text: str
@@ -56,7 +61,7 @@ class Shared:
     found: list[str] = []  # noqa: RUF012
 
 
-FROZEN, SHARED = Frozen(), Shared()
+FROZEN, NOTHING, SHARED = Frozen(), Nothing(), Shared()
 
 
 def helper(text: str) -> float:
@@ -105,7 +110,16 @@ def constant_everywhere(completions, **_):
     print(len(completions))
     scored = [helper(completion_text(text)) + math.log(2) for text in completions]
     norm = np.linalg.norm([1.0]) + np.float32(1)
-    return [bool(FIND("a")), FROZEN.words, Point(1, 2), Answer("a").value(), scored, norm, os.sep]
+    return [
+        bool(FIND("a")),
+        NOTHING,
+        FROZEN.words,
+        Point(1, 2),
+        Answer("a").value(),
+        scored,
+        norm,
+        os.sep,
+    ]
 
 
 def seeded(completions, **_):

@@ -10,7 +10,6 @@
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,11 @@ _SETTINGS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
     *("steps_per_generation", "num_iterations", "shuffle_dataset", "seed", "data_seed"),
 )
-# Settings that change nothing of what is learned, or are looked at by themselves (the length).
-_APART = re.compile(
-    r"_dir$|^(hub|push|logging|log|save|eval|resume|dataloader|report|run|disable|ddp|vllm|reward"
-    r"_workers|reward_timeout|ref_model|use_cpu|load_best|metric_for|greater_is|do_|project"
-    r"|trackio|max_steps|num_train_epochs|overwrite|ignore_data|past_index|local_rank|debug"
-    r"|include_|skip_memory|torch_empty|average_tokens|prediction_loss|jit_mode|full_determ)"
+# How the names of settings begin that change nothing of what is learned, and those of its length.
+_APART = (
+    *("output_dir", "run_name", "report_to", "logging", "log_", "disable_tqdm", "save", "eval_"),
+    *("hub_", "push_", "resume_", "dataloader_", "reward_workers", "reward_timeout", "use_cpu"),
+    *("max_steps", "num_train_epochs", "local_rank"),
 )
 # Of an adapter's configuration: what another load of the same adapter may have otherwise.
 _ADAPTER_APART = {
@@ -77,9 +75,11 @@ def _adapter_of(model: Any) -> dict[str, Any]:
 
 def _others(args: Any) -> dict[str, Any]:
     """Return the settings that may be other ones when a run goes on, which is said then."""
-    settings = args.to_dict()
-    kept = {name: value for name, value in settings.items() if not _APART.search(name)}
-    return _as_json({name: value for name, value in kept.items() if name not in _SETTINGS})
+    kept = {}
+    for name, value in args.to_dict().items():
+        if not name.startswith(_APART) and name not in _SETTINGS:
+            kept[name] = value
+    return _as_json(kept)
 
 
 def _as_json(value: Any) -> Any:

@@ -44,8 +44,12 @@ def read_model_config(
     revision: str = "main",
     gguf_file: str | None = None,
     trust_remote_code: bool = False,
+    needs_weights: bool = True,
 ) -> Any:
     """Return the configuration of a local or Hub model, without reading its weights.
+
+    Args:
+        needs_weights: whether a folder has to hold weights as well.
 
     Raises:
         ModelError: no such folder or repository, or a folder without weights.
@@ -53,7 +57,7 @@ def read_model_config(
     """
     check_local(name, "model", "config.json" if gguf_file is None else gguf_file)
     folder = Path(name)
-    if folder.is_dir() and not _holds_any(folder, _WEIGHTS):
+    if needs_weights and folder.is_dir() and not _holds_any(folder, _WEIGHTS):
         raise ModelError(
             f"{name}: the model folder holds no weights (*.safetensors, *.bin). Was it saved "
             "completely?"

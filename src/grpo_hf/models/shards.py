@@ -1,8 +1,33 @@
 """Weights whose parts lie in several processes, which have to go through a model in step."""
 
-from accelerate.utils import gather_object
+import os
+from typing import Any
+
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+
+def strategy_of(args: Any) -> str:
+    """Return how the processes of a run divide its weights: `ddp` (not at all) or a way to shard.
+
+    accelerate itself knows it only when a trainer is made; until then its launcher's environment
+    says it.
+
+    Args:
+        args: of the run.
+
+    Returns:
+        `ddp`, `fsdp`, `zero2` or `zero3`.
+    """
+    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return "fsdp"
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is not None or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        stage = getattr(plugin, "zero_stage", None)
+        stage = stage or int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        return "zero3" if stage == 3 else "zero2"
+    return "ddp"
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..reporting.metrics_file import METRICS_FILE
 from ..run_files import read_lines
 from .geometry import Geometry
 
-METRICS_FILE = "metrics.jsonl"
 _HOUR = 3600
 
 

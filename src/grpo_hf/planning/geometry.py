@@ -38,20 +38,12 @@ class Geometry:
     forward_tokens: int = 8192
 
     @classmethod
-    def of(
-        cls,
-        args: Any,
-        *,
-        gpus: int,
-        prompt: int,
-        completion: int | None = None,
-    ) -> "Geometry":
-        """Read it from the settings of a run.
+    def of(cls, args: Any, *, gpus: int, prompt: int) -> "Geometry":
+        """Read it from the settings of a run, with completions as long as it allows.
 
         Args:
             args: the settings, read for so many processes.
             prompt: tokens of a prompt.
-            completion: tokens of a completion; by default as many as a run allows.
         """
         return cls(
             gpus=gpus,
@@ -61,7 +53,7 @@ class Geometry:
             accumulation=args.gradient_accumulation_steps,
             iterations=args.num_iterations,
             prompt=prompt,
-            completion=completion or args.max_completion_length or prompt,
+            completion=args.max_completion_length or prompt,
             packed=option(args, "packed_update"),
             forward_tokens=option(args, "max_tokens_per_forward"),
         )

@@ -22,7 +22,6 @@ phase from its start. Iteration 0 is the policy before any GRPO, and its first r
 
 import copy
 import json
-import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -41,6 +40,7 @@ from ..durability.resume import AUTO
 from ..errors import ConfigError, DataError, GrpoError
 from ..evaluation.answers import judged, judging, sampled_completions
 from ..models import adapters
+from ..models.shards import strategy_of
 from ..reward_models.fit import FitSettings
 from ..reward_models.model import RewardModel
 from ..reward_models.preferences import Pair, ScoredGroup, pairs_of
@@ -95,9 +95,7 @@ def check(args: GRPOConfig) -> None:
             ones; the reference is the base, which does not follow the policy; or `process_reward`
             is set, which would score continuations by r_φ.
     """
-    # As accelerate's launcher says it, and as the configuration does.
-    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if fsdp or args.deepspeed_plugin is not None:
+    if strategy_of(args) != "ddp":
         raise ConfigError(
             "iterative GRPO samples, fits r_φ and begins each phase on whole weights, and FSDP and "
             "DeepSpeed shard them in the first phase for good. Train on plain processes (DDP: "

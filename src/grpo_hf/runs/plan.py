@@ -1,6 +1,5 @@
 """The plan of a recipe: what it needs, before anything is loaded."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,13 @@ import psutil
 import torch
 import yaml
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from transformers import AutoConfig
 
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
 from ..errors import ConfigError, GrpoError
 from ..models import loading
 from ..models.precision import free_memory
+from ..models.shards import strategy_of
 from ..planning.cost import Cost, measured_rate
 from ..planning.fitting import fit_into, usable
 from ..planning.geometry import Geometry
@@ -28,6 +27,7 @@ from ..planning.run_facts import Engine, RunFacts
 from ..run_files import say
 from ..scoring.registry import split_spec
 from .recipe import EMBEDDED_MODEL, Recipe
+from .run_data import model_source
 
 # The length of a prompt where nobody says it: a question of a few sentences.
 PROMPT_TOKENS = 256
@@ -66,8 +66,8 @@ def plan_text(recipe: Recipe, question: Question) -> str:
         GrpoError: there is no such model, run or configuration.
     """
     name = recipe.model.model_name_or_path
-    gpus, strategy = gpus_of(question)
     run = plan_facts(recipe, question)
+    gpus = run.geometry.gpus
     rate = question.rate
     if question.like is not None:
         rate = measured_rate(question.like)
@@ -83,7 +83,7 @@ def plan_text(recipe: Recipe, question: Question) -> str:
         dollars_per_hour=question.dollars_per_hour,
     )
     file = recipe.file or "the flags"
-    strategy_text = f", {strategy} on {gpus} GPUs" if gpus > 1 else ""
+    strategy_text = f", {run.strategy} on {gpus} GPUs" if gpus > 1 else ""
     return page(Plan(f"plan of {file}: {name}{strategy_text}", run, cost, _notes(run, question)))
 
 
@@ -137,7 +137,7 @@ def _warning(recipe: Recipe, config: Any, prompt_tokens: int) -> str | None:
     if kind not in ("cpu", "cuda"):
         return None
     question = Question(gpus=args.world_size, prompt_tokens=prompt_tokens, device=kind)
-    strategy = _strategy_here(args)
+    strategy = strategy_of(args)
     shape = _shape(recipe, config)
     run = facts_of(recipe, shape, config, question, gpus=args.world_size, strategy=strategy)
     if kind == "cuda":
@@ -154,22 +154,6 @@ def _warning(recipe: Recipe, config: Any, prompt_tokens: int) -> str | None:
         f"warning: this run needs about {size_text(fit.needed)} in its phase {fit.phase}, and "
         f"{size_text(room)} are free on {args.device}.{advice} `grpo-hf plan` has the details."
     )
-
-
-def _strategy_here(args: Any) -> str:
-    """Return how the processes of this program divide the work.
-
-    accelerate itself knows it only when a trainer is made; until then its launcher's environment
-    says it.
-    """
-    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        return "fsdp"
-    plugin = getattr(args, "deepspeed_plugin", None)
-    if plugin is not None or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        stage = getattr(plugin, "zero_stage", None)
-        stage = stage or int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-        return "zero3" if stage == 3 else "zero2"
-    return "ddp"
 
 
 def gpus_of(question: Question) -> tuple[int, str]:
@@ -205,15 +189,7 @@ def _config_of(recipe: Recipe) -> Any:
         raise ConfigError("no model named: give --model_name_or_path.")
     if name == EMBEDDED_MODEL:
         return tiny_config(tiny_tokenizer())
-    loading.check_local(name, "model", recipe.task.gguf_file or "config.json")
-    with loading.loading("model", name):
-        options = {"gguf_file": recipe.task.gguf_file} if recipe.task.gguf_file else {}
-        return AutoConfig.from_pretrained(
-            name,
-            revision=recipe.model.model_revision,
-            trust_remote_code=recipe.training.trust_remote_code,
-            **options,
-        )
+    return loading.read_model_config(name, needs_weights=False, **model_source(recipe))
 
 
 def _shape(recipe: Recipe, config: Any) -> ModelShape:
@@ -246,11 +222,7 @@ def facts_of(
         # It is on where the device supports it, and this one may be none.
         autocast = True
     precision = Precision.of(recipe.model, config, autocast=autocast)
-    geometry = Geometry.of(
-        args,
-        gpus=gpus,
-        prompt=question.prompt_tokens,
-    )
+    geometry = Geometry.of(args, gpus=gpus, prompt=question.prompt_tokens)
     if device == "cpu" and precision.quantized is not None and precision.products == 2:
         # bitsandbytes' products in half precision on a CPU depend on the number of rows.
         geometry = replace(geometry, packed=False)

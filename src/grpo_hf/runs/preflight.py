@@ -163,6 +163,8 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         adapters.check_adapter(recipe.task.adapter, config)
     _check_engine(recipe)
     form, notes = form_of_prompts(recipe, task.train, tokenizer)
+    # The longest prompt of each split.
+    lengths: list[int] = []
 
     def prompts_of(split: Split) -> Dataset:
         dataset, checked = dataset_of(recipe, task.rewards, split, form)
@@ -172,7 +174,6 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         lengths.append(check_lengths(dataset, checked.source, tokenizer, config, recipe.training))
         return dataset
 
-    lengths: list[int] = []
     train: Any = prompts_of(task.train)
     if task.stream is None:
         check_training_data(train, recipe.training, source=task.train.source)

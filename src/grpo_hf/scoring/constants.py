@@ -31,10 +31,10 @@ _STANDARD = sysconfig.get_path("stdlib")
 def parts_of(value: Any) -> Iterator[Any] | None:
     """Return what a constant is made of, or None if the value can change."""
     if isinstance(value, _CONSTANTS):
-        # An object of a subclass may have attributes of its own.
-        is_plain = attributes_of(value) or not getattr(value, "__dict__", None)
+        # An object of a subclass may have attributes of its own; those of members are watched.
+        is_plain = isinstance(value, enum.Enum) or not getattr(value, "__dict__", None)
         return iter(()) if is_plain or is_library(type(value).__module__) else None
-    if attributes_of(value):
+    if _is_frozen_data(value):
         return iter(())
     if isinstance(value, tuple | frozenset):
         return iter(value)
@@ -70,10 +70,12 @@ def attributes_of(value: Any) -> list[str]:
     """
     if isinstance(value, enum.Enum):
         return list(vars(value))
+    return [each.name for each in fields(value)] if _is_frozen_data(value) else []
+
+
+def _is_frozen_data(value: Any) -> bool:
     parameters = getattr(type(value), "__dataclass_params__", None)
-    if parameters is None or not parameters.frozen:
-        return []
-    return [each.name for each in fields(value)]
+    return parameters is not None and parameters.frozen
 
 
 def is_descriptor(value: Any) -> bool:

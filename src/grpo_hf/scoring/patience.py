@@ -71,14 +71,12 @@ def said_to_be_waited_for(what: str, limit: float | None = None) -> Iterator[Non
     Args:
         limit: seconds after which a call ends, if any.
     """
-    end = (
-        ""
-        if limit is None
-        else (
+    end = ""
+    if limit is not None:
+        end = (
             f" A call of it ends after {limit:.0f} s (--reward_timeout for each completion in it); "
             "what has failed is called again by groups, and then one by one."
         )
-    )
     start = time.monotonic()
     done = threading.Event()
 

@@ -31,17 +31,8 @@ from .constants import (
 
 # Modules whose functions tell of, or change, the process that a reward runs in.
 _OF_PROCESS = {
-    *(
-        "sys",
-        "importlib",
-        "inspect",
-        "gc",
-        "decimal",
-        "locale",
-        "logging",
-        "warnings",
-        "contextvars",
-    ),
+    *("sys", "importlib", "inspect", "gc", "contextvars"),
+    *("decimal", "locale", "logging", "warnings"),
     *("torch", "accelerate", "transformers", "peft"),
 }
 # And of the system's functions these.

@@ -91,12 +91,44 @@ class _Attention(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _ThreeCalls:
-    """Calls a, b and c; see the head of this file."""
+class _Prompts:
+    """Prompts to themselves, call a, of a row that is attended to in one way or the other."""
 
     operator: Operator
     layout: PackedGroups
     scaling: float | None
+
+    def _prompts_forward(self, states: States, call: VarlenCall) -> Results:
+        return self.operator.forward(self._of_prompts(states), call, self.scaling)
+
+    def _prompts_backward(
+        self, gradient: Tensor, states: States, results: Results, call: VarlenCall
+    ) -> States:
+        """Return the gradients of the states of prompts.
+
+        Args:
+            gradient, states: of the whole row.
+            results: the output of the whole row, and the normalisers of prompts.
+        """
+        output, normalisers = results
+        shared = self.layout.shared
+        return self.operator.backward(
+            gradient[:shared],
+            self._of_prompts(states),
+            (output[:shared], normalisers),
+            call,
+            self.scaling,
+        )
+
+    def _of_prompts(self, states: States) -> States:
+        query, key, value = states
+        shared = self.layout.shared
+        return query[:shared], key[:shared], value[:shared]
+
+
+@dataclass(frozen=True)
+class _ThreeCalls(_Prompts):
+    """Calls a, b and c; see the head of this file."""
 
     def forward(self, states: States) -> tuple[Tensor, list[Tensor]]:
         """Return the output, and the normalisers of suffixes and then of prompts, if any."""
@@ -114,9 +146,7 @@ class _ThreeCalls:
         joined, normaliser_of_both = join((b, normaliser_b.T), (own[alone:], normaliser.T[alone:]))
         own = torch.cat([own[:alone], joined.to(own.dtype)])
         normaliser = torch.cat([normaliser[:, :alone], normaliser_of_both.T], dim=1)
-        prompts, of_prompts = self.operator.forward(
-            self._of_prompts(states), spans.prompts, self.scaling
-        )
+        prompts, of_prompts = self._prompts_forward(states, spans.prompts)
         return torch.cat([prompts, own]), [normaliser, of_prompts]
 
     def backward(
@@ -142,13 +172,8 @@ class _ThreeCalls:
             spans.together,
             self.scaling,
         )
-        prompts = self.operator.backward(
-            gradient[:shared],
-            self._of_prompts(states),
-            (output[:shared], normalisers[1]),
-            spans.prompts,
-            self.scaling,
-        )
+        results = (output, normalisers[1])
+        prompts = self._prompts_backward(gradient, states, results, spans.prompts)
         own[0][spans.alone :] += b[0]
         # A prompt's keys are read by itself and by all of its suffixes.
         return (
@@ -156,11 +181,6 @@ class _ThreeCalls:
             torch.cat([prompts[1] + b[1], own[1]]),
             torch.cat([prompts[2] + b[2], own[2]]),
         )
-
-    def _of_prompts(self, states: States) -> States:
-        query, key, value = states
-        shared = self.layout.shared
-        return query[:shared], key[:shared], value[:shared]
 
     def _to_prompt(self, states: States) -> States:
         query, key, value = states
@@ -174,12 +194,9 @@ class _ThreeCalls:
 
 
 @dataclass(frozen=True)
-class _CallsInWindow:
+class _CallsInWindow(_Prompts):
     """Prompts to themselves, and suffixes to the end of their prompt and to themselves."""
 
-    operator: Operator
-    layout: PackedGroups
-    scaling: float | None
     window: int
 
     def forward(self, states: States) -> tuple[Tensor, list[Tensor]]:
@@ -190,9 +207,7 @@ class _CallsInWindow:
         )
         if spans.prompts is None:
             return own, [normaliser]
-        prompts, of_prompts = self.operator.forward(
-            self._of_prompts(states), spans.prompts, self.scaling
-        )
+        prompts, of_prompts = self._prompts_forward(states, spans.prompts)
         return torch.cat([prompts, own]), [normaliser, of_prompts]
 
     def backward(
@@ -216,22 +231,12 @@ class _CallsInWindow:
         of_values.index_add_(0, sources, own[2].to(precise))
         of_queries = own[0]
         if spans.prompts is not None:
-            prompts = self.operator.backward(
-                gradient[:shared],
-                self._of_prompts(states),
-                (output[:shared], normalisers[1]),
-                spans.prompts,
-                self.scaling,
-            )
+            results = (output, normalisers[1])
+            prompts = self._prompts_backward(gradient, states, results, spans.prompts)
             of_queries = torch.cat([prompts[0], of_queries])
             of_keys[:shared] += prompts[1]
             of_values[:shared] += prompts[2]
         return of_queries, of_keys.to(states[1].dtype), of_values.to(states[2].dtype)
-
-    def _of_prompts(self, states: States) -> States:
-        query, key, value = states
-        shared = self.layout.shared
-        return query[:shared], key[:shared], value[:shared]
 
     def _of_suffixes(self, states: States) -> States:
         # Gathered anew in the backward: kept, they would be copies of prompts in every layer.
