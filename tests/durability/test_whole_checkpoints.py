@@ -343,6 +343,16 @@ def test_settings_that_may_change_are_said(
     assert "logging_steps is" not in caplog.text
 
 
+def test_objects_among_the_settings_are_no_other_settings(make_trainer: Any) -> None:
+    """Each process has objects of its own, and JSON has no keys but texts."""
+    settings = []
+    for _ in range(2):
+        trainer = make_trainer()
+        trainer.args.model_init_kwargs = {"config": object(), (1, 2): 3}
+        settings.append(settings_of(trainer.args, None, trainer.model))
+    assert settings[0] == settings[1] == json.loads(json.dumps(settings[0]))
+
+
 def test_rows_that_a_transform_draws_are_the_same_data(make_trainer: Any, tmp_path: Path) -> None:
     drawn = itertools.count()
 

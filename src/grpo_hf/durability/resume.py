@@ -10,6 +10,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,14 @@ def _others(args: Any) -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
-    def plain(other: Any) -> Any:
-        return sorted(map(str, other)) if isinstance(other, set) else str(other)
+    """Return settings as JSON gives them back, and objects in them as texts without addresses."""
 
-    return json.loads(json.dumps(value, default=plain))
+    def plain(other: Any) -> Any:
+        if isinstance(other, set):
+            return sorted(map(str, other))
+        return re.sub(r" at 0x[0-9a-f]+", "", str(other))
+
+    return json.loads(json.dumps(value, default=plain, skipkeys=True))
 
 
 def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = None) -> Path | None:
