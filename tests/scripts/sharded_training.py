@@ -10,7 +10,6 @@ the same.
 
     judged      a process reward model on the policy's base pays the steps of some completions
     compared    base and adapter answer five prompts at the end
-    sampled     the policy writes the completions itself
     resumed     a second trainer goes on from the checkpoint of step 2, and a third from the end
     refused     settings that need whole weights
 """
@@ -102,7 +101,7 @@ def train(
             [{"prompt": f"{n} apples and {n + 1} more: "} for n in range(16)]
         ),
         processing_class=tokenizer,
-        rollout_func=None if extra == "sampled" else partial(written, silent=extra == "judged"),
+        rollout_func=partial(written, silent=extra == "judged"),
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
