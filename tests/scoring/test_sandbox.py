@@ -141,9 +141,35 @@ def test_ends_with_a_caller_that_is_killed(level, tmp_path):
         time.sleep(0.1)
     caller.kill()
     caller.wait()
+    wait_until_gone(marker)
+
+
+@every_level
+def test_ends_with_a_caller_that_is_killed_while_it_starts_a_run(level, tmp_path):
+    """Killed after 0, 2, ... 62 ms, which is before, in and after each part of a tier's start."""
+    marker = f"early-{os.getpid()}-{level}"
+    command = f"[sys.executable, '-c', 'import time; time.sleep(60)', {marker!r}]"
+    code = f"""
+import os, sys, threading
+from grpo_hf.scoring.sandbox import Limits, confinement, run_sandboxed
+confinement({level!r})
+for delay in range(0, 64, 2):
+    if os.fork() == 0:
+        threading.Timer(delay / 1000, os.kill, (os.getpid(), 9)).start()
+        run_sandboxed({command}, level={level!r}, limits=Limits(60))
+        os._exit(0)
+    os.wait()
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, check=True
+    )
+    wait_until_gone(marker)
+
+
+def wait_until_gone(marker):
     deadline = time.monotonic() + 20
-    while leftovers(marker):
-        assert time.monotonic() < deadline
+    while left := leftovers(marker):
+        assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
 

@@ -146,7 +146,8 @@ def _run_in(tier: str, run: _Run, stdin: str) -> Finished:
         } | run.environment
         if tier == "bubblewrap":
             return _under_bubblewrap(run, folder, variables, stdin)
-        return _launched(tier, run, (folder, inside), variables, stdin)
+        plan = _plan(tier, run, (folder, inside))
+        return _launched(plan, folder, variables, stdin, run.limits)
 
 
 def _write_files(folder: Path, run: _Run) -> None:
@@ -193,10 +194,8 @@ def _under_bubblewrap(run: _Run, folder: Path, variables: dict[str, str], stdin:
             *_prlimit(run.limits),
             *run.command,
         ]
-        returncode, output, reason = talk_to(
-            command, folder, variables, stdin, run.limits, rules.fileno()
-        )
-    return Finished(returncode, *output, reason)
+        plan = {"tier": "bubblewrap", "user": run.user, "command": command}
+        return _launched(plan, folder, variables, stdin, run.limits, rules.fileno())
 
 
 def _bubblewrap(folder: Path, run: _Run, rules: int | None) -> list[str]:
@@ -265,20 +264,21 @@ def _own_threads() -> int:
 
 
 def _launched(
-    tier: str,
-    run: _Run,
-    folders: tuple[Path, str],
+    plan: dict[str, Any],
+    folder: Path,
     variables: dict[str, str],
     stdin: str,
+    limits: Limits,
+    *descriptors: int,
 ) -> Finished:
-    """Run under `sandbox_launch.py`; `folders` are the same folder from outside and inside."""
+    """Run a plan under `sandbox_launch.py`, which inherits the descriptors."""
     status, written = os.pipe()
     try:
-        plan = _plan(tier, run, folders) | {"status": written, "parent": os.getpid()}
+        plan = plan | {"status": written, "parent": os.getpid()}
         launcher = [sys.executable, "-I", "-S", sandbox_launch.__file__, json.dumps(plan)]
         try:
             returncode, output, reason = talk_to(
-                launcher, folders[0], variables, stdin, run.limits, written
+                launcher, folder, variables, stdin, limits, (written, *descriptors)
             )
         finally:
             os.close(written)
@@ -286,7 +286,7 @@ def _launched(
     finally:
         os.close(status)
     if "fault" in report:
-        raise RuntimeError(f"the sandbox ({tier}) cannot be set up: {report['fault']}.")
+        raise RuntimeError(f"the sandbox ({plan['tier']}) cannot be set up: {report['fault']}.")
     if reason == "exited":
         reason = report.get("reason", reason)
     return Finished(report.get("returncode", returncode or -9), *output, reason)

@@ -1,4 +1,4 @@
-"""Confine a program in namespaces, by Landlock or in a jail, and leave nothing of it behind.
+"""Confine a program, by bubblewrap or with what the kernel offers, and leave nothing of it behind.
 
 `sandbox.py` starts this file as a program with a plan (JSON) as its argument. It is a program of
 its own because code between fork and exec must not run in a trainer with threads, and it imports
@@ -69,9 +69,12 @@ def main() -> None:
             report = in_namespaces(plan)
         else:
             call("prctl", PR_SET_SUBREAPER, 1, 0, 0, 0)
-            child = fork_command(plan)
+            bubblewrap = plan["tier"] == "bubblewrap"
+            child = os.fork() if bubblewrap else fork_command(plan)
+            if child == 0:
+                execute(plan["command"])
             try:
-                report = watch(child, plan)
+                report = wait_for(child) if bubblewrap else watch(child, plan)
             finally:
                 end_all(plan["user"])
     except OSError as error:
@@ -190,15 +193,22 @@ def in_namespaces(plan: dict[str, Any]) -> dict[str, Any]:
     first = os.fork()
     if first == 0:
         be_first_process(plan)
+    if not wait_for(first):
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+    return {}
+
+
+def wait_for(child: int) -> dict[str, Any]:
+    """Wait until the child ends and report it, or until the caller wants an end or is gone."""
     while True:
-        # Seconds: a bound in case the signal of the first process's end came before this wait.
+        # Seconds: a bound in case the signal of the child's end came before this wait.
         got = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, 1)
         if got is not None and got.si_signo == signal.SIGTERM:
-            os.kill(first, signal.SIGKILL)
-            os.waitpid(first, 0)
             return {}
-        if os.waitpid(first, os.WNOHANG)[0]:
-            return {}
+        status = reap(child)
+        if status is not None:
+            return {"returncode": os.waitstatus_to_exitcode(status)}
 
 
 def be_first_process(plan: dict[str, Any]) -> NoReturn:

@@ -41,7 +41,7 @@ def talk_to(
     environment: dict[str, str],
     stdin: str,
     limits: Limits,
-    descriptor: int,
+    descriptors: tuple[int, ...],
 ) -> tuple[int, tuple[str, str], str]:
     """Run a confined command to its end, and return its code, what it printed, and why it ended.
 
@@ -51,7 +51,7 @@ def talk_to(
         environment: all its variables.
         stdin: what it reads.
         limits: when it is ended.
-        descriptor: an open file that it inherits.
+        descriptors: open files that it inherits.
     """
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
@@ -59,7 +59,7 @@ def talk_to(
         cwd=folder,
         env=environment,
         start_new_session=True,
-        pass_fds=(descriptor,),
+        pass_fds=descriptors,
         **pipes,
     )
     output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
@@ -82,7 +82,7 @@ def talk_to(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a run: bwrap's namespace ends with it, and a launcher ends what it started."""
+    """End a run: the launcher ends what it started."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
