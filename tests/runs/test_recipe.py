@@ -8,7 +8,8 @@ import yaml
 from trl import GRPOConfig as TRLGRPOConfig
 
 from grpo_hf.errors import ConfigError
-from grpo_hf.runs.recipe import TaskArguments, read_recipe
+from grpo_hf.runs.recipe import read_recipe
+from grpo_hf.runs.task_arguments import TaskArguments
 from grpo_hf.scoring.registry import load_reward
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
