@@ -25,6 +25,7 @@ from .durable_trainer import DurableTrainer
 from .errors import RewardFailuresError
 from .models import adapters, loading, reference, reference_guards
 from .reporting import credit_file, model_card, progress
+from .reporting.phases import timed
 from .rollout import dynamic_sampling, generate, vllm_engine
 from .scoring import failures, process_reward, step_scores, trial
 from .scoring.scorer import RolloutScorer, scorer_under_way, weights_now
@@ -161,6 +162,7 @@ class GRPOTrainer(DurableTrainer):
         with log_probs.only_rows(micro_batches.rows_computed(inputs, trl_seam.context_of(self))):
             return super()._compute_loss(model, inputs) * inputs.get("loss_scale", 1.0)
 
+    @timed("reference")
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         """Make a rollout ready for the loss, as TRL 1.16 does here; replace groups if asked."""
         batch, rewards = self._roll_out(inputs)
@@ -202,6 +204,7 @@ class GRPOTrainer(DurableTrainer):
         tokenizer = self.processing_class
         return prompts.prompt_token_ids(conversations, tokenizer, self._continuing | own), None, {}
 
+    @timed("rollout")
     def _generate(self, prompts: list[Any]) -> Any:
         """Begin to score. TRL 1.16 returns (_, completion_ids, _, completions, ...)."""
         output = super()._generate(prompts)
@@ -215,6 +218,7 @@ class GRPOTrainer(DurableTrainer):
             scorer.begin(output[3], columns, self.accelerator.device)
         return output
 
+    @timed("scoring")
     def _calculate_rewards(self, inputs: Any, *positional: Any, **named: Any) -> Tensor:
         """Score; leave failures out. TRL 1.16 returns the rewards of all processes here, (W·B, F).
 

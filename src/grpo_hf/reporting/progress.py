@@ -8,7 +8,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
 
 from ..run_files import say
+from .environment_file import EnvironmentFile
 from .metrics_file import MetricsFile, finite
+from .phases import PhaseTimes
 
 # transformers' progress bar, and the dictionaries that it prints: the line takes their place.
 _REPLACED = (ProgressCallback, PrinterCallback)
@@ -22,8 +24,8 @@ _SHORTEST = 1e-9
 
 
 def progress_callbacks(reward_names: list[str]) -> list[TrainerCallback]:
-    """Return the callbacks that report a run: `metrics.jsonl`, and a line per logging step."""
-    return [MetricsFile(), ProgressLine(reward_names)]
+    """Return the callbacks that report a run: its files, and a line per logging step."""
+    return [EnvironmentFile(), MetricsFile(), ProgressLine(reward_names)]
 
 
 def exchange_callbacks(handler: CallbackHandler, own: Sequence[TrainerCallback]) -> None:
@@ -37,6 +39,8 @@ def exchange_callbacks(handler: CallbackHandler, own: Sequence[TrainerCallback])
             handler.remove_callback(callback)
     for callback in own:
         handler.add_callback(callback)
+    # First of all, because every other callback shall find the times among what is logged.
+    handler.callbacks.insert(0, PhaseTimes())
 
 
 class ProgressLine(TrainerCallback):
