@@ -1,4 +1,4 @@
-"""The command `grpo-hf`: plan and train a recipe, try rewards; plot, explain and push a run.
+"""The command `grpo-hf`: plan and train a recipe, try rewards; show and use what a run has trained.
 
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .cli_plan import add_plan_command
 from .cli_rewards import add_rewards_commands
+from .cli_use import add_use_commands
 from .runs.program import exit_on_error, quiet
 
 
@@ -56,16 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("run", type=Path, help="output folder of a run")
     replay.add_argument("--step", type=int, help="a kept step (default: the last)")
     replay.set_defaults(command=_replay)
-    push = commands.add_parser("push", help="push a run to the Hub", description=_push.__doc__)
-    push.add_argument("run", type=Path, help="output folder of a run")
-    push.add_argument("repo", metavar="REPO", help="repository on the Hub, as me/my-adapter")
-    push.add_argument("--public", action="store_true", help="make a new repository public")
-    push.add_argument(
-        "--samples",
-        action="store_true",
-        help="push prompts and completions too (credit.jsonl, evaluation.jsonl)",
-    )
-    push.set_defaults(command=_push)
+    add_use_commands(commands)
     return parser
 
 
@@ -97,14 +89,6 @@ def _credit(options: argparse.Namespace, rest: list[str]) -> None:
     from .runs.finished import show_credit
 
     show_credit(options.run, options.step, options.html)
-
-
-def _push(options: argparse.Namespace, rest: list[str]) -> None:
-    """Push the folder of a finished run to a repository on the Hub, which is private if it is new.
-    Prompts and completions stay here unless they are asked for."""
-    from .runs.finished import push
-
-    push(options.run, options.repo, private=not options.public, samples=options.samples)
 
 
 def _replay(options: argparse.Namespace, rest: list[str]) -> None:

@@ -43,6 +43,19 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*own, tokenizer.eos_token_id} - {None})
 
 
+def generation_settings(model: Any, tokenizer: Any, sampling: Mapping[str, Any]) -> Any:
+    """Return the configuration of `generate` that draws and ends completions as a rollout does.
+
+    Args:
+        sampling: settings of `generate`; those left out are the model's distribution as it is.
+    """
+    config = copy.deepcopy(model.generation_config)
+    ends = end_token_ids(model, tokenizer)
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends or None}
+    config.update(**{**_UNCHANGED, **special, **sampling})
+    return config
+
+
 @contextmanager
 def continuing(
     model: Any, tokenizer: Any, sampling: Mapping[str, Any]
@@ -56,10 +69,8 @@ def continuing(
     Args:
         sampling: settings of `generate`; those left out are the model's distribution as it is.
     """
-    config = copy.deepcopy(model.generation_config)
+    config = generation_settings(model, tokenizer, sampling)
     ends = end_token_ids(model, tokenizer)
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends or None}
-    config.update(**{**_UNCHANGED, **special, **sampling})
     # Processes call it a different number of times, so each decides for itself.
     grouped = GroupedSampling(tokenizer)
     # Each token takes a forward, and processes with shorter completions wait for the longest.

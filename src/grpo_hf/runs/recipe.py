@@ -8,7 +8,7 @@ configuration system: the parser is TRL's `TrlParser`, and the settings are the 
 import os
 from argparse import Action, ArgumentTypeError, Namespace
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -121,6 +121,30 @@ def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Rec
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file or 'flags'}: {error}") from error
     return Recipe(task, model, training, file, _without(given, _SECRETS))
+
+
+def saved_settings(
+    values: dict[str, Any],
+) -> tuple[TaskArguments, ModelConfig, dict[str, Any]]:
+    """Return the settings of a run that has ended, from what its `recipe.yaml` holds.
+
+    Those of `GRPOConfig` are returned by name and not checked, since they may ask for devices that
+    this machine lacks.
+
+    Raises:
+        ValueError, TypeError: the values are no settings.
+    """
+    training = {}
+    for setting in fields(GRPOConfig):
+        made = setting.default_factory
+        training[setting.name] = setting.default if made is MISSING else made()
+    task, model, given = (_those_of(kind, values) for kind in _KINDS)
+    return TaskArguments(**task), ModelConfig(**model), training | given
+
+
+def _those_of(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that are settings of a dataclass."""
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
 def _config_file(arguments: list[str]) -> Path | None:
