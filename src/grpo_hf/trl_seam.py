@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any, Literal, NotRequired, TypedDict
 from unittest.mock import patch
 
@@ -100,6 +101,12 @@ CALLED = {
     "trl.trainer.grpo_trainer:create_model_from_path": ("model_id",),
     "trl.trainer.utils:get_callable_name": ("func",),
     "trl.trainer.utils:is_async_callable": ("func",),
+    "trl.trainer.grpo_trainer:GRPOTrainer._get_tool_suffix_ids": ("self", "tool_messages"),
+    "trl.chat_template_utils:supports_tool_calling": ("processing_class",),
+    "trl.chat_template_utils:add_response_schema": ("processing_class",),
+    "trl.chat_template_utils:is_chat_template_prefix_preserving": ("processing_class",),
+    "trl.chat_template_utils:get_training_chat_template": ("processing_class",),
+    "trl.chat_template_utils:parse_response": ("tokenizer", "ids", "prefix", "tools"),
     "trl:get_peft_config": ("model_args",),
     "trl:get_quantization_config": ("model_args",),
     "transformers:Trainer.train": ("self", "resume_from_checkpoint"),
@@ -784,3 +791,65 @@ def is_packed(layer: Any) -> bool:
 def never_pack(layer: Any) -> None:
     """Keep a 4-bit layer from packing its weight."""
     layer.support_avx512bf16_for_cpu = False
+
+
+def prepare_tool_calls(tokenizer: Any) -> str | None:
+    """Let a tokenizer read calls of tools, as TRL's trainer does when it is made (TRL 1.16).
+
+    Returns:
+        The chat template that conversations with tools need, or None for the tokenizer's own.
+
+    Raises:
+        ConfigError: its chat template has no calls of tools, or nobody knows how to read them.
+    """
+    from trl import chat_template_utils
+
+    if not chat_template_utils.supports_tool_calling(tokenizer):
+        raise ConfigError(
+            "tools: the model's chat template has no turns for calls of tools and their results. "
+            "Take a model that was trained to call tools, such as Qwen/Qwen3-0.6B."
+        )
+    try:
+        if all(
+            getattr(tokenizer, name, None) is None
+            for name in ("response_template", "response_schema")
+        ):
+            chat_template_utils.add_response_schema(tokenizer)
+        if chat_template_utils.is_chat_template_prefix_preserving(tokenizer):
+            return None
+        return chat_template_utils.get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"tools: {error}") from error
+
+
+def read_answer(tokenizer: Any, written: list[int], before: list[int], tools: Any) -> Any:
+    """Return the message that the model wrote, calls of tools included (TRL 1.16).
+
+    Args:
+        before: the tokens that `written` continues.
+    """
+    from trl import chat_template_utils
+
+    return chat_template_utils.parse_response(tokenizer, written, prefix=before, tools=tools)
+
+
+def tool_turn_ids(
+    tokenizer: Any, turns: Sequence[Any], template_options: Mapping[str, Any]
+) -> list[int]:
+    """Return the tokens of tools' turns behind a call, up to where the model goes on (TRL 1.16).
+
+    Args:
+        template_options: keyword arguments of the chat template, `chat_template` among them.
+    """
+    from trl import GRPOTrainer
+
+    options = dict(template_options)
+    # All that TRL's method reads of a trainer.
+    trainer = SimpleNamespace(
+        processing_class=tokenizer,
+        _tokenizer=tokenizer,
+        _is_vlm=False,
+        chat_template=options.pop("chat_template", None),
+        chat_template_kwargs=options,
+    )
+    return GRPOTrainer._get_tool_suffix_ids(trainer, list(turns))

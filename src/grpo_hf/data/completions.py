@@ -75,16 +75,18 @@ def columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return columns
 
 
-def as_completions(texts: Sequence[str], prompts: Sequence[Any]) -> list[Any]:
-    """Return texts in the form in which the trainer hands completions to rewards.
+def as_completions(completions: Sequence[Completion], prompts: Sequence[Any]) -> list[Completion]:
+    """Return completions in the form in which the trainer hands them to rewards.
 
     A text stays a text, unless the prompts are lists of messages: then it becomes a list with one
-    message of the assistant.
+    message of the assistant. A list of messages stays as it is.
     """
     # All prompts of a dataset have one form, so the first stands for the others.
     if len(prompts) == 0 or isinstance(prompts[0], str):
-        return list(texts)
-    completions = []
-    for text in texts:
-        completions.append([{"role": "assistant", "content": text}])
-    return completions
+        return list(completions)
+    formed: list[Completion] = []
+    for completion in completions:
+        if isinstance(completion, str):
+            completion = [{"role": "assistant", "content": completion}]
+        formed.append(completion)
+    return formed

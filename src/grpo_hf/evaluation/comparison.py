@@ -8,7 +8,9 @@ from typing import Any
 
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..data.completions import Completion, completion_text
 from ..models import adapters
+from ..models.shards import is_sharded
 from ..run_files import write_or_say
 from ..scoring.scored_reward import ScoredReward
 from .answers import greedy_completions, right_answers
@@ -21,17 +23,21 @@ EVALUATION_FILE = "evaluation.jsonl"
 Row = dict[str, Any]
 
 
-def not_comparable(model: Any) -> str | None:
+def not_comparable(model: Any, *, uses_tools: bool = False) -> str | None:
     """Return why base and adapter cannot be compared at the end of a run, or None.
 
     Args:
         model: the policy.
+        uses_tools: whether it calls tools while it answers.
     """
     if not hasattr(model, "peft_config"):
         return "the whole model was trained, and the base is gone."
     # FSDP1 keeps weights as parts of one flat tensor, which `generate` cannot read.
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         return "FSDP1 flattens the weights. Set fsdp_version: 2, or compare on one device."
+    # Each process has its own number of turns, and all of them have to run as many forwards.
+    if uses_tools and is_sharded(model):
+        return "answers that call tools are not made by sharded weights. Compare on one device."
     return None
 
 
@@ -63,11 +69,12 @@ def compare_with_base(
     with adapters.as_base(model):
         answers["base"] = greedy_completions(model, tokenizer, prompts, **decoding)
     right = {}
-    for name, texts in answers.items():
+    for name, completions in answers.items():
         # Rewards may read token ids. Those of the text are near enough for a comparison.
+        texts = list(map(completion_text, completions))
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         right[name] = right_answers(
-            reward, rows, texts, completion_ids=ids, trainer_state=trainer_state
+            reward, rows, completions, completion_ids=ids, trainer_state=trainer_state
         )
     if file is not None:
         _write_answers(file, prompts, answers, right)
@@ -90,7 +97,7 @@ def compare_with_base(
 def _write_answers(
     file: Path,
     prompts: Sequence[Any],
-    answers: Mapping[str, Sequence[str]],
+    answers: Mapping[str, Sequence[Completion]],
     right: Mapping[str, Sequence[bool | None]],
 ) -> None:
     lines = []

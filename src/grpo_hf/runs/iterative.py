@@ -35,7 +35,7 @@ from peft import PeftModel
 
 from .. import trl_seam
 from ..config import GRPOConfig, option
-from ..data.completions import as_completions
+from ..data.completions import Completion, as_completions
 from ..durability.resume import AUTO
 from ..errors import ConfigError, DataError, GrpoError
 from ..evaluation.answers import judged, judging, sampled_completions
@@ -253,11 +253,11 @@ class IterativeGRPO:
             write_whole(place / _SAMPLES, self._judged_lines(rows, completions))
 
     def _judged_lines(
-        self, rows: Sequence[dict[str, Any]], completions: Sequence[Sequence[str]]
+        self, rows: Sequence[dict[str, Any]], completions: Sequence[Sequence[Completion]]
     ) -> str:
         """Score the completions of each row by the rule; return one JSON line per row."""
         row_of_text: list[dict[str, Any]] = []
-        all_texts: list[str] = []
+        all_texts: list[Completion] = []
         for row, texts in zip(rows, completions, strict=True):
             row_of_text += [row] * len(texts)
             all_texts += texts

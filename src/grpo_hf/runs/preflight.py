@@ -17,12 +17,14 @@ from ..demo.tiny_model import tiny_config, tiny_tokenizer
 from ..errors import ConfigError, did_you_mean
 from ..models import adapters, loading
 from ..rollout.vllm_sync import choose_sync
+from ..scoring.model_tools import Tool, load_tools
 from ..scoring.process_reward import process_reward
 from ..scoring.registry import load_reward
 from ..scoring.reward import Reward
 from ..scoring.run_rewards import isolate, refuse_namesakes, scored_rewards
 from ..scoring.scorer import weights_at
 from ..scoring.trial import dry_run, first_rows, untried
+from ..trl_seam import prepare_tool_calls
 from .output_checks import check_hub_login, checkpoint_to_resume
 from .plan import warn_if_too_large
 from .recipe import EMBEDDED_MODEL, Recipe
@@ -48,6 +50,7 @@ class Task:
         resume: the checkpoint to resume from, or None for a new run.
         notes: sentences about the data that the user should see.
         stream: the training rows as they are read while the run trains, if they are.
+        tools: what the model may call.
     """
 
     rewards: list[Reward]
@@ -57,6 +60,7 @@ class Task:
     resume: str | None
     notes: list[str]
     stream: IterableDataset | None = None
+    tools: Sequence[Tool] = ()
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,12 @@ class Prompts:
     notes: list[str]
 
 
-def check_task(recipe: Recipe, *, may_stream: bool = False) -> Task:
+def check_task(recipe: Recipe, *, may_stream: bool = False, may_use_tools: bool = False) -> Task:
     """Check rewards, data and output folder, none of which needs a model.
 
     Args:
         may_stream: whether the program can train on a stream (`dataset_streaming`).
+        may_use_tools: whether the model may call `tools` in it.
 
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
@@ -88,14 +93,26 @@ def check_task(recipe: Recipe, *, may_stream: bool = False) -> Task:
         raise ConfigError(
             "dataset_streaming: this program has to know all rows. Leave dataset_streaming out."
         )
+    if recipe.task.tools and not may_use_tools:
+        raise ConfigError("tools: the model calls none in this program. Leave tools out.")
     _check_cold_start(recipe)
     _check_evaluations(recipe)
     rewards, eval_reward = _rewards(recipe)
+    tools = load_tools(recipe.task.tools, recipe.folder)
     data = read_data(recipe, rewards)
     resume = checkpoint_to_resume(recipe)
     if recipe.training.push_to_hub:
         check_hub_login(recipe)
-    return Task(rewards, eval_reward, data.train, data.held_out, resume, data.notes, data.stream)
+    return Task(
+        rewards,
+        eval_reward,
+        data.train,
+        data.held_out,
+        resume,
+        data.notes,
+        data.stream,
+        tools,
+    )
 
 
 def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str, Any]], list[str]]:
@@ -138,6 +155,8 @@ def check_embedded(recipe: Recipe, task: Task) -> None:
     dataset, checked = dataset_of(recipe, task.rewards, task.train, form)
     check_training_data(dataset, recipe.training, source=checked.source)
     tokenizer = tiny_tokenizer()
+    if task.tools:
+        prepare_tool_calls(tokenizer)
     config = tiny_config(tokenizer)
     check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
     _try_rewards(recipe, task.rewards, dataset)
@@ -162,6 +181,8 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     if recipe.task.adapter is not None:
         adapters.check_adapter(recipe.task.adapter, config)
     _check_engine(recipe)
+    if task.tools:
+        prepare_tool_calls(tokenizer)
     form, notes = form_of_prompts(recipe, task.train, tokenizer)
     # The longest prompt of each split.
     lengths: list[int] = []
@@ -171,7 +192,9 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         if checked.bad:
             notes.append(checked.describe_bad())
         notes.extend(continue_answers(recipe.training, dataset))
-        lengths.append(check_lengths(dataset, checked.source, tokenizer, config, recipe.training))
+        lengths.append(
+            check_lengths(dataset, checked.source, tokenizer, config, recipe.training, task.tools)
+        )
         return dataset
 
     train: Any = prompts_of(task.train)

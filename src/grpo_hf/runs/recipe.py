@@ -28,6 +28,8 @@ EMBEDDED_MODEL = "embedded:tiny"
 _KINDS = (TaskArguments, ModelConfig, GRPOConfig)
 # A run's folder may be pushed to the Hub, so a saved recipe must not hold a token.
 _SECRETS = ("hub_token",)
+# Their entries may name files, relative to the recipe.
+_OF_FILES = ("rewards", "tools")
 # A saved recipe that runs again needs its own output folder and starts from the beginning.
 _OF_ONE_RUN = ("output_dir", "resume_from_checkpoint")
 
@@ -78,11 +80,12 @@ class Recipe:
             OutputExistsError: it cannot be written.
         """
         settings = _without(self.given, _OF_ONE_RUN)
-        if "rewards" in settings:
+        for name in _OF_FILES:
             moved = []
-            for reward in settings["rewards"]:
-                moved.append(_relocated(reward, self.folder, folder))
-            settings["rewards"] = moved
+            for spec in settings.get(name, ()):
+                moved.append(_relocated(spec, self.folder, folder))
+            if moved:
+                settings[name] = moved
         text = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
         try:
             write_whole(folder / "recipe.yaml", text)
@@ -308,18 +311,18 @@ def _as_flag(value: Any, action: Action) -> Any:
     return converted
 
 
-def _relocated(reward: Any, old: Path, new: Path) -> Any:
-    """Return a reward spec that was read in folder `old` for a recipe in folder `new`."""
-    if isinstance(reward, dict):
+def _relocated(spec: Any, old: Path, new: Path) -> Any:
+    """Return a spec of a reward or tool, read in folder `old`, for a recipe in folder `new`."""
+    if isinstance(spec, dict):
         moved = {}
-        for name, options in reward.items():
+        for name, options in spec.items():
             moved[_relocated(name, old, new)] = options
         return moved
-    stem, separator, rest = reward.partition(".py:")
+    stem, separator, rest = spec.partition(".py:")
     file = Path(f"{stem}.py")
     # Names, modules and absolute paths mean the same from every folder.
     if not separator or file.is_absolute() or not (old / file).is_file():
-        return reward
+        return spec
     # A relative path, because an absolute one of this machine would travel to the Hub.
     return f"{os.path.relpath(old / file, new)}:{rest}"
 

@@ -39,7 +39,7 @@ def replay(run: Path, kept: KeptBatch) -> list[str]:
             "the run, make the trainer and call `replay_rows` of grpo_hf.durability.kept_batch."
         )
     with _elsewhere(read_recipe(["--config", str(file)]), run) as recipe:
-        task = check_task(recipe, may_stream=True)
+        task = check_task(recipe, may_stream=True, may_use_tools=True)
         trainer = make_trainer(recipe, task, prompts_of(recipe, task))
         rows = _replay_with(trainer, kept)
     lines = []

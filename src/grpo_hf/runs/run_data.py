@@ -309,8 +309,12 @@ def check_lengths(
     tokenizer: PreTrainedTokenizerBase,
     config: Any,
     training: GRPOConfig,
+    tools: Sequence[Any] = (),
 ) -> int:
     """Check that every prompt can be rendered, and fits the context with a full completion.
+
+    Args:
+        tools: what the model may call; the prompts describe them.
 
     Returns:
         The tokens of the longest prompt.
@@ -319,7 +323,7 @@ def check_lengths(
         DataError: names the first prompt that cannot, or the longest.
     """
     lengths = []
-    for token_ids in _token_ids(dataset, source, tokenizer, training):
+    for token_ids in _token_ids(dataset, source, tokenizer, training, tools):
         lengths.append(len(token_ids))
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = max(lengths)
@@ -340,9 +344,15 @@ def check_lengths(
 
 
 def _token_ids(
-    dataset: Dataset, source: str, tokenizer: PreTrainedTokenizerBase, training: GRPOConfig
+    dataset: Dataset,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    training: GRPOConfig,
+    tools: Sequence[Any],
 ) -> list[list[int]]:
-    options = training.chat_template_kwargs
+    options = dict(training.chat_template_kwargs or {})
+    if tools:
+        options["tools"] = list(tools)
     try:
         return prompts.prompt_token_ids(dataset["prompt"], tokenizer, options)
     except (TemplateError, ValueError, TypeError):

@@ -30,6 +30,9 @@ class TaskArguments:
         rewards (`list[str]`): names, `./file.py:function` relative to the recipe, or
             `package.module:function`. Options are given as `name(key=value)`, or in YAML as
             `name: {key: value}`.
+        tools (`list[str]`): functions that the model may call while it answers: `python`, which
+            runs a program in the sandbox, `./file.py:function` relative to the recipe, or
+            `package.module:function`.
         adapter (`str`, *optional*): a saved adapter to continue; the reference is then a frozen
             copy of it.
         gguf_file (`str`, *optional*): a GGUF file in the model's folder or repository, which holds
@@ -68,6 +71,9 @@ class TaskArguments:
     instruction: str | None = field(default=None, metadata={"help": "Text below every prompt."})
     rewards: list[str] = field(
         default_factory=list, metadata={"help": "Rewards: names or ./file.py:function."}
+    )
+    tools: list[str] = field(
+        default_factory=list, metadata={"help": "Tools that the model may call, such as python."}
     )
     adapter: str | None = field(default=None, metadata={"help": "Saved adapter to continue."})
     gguf_file: str | None = field(

@@ -16,7 +16,9 @@ from ..evaluation.statistics import Comparison
 from ..models import adapters, loading
 from ..reporting import report
 from ..rollout import vllm_engine
+from ..rollout.conversations import ToolUse
 from ..run_files import say
+from ..scoring.model_tools import call_tool
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
 from . import preflight
@@ -38,7 +40,7 @@ def train(recipe: Recipe) -> Comparison | None:
     # In a file, a bar would be a line per refresh.
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    task = preflight.check_task(recipe, may_stream=True)
+    task = preflight.check_task(recipe, may_stream=True, may_use_tools=True)
     prompts = prompts_of(recipe, task)
     for note in task.notes + prompts.notes:
         _say(f"note: {note}")
@@ -116,6 +118,7 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
         eval_dataset=prompts.held_out if recipe.training.eval_strategy != "no" else None,
         processing_class=prompts.tokenizer,
         peft_config=lora,
+        tools=list(task.tools) or None,
     )
     # The trainer sees rows only, and the card names where they come from.
     trainer.dataset_source = task.train.source
@@ -124,7 +127,7 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
 
 def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison | None:
     """Compare base and adapter on held-out prompts, or say why that cannot be done."""
-    reason = not_comparable(trainer.model)
+    reason = not_comparable(trainer.model, uses_tools=bool(trainer.tools))
     if reason is not None:
         _say(f"note: no comparison with the base: {reason}")
         return None
@@ -140,12 +143,20 @@ def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison 
         decoding={
             "max_new_tokens": trainer.max_completion_length,
             "template_options": args.chat_template_kwargs,
+            "tool_use": _tool_use(trainer),
             # Both fit by the user's word, and answering keeps no gradients.
             "batch_size": max(args.per_device_eval_batch_size, args.per_device_train_batch_size),
         },
         trainer_state=trainer.state,
         file=file if trainer.is_world_process_zero() else None,
     )
+
+
+def _tool_use(trainer: GRPOTrainer) -> ToolUse | None:
+    """Return what the model may call in an evaluation, which is what it may call in training."""
+    if not trainer.tools:
+        return None
+    return ToolUse(trainer.tools, call_tool, trainer.args.max_tool_calling_iterations)
 
 
 def _say(text: str) -> None:

@@ -4,32 +4,32 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..data.completions import as_completions
+from ..data.completions import Completion, as_completions
 from .outcomes import Outcome
 from .scored_reward import ScoredReward
 
 
-def score_texts(
+def score_completions(
     reward: ScoredReward,
     prompts: Sequence[Any],
-    texts: Sequence[str],
+    completions: Sequence[Completion],
     *,
     columns: Mapping[str, Sequence[Any]],
     completion_ids: Sequence[Sequence[int]] | None = None,
     trainer_state: Any = None,
     is_trial: bool = False,
 ) -> list[Outcome]:
-    """Return the outcome of a reward for one text per prompt.
+    """Return the outcome of a reward for one completion per prompt.
 
     Args:
-        prompts: texts, or lists of messages; the completions take the same form.
+        prompts: texts, or lists of messages; completions that are texts take the same form.
         columns: of the data, an entry per prompt under each name.
-        completion_ids: the tokens of the texts, where they are known.
-        is_trial: whether no model wrote the texts.
+        completion_ids: the tokens of the completions, where they are known.
+        is_trial: whether no model wrote the completions.
     """
     if not completion_ids:
         # A reward that reads the ids finds a list per completion, as in a rollout.
-        completion_ids = [[] for _ in texts]
+        completion_ids = [[] for _ in completions]
     arguments = {
         "prompts": list(prompts),
         "completion_ids": completion_ids,
@@ -37,7 +37,7 @@ def score_texts(
         # Last, so that a column of the data wins, as the caller has named it.
         **columns,
     }
-    return reward.score(as_completions(texts, prompts), arguments, is_trial=is_trial)
+    return reward.score(as_completions(completions, prompts), arguments, is_trial=is_trial)
 
 
 def judge_by(
@@ -61,7 +61,7 @@ def judge_by(
         columns_of_rows = {}
         for name, values in columns.items():
             columns_of_rows[name] = _entries(values, rows)
-        outcomes = score_texts(
+        outcomes = score_completions(
             reward,
             _entries(prompts, rows),
             tokenizer.batch_decode(completion_ids, skip_special_tokens=True),

@@ -182,20 +182,41 @@ def _find(name: str, folder: Path) -> tuple[Any, str, str]:
             f"the one that you mean as {next(iter(providers))!r}."
         )
     for target, source in providers.items():
-        function = _registered.get(name) or _imported(target, f"{target} of {source}")
+        function = _registered.get(name) or _imported(target, f"reward {target} of {source}")
         return function, name, source
-    place, _, attribute = name.rpartition(":")
-    if place.endswith(".py"):
-        file = folder / Path(place).expanduser()
-        return _attribute(import_file(file), attribute, str(file)), attribute, str(file)
-    if all(part.isidentifier() for part in place.split(".")):
-        return _imported(name, name), attribute, place
+    named = named_function(name, folder)
+    if named is not None:
+        return named
     known = _known_names()
     raise RewardNotFound(
         f"reward {name!r} is not known.{did_you_mean(name, known)} Installed: "
         f"{', '.join(known) or 'none'} (see `grpo-hf rewards list`). Name a function of your own "
         "as './my_rewards.py:my_function' or 'package.module:function'."
     )
+
+
+def named_function(name: str, folder: Path, kind: str = "reward") -> tuple[Any, str, str] | None:
+    """Return the function that `./file.py:function` or `package.module:function` names.
+
+    Args:
+        folder: what files are relative to.
+        kind: what it is called in errors.
+
+    Returns:
+        The function, its short name and its source; None where `name` has neither form.
+
+    Raises:
+        RewardNotFound: there is no such function.
+        RewardSpecError: it cannot be imported.
+    """
+    place, _, attribute = name.rpartition(":")
+    if place.endswith(".py"):
+        file = folder / Path(place).expanduser()
+        module = import_file(file, kind)
+        return _attribute(module, attribute, f"{kind} {file}"), attribute, str(file)
+    if all(part.isidentifier() for part in place.split(".")):
+        return _imported(name, f"{kind} {name}"), attribute, place
+    return None
 
 
 def _known_names() -> list[str]:
@@ -227,7 +248,7 @@ def _imported(target: str, what: str) -> Any:
     return _attribute(module, attribute, what)
 
 
-def import_file(file: Path) -> ModuleType:
+def import_file(file: Path, kind: str = "reward") -> ModuleType:
     """Import a file as a module, once per process, under a name on which all processes agree.
 
     Raises:
@@ -236,7 +257,7 @@ def import_file(file: Path) -> ModuleType:
     """
     path = file.resolve()
     if not path.is_file():
-        raise RewardNotFound(f"there is no reward file {path}.{_file_hint(path)}")
+        raise RewardNotFound(f"there is no {kind} file {path}.{_file_hint(path)}")
     # hash() of a text differs from process to process.
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
     name = "_".join([_FILE_MODULE, re.sub(r"\W", "_", path.stem), digest])
@@ -248,7 +269,7 @@ def import_file(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     # Before the module runs: dataclasses and pickle look it up by its name.
     sys.modules[name] = module
-    with _importing(str(path), name):
+    with _importing(f"{kind} {path}", name):
         try:
             module_spec.loader.exec_module(module)
         except BaseException:
@@ -283,7 +304,7 @@ def _importing(what: str, module: str) -> Iterator[None]:
         yield
     # The module is the user's, and its import may raise anything, or call sys.exit().
     except (Exception, SystemExit) as error:
-        message = f"reward {what} cannot be imported: {type(error).__name__}: {error}."
+        message = f"{what} cannot be imported: {type(error).__name__}: {error}."
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         # A module that is there and lacks one of its own imports was found; it is broken.
         if missing is not None and f"{module}.".startswith(f"{missing}."):
@@ -301,6 +322,6 @@ def _attribute(module: ModuleType, name: str, what: str) -> Any:
             if inspect.isroutine(value) and not key.startswith("_"):
                 public.append(key)
         raise RewardNotFound(
-            f"reward {what}: no function {name!r} there.{did_you_mean(name, public)} Expected one "
+            f"{what}: no function {name!r} there.{did_you_mean(name, public)} Expected one "
             f"of: {', '.join(public) or 'none is there'}."
         ) from None

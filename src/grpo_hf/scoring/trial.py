@@ -18,7 +18,7 @@ from transformers import ProcessorMixin, TrainerState
 from ..config import option
 from ..data.completions import message_text
 from ..errors import RewardOutputError
-from .judging import score_texts
+from .judging import score_completions
 from .outcomes import Failure, Outcome
 from .process_reward import with_process_reward
 from .reward import Reward
@@ -355,7 +355,7 @@ def _score(
     for name in rows[0]:
         if name not in ("prompt", "completion"):
             columns[name] = [row.get(name) for row in rows]
-    return score_texts(
+    return score_completions(
         entry,
         [row["prompt"] for row in rows],
         texts,

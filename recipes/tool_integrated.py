@@ -1,0 +1,41 @@
+"""Train a model to reason with a program: tool-integrated reasoning on GSM8K with GRPO.
+
+    # Qwen3-0.6B on GSM8K, from the Hub
+    accelerate launch recipes/tool_integrated.py
+    # the same problems without the tool, for the other column of the paper's tables
+    accelerate launch recipes/tool_integrated.py --tools '' --output_dir runs/chain_of_thought
+
+DeepSeekMath (arXiv 2402.03300, section 2, tables 2 and 5) judges a model twice: by its chain of
+thought, and where it may write programs. Here the model calls the tool `python`, the program runs
+in the sandbox, and what it prints comes back as a turn, after which the model goes on. The tokens
+of that turn are read and not trained on, as the model did not write them. The comparison at the end
+lets base and adapter call the tool as well.
+
+Any function with a docstring and type hints can be a tool: `--tools ./my_tools.py:search`. The
+model needs a chat template with tools, as Qwen3 and Llama 3.1 have.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpo_hf.runs.program import exit_on_error, quiet
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the recipe that the flags describe."""
+    quiet()
+    with exit_on_error():
+        from grpo_hf.runs.recipe import read_recipe
+
+        recipe = read_recipe(arguments, default=HERE / "tool_integrated.yaml")
+        # This import takes seconds. It stands here so that a wrong setting is reported before it.
+        from grpo_hf.runs.train import train
+
+        train(recipe)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,111 @@
+"""Answers of several turns: the model calls tools, reads what they return, and goes on.
+
+It is what TRL 1.16 does in a rollout with `tools`, for evaluations that have no trainer.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..trl_seam import prepare_tool_calls, read_answer, tool_turn_ids
+from .sampling import continuing
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools that a model may call.
+
+    Args:
+        tools: functions with docstrings, as chat templates describe them.
+        call: takes the tools and a call; returns the turn that answers it.
+        most_rounds: how many times results may come back; None for no limit.
+    """
+
+    tools: Sequence[Callable[..., Any]]
+    call: Callable[[Sequence[Callable[..., Any]], Any], dict[str, Any]]
+    most_rounds: int | None = None
+
+    def template_options(
+        self, tokenizer: Any, options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the keyword arguments of the chat template that describe the tools to the model.
+
+        Args:
+            options: other arguments of the chat template.
+
+        Raises:
+            ConfigError: the chat template has no tools.
+        """
+        described = {"tools": list(self.tools)} if self.tools else {}
+        template = prepare_tool_calls(tokenizer)
+        return {**(options or {}), **described, "chat_template": template}
+
+
+@contextmanager
+def conversing(
+    model: Any,
+    tokenizer: Any,
+    sampling: Mapping[str, Any],
+    use: ToolUse,
+    template_options: Mapping[str, Any] | None = None,
+) -> Iterator[Callable[[list[list[int]], int], list[Messages]]]:
+    """Yield a function that answers lists of tokens in turns, the model's and those of tools.
+
+    It takes the lists and how many tokens an answer may have at most, results of tools included. A
+    result that does not fit is left out, and the answer ends with the call (TRL 1.16).
+
+    Args:
+        sampling: settings of `generate`; see `continuing`.
+        template_options: other arguments of the chat template.
+    """
+    # A tool's turn is rendered without the description of the tools, as in TRL.
+    options = {**(template_options or {}), "chat_template": prepare_tool_calls(tokenizer)}
+    context = model.config.get_text_config().max_position_embeddings
+    with continuing(model, tokenizer, sampling) as sample:
+
+        def converse(asked: list[list[int]], tokens: int) -> list[Messages]:
+            answers = [_Answer(prompt, [], []) for prompt in asked]
+            going_on = answers
+            rounds = 0
+            while going_on:
+                written = sample([answer.prompt + answer.ids for answer in going_on], tokens)
+                called = []
+                for answer, ids in zip(going_on, written, strict=True):
+                    calls = answer.take(tokenizer, ids[: tokens - len(answer.ids)], use)
+                    if calls and rounds != use.most_rounds:
+                        turns = [use.call(use.tools, call) for call in calls]
+                        more = tool_turn_ids(tokenizer, turns, options)
+                        if answer.fits(more, tokens, context):
+                            answer.ids += more
+                            answer.messages += turns
+                            called.append(answer)
+                going_on = called
+                rounds += 1
+            return [answer.messages for answer in answers]
+
+        yield converse
+
+
+@dataclass
+class _Answer:
+    """The answer to one prompt as far as it has come: its tokens and its messages."""
+
+    prompt: list[int]
+    ids: list[int]
+    messages: Messages
+
+    def take(self, tokenizer: Any, written: list[int], use: ToolUse) -> list[Any]:
+        """Add what the model wrote, and return the calls of tools in it."""
+        if not written:
+            return []
+        message = read_answer(tokenizer, written, self.prompt + self.ids, list(use.tools))
+        self.ids += written
+        self.messages.append(message)
+        return message.get("tool_calls") or []
+
+    def fits(self, more: list[int], tokens: int, context: int) -> bool:
+        length = len(self.ids) + len(more)
+        return length <= tokens and len(self.prompt) + length < context
