@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 
@@ -50,6 +51,12 @@ class TestLightness:
             seconds.append(time.monotonic() - started)
         assert all(command in done.stdout for command in ("train", "rewards", "plot", "credit"))
         assert min(seconds) < 1
+
+    def test_version(self, capsys):
+        with pytest.raises(SystemExit) as left:
+            main(["--version"])
+        assert left.value.code == 0
+        assert capsys.readouterr().out == f"grpo-hf {version('grpo-hf')}\n"
 
     def test_trying_a_reward_imports_nothing_heavy(self):
         program = (

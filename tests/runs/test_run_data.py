@@ -7,7 +7,7 @@ import yaml
 from support.chats import SHAPES, USER
 
 from grpo_hf.data.prompts import prompt_token_ids
-from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.errors import ConfigError, DataError, RewardSpecError
 from grpo_hf.models import loading
 from grpo_hf.runs import preflight
 from grpo_hf.runs.recipe import read_recipe
@@ -168,3 +168,45 @@ def test_prompts_too_long_for_the_embedded_model_are_found_before_its_cold_start
     task = preflight.check_task(made)
     with pytest.raises(DataError, match="do not fit the model's context of 256 tokens"):
         preflight.check_embedded(made, task)
+
+
+class TestHeldOut:
+    def rows_of(self, recipe, count, **settings):
+        made = recipe(repeated("What is 2 + 3?", count), **settings)
+        # A flag that is not given, unlike the 0 of the other recipes here.
+        if "eval_rows" not in settings:
+            made.given.pop("eval_rows")
+            made.task.eval_rows = 200
+        data = preflight.check_task(made)
+        return len(data.held_out.rows), len(data.train.rows), data.notes[0]
+
+    @pytest.mark.parametrize(("count", "held_out"), [(10, 2), (150, 30), (300, 60), (1500, 200)])
+    def test_at_most_a_fifth_where_nobody_says_how_many(self, recipe, count, held_out):
+        *counts, note = self.rows_of(recipe, count)
+        assert counts == [held_out, count - held_out]
+        assert f"{held_out} of its {count} rows are held out" in note
+        assert ("a fifth" in note) == (held_out < 200)
+
+    def test_as_many_as_the_user_says(self, recipe):
+        *counts, note = self.rows_of(recipe, 300, eval_rows=200)
+        assert counts == [200, 100] and "a fifth" not in note
+        with pytest.raises(DataError, match="300 rows, too few to hold out 300"):
+            self.rows_of(recipe, 300, eval_rows=300)
+
+
+class TestOneRewardTwice:
+    def names(self, recipe, tmp_path, *specs):
+        source = (
+            "def same(completions, *, limit=9, **columns):\n    return [1.0] * len(completions)"
+        )
+        (tmp_path / "mine.py").write_text(source)
+        made = recipe(repeated("What is 2 + 3?", 8), rewards=list(specs))
+        return [reward.name for reward in preflight.check_task(made).rewards]
+
+    def test_has_names_by_the_options_that_differ(self, recipe, tmp_path):
+        names = self.names(recipe, tmp_path, "./mine.py:same(limit=50)", "./mine.py:same")
+        assert names == ["same-limit-50", "same-limit-9"]
+
+    def test_with_the_same_options_is_refused(self, recipe, tmp_path):
+        with pytest.raises(RewardSpecError, match="two rewards are called 'same'"):
+            self.names(recipe, tmp_path, "./mine.py:same(limit=9)", "./mine.py:same")

@@ -9,7 +9,7 @@ import pytest
 from support.registry import as_trl_calls, lengths
 
 from grpo_hf.errors import RewardNotFound, RewardSpecError
-from grpo_hf.scoring.registry import installed_rewards, load_reward, register_reward
+from grpo_hf.scoring.registry import installed_rewards, load_reward, register_reward, split_spec
 
 HOME = lengths.__module__
 
@@ -319,6 +319,12 @@ class TestFiles:
 
 
 class TestListing:
+    @pytest.mark.parametrize("value", ["true", "True"])
+    def test_constants_of_yaml_and_json(self, value):
+        name, options = split_spec(f"f(strict={value}, limits=[null, 2], shown={{'x': false}})")
+        assert name == "f"
+        assert options == {"strict": True, "limits": [None, 2], "shown": {"x": False}}
+
     def test_names_with_columns_and_options(self):
         register_reward("concise")(lengths)
         listed = {reward.name: reward for reward in installed_rewards()}

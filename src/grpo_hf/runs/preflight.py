@@ -21,7 +21,7 @@ from ..scoring.model_tools import Tool, load_tools
 from ..scoring.process_reward import process_reward
 from ..scoring.registry import load_reward
 from ..scoring.reward import Reward
-from ..scoring.run_rewards import isolate, refuse_namesakes, scored_rewards
+from ..scoring.run_rewards import isolate, refuse_namesakes, scored_rewards, told_apart
 from ..scoring.scorer import weights_at
 from ..scoring.trial import dry_run, first_rows, untried
 from ..trl_seam import prepare_tool_calls
@@ -256,6 +256,7 @@ def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
     rewards = []
     for spec in task.rewards:
         rewards.append(load_reward(spec, relative_to=recipe.folder))
+    rewards = told_apart(rewards)
     # Names are the keys of metrics and of eval_reward below.
     refuse_namesakes(rewards)
     _check_weights(recipe.training, rewards)

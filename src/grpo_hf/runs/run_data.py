@@ -26,6 +26,8 @@ from .recipe import EMBEDDED_MODEL, Recipe
 _RENAME = "--columns {}=<its name there>"
 # So many rows of a stream are read ahead, to check columns and prompts by them.
 _FIRST_ROWS = 64
+# Where nobody says how many, one row of so many is held out at most.
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,36 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     if test is not None:
         # The first rows, so that all runs are evaluated on the same prompts.
         return RunData(train, Split(test.rows[: task.eval_rows], test.bad, test.source), [])
-    # At least one row has to remain to train on.
-    if len(train.rows) <= task.eval_rows:
-        raise DataError(
-            f"{train.source} has no split {task.dataset_test_split!r} and {len(train.rows)} rows, "
-            f"too few to hold out {task.eval_rows} of them. Give --eval_rows a smaller number, or "
-            "0 to train without an evaluation."
-        )
+    held_out_count = _rows_to_hold_out(recipe, train)
     # The run's seed chooses the rows, so a resumed run holds out the same ones.
-    held_out, rest = rows.hold_out(train, task.eval_rows, recipe.training.seed)
+    held_out, rest = rows.hold_out(train, held_out_count, recipe.training.seed)
     note = (
-        f"{train.source} has no split {task.dataset_test_split!r}: {task.eval_rows} of its rows "
-        "are held out."
+        f"{train.source} has no split {task.dataset_test_split!r}: {held_out_count} of its "
+        f"{len(train.rows)} rows are held out."
     )
+    if held_out_count != task.eval_rows:
+        note += " That is a fifth of them, as they are few (--eval_rows for another number)."
     return RunData(rest, held_out, [note])
+
+
+def _rows_to_hold_out(recipe: Recipe, train: Split) -> int:
+    """Return how many training rows are held out: `eval_rows`, or a fifth where that is less.
+
+    What the user gives is taken as it is.
+
+    Raises:
+        DataError: no row would remain to train on.
+    """
+    wanted, count = recipe.task.eval_rows, len(train.rows)
+    if "eval_rows" not in recipe.given and count > 1:
+        return min(wanted, max(1, count // _FEW))
+    if count <= wanted:
+        raise DataError(
+            f"{train.source} has no split {recipe.task.dataset_test_split!r} and {count} rows, too "
+            f"few to hold out {wanted} of them. Give --eval_rows a smaller number, or 0 to train "
+            "without an evaluation."
+        )
+    return wanted
 
 
 def _read_split(

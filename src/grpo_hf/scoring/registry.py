@@ -24,6 +24,8 @@ from .signature import checked_reward
 _GROUP = "grpo_hf.rewards"
 # How the modules begin that are made of reward files.
 _FILE_MODULE = "grpo_hf_file"
+# What YAML and JSON call these, also inside of a list or a mapping.
+_CONSTANTS = {"true": True, "false": False, "null": None}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # What `register_reward` was told in this process.
@@ -140,6 +142,8 @@ def installed_rewards() -> list[InstalledReward]:
 def split_spec(text: str) -> tuple[str, dict[str, Any]]:
     """Split `name(key=value, ...)` into name and options, which are literals: nothing is evaluated.
 
+    Literals are those of Python, and `true`, `false` and `null` of YAML and JSON.
+
     Raises:
         RewardSpecError: the options cannot be read.
     """
@@ -166,10 +170,17 @@ def _literal_options(brackets: str) -> dict[str, Any] | None:
             for keyword in call.keywords:
                 # `**more` has no name.
                 if keyword.arg is not None:
-                    options[keyword.arg] = ast.literal_eval(keyword.value)
+                    options[keyword.arg] = ast.literal_eval(_PythonNames().visit(keyword.value))
             if len(options) == len(call.keywords):
                 return options
     return None
+
+
+class _PythonNames(ast.NodeTransformer):
+    """Put Python's constants in the place of the names that YAML and JSON have for them."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(_CONSTANTS[node.id]) if node.id in _CONSTANTS else node
 
 
 def _find(name: str, folder: Path) -> tuple[Any, str, str]:

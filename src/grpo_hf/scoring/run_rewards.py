@@ -6,6 +6,7 @@ TRL keeps what the user gave, in `reward_funcs`; what scores in its place is fou
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -18,6 +19,8 @@ from .worker_client import CannotTravelError, RewardProcess, pack
 
 # `org/name`, as the Hub calls a model.
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+# Characters of an option's value in a name.
+_LONGEST_VALUE = 24
 
 
 class RunRewards:
@@ -66,10 +69,47 @@ def scored_rewards(reward_funcs: Any) -> list[Any] | None:
     if reward_funcs is None:
         return None
     entries = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    loaded = {}
+    for place, entry in enumerate(entries):
+        if not _is_reward_model(entry):
+            loaded[place] = load_reward(entry)
+    apart = dict(zip(loaded, told_apart(list(loaded.values())), strict=True))
     rewards = []
-    for entry in entries:
-        rewards.append(entry if _is_reward_model(entry) else ScoredReward(load_reward(entry)))
+    for place, entry in enumerate(entries):
+        if place not in loaded:
+            rewards.append(entry)
+        else:
+            # TRL goes by the name of a function that a program hands over.
+            by_trl = callable(entry)
+            rewards.append(ScoredReward(loaded[place] if by_trl else apart[place]))
     return rewards
+
+
+def told_apart(rewards: Sequence[Reward]) -> list[Reward]:
+    """Return rewards of which namesakes with different options have names of their own.
+
+    One function with two limits becomes `concise-limit-50` and `concise-limit-200`, in metrics and
+    tables: characters that no logger objects to.
+    """
+    namesakes: dict[str, list[Reward]] = {}
+    for reward in rewards:
+        namesakes.setdefault(reward.name, []).append(reward)
+    return [_named_by_options(reward, namesakes[reward.name]) for reward in rewards]
+
+
+def _named_by_options(reward: Reward, namesakes: Sequence[Reward]) -> Reward:
+    """Return a reward whose name has the options in which it differs from its namesakes."""
+    parts = [reward.name]
+    for option in reward.known_options:
+        values = []
+        for other in namesakes:
+            values.append(repr({**other.known_options, **other.options}.get(option)))
+        if len(set(values)) > 1:
+            own = {**reward.known_options, **reward.options}[option]
+            parts += [option, str(own)[:_LONGEST_VALUE]]
+    if len(parts) == 1:
+        return reward
+    return replace(reward, name=re.sub(r"[^\w.-]+", "_", "-".join(parts)))
 
 
 def callables_of(given: Any, entries: Sequence[Any]) -> list[Any]:
