@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.models import block
+from support.waits import OnDevice
 
 from grpo_hf.run_context import RunTraits
 from grpo_hf.update import log_probs
@@ -85,8 +86,30 @@ def test_a_long_group_is_cut_and_the_numbers_stay(make_trainer, monkeypatch):
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("tokens", [None, 1, 8192])
+def test_a_device_is_waited_for_once(tokens, make_trainer, monkeypatch):
+    """However many rows, prompts and forwards there are: both halves of the block leave it then."""
+    trainer = make_trainer()
+    monkeypatch.setattr(OnDevice, "found", [])
+    for prompts in (1, 3):
+        ids, mask, longest = block([[5, 6, 7, 8]] * 4 * prompts, [[9, 10, 11]] * 4 * prompts)
+        budget = None if tokens is None else TokenBudget(tokens)
+        with torch.no_grad():
+            log_probs.packed_log_probs(
+                trainer.model,
+                ids.as_subclass(OnDevice),
+                mask.as_subclass(OnDevice),
+                longest,
+                budget=budget,
+            )
+        assert OnDevice.found == ["cpu", "cpu"]
+        OnDevice.found.clear()
+
+
 class OtherProcess:
     """An accelerator beside another process, which has so many forwards to make."""
+
+    device = torch.device("cpu")
 
     def __init__(self, others: int) -> None:
         self.others = others

@@ -180,13 +180,11 @@ def on_meta(architecture: str) -> Any:
 
 def layout_on_meta() -> PackedGroups:
     layout = PackedGroups.pack(*block([[5, 6, 7, 8, 9]] * 3 + [[4]] * 2, [[1, 2]] * 5))
-    values = {}
-    for name in signature(PackedGroups).parameters:
+    values = {"counts": layout._counts}
+    for name in signature(PackedGroups).parameters.keys() - values.keys():
         value = getattr(layout, name)
         values[name] = value.to("meta") if isinstance(value, torch.Tensor) else value
-    moved = PackedGroups(**values)
-    vars(moved)["_counts"] = layout._counts  # what leaves the device once per micro-batch
-    return moved
+    return PackedGroups(**values)
 
 
 def through_layers(layers: Any, layout: PackedGroups) -> None:
@@ -210,7 +208,7 @@ def test_no_layer_waits_for_its_device(architecture: str, padded: bool, monkeypa
     read_layouts_of_states(layers)
     layout = layout_on_meta()
     built = []
-    monkeypatch.setattr(packing, "_ends", lambda lengths: built.append(1) or ENDS(lengths))
+    monkeypatch.setattr(packing, "ends_of", lambda lengths: built.append(1) or ENDS(lengths))
     through_layers(layers, layout)
     assert len({module for module, _ in layout.readers}) >= 1
     once = len(built)
@@ -219,7 +217,7 @@ def test_no_layer_waits_for_its_device(architecture: str, padded: bool, monkeypa
     assert len(built) == once <= 4
 
 
-ENDS = packing._ends
+ENDS = packing.ends_of
 WAITS = {
     "item": lambda states: states.sum().item(),
     "tolist": lambda states: states.tolist(),

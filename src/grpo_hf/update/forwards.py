@@ -50,7 +50,7 @@ class TokenBudget:
         counts = torch.stack([prompt_of, in_prompts.sum(1), completion_lengths]).tolist()
         pieces = cut_rows(*counts, budget=self.tokens)
         if self.accelerator is not None:
-            own = torch.tensor([len(pieces)], device=input_ids.device)
+            own = torch.tensor([len(pieces)], device=self.accelerator.device)
             most = int(self.accelerator.gather(own).max())
             pieces += [slice(0, 0)] * (most - len(pieces))
         return pieces

@@ -222,11 +222,12 @@ def packed_log_probs(
     if computed is not None:
         attention_mask = attention_mask * computed.kept[:, None]
     every_row = slice(0, len(input_ids))
-    block = (input_ids, attention_mask, logits_to_keep)
+    # What lies where is found out on the host: the device is waited for once, whatever is cut.
+    block = (input_ids.cpu(), attention_mask.cpu(), logits_to_keep)
     log_probs = []
     entropies = []
     for piece in [every_row] if budget is None else budget.pieces(*block):
-        layout = _layout_of(*block, piece)
+        layout = _layout_of(*block, piece, input_ids.device)
         of_piece, entropies_of_piece = forward_packed(model, layout, entropy=entropy)
         # A forward for company's sake has a row that is not of this piece.
         rows_of_piece = piece.stop - piece.start
@@ -240,13 +241,17 @@ def packed_log_probs(
 
 
 def _layout_of(
-    input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, rows: slice
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    logits_to_keep: int,
+    rows: slice,
+    device: torch.device,
 ) -> PackedGroups:
     """Lay some rows of a block down; of no rows, a single token that is not scored."""
     if rows.start == rows.stop:
         nothing = torch.zeros_like(attention_mask[:1])
-        return PackedGroups.pack(input_ids[:1], nothing, logits_to_keep)
-    return PackedGroups.pack(input_ids[rows], attention_mask[rows], logits_to_keep)
+        return PackedGroups.pack(input_ids[:1], nothing, logits_to_keep, device)
+    return PackedGroups.pack(input_ids[rows], attention_mask[rows], logits_to_keep, device)
 
 
 def forward_packed(

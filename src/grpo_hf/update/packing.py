@@ -16,15 +16,15 @@ N distinct prompts, M suffixes (rows without a token have none), S tokens in the
 in all.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from ..torch_seam import VarlenCall
+from .sequences import Padded, Spans, ends_of, move_together, owners_of, places_of
 
 IGNORED = -100  # the label of a position that predicts nothing, as everywhere in transformers
 
@@ -57,6 +57,7 @@ class PackedGroups:
         prompt_of: Tensor,
         cells: Tensor,
         block: tuple[int, int],
+        counts: tuple[list[int], list[int], list[int]],
     ) -> None:
         """Take what `pack` has laid down.
 
@@ -69,6 +70,8 @@ class PackedGroups:
             prompt_of (M,): the prompt of each suffix; ascending.
             cells (S,): where each suffix position lies in the flattened (B, C) block.
             block: (B, C).
+            counts: lengths of prompts and of suffixes, and each suffix's prompt, as numbers of
+                Python: to ask a device for them in a layer is to let it run dry.
         """
         self.input_ids = input_ids
         self.position_ids = position_ids
@@ -78,6 +81,7 @@ class PackedGroups:
         self.prompt_of = prompt_of
         self.cells = cells
         self.block = block
+        self._counts = counts
         # Layers that attended to this row, each with its window.
         self.readers: list[tuple[nn.Module, int | None]] = []
         # The kernels, (D, K), of the convolutions that read this row.
@@ -87,7 +91,13 @@ class PackedGroups:
         self._windows: dict[int, tuple[Spans, Tensor]] = {}
 
     @classmethod
-    def pack(cls, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> "PackedGroups":
+    def pack(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        device: torch.device | None = None,
+    ) -> "PackedGroups":
         """Lay a block of rows down once.
 
         Rows share a prompt when its tokens are equal: equal tokens have equal states, whatever
@@ -99,7 +109,11 @@ class PackedGroups:
                 right.
             attention_mask (B, P + C): 1 for a token, 0 for padding.
             logits_to_keep: C.
+            device: where the row is needed, if not where the block is.
         """
+        device = device or input_ids.device
+        # Sizes depend on what the block holds. On a device each of them would be waited for.
+        input_ids, attention_mask = input_ids.cpu(), attention_mask.cpu()
         prompts = input_ids[:, :-logits_to_keep]  # (B, P)
         completions = input_ids[:, -logits_to_keep:]  # (B, C)
         mask = attention_mask[:, :-logits_to_keep].bool()
@@ -118,20 +132,34 @@ class PackedGroups:
         prompt_lengths = in_prompt.sum(1)  # (N,)
         suffix = torch.cat([prompts[rows, -1:], completions[rows, :-1]], dim=1)  # (M, C)
         in_suffix = kept[rows]
-        column = torch.arange(logits_to_keep, device=input_ids.device)  # (C,)
+        column = torch.arange(logits_to_keep)  # (C,)
         cells = (rows[:, None] * logits_to_keep + column)[in_suffix]  # (S,)
         # Padding does not count: a token's position is that in a batch of one row.
         prompt_positions = (in_prompt.cumsum(1) - 1)[in_prompt]
         suffix_positions = (prompt_lengths[prompt_of, None] + column)[in_suffix]
+        suffix_lengths = in_suffix.sum(1)
+        row, positions, labels, *lengths, cells = move_together(
+            [
+                torch.cat([prompt[in_prompt], suffix[in_suffix]]),
+                torch.cat([prompt_positions, suffix_positions]),
+                completions.masked_fill(~scored, IGNORED).flatten()[cells],
+                prompt_lengths,
+                suffix_lengths,
+                prompt_of,
+                cells,
+            ],
+            device,
+        )
         return cls(
-            input_ids=torch.cat([prompt[in_prompt], suffix[in_suffix]])[None],
-            position_ids=torch.cat([prompt_positions, suffix_positions])[None],
-            labels=completions.masked_fill(~scored, IGNORED).flatten()[cells][None],
-            prompt_lengths=prompt_lengths,
-            suffix_lengths=in_suffix.sum(1),
-            prompt_of=prompt_of,
+            input_ids=row[None],
+            position_ids=positions[None],
+            labels=labels[None],
+            prompt_lengths=lengths[0],
+            suffix_lengths=lengths[1],
+            prompt_of=lengths[2],
             cells=cells,
             block=(completions.shape[0], completions.shape[1]),
+            counts=(prompt_lengths.tolist(), suffix_lengths.tolist(), prompt_of.tolist()),
         )
 
     def unpack(self, values: Tensor) -> Tensor:
@@ -152,18 +180,6 @@ class PackedGroups:
         return self.input_ids.shape[1] - self.labels.shape[1]
 
     @cached_property
-    def _counts(self) -> tuple[list[int], list[int], list[int]]:
-        """Lengths of prompts and of suffixes, and each suffix's prompt, as numbers of Python.
-
-        They leave the device together, and once: to wait for a device in a layer is to let it run
-        dry.
-        """
-        every = torch.cat([self.prompt_lengths, self.suffix_lengths, self.prompt_of]).tolist()
-        prompts = len(self.prompt_lengths)
-        suffixes = len(self.suffix_lengths)
-        return every[:prompts], every[prompts : prompts + suffixes], every[prompts + suffixes :]
-
-    @cached_property
     def groups(self) -> list[tuple[slice, slice, list[slice]]]:
         """Tell where each prompt's shared part lies in the row, and where its suffixes do."""
         prompt_lengths, suffix_lengths, prompt_of = self._counts
@@ -182,27 +198,27 @@ class PackedGroups:
         return groups
 
     @cached_property
-    def prompts(self) -> "Padded":
+    def prompts(self) -> Padded:
         """The shared parts as (N, longest)."""
         return Padded.of(self.prompt_lengths, self._counts[0])
 
     @cached_property
-    def suffixes(self) -> "Padded":
+    def suffixes(self) -> Padded:
         """The suffixes as (M, longest)."""
         return Padded.of(self.suffix_lengths, self._counts[1])
 
     @cached_property
-    def spans(self) -> "Spans":
+    def spans(self) -> Spans:
         """Where sequences end, for attention without a window."""
         longest_prompt = self.prompts.longest
         longest_suffix = self.suffixes.longest
-        ends = _ends(self.suffix_lengths)
+        ends = ends_of(self.suffix_lengths)
         own = VarlenCall(ends, ends, longest_suffix, longest_suffix, is_causal=True)
         if not self.shared:
             return Spans(own)
         # Prompts of one token sort before all others, and share nothing: no sequence is empty.
         empty = self._counts[0].count(0)
-        of_prompts = _ends(self.prompt_lengths[empty:])
+        of_prompts = ends_of(self.prompt_lengths[empty:])
         by_prompt = self.suffix_lengths.new_zeros(len(self.prompt_lengths))
         by_prompt = by_prompt.index_add(0, self.prompt_of, self.suffix_lengths)[empty:]
         sizes = [together.stop - together.start for _, together, _ in self.groups]
@@ -210,12 +226,12 @@ class PackedGroups:
             own,
             VarlenCall(of_prompts, of_prompts, longest_prompt, longest_prompt, is_causal=True),
             VarlenCall(
-                _ends(by_prompt), of_prompts, max(sizes[empty:]), longest_prompt, is_causal=False
+                ends_of(by_prompt), of_prompts, max(sizes[empty:]), longest_prompt, is_causal=False
             ),
             alone=sum(sizes[:empty]),
         )
 
-    def in_window(self, window: int) -> tuple["Spans", Tensor]:
+    def in_window(self, window: int) -> tuple[Spans, Tensor]:
         """Return where sequences end with a window, and where the keys of suffixes lie in the row.
 
         Args:
@@ -225,7 +241,7 @@ class PackedGroups:
             self._windows[window] = self._build_window(window)
         return self._windows[window]
 
-    def _build_window(self, window: int) -> tuple["Spans", Tensor]:
+    def _build_window(self, window: int) -> tuple[Spans, Tensor]:
         prompts = None
         if self.spans.prompts is not None:
             prompts = replace(self.spans.prompts, is_causal=False, window=window)
@@ -236,13 +252,15 @@ class PackedGroups:
         keys = []
         for prompt, length in zip(self._counts[2], self._counts[1], strict=True):
             keys.append(min(self._counts[0][prompt], window - 1) + length)
-        place = _places(lengths, sum(keys))
-        owner = _owners(lengths, sum(keys))
+        place = places_of(lengths, sum(keys))
+        owner = owners_of(lengths, sum(keys))
         prompt_end = self.prompt_lengths.cumsum(0)[self.prompt_of]
         in_prompt = prompt_end[owner] - before[owner] + place
         in_suffix = self.shared + ends[owner] + place - before[owner]
         longest = self.suffixes.longest
-        call = VarlenCall(ends, _ends(lengths), longest, max(keys), is_causal=False, window=window)
+        call = VarlenCall(
+            ends, ends_of(lengths), longest, max(keys), is_causal=False, window=window
+        )
         sources = torch.where(place < before[owner], in_prompt, in_suffix)
         return Spans(call, prompts), sources
 
@@ -311,83 +329,6 @@ class PackedGroups:
             for suffix in suffixes:
                 # Not [-size:], which is everything for a size of 0.
                 add(before[len(before) - size :], suffix)
-        device = self.input_ids.device
-        return torch.tensor(sources, device=device), torch.tensor(tokens, device=device)
-
-
-@dataclass(frozen=True)
-class Spans:
-    """Where the sequences of a packed row end, for kernels that take sequences of any length.
-
-    Args:
-        suffixes: to themselves; with a window, to the keys that are gathered for them.
-        prompts: to themselves; None if no prompt has a shared part.
-        together: the suffixes of each prompt, as one sequence, to its shared part.
-        alone: how many tokens are in suffixes whose prompt has no shared part; they come first.
-    """
-
-    suffixes: VarlenCall
-    prompts: VarlenCall | None = None
-    together: VarlenCall | None = None
-    alone: int = 0
-
-
-def _ends(lengths: Tensor) -> Tensor:
-    """Return where sequences of these lengths end, with a 0 in front, in int32."""
-    return pad(lengths.cumsum(0), (1, 0)).int()
-
-
-def _owners(lengths: Tensor, total: int) -> Tensor:
-    """Return the sequence of each token, (total,)."""
-    rows = torch.arange(len(lengths), device=lengths.device)
-    # With the size given, the device is not asked for it.
-    return rows.repeat_interleave(lengths, output_size=total)
-
-
-def _places(lengths: Tensor, total: int) -> Tensor:
-    """Return each token's place in its sequence, (total,)."""
-    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=total)
-    return torch.arange(total, device=lengths.device) - starts
-
-
-@dataclass(frozen=True)
-class Padded:
-    """Sequences side by side as (rows, longest).
-
-    `cells` holds where each token lies in that block, flattened.
-    """
-
-    rows: int
-    longest: int
-    cells: Tensor
-
-    @classmethod
-    def of(cls, lengths: Tensor, counts: list[int]) -> "Padded":
-        """Lay sequences side by side.
-
-        Args:
-            lengths (rows,): of the sequences, on their device.
-            counts: the same as numbers of Python.
-        """
-        longest = max(counts)
-        total = sum(counts)
-        cells = _owners(lengths, total) * longest + _places(lengths, total)
-        return cls(len(counts), longest, cells)
-
-    def rows_of(self, states: Tensor) -> Tensor:
-        """Pad (tokens, ...) to (rows, longest, ...), with zeros for padding."""
-        block = states.new_zeros(self.rows * self.longest, *states.shape[1:])
-        block = block.index_copy(0, self.cells, states)
-        return block.view(self.rows, self.longest, *states.shape[1:])
-
-    def tokens_of(self, states: Tensor) -> Tensor:
-        """Undo `rows_of`."""
-        return states.flatten(0, 1).index_select(0, self.cells)
-
-    def pad(self, states: Tensor) -> Tensor:
-        """Pad (heads, tokens, D) to (rows, heads, longest, D)."""
-        return self.rows_of(states.transpose(0, 1)).transpose(1, 2)
-
-    def unpad(self, states: Tensor) -> Tensor:
-        """Undo `pad`: (rows, heads, longest, D) -> (tokens, heads, D)."""
-        return self.tokens_of(states.transpose(1, 2))
+        both = [torch.tensor(sources), torch.tensor(tokens)]
+        of_row, of_longer = move_together(both, self.input_ids.device)
+        return of_row, of_longer
