@@ -79,9 +79,13 @@ bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL:
 gpu-check: $(READY) ## on a GPU, 8 minutes at most: is it right against TRL, how fast, does it fit? one table, one JSON
 	$(BIN)/python -m benchmarks.gpu_check --json $(GPU_JSON)
 
+docs: $(READY) ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo build/site/index.html
+
 check: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 bench gpu-check check
+.PHONY: help install demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 bench gpu-check docs check
