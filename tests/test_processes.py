@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from support.processes import SCRIPT, launch, launch_with_accelerate
 
 from grpo_hf.reporting.metrics_file import read_metrics
+from grpo_hf.reporting.spikes import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,15 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(
     for row, other in zip(read_metrics(two), read_metrics(one_process), strict=True):
         assert row["reward"] == pytest.approx(other["reward"], abs=1e-5)
         assert row["kl"] == pytest.approx(other["kl"], abs=1e-5)
+        for spread in ("kl/median", "kl/max"):
+            assert row[spread] == pytest.approx(other[spread], abs=1e-5)
+    for line, other in zip(read_lines(two), read_lines(one_process), strict=True):
+        assert (line.step, line.tokens) == (other.step, other.tokens)
+        for token, expected_token in zip(line.largest, other.largest, strict=True):
+            assert token.kl == pytest.approx(expected_token.kl, abs=1e-5)
+        # In the first step all are 0 but for rounding, and any may be the largest.
+        if line.max > 1e-4:
+            assert line.largest[0].text == other.largest[0].text
 
 
 def test_a_group_that_two_processes_share_is_scored_as_one(

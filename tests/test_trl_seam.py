@@ -215,6 +215,31 @@ def test_a_kl_per_micro_batch_is_logged(trainer: trl.GRPOTrainer):
     term.beta = 0.04
 
 
+def test_the_spread_of_the_kl_is_logged(trainer: trl.GRPOTrainer):
+    trainer.model.train()
+    term, metrics = trl_seam.KLTerm(trainer), trainer._metrics["train"]
+    for median, largest in ((1.0, 5.0), (2.0, 3.0)):
+        term.log_spread(median, largest)
+    assert metrics.pop("kl/median") == [1.0, 2.0] and metrics.pop("kl/max") == [5.0]
+
+
+def test_the_log_probs_of_a_loss_are_recorded(trainer: trl.GRPOTrainer):
+    term, batch = trl_seam.KLTerm(trainer), rollout(trainer)
+    with term.log_probs_recorded() as recorded:
+        trl_seam.loss_of(trainer, batch)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    scored = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, WIDTH)
+    (log_probs,) = recorded
+    assert torch.equal(log_probs, scored[0]) and not log_probs.requires_grad
+    assert "_get_per_token_logps_and_entropies" not in vars(trainer)
+    trainer.model.eval()
+    with term.log_probs_recorded() as recorded:
+        trl_seam.loss_of(trainer, batch)
+    assert recorded == []
+    trainer.model.train()
+
+
 def roll_out(trainer: trl.GRPOTrainer) -> Any:
     trainer.model.train()
     rows = [dict(trainer.train_dataset[row // GROUP]) for row in range(ROWS)]

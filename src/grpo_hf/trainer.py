@@ -24,7 +24,7 @@ from .data.completions import columns_of
 from .durable_trainer import DurableTrainer
 from .errors import RewardFailuresError
 from .models import adapters, loading, reference, reference_guards
-from .reporting import credit_file, model_card, progress
+from .reporting import credit_file, kl_tokens, model_card, progress
 from .reporting.phases import timed
 from .rollout import dynamic_sampling, generate, vllm_engine
 from .scoring import failures, process_reward, step_scores, trial
@@ -77,15 +77,17 @@ class GRPOTrainer(DurableTrainer):
         self.results: dict[str, Any] = {}
         reference.prepare_policy(model, self.ref_model, args, traits, self.continues_adapter)
         dynamic_sampling.check_dynamic_sampling(args, traits)
-        kl_callbacks = kl_control.kl_callbacks(args, trl_seam.KLTerm(self), model, traits)
+        kl_term = trl_seam.KLTerm(self)
+        kl_callbacks = kl_control.kl_callbacks(args, kl_term, model, traits)
+        self.kl_tokens = kl_tokens.KLTokens(kl_term, trl_seam.tokenizer_of(self), self.accelerator)
         self.critic = critic.build_critic(args, model, self.accelerator, traits)
         self.grouped = generate.GroupedSampling(trl_seam.tokenizer_of(self), self.accelerator)
         process_reward.attach_policy(self._entries, trl_seam.policy_of(self), traits)
         if option(args, "packed_update"):
             models = [self.accelerator.unwrap_model(each) for each in self._scored_models(model)]
             log_probs.prepare_models(models, self.temperature)
-        own_callbacks = kl_callbacks + progress.progress_callbacks(self.reward_func_names)
-        progress.exchange_callbacks(self.callback_handler, own_callbacks)
+        own_callbacks = [self.kl_tokens, *progress.progress_callbacks(self.reward_func_names)]
+        progress.exchange_callbacks(self.callback_handler, kl_callbacks + own_callbacks)
 
     def train_here(self, checkpoint: str | None, **keywords: Any) -> Any:
         """Train, with the reference checked before and the base after."""
@@ -106,13 +108,9 @@ class GRPOTrainer(DurableTrainer):
     @cached_property
     def packs(self) -> packing_check.Packing:
         """Return which rows are updated packed; measured once, and logged if there are none."""
-        return packing_check.decide_packing(
-            self._scored_models(self.model_wrapped),
-            super()._get_per_token_logps_and_entropies,
-            self.accelerator,
-            self.traits,
-            self.args,
-        )
+        score = super()._get_per_token_logps_and_entropies
+        run = (self.accelerator, self.traits, self.args)
+        return packing_check.decide_packing(self._scored_models(self.model_wrapped), score, *run)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -159,7 +157,8 @@ class GRPOTrainer(DurableTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Weigh a micro-batch as the whole batch would. TRL 1.16 returns what goes backward."""
-        with log_probs.only_rows(micro_batches.rows_computed(inputs, trl_seam.context_of(self))):
+        rows = micro_batches.rows_computed(inputs, trl_seam.context_of(self))
+        with log_probs.only_rows(rows), self.kl_tokens.noted(inputs, self.args):
             return super()._compute_loss(model, inputs) * inputs.get("loss_scale", 1.0)
 
     @timed("reference")
@@ -168,9 +167,8 @@ class GRPOTrainer(DurableTrainer):
         batch, rewards = self._roll_out(inputs)
         if self.model.training:
             run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
-            credit_file.record_credit(
-                batch, rewards, self.reward_weights, tokenizer, run, self.args, self.state
-            )
+            scored = credit_file.Scored(rewards, self.reward_weights, self.reward_func_names)
+            credit_file.record_credit(batch, scored, tokenizer, run, self.args, self.state)
             if option(self.args, "dynamic_sampling"):
                 plan = trl_seam.refill_plan(self)
                 with trl_seam.only_planned_rollout_logged(self, summed="monte_carlo/"):

@@ -696,6 +696,37 @@ class KLTerm:
         """Log the weight that the step had, as `beta`."""
         log_metric(self._trainer, "beta", self.beta)
 
+    def log_spread(self, median: float, largest: float) -> None:
+        """Log beside the mean KL the median of a step's tokens, and the largest KL of a token.
+
+        TRL logs the mean of a list; the largest of all steps since the last line shall stay.
+        """
+        log_metric(self._trainer, "kl/median", median)
+        metrics = self._trainer._metrics["train"]
+        metrics["kl/max"] = [max([float(largest), *metrics["kl/max"]])]
+
+    @contextmanager
+    def log_probs_recorded(self) -> Iterator[list[Tensor]]:
+        """Record the log-probabilities that a loss of the training computes inside a block.
+
+        `_compute_loss` calls `_get_per_token_logps_and_entropies` once, on the object.
+
+        Yields:
+            A list that gets an entry per call, (B, C), without its gradient; none in an evaluation.
+        """
+        score = self._trainer._get_per_token_logps_and_entropies
+        training = self._trainer.model.training
+        returned: list[Tensor] = []
+
+        def recorded(*positional: Any, **named: Any) -> Any:
+            scored = score(*positional, **named)
+            if training:
+                returned.append(scored[0].detach())
+            return scored
+
+        with patch.object(self._trainer, "_get_per_token_logps_and_entropies", recorded):
+            yield returned
+
 
 # transformers
 

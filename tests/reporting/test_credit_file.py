@@ -15,7 +15,7 @@ from transformers import TrainerState
 from grpo_hf import GRPOConfig, reward_settings
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.reporting import credit_file
-from grpo_hf.reporting.credit_file import logged_step, record_credit
+from grpo_hf.reporting.credit_file import Scored, logged_step, record_credit
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.reporting.token_credit import CREDIT_FILE
 from grpo_hf.run_context import RunContext
@@ -70,11 +70,9 @@ class TestRuns:
         trainer = make_trainer(peft_config=LORA, logging_steps=2, max_steps=4)
         batches, record_credit = {}, credit_file.record_credit
 
-        def remembered(
-            batch: Any, rewards: Any, weights: Any, tokenizer: Any, run: Any, *more: Any
-        ):
+        def remembered(batch: Any, scored: Any, tokenizer: Any, run: Any, *more: Any):
             batches[run.step + 1] = batch
-            record_credit(batch, rewards, weights, tokenizer, run, *more)
+            record_credit(batch, scored, tokenizer, run, *more)
 
         monkeypatch.setattr(credit_file, "record_credit", remembered)
         trainer.train()
@@ -95,6 +93,7 @@ class TestRuns:
                 )
                 text = decode(ids, skip_special_tokens=True)
                 assert one["reward"] == len(text) + text.count("1")
+                assert one["rewards"] == {"count_ones": one["reward"]}
 
     @staticmethod
     def places(batch: dict[str, Any], row: dict[str, Any], decode: Any) -> list[int]:
@@ -163,7 +162,8 @@ class TestRuns:
             state = TrainerState(global_step=0, logging_steps=1, max_steps=max_steps)
             accelerator = Accelerator(cpu=True) if main else OtherProcess(cpu=True)
             run = RunContext(accelerator, group_size=2, training=True, step=0)
-            record_credit(batch, rewards, torch.ones(2), tokenizer, run, args, state)
+            scored = Scored(rewards, torch.ones(2), ["first", "second"])
+            record_credit(batch, scored, tokenizer, run, args, state)
 
         record(batch, **changes)
         assert list(tmp_path.iterdir()) == []
@@ -172,6 +172,9 @@ class TestRuns:
         record(batch)
         rewards_kept = [[one["reward"] for one in row["completions"]] for row in lines(tmp_path)]
         assert rewards_kept == [[None, 0.0], [3.0, 0.5]]
+        by_name = [one["rewards"] for row in lines(tmp_path) for one in row["completions"]]
+        assert by_name[0] == {"first": None, "second": None}
+        assert by_name[2:] == [{"first": 1.0, "second": 2.0}, {"first": None, "second": 0.5}]
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -13,12 +13,16 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.reporting.credit_display import to_html
-from grpo_hf.reporting.token_credit import Group, credited_group, token_texts
+from grpo_hf.reporting.token_credit import Group, Score, credited_group, token_texts
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return tiny_tokenizer()
+
+
+def scores(*totals: float | None) -> list[Score]:
+    return [Score(total, {"only": total}) for total in totals]
 
 
 def sentencepiece_like() -> Tokenizer:
@@ -91,7 +95,9 @@ class TestGroups:
 
     def group(self, tokenizer: Any, advantages: Any, **changes: Any) -> Group:
         batch = batch_of(tokenizer, list(self.TEXTS), advantages) | changes
-        return credited_group(batch, [1.0, 0.0, None, 0.5], step=7, size=2, tokenizer=tokenizer)
+        return credited_group(
+            batch, scores(1.0, 0.0, None, 0.5), step=7, size=2, tokenizer=tokenizer
+        )
 
     def test_outcome_supervision_gives_every_token_the_advantage_of_its_completion(
         self, tokenizer: Any
@@ -138,10 +144,10 @@ class TestGroups:
 
     def test_large_groups_are_cut_and_torn_ones_taken_as_they_are(self, tokenizer: Any):
         batch = batch_of(tokenizer, ["a"] * 20, [0.5] * 20)
-        group = credited_group(batch, [0.0] * 20, step=1, size=10, tokenizer=tokenizer)
+        group = credited_group(batch, scores(*[0.0] * 20), step=1, size=10, tokenizer=tokenizer)
         assert len(group.completions) == 8
         batch = batch_of(tokenizer, ["a", "b"], [0.5, 0.5])
-        group = credited_group(batch, [0.0] * 16, step=1, size=8, tokenizer=tokenizer)
+        group = credited_group(batch, scores(*[0.0] * 16), step=1, size=8, tokenizer=tokenizer)
         assert len(group.completions) == 2
 
     def test_a_line_of_the_file_is_the_group_again(self):

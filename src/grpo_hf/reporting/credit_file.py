@@ -5,7 +5,8 @@ Shapes: B rows of a rollout on this process, C the width of its completions, W p
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,33 @@ from ..algorithm.advantages import weighted_sum
 from ..config import option
 from ..run_context import RunContext
 from ..trl_seam import Batch
-from .token_credit import CREDIT_FILE, credited_group
+from .metrics_file import finite
+from .token_credit import CREDIT_FILE, Score, credited_group
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rewards of a rollout.
+
+    Args:
+        rewards (W·B, F): of all processes, NaN for None.
+        weights (F,): of the rewards.
+        names (F,): of the rewards.
+    """
+
+    rewards: Tensor
+    weights: Tensor
+    names: Sequence[str]
 
 
 def record_credit(
-    batch: Batch,
-    rewards: Tensor,
-    weights: Tensor,
-    tokenizer: Any,
-    run: RunContext,
-    args: Any,
-    state: Any,
+    batch: Batch, scored: Scored, tokenizer: Any, run: RunContext, args: Any, state: Any
 ) -> None:
     """Append a group of a rollout to `credit.jsonl`, if a step that trains on it is logged.
 
     Args:
         batch: the rollout; its advantages are (B,), or (B, C) where each token has its own.
-        rewards (W·B, F): of all processes, NaN for None.
-        weights (F,): of the rewards.
+        scored: its rewards.
         args: of the run: `log_credit`, `output_dir` and when it logs.
         state: of the trainer.
     """
@@ -41,15 +51,24 @@ def record_credit(
     # One process writes, and the first group of its own rows is enough to look at.
     if step is None or not run.accelerator.is_main_process or not option(args, "log_credit"):
         return
-    totals = weighted_sum(rewards, weights).tolist()
-    # NaN is no JSON: a completion that nobody could judge has no reward.
-    scores = []
-    for total in totals:
-        scores.append(None if math.isnan(total) else total)
+    scores = _scores_of_rows(scored)
     group = credited_group(dict(batch), scores, step=step, size=run.group_size, tokenizer=tokenizer)
     line = json.dumps(asdict(group), ensure_ascii=False, separators=(",", ":"))
     # Appended: a resumed run goes on in the file of the run before it.
     run_files.append_lines(Path(args.output_dir) / CREDIT_FILE, [line + "\n"])
+
+
+def _scores_of_rows(scored: Scored) -> list[Score]:
+    """Return what each row earned; NaN is no JSON, and becomes None."""
+    totals = weighted_sum(scored.rewards, scored.weights).tolist()
+    scores = []
+    for total, values in zip(totals, scored.rewards.tolist(), strict=True):
+        by_name = {}
+        # A subclass may add rewards that have no name.
+        for name, value in zip(scored.names, values, strict=False):
+            by_name[name] = finite(value)
+        scores.append(Score(None if math.isnan(total) else total, by_name))
+    return scores
 
 
 def logged_step(args: Any, state: Any) -> int | None:

@@ -50,7 +50,14 @@ _PUSHED = (
     "*/adapter_model.*",
 )
 # What holds prompts and completions.
-_SAMPLES = ("credit.jsonl", "evaluation.jsonl", "samples.jsonl", "completions/*.parquet")
+_SAMPLES = (
+    "credit.jsonl",
+    "evaluation.jsonl",
+    "gaming.json",
+    "kl_tokens.jsonl",
+    "samples.jsonl",
+    "completions/*.parquet",
+)
 # Seconds before each further attempt.
 _WAITS = (5, 30, 120)
 # Answers of a server that may be others a moment later; all others of 4xx are refusals.

@@ -9,8 +9,8 @@ completions, F rewards, W processes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 CREDIT_FILE = "credit.jsonl"
 # The largest number of completions of a group that is kept: all 64 of a large group would make the
@@ -22,6 +22,13 @@ _WINDOW = 8
 _OVERLAP = 2
 
 
+class Score(NamedTuple):
+    """What a completion earned: the weighted sum, and each reward by name; None if not judged."""
+
+    total: float | None
+    by_name: dict[str, float | None]
+
+
 @dataclass(frozen=True)
 class Completion:
     """One completion with its credit.
@@ -31,12 +38,24 @@ class Completion:
         advantages: the advantage of each token.
         special: the positions of special tokens, such as the end of the turn.
         reward: the weighted sum of the rewards, or None where no reward could judge it.
+        rewards: each reward by name, None where it could not judge the completion; empty in files
+            of versions that did not keep them.
     """
 
     tokens: list[str]
     advantages: list[float]
     special: list[int]
     reward: float | None
+    rewards: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The completion without special tokens."""
+        kept = []
+        for position, token in enumerate(self.tokens):
+            if position not in self.special:
+                kept.append(token)
+        return "".join(kept)
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,7 @@ class Group:
 
 
 def credited_group(
-    batch: dict[str, Any], rewards: Sequence[float | None], *, step: int, size: int, tokenizer: Any
+    batch: dict[str, Any], scores: Sequence[Score], *, step: int, size: int, tokenizer: Any
 ) -> Group:
     """Return the first group of a batch that has a signal, or the first group where none has one.
 
@@ -90,7 +109,8 @@ def credited_group(
                 tokens=token_texts(tokenizer.decode, ids),
                 advantages=advantages,
                 special=[position for position, token in enumerate(ids) if token in special],
-                reward=rewards[row],
+                reward=scores[row].total,
+                rewards=scores[row].by_name,
             )
         )
     prompt = batch["prompt_ids"][first][batch["prompt_mask"][first].bool()].tolist()

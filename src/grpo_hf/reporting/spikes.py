@@ -1,0 +1,168 @@
+"""Spikes of the KL, named by their tokens: what `kl_tokens.jsonl` holds, and what is a spike.
+
+Nothing heavy is imported. `kl_tokens` writes the file while a run trains.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .. import run_files
+
+KL_FILE = "kl_tokens.jsonl"
+
+# Lines before a line can be far above them.
+_FEWEST = 3
+# A mean KL this many times the running median of means is a spike ...
+_TIMES = 8.0
+# ... from this number on: in the first steps the KL grows from 0, and any number is many times it.
+_LEAST_MEAN = 0.5
+# A single token this many times the usual largest one is a spike as well, although the mean of
+# many tokens hides it ...
+_TIMES_MAX = 30.0
+# ... from here on: the reference then finds it more than a hundred times as likely as the policy.
+_LEAST_MAX = 100.0
+# From this share of all KL on, one token is said to be where it comes from.
+_ALONE = 0.5
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token with a large KL.
+
+    Args:
+        text: of the token.
+        before, after: the tokens around it, of its completion.
+        kl: its KL term, in nats.
+        policy, reference: its log-probabilities.
+        step: the optimizer step that trained on it.
+        place: its place among the tokens of the completion.
+        prompt, completion: their texts, cut if they are long; kept of a spike alone.
+    """
+
+    text: str
+    before: str
+    after: str
+    kl: float
+    policy: float
+    reference: float
+    step: int
+    place: int
+    prompt: str = ""
+    completion: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The KL of the steps since the line before: one line of `kl_tokens.jsonl`.
+
+    Args:
+        step: the logged step.
+        mean, median, max: of the KL of a token; the first two are means of steps, as TRL logs them.
+        tokens: how many tokens there were.
+        total: the sum of their KL.
+        largest: the tokens with the largest KL, at most three.
+    """
+
+    step: int
+    mean: float
+    median: float
+    max: float
+    tokens: int
+    total: float
+    largest: list[Token]
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A logged step whose KL is far above that of the steps before it.
+
+    Args:
+        step: the logged step.
+        text: a sentence that names the token.
+        mean, median, max: of the KL of a token, as in `Line`.
+        tokens: the tokens with the largest KL, the largest first.
+    """
+
+    step: int
+    text: str
+    mean: float
+    median: float
+    max: float
+    tokens: list[Token]
+
+
+def spikes(run: Path) -> list[Spike]:
+    """Return the spikes of a run's KL, in the order of its steps; none where it kept no tokens."""
+    found = []
+    means: list[float] = []
+    maxima: list[float] = []
+    for line in read_lines(run):
+        text = spike_text(line, means, maxima)
+        if text is not None:
+            found.append(Spike(line.step, text, line.mean, line.median, line.max, line.largest))
+        means.append(line.mean)
+        maxima.append(line.max)
+    return found
+
+
+def read_lines(run: Path) -> list[Line]:
+    """Return the lines of a run, oldest first; the last one of a step that was made twice."""
+    file = run / KL_FILE
+    if not file.is_file():
+        return []
+    by_step = {}
+    for row in run_files.read_lines(file):
+        line = _line_of(row)
+        if line is not None:
+            by_step[line.step] = line
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _line_of(row: dict[str, Any]) -> Line | None:
+    """Return the line of a row of the file; None for a row of another kind."""
+    try:
+        largest = [Token(**token) for token in row["largest"]]
+        own = {field.name: row[field.name] for field in fields(Line)}
+    except (KeyError, TypeError):
+        return None
+    return Line(**own | {"largest": largest})
+
+
+def spike_text(line: Line, means: Sequence[float], maxima: Sequence[float]) -> str | None:
+    """Return what is said of a line whose KL is far above the lines before it, or None.
+
+    Args:
+        line: the line.
+        means, maxima: of the lines before.
+    """
+    if len(means) < _FEWEST or not line.largest:
+        return None
+    usual, usual_max = median(means), median(maxima)
+    by_mean = line.mean >= max(_LEAST_MEAN, _TIMES * usual)
+    by_max = line.max >= max(_LEAST_MAX, _TIMES_MAX * usual_max)
+    if not by_mean and not by_max:
+        return None
+    return _sentence(line, usual)
+
+
+def _sentence(line: Line, usual: float) -> str:
+    top = line.largest[0]
+    share = top.kl / line.total if line.total else 1.0
+    where = "comes from one token: " if share >= _ALONE else f"has {share:.0%} of it in one token: "
+    at = "" if top.step == line.step else f" of step {top.step}"
+    return (
+        f"KL {line.mean:.3g} at step {line.step} {where}{_quoted(top.text)} after "
+        f"{_quoted(top.before)}{at} (reference {math.exp(top.reference):.2g}, policy "
+        f"{math.exp(top.policy):.2g}: KL {top.kl:.3g}). Usual are {usual:.2g}; the median of the "
+        f"{line.tokens:,} tokens is {line.median:.2g}."
+    )
+
+
+def _quoted(text: str) -> str:
+    """Return a text between quotes, on one line."""
+    escaped = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{escaped}"'
