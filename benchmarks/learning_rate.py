@@ -1,0 +1,134 @@
+"""Train the same short task at several learning rates, and show which of them learn.
+
+    python -m benchmarks.learning_rate [--model PATH] [--rates 1e-6 1e-5 1e-4 1e-3] [--seeds 0]
+        [--steps 25] [--runs FOLDER]
+
+With `--model embedded:tiny` the task is the demo's: recipes/gsm8k_tiny.yaml after its cold start.
+With any other model it is the product of two small numbers, in answers of at most 24 tokens. 300
+rows are made, of which 50 are held out. Everything but the rate is what a recipe of six lines gets.
+docs/settings.md has the figures.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from grpo_hf import completion_text, reward_settings
+
+from .common import MODEL, ROOT
+
+TINY = "embedded:tiny"
+ROWS = 300
+HELD_OUT = 50
+LONGEST_ANSWER = 24
+# A single step says little: its reward is the mean of a few prompts.
+ENDS = 5
+
+
+@reward_settings(batched=False)
+def last_number(completions: Sequence[Any], answer: Sequence[int], **columns: Any) -> list[float]:
+    """Pay 1.0 where the last number of a completion is the answer."""
+    scores = []
+    for completion, gold in zip(completions, answer, strict=True):
+        numbers = re.findall(r"\d+", completion_text(completion))
+        scores.append(float(bool(numbers) and int(numbers[-1]) == gold))
+    return scores
+
+
+def write_task(folder: Path, model: str) -> Path:
+    """Write the rows and the recipe of the task, and return the recipe."""
+    generator = random.Random(0)
+    lines = []
+    for _ in range(ROWS):
+        left, right = generator.randint(2, 12), generator.randint(3, 19)
+        row = {"question": f"What is {left} times {right}?", "answer": left * right}
+        lines.append(json.dumps(row))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "products.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"model_name_or_path: {model}\n"
+        f"dataset_path: {folder / 'products.jsonl'}\n"
+        f'rewards: ["{Path(__file__).resolve()}:last_number"]\n'
+        f"eval_rows: {HELD_OUT}\n"
+        f"max_completion_length: {LONGEST_ANSWER}\n"
+        "gradient_checkpointing: false\n",
+        encoding="utf-8",
+    )
+    return recipe
+
+
+def train(recipe: Path, rate: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Train once, in a process of its own, and return the folder of the run."""
+    run = arguments.runs / f"rate_{rate}_seed_{seed}"
+    command = [sys.executable, "-m", "grpo_hf.cli", "train", str(recipe), "--use_cpu", "true"]
+    command += ["--output_dir", str(run), "--learning_rate", rate, "--seed", str(seed)]
+    command += ["--max_steps", str(arguments.steps), "--logging_steps", "1"]
+    command += ["--save_strategy", "no", "--report_to", "none"]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return run
+
+
+def read_run(run: Path) -> dict[str, float]:
+    """Return the reward at both ends of a run, its last KL, and the accuracy before and after."""
+    rewards = []
+    divergences = []
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        metrics = json.loads(line)
+        if "reward" in metrics:
+            rewards.append(metrics["reward"])
+            divergences.append(metrics["kl"])
+    right: dict[str, list[bool]] = {"base": [], "adapter": []}
+    for line in (run / "evaluation.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        for model, answers in right.items():
+            answers.append(bool(row[model]["right"]))
+    return {
+        "reward, first": fmean(rewards[:ENDS]),
+        "reward, last": fmean(rewards[-ENDS:]),
+        "KL, last": fmean(divergences[-ENDS:]),
+        "base": fmean(right["base"]),
+        "adapter": fmean(right["adapter"]),
+    }
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Train at each rate with each seed, and print a row for each rate: means over the seeds."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default=str(MODEL), help=f"a folder, a name, or {TINY}")
+    parser.add_argument("--rates", nargs="+", default=["1e-6", "1e-5", "1e-4", "1e-3"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning_rate")
+    arguments = parser.parse_args(given)
+    if arguments.model == TINY:
+        recipe = ROOT / "recipes" / "gsm8k_tiny.yaml"
+    else:
+        recipe = write_task(arguments.runs, arguments.model)
+    table = Table(title=f"{arguments.model}, {arguments.steps} steps, seeds {arguments.seeds}")
+    table.add_column("learning rate")
+    for rate in arguments.rates:
+        results = []
+        for seed in arguments.seeds:
+            results.append(read_run(train(recipe, rate, seed, arguments)))
+        if not table.rows:
+            for name in results[0]:
+                table.add_column(name, justify="right")
+        means = [f"{fmean(result[name] for result in results):.3f}" for name in results[0]]
+        table.add_row(rate, *means)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
