@@ -324,16 +324,18 @@ class TestSave:
         )
         again = self.saved(read, tmp_path / "run", "--output_dir", read.training.output_dir)
         assert settings(again) == settings(read)
-        assert again.given == read.given
+        assert again.given == read.chosen | read.given
 
     def test_a_name_is_no_file_though_a_file_has_it(self, recipe, tmp_path):
         (tmp_path / "gsm8k.py").touch()
         assert self.saved(recipe("rewards: [gsm8k]"), tmp_path / "run").task.rewards == ["gsm8k"]
 
-    def test_only_what_was_given_is_written(self, recipe, tmp_path):
-        self.saved(recipe("beta: 0.1"), tmp_path / "run")
+    def test_only_what_was_given_or_chosen_is_written(self, recipe, tmp_path):
+        read = recipe("beta: 0.1")
+        self.saved(read, tmp_path / "run")
         written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
-        assert set(written) == {"use_cpu", "report_to", "beta"}  # a run's folder is its own
+        # A run's folder is its own.
+        assert set(written) == {"use_cpu", "report_to", "beta"} | set(read.chosen)
 
     @pytest.mark.parametrize("by", ["file", "flag"])
     def test_the_token_is_used_and_never_written(self, recipe, tmp_path, by):

@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -67,6 +68,27 @@ def read_model_config(
         return AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code, **_gguf(gguf_file)
         )
+
+
+def generation_limit(
+    name: str,
+    *,
+    revision: str = "main",
+    gguf_file: str | None = None,
+    trust_remote_code: bool = False,
+) -> int | None:
+    """Return the most new tokens that a model is meant to generate, where its files say so.
+
+    Args:
+        gguf_file, trust_remote_code: as of the other readers; neither changes the answer.
+    """
+    try:
+        config = GenerationConfig.from_pretrained(name, revision=revision)
+    # A model need not have the file, and a Hub that does not answer is named by other readers.
+    except (OSError, ValueError):
+        return None
+    limit: int | None = config.max_new_tokens
+    return limit
 
 
 def load_tokenizer(

@@ -158,7 +158,7 @@ def check_embedded(recipe: Recipe, task: Task) -> None:
     if task.tools:
         prepare_tool_calls(tokenizer)
     config = tiny_config(tokenizer)
-    check_lengths(dataset, checked.source, tokenizer, config, recipe.training)
+    check_lengths(dataset, checked.source, tokenizer, config, recipe)
     _try_rewards(recipe, task.rewards, dataset)
 
 
@@ -183,6 +183,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     _check_engine(recipe)
     if task.tools:
         prepare_tool_calls(tokenizer)
+    recipe.shorten_completions(loading.generation_limit(name, **source))
     form, notes = form_of_prompts(recipe, task.train, tokenizer)
     # The longest prompt of each split.
     lengths: list[int] = []
@@ -193,7 +194,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
             notes.append(checked.describe_bad())
         notes.extend(continue_answers(recipe.training, dataset))
         lengths.append(
-            check_lengths(dataset, checked.source, tokenizer, config, recipe.training, task.tools)
+            check_lengths(dataset, checked.source, tokenizer, config, recipe, task.tools)
         )
         return dataset
 

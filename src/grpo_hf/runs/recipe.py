@@ -20,6 +20,7 @@ from ..config import GRPOConfig
 from ..errors import ConfigError, OutputExistsError, did_you_mean
 from ..run_files import write_whole
 from ..trl_seam import parser_actions
+from .defaults import defaults_for
 from .task_arguments import TaskArguments
 
 # The name of the small model that comes with this library; it is trained from random weights.
@@ -32,6 +33,8 @@ _SECRETS = ("hub_token",)
 _OF_FILES = ("rewards", "tools")
 # A saved recipe that runs again needs its own output folder and starts from the beginning.
 _OF_ONE_RUN = ("output_dir", "resume_from_checkpoint")
+# A completion of fewer tokens than these would hardly be one that was asked for.
+_SHORTEST_COMPLETION = 16
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Recipe:
     Args:
         file: the YAML file, or None where flags gave everything.
         given: the settings that the file and the flags set, without secrets.
+        chosen: the settings that it gets where neither says anything, other than TRL's.
     """
 
     task: TaskArguments
@@ -48,6 +52,7 @@ class Recipe:
     training: GRPOConfig
     file: Path | None = None
     given: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -73,13 +78,28 @@ class Recipe:
             renames[new] = old
         return renames
 
+    def shorten_completions(self, most: int | None) -> None:
+        """Lower `max_completion_length` to what a model can do, unless the recipe gives it.
+
+        Args:
+            most: the most tokens that a completion can have, or None without a limit.
+        """
+        length = self.training.max_completion_length
+        if most is None or length is None or "max_completion_length" in self.given:
+            return
+        if _SHORTEST_COMPLETION <= most < length:
+            self.training.max_completion_length = most
+            self.chosen["max_completion_length"] = most
+
     def save(self, folder: Path) -> None:
-        """Write the given settings as `recipe.yaml`, which runs again with a new --output_dir.
+        """Write the settings as `recipe.yaml`, which runs again with a new --output_dir.
+
+        Those that were chosen for it are written out, so that it means the same in any version.
 
         Raises:
             OutputExistsError: it cannot be written.
         """
-        settings = _without(self.given, _OF_ONE_RUN)
+        settings = _without(self.chosen | self.given, _OF_ONE_RUN)
         for name in _OF_FILES:
             moved = []
             for spec in settings.get(name, ()):
@@ -113,17 +133,17 @@ def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Rec
     known = _actions_by_name(parser)
     settings = _read_yaml(file, known) if file is not None else {}
     # --help then shows the recipe's values as the defaults.
-    parser.set_defaults(**settings)
+    parser.set_defaults(**defaults_for(settings), **settings)
     given = settings | _read_flags(parser, arguments, known)
+    chosen = defaults_for(given)
     try:
-        # TRL's own default is full training; this library trains adapters on a frozen base.
-        task, model, training = parser.parse_dict({"use_peft": True} | given)
+        task, model, training = parser.parse_dict(chosen | given)
     except ConfigError:
         # It is a ValueError as well, and its message already says what to do.
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file or 'flags'}: {error}") from error
-    return Recipe(task, model, training, file, _without(given, _SECRETS))
+    return Recipe(task, model, training, file, _without(given, _SECRETS), chosen)
 
 
 def saved_settings(

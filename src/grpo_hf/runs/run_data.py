@@ -326,10 +326,12 @@ def check_lengths(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
     config: Any,
-    training: GRPOConfig,
+    recipe: Recipe,
     tools: Sequence[Any] = (),
 ) -> int:
     """Check that every prompt can be rendered, and fits the context with a full completion.
+
+    A length that the recipe leaves to this library is shortened, so that they fit.
 
     Args:
         tools: what the model may call; the prompts describe them.
@@ -340,6 +342,7 @@ def check_lengths(
     Raises:
         DataError: names the first prompt that cannot, or the longest.
     """
+    training = recipe.training
     lengths = []
     for token_ids in _token_ids(dataset, source, tokenizer, training, tools):
         lengths.append(len(token_ids))
@@ -349,6 +352,7 @@ def check_lengths(
     if context is None:
         return longest
     # TRL takes None as no limit of its own; then only the prompts themselves can be checked.
+    recipe.shorten_completions(context - longest)
     completion = training.max_completion_length or 0
     if longest + completion > context:
         too_long = sum(length + completion > context for length in lengths)

@@ -22,6 +22,7 @@ from ..scoring.model_tools import call_tool
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
 from . import preflight
+from .defaults import describe
 from .finished import push_run
 from .recipe import EMBEDDED_MODEL, Recipe
 
@@ -42,7 +43,7 @@ def train(recipe: Recipe) -> Comparison | None:
         logging.disable_progress_bar()
     task = preflight.check_task(recipe, may_stream=True, may_use_tools=True)
     prompts = prompts_of(recipe, task)
-    for note in task.notes + prompts.notes:
+    for note in task.notes + prompts.notes + describe(recipe.chosen):
         _say(f"note: {note}")
     specs = ", ".join(reward.spec for reward in task.rewards)
     # A stream does not say how many there are.
