@@ -41,6 +41,7 @@ ORDER = [
     "runs",
     "cli_rewards",
     "cli_plan",
+    "cli_start",
     "cli_use",
     "cli",
     "__init__",  # the public names, imported on first use

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .cli_plan import add_plan_command
 from .cli_rewards import add_rewards_commands
+from .cli_start import add_start_commands
 from .cli_use import add_use_commands
 from .runs.program import exit_on_error, quiet
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
     train.set_defaults(command=_train, takes_settings=True)
 
+    add_start_commands(commands)
     add_plan_command(commands)
     add_rewards_commands(commands)
 

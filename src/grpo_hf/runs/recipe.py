@@ -26,7 +26,7 @@ from .task_arguments import TaskArguments
 # The name of the small model that comes with this library; it is trained from random weights.
 EMBEDDED_MODEL = "embedded:tiny"
 # TRL's parser returns its results in this order.
-_KINDS = (TaskArguments, ModelConfig, GRPOConfig)
+KINDS = (TaskArguments, ModelConfig, GRPOConfig)
 # A run's folder may be pushed to the Hub, so a saved recipe must not hold a token.
 _SECRETS = ("hub_token",)
 # Their entries may name files, relative to the recipe.
@@ -126,11 +126,7 @@ def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Rec
     arguments = list(arguments)
     # TRL's own --config is not used: it names no similar key, and it sets what `env` holds.
     file = _config_file(arguments) or default
-    # With abbreviations a misspelt flag could set another setting than the one that was meant.
-    parser = TrlParser(_KINDS, allow_abbrev=False)
-    # argparse would print its usage and end the process; callers expect an exception.
-    parser.error = _raise_config_error
-    known = _actions_by_name(parser)
+    parser, known = settings_parser()
     settings = _read_yaml(file, known) if file is not None else {}
     # --help then shows the recipe's values as the defaults.
     parser.set_defaults(**defaults_for(settings), **settings)
@@ -161,7 +157,7 @@ def saved_settings(
     for setting in fields(GRPOConfig):
         made = setting.default_factory
         training[setting.name] = setting.default if made is MISSING else made()
-    task, model, given = (_those_of(kind, values) for kind in _KINDS)
+    task, model, given = (_those_of(kind, values) for kind in KINDS)
     return TaskArguments(**task), ModelConfig(**model), training | given
 
 
@@ -183,18 +179,30 @@ def _config_file(arguments: list[str]) -> Path | None:
     return None
 
 
-def _actions_by_name(parser: TrlParser) -> dict[str, Action]:
-    """Return the parser's action of each setting.
+def settings_parser() -> tuple[TrlParser, dict[str, Action]]:
+    """Return the parser of all settings, and its action of each setting by name.
 
     argparse has no public list of its actions; TRL 1.16 reads the same private one.
     """
+    # With abbreviations a misspelt flag could set another setting than the one that was meant.
+    parser = TrlParser(KINDS, allow_abbrev=False)
+    # argparse would print its usage and end the process; callers expect an exception.
+    parser.error = _raise_config_error
     actions = {}
     # A boolean that is on by default has a second action, --no_NAME. The first action is the one
     # that takes a value, and in reversed order it is the last to be kept.
     for action in reversed(parser_actions(parser)):
         if action.dest != "help":
             actions[action.dest] = action
-    return actions
+    return parser, actions
+
+
+def settings_types() -> dict[str, Any]:
+    """Return the type hint of each setting."""
+    hints: dict[str, Any] = {}
+    for kind in KINDS:
+        hints.update(get_type_hints(kind))
+    return hints
 
 
 def _read_flags(
@@ -230,9 +238,7 @@ def _read_yaml(file: Path, known: dict[str, Action]) -> dict[str, Any]:
             raise ConfigError(
                 f"{file}: setting {str(key)!r} is not known.{did_you_mean(str(key), known)}"
             )
-    hints: dict[str, Any] = {}
-    for kind in _KINDS:
-        hints.update(get_type_hints(kind))
+    hints = settings_types()
     for name, value in settings.items():
         try:
             settings[name] = _converted(value, known[name], hints[name])
