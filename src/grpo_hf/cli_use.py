@@ -7,6 +7,9 @@ from typing import Any
 
 from .errors import ConfigError
 
+# The flags of `grpo-hf export`, as its settings are called.
+_EXPORT = ["run", "to", "format", "dtype", "outtype", "converter", "base", "trust_remote_code"]
+
 
 def add_use_commands(commands: Any) -> None:
     """Add the commands to those of `grpo-hf`."""
@@ -23,6 +26,28 @@ def add_use_commands(commands: Any) -> None:
     chat.add_argument("--system", metavar="TEXT", help="system prompt, instead of the run's")
     chat.add_argument("--json", action="store_true", help="of piped prompts: a JSON object each")
     chat.set_defaults(command=_chat)
+
+    export = commands.add_parser(
+        "export", help="a run's merged weights, or a GGUF file", description=_export.__doc__
+    )
+    _add_run(export)
+    export.add_argument("--to", type=Path, metavar="DIR", help="folder to write (RUN/merged)")
+    export.add_argument(
+        "--format", choices=["safetensors", "gguf"], default="safetensors", help="(safetensors)"
+    )
+    export.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the merged weights (auto: the base's)",
+    )
+    export.add_argument(
+        "--outtype", default="f16", metavar="TYPE", help="of the GGUF file: f16, q8_0, ... (f16)"
+    )
+    export.add_argument(
+        "--converter", type=Path, metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py"
+    )
+    export.set_defaults(command=_export)
 
     push = commands.add_parser("push", help="push a run to the Hub", description=_push.__doc__)
     push.add_argument("run", type=Path, help="output folder of a run")
@@ -73,6 +98,15 @@ def _chat(options: argparse.Namespace, rest: list[str]) -> None:
         talk(chat)
     else:
         answer_lines(chat, sys.stdin, as_json=options.json)
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> None:
+    """Write a copy of the base with the run's adapter in its weights, as safetensors or as a GGUF
+    file, and print how vLLM and Ollama serve it. Nothing is overwritten."""
+    from .runs.export import Export, export
+
+    asked = vars(options)
+    export(Export(**{name: asked[name] for name in _EXPORT}))
 
 
 def _push(options: argparse.Namespace, rest: list[str]) -> None:

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,6 +39,21 @@ def test_the_report_shows_the_comparison_and_where_everything_lies():
     assert (
         "evaluation.jsonl" not in shown.file.getvalue() and "accuracy" not in shown.file.getvalue()
     )
+
+
+def test_a_run_ends_with_the_commands_that_go_on_with_it(tmp_path: Path):
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    (folder / "adapter_config.json").touch()
+    shown = Console(file=io.StringIO(), width=60, highlight=False)
+    report.show(None, folder, "gsm8k", shown)
+    lines = shown.file.getvalue().splitlines()
+    for command in ("chat", "eval", "report", "export", "push"):
+        (line,) = (line for line in lines if line.startswith(f"  grpo-hf {command} "))
+        assert shlex.split(line)[2] == str(folder), "it cannot be copied"
+    assert f'AutoPeftModelForCausalLM.from_pretrained("{folder}")' in lines[-1]
+    (folder / "adapter_config.json").unlink()
+    assert "AutoModelForCausalLM" in report.next_steps(folder)[-1], "a whole model was trained"
 
 
 def test_output_that_nobody_can_take_costs_no_push(monkeypatch):

@@ -1,5 +1,7 @@
 """The end of a run: base against adapter in a table, where the files lie, and a plot of rewards."""
 
+import json
+import shlex
 import sys
 from io import StringIO
 from pathlib import Path
@@ -12,6 +14,15 @@ from ..evaluation.comparison import EVALUATION_FILE
 from ..evaluation.statistics import Comparison
 from ..run_files import say
 from .metrics_file import METRICS_FILE, read_metrics
+
+# The commands that follow a run, each with what it is for.
+_NEXT = {
+    "chat {run}": "talk to base and adapter, side by side",
+    "eval {run}": "how often it is right: pass@k, maj@k, intervals",
+    "report {run}": "one page: curves, samples, what to doubt",
+    "export {run}": "merged weights or GGUF, for vLLM and Ollama",
+    "push {run} REPO": "to the Hub, private unless --public",
+}
 
 
 def show(
@@ -48,6 +59,20 @@ def show(
     console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True, markup=False)
     if comparison is not None:
         console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True, markup=False)
+    for line in next_steps(folder):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def next_steps(folder: str | Path) -> list[str]:
+    """Return lines that say what can be done with a run, each to be copied as it is."""
+    place = shlex.quote(str(folder))
+    lines = ["next:"]
+    for command, purpose in _NEXT.items():
+        lines.append(f"  grpo-hf {command.format(run=place):{len(place) + 14}}  {purpose}")
+    is_adapter = (Path(folder) / "adapter_config.json").is_file()
+    loader = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
+    lines.append(f"  in Python: {loader}.from_pretrained({json.dumps(str(folder))})")
+    return lines
 
 
 def _comparison_table(comparison: Comparison, reward_name: str) -> Table:

@@ -123,9 +123,7 @@ def open_run(
         ModelError: the folder holds no weights, or they do not fit the base.
         HubUnreachable: the base is on the Hub, and the Hub does not answer.
     """
-    # In a file, a bar would be a line per refresh.
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    no_bars_in_a_file()
     weights = weights_of(run, base)
     settings = settings_of(run)
     if weights.note:
@@ -137,6 +135,12 @@ def open_run(
     if not getattr(model, "is_quantized", False):
         model.to(device)
     return TrainedModel(weights.folder, model.eval(), tokenizer, settings, weights.base)
+
+
+def no_bars_in_a_file() -> None:
+    """Turn transformers' progress bars off where each refresh would be a line."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def settings_of(run: Path) -> RunSettings:
