@@ -9,6 +9,7 @@ from transformers.trainer_callback import CallbackHandler, PrinterCallback, Prog
 
 from ..run_files import say
 from .environment_file import EnvironmentFile
+from .gaming_watch import GamingWatch
 from .metrics_file import MetricsFile, finite
 from .phases import PhaseTimes
 
@@ -25,7 +26,7 @@ _SHORTEST = 1e-9
 
 def progress_callbacks(reward_names: list[str]) -> list[TrainerCallback]:
     """Return the callbacks that report a run: its files, and a line per logging step."""
-    return [EnvironmentFile(), MetricsFile(), ProgressLine(reward_names)]
+    return [EnvironmentFile(), MetricsFile(), ProgressLine(reward_names), GamingWatch()]
 
 
 def exchange_callbacks(handler: CallbackHandler, own: Sequence[TrainerCallback]) -> None:

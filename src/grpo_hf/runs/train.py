@@ -15,6 +15,7 @@ from ..evaluation.comparison import EVALUATION_FILE, compare_with_base, not_comp
 from ..evaluation.statistics import Comparison
 from ..models import adapters, loading
 from ..reporting import report
+from ..reporting.gaming_watch import say_findings
 from ..rollout import vllm_engine
 from ..rollout.conversations import ToolUse
 from ..run_files import say
@@ -79,6 +80,9 @@ def _evaluate(
     if prompts.held_out is not None:
         comparison = _compare(trainer, prompts.held_out, task.eval_reward)
         trainer.results = comparison.as_dict() if comparison is not None else {}
+        # Again: the answers of the comparison are evidence, too, and the card names what was found.
+        if trainer.is_world_process_zero():
+            say_findings(Path(trainer.args.output_dir))
     # A card that is pushed has the repository's name, as transformers names it.
     pushed_name = trainer.args.push_to_hub and trainer.args.hub_model_id
     trainer.create_model_card(model_name=pushed_name.split("/")[-1] if pushed_name else None)

@@ -1,0 +1,109 @@
+"""Is a run gaming its reward? What it learned to do for it, told by samples that show it.
+
+Each sign has a rule with a threshold, and speaks where its effect is large and beyond noise: the
+interval of a change from the first to the last third of the run, or of a share, is on one side. So
+honest runs are not flagged. docs/gaming.md has the rules, their reasons, and what to do.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..run_files import write_or_say
+from . import gaming_rewards, gaming_texts
+from .run_evidence import Evidence, Sample, read_evidence
+
+GAMING_FILE = "gaming.json"
+
+# Samples of a finding: enough to see it, few enough to read.
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sign that a run games its reward.
+
+    Args:
+        name: of the sign.
+        text: what is the case, in one sentence.
+        strength: the size of the effect: a share, a correlation, or a change in standard deviations
+            of single completions.
+        samples: completions that show it: step, prompt, completion and rewards.
+        steps: the first and the last step that it is about.
+    """
+
+    name: str
+    text: str
+    strength: float
+    samples: list[dict[str, Any]]
+    steps: list[int]
+
+
+# A sign returns its sentence, its strength and its samples, or None.
+Sign = Callable[[Evidence], tuple[str, float, Sequence[Sample]] | None]
+
+SIGNS: dict[str, Sign] = {
+    "components part": gaming_rewards.components_part,
+    "reward from form": gaming_rewards.reward_from_form,
+    "held-out answers no better": gaming_rewards.held_out_no_better,
+    "length": gaming_texts.length_pays,
+    "repetition": gaming_texts.repeats_itself,
+    "one answer everywhere": gaming_texts.one_answer,
+    "no working": gaming_texts.no_working,
+}
+
+
+def findings(run: Path) -> list[Finding]:
+    """Return the signs that a run games its reward, the strongest first.
+
+    Args:
+        run: the output folder of a run, which may be training.
+    """
+    evidence = read_evidence(run)
+    found = []
+    for name, sign in SIGNS.items():
+        seen = sign(evidence)
+        if seen is not None:
+            text, strength, samples = seen
+            shown = [_shown(sample) for sample in samples[:_SHOWN]]
+            steps = list(evidence.span)
+            found.append(Finding(name, text, round(float(strength), 3), shown, steps))
+    return sorted(found, key=lambda finding: -finding.strength)
+
+
+def _shown(sample: Sample) -> dict[str, Any]:
+    return {
+        "step": sample.step,
+        "prompt": sample.prompt,
+        "completion": sample.completion,
+        "rewards": sample.rewards,
+    }
+
+
+def write_findings(run: Path) -> list[Finding]:
+    """Write the findings of a run to `gaming.json`.
+
+    Returns:
+        Those that the file did not have before.
+    """
+    before = {finding.name for finding in read_findings(run)}
+    found = findings(run)
+    rows = [asdict(finding) for finding in found]
+    write_or_say(run / GAMING_FILE, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    return [finding for finding in found if finding.name not in before]
+
+
+def read_findings(run: Path) -> list[Finding]:
+    """Return what `gaming.json` of a run holds; nothing where there is none, or another file."""
+    try:
+        rows = json.loads((run / GAMING_FILE).read_text(encoding="utf-8"))
+        return [Finding(**row) for row in rows]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def limits(found: Sequence[Finding]) -> list[str]:
+    """Return findings as known limits of a model, for its card: a sentence each."""
+    return [finding.text for finding in found]

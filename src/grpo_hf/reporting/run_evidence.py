@@ -1,0 +1,230 @@
+"""What a run has on disk that tells how it earned its reward: numbers, samples, answers.
+
+Every file may be missing, of another version, or torn: what is not there is not looked at.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import run_files
+from ..data.completions import completion_text
+from ..evaluation.comparison import EVALUATION_FILE
+from .metrics_file import METRICS_FILE, read_metrics
+from .token_credit import CREDIT_FILE, Group
+
+# Rewards of this library that look at the form of a completion alone.
+_FORM = ("answer_format", "think_format", "repetition", "overlong", "language")
+# Where a final answer begins, in the formats that models are asked for.
+_MARKERS = re.compile(r"####|\\boxed\s*\{|<answer>")
+_ENDS = re.compile(r"</answer>|<\|?\w+\|?>")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion that shows something.
+
+    Args:
+        step: the optimizer step that it was trained on, or the last one for a held-out answer.
+        rewards: what it earned, by name.
+        length: its tokens; characters where these are not known.
+    """
+
+    step: int
+    prompt: str
+    completion: str
+    rewards: dict[str, float | None]
+    total: float | None
+    length: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The answers of base and adapter to a held-out prompt, and whether they are right."""
+
+    prompt: str
+    base: str
+    adapter: str
+    base_right: bool | None
+    adapter_right: bool | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a run.
+
+    Args:
+        rows: of `metrics.jsonl`, one for each logged step with a rollout.
+        groups: the samples of `credit.jsonl`, a list for each group.
+        answers: of `evaluation.jsonl`.
+        right: the reward that says what is right.
+        weights: of the rewards, by name.
+    """
+
+    rows: list[dict[str, Any]]
+    groups: list[list[Sample]]
+    answers: list[HeldOut]
+    right: str | None
+    weights: dict[str, float]
+
+    @property
+    def others(self) -> list[str]:
+        """The rewards that do not say what is right."""
+        return [name for name in self.weights if name != self.right]
+
+    def series(self, key: str) -> list[float | None]:
+        """Return a logged number by step, None where a step has none."""
+        return [row.get(key) for row in self.rows]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first and the last step of the last third of the run."""
+        steps = [row["step"] for row in self.rows] or [group[0].step for group in self.groups]
+        if not steps:
+            return 0, 0
+        return steps[-max(1, len(steps) // 3)], steps[-1]
+
+
+def read_evidence(run: Path) -> Evidence:
+    """Return what a run's folder tells."""
+    rows = read_metrics(run) if (run / METRICS_FILE).is_file() else []
+    recipe = _recipe(run)
+    weights = _weights(rows, recipe)
+    right = recipe.get("eval_reward") or _says_right(list(weights))
+    last = rows[-1]["step"] if rows else 0
+    return Evidence(
+        rows=rows,
+        groups=_groups(run),
+        answers=_held_out(run) if last else [],
+        right=right if right in weights else _says_right(list(weights)),
+        weights=weights,
+    )
+
+
+def _recipe(run: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _weights(rows: Sequence[dict[str, Any]], recipe: dict[str, Any]) -> dict[str, float]:
+    """Return the rewards that a run logged, in its order, with their weights or 1."""
+    names = []
+    for key in rows[0] if rows else ():
+        if key.startswith("rewards/") and key.endswith("/mean"):
+            names.append(key.removeprefix("rewards/").removesuffix("/mean"))
+    given = recipe.get("reward_weights")
+    # A process reward counts as the last one, and a schedule of weights is no number.
+    plain = isinstance(given, list) and len(given) == len(names)
+    weights = {}
+    for place, name in enumerate(names):
+        weight = given[place] if plain and given is not None else 1.0
+        weights[name] = float(weight) if isinstance(weight, int | float) else 1.0
+    return weights
+
+
+def _says_right(names: Sequence[str]) -> str | None:
+    """Return the first reward that is not known to be about form, else the first of all."""
+    for name in names:
+        if name not in _FORM:
+            return name
+    return names[0] if names else None
+
+
+def _groups(run: Path) -> list[list[Sample]]:
+    """Return the samples of `credit.jsonl` by group, in the order of the steps."""
+    file = run / CREDIT_FILE
+    if not file.is_file():
+        return []
+    # A resumed run may have made a step twice; the last one counts.
+    by_step = {}
+    for row in run_files.read_lines(file):
+        try:
+            group = Group.of(row)
+        except (KeyError, TypeError):
+            continue
+        by_step[group.step] = group
+    found = []
+    for step in sorted(by_step):
+        samples = _samples_of(by_step[step])
+        if samples:
+            found.append(samples)
+    return found
+
+
+def _samples_of(group: Group) -> list[Sample]:
+    samples = []
+    for completion in group.completions:
+        length = len(completion.tokens) - len(completion.special)
+        earned = (completion.rewards, completion.reward)
+        samples.append(Sample(group.step, group.prompt, completion.text, *earned, length))
+    return samples
+
+
+def _held_out(run: Path) -> list[HeldOut]:
+    file = run / EVALUATION_FILE
+    if not file.is_file():
+        return []
+    found = []
+    for row in run_files.read_lines(file):
+        try:
+            found.append(_pair(row))
+        except (KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def _pair(row: dict[str, Any]) -> HeldOut:
+    base, adapter = row["base"], row["adapter"]
+    return HeldOut(
+        prompt=_prompt_text(row.get("prompt")),
+        base=completion_text(base["answer"]),
+        adapter=completion_text(adapter["answer"]),
+        base_right=base["right"],
+        adapter_right=adapter["right"],
+    )
+
+
+def _prompt_text(prompt: Any) -> str:
+    """Return a prompt as text: of messages, what the last one asks."""
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        return str(prompt[-1]["content"])
+    except (KeyError, TypeError, IndexError):
+        return json.dumps(prompt, ensure_ascii=False)
+
+
+def final_answer(text: str) -> str:
+    """Return the final answer of a completion: what follows the last marker, or the last line.
+
+    Markers are `####`, `\\boxed{` and `<answer>`.
+
+    >>> final_answer("6 + 4 = 10\\n#### 10"), final_answer("So it is \\\\boxed{10}.")
+    ('10', '10')
+    """
+    markers = list(_MARKERS.finditer(text))
+    if markers:
+        rest = _ENDS.split(text[markers[-1].end() :])[0]
+        return rest.strip().partition("\n")[0].strip(" }.$")
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def working(text: str) -> str:
+    """Return what a completion writes before its final answer: before a marker, or the last word.
+
+    >>> working("6 + 4 = 10\\n#### 10"), working("#### 10"), working("6 + 4 = 10"), working("10")
+    ('6 + 4 = 10', '', '6 + 4 =', '')
+    """
+    marker = _MARKERS.search(text)
+    if marker:
+        return text[: marker.start()].strip()
+    return text.strip().rpartition(" ")[0]
