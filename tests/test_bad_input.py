@@ -16,6 +16,7 @@ from support.programs import load_recipe
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from grpo_hf.durability import whole_checkpoints
+from grpo_hf.reporting import report_to
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "recipes" / "gsm8k.py"
@@ -116,6 +117,40 @@ class TestSettings:
         assert "argument --loss_type/--loss-type: invalid choice: 'grop'" in run(
             "--loss_type", "grop"
         )
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"learning_rate": -1e-5}, "learning_rate is -1e-05; expected a number that is not"),
+            ({"learning_rate": float("nan")}, "learning_rate is nan; expected"),
+            ({"max_steps": 0, "num_train_epochs": 0}, "there is nothing to train"),
+            ({"max_completion_length": 0}, "max_completion_length is 0; expected a number above 0"),
+            ({"top_p": 2.0}, "top_p is 2.0; expected a number from 0 to 1"),
+            ({"adam_beta1": 1.5}, "adam_beta1 is 1.5; expected a number from 0 to 1"),
+            ({"lora_r": 0}, "the adapter does not fit the model: `r` should be a positive"),
+            ({"lora_dropout": 3.0}, "the adapter does not fit the model: dropout"),
+            ({"use_vllm": True, "vllm_mode": "colocate"}, "vLLM is not installed"),
+        ],
+    )
+    def test_values_that_mean_nothing(self, run, settings, said):
+        assert said in run(**settings)
+
+    @pytest.mark.parametrize("model", ["a folder", "embedded:tiny"])
+    def test_matrices_that_the_model_does_not_have(self, run, model):
+        settings = {"model_name_or_path": model, "cold_start_steps": 2}
+        text = run(lora_target_modules=["q_prj"], **settings if model != "a folder" else {})
+        assert "q_prj" in text and "Did you mean 'q_proj'? Its matrices are called q_proj" in text
+
+    @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
+    def test_a_logger_that_is_not_installed(self, run, name, monkeypatch):
+        name_in_transformers = "get_available_reporting_integrations"
+        monkeypatch.setattr(report_to, name_in_transformers, lambda: ["mlflow"])
+        text = run(report_to=[name])
+        assert f"report_to names {name}, which is not installed. Install it" in text
+
+    def test_a_logger_that_nobody_knows(self, run):
+        assert "wanbd is not supported" in (text := run(report_to=["wanbd"]))
+        assert "Did you mean 'wandb'?" in text
 
     def test_group_of_one(self, run):
         assert "num_generations is 1; a group needs at least 2 completions" in run(

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from math import lcm
+from math import inf, lcm
 from typing import Any, NamedTuple
 
 from .errors import ConfigError
@@ -37,7 +37,20 @@ _POSITIVE = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "num_iterations",
+    "max_completion_length",
+    "logging_steps",
+    "repetition_penalty",
 )
+# Settings from 0 on, and those of a range: the lowest and the highest value.
+_RANGES = {
+    "learning_rate": (0.0, inf),
+    "weight_decay": (0.0, inf),
+    "adam_epsilon": (0.0, inf),
+    "adam_beta1": (0.0, 1.0),
+    "adam_beta2": (0.0, 1.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+}
 
 
 def check_values(args: Any) -> None:
@@ -57,6 +70,18 @@ def check_values(args: Any) -> None:
         # `not value > 0` instead of `value <= 0`, because NaN has to be refused as well.
         if value is not None and not value > 0:
             raise ConfigError(f"{name} is {value}; expected a number above 0.")
+    for name, (lowest, highest) in _RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not lowest <= value <= highest:
+            expected = (
+                f"from {lowest:g} to {highest:g}" if highest < inf else "that is not negative"
+            )
+            raise ConfigError(f"{name} is {value}; expected a number {expected}.")
+    if not (args.max_steps > 0 or args.num_train_epochs > 0):
+        raise ConfigError(
+            f"max_steps is {args.max_steps} and num_train_epochs {args.num_train_epochs}, so there "
+            "is nothing to train. Set one of them above 0."
+        )
     if not 0 <= args.max_reward_failures <= 1 or (args.reward_workers or 0) < 0:
         raise ConfigError(
             f"max_reward_failures is {args.max_reward_failures} and reward_workers "

@@ -19,12 +19,13 @@ from trl import GRPOTrainer as TRLGRPOTrainer
 from . import trl_seam
 from .algorithm import critic, kl_control, token_advantages
 from .config import GRPOConfig, option
-from .data import prompts, training_data
+from .data import prompts
 from .data.completions import columns_of
+from .data.training_data import check_training_data
 from .durable_trainer import DurableTrainer
 from .errors import RewardFailuresError
 from .models import adapters, loading, reference, reference_guards
-from .reporting import credit_file, kl_tokens, model_card, progress
+from .reporting import credit_file, kl_tokens, model_card, progress, report_to
 from .reporting.phases import timed
 from .rollout import dynamic_sampling, generate, vllm_engine
 from .scoring import failures, process_reward, step_scores, trial
@@ -60,9 +61,9 @@ class GRPOTrainer(DurableTrainer):
         adapters.guard_adapters(call["model"], call.get("peft_config"))
         if call.get("args") is None:
             call["args"] = GRPOConfig(output_dir=f"{loading.model_name(call['model'])}-GRPO")
+        report_to.check_report_to(call["args"])
         # Before TRL loads the model, which takes longer than to try a reward.
-        data = trl_seam.data_drawn_by_trl(call, type(self))
-        training_data.check_training_data(data, call["args"])
+        check_training_data(trl_seam.data_drawn_by_trl(call, type(self)), call["args"])
         call["reward_funcs"], self.run_rewards = trial.prepare_rewards(call)
         with reference.made_here(call["model"], call["args"]), vllm_engine.made_here(call):
             super().__init__(**call)

@@ -6,10 +6,11 @@ improve. Its checkpoint is kept for the next run.
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -17,15 +18,35 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from .tiny_model import tiny_model, tiny_tokenizer
+from .tiny_model import INITIALIZER_RANGE, tiny_model, tiny_tokenizer
 from .word_problems import word_problems
 
-# Worked problems per optimizer step, all processes together.
+# Worked problems per optimizer step, all processes together, where no pace is given.
 BATCH = 64
 LEARNING_RATE = 3e-3
+# Seconds between two lines about the loss.
+_PAUSE = 5.0
 # Raise it when the model, the problems or the settings of training change, so that no run uses a
 # checkpoint of the old ones.
 _REVISION = 1
+
+
+class Pace(NamedTuple):
+    """What decides how much of the time on a CPU the supervised stage takes.
+
+    Args:
+        batch: worked problems per optimizer step, all processes together.
+        initializer_range: the standard deviation of the random weights.
+    """
+
+    batch: int = BATCH
+    initializer_range: float = INITIALIZER_RANGE
+
+
+USUAL = Pace()
+# A matrix of width 128 keeps the size of what it reads at 1/√128 = 0.09. From 0.02, the value for
+# wide models, the first 100 steps do little but make the weights larger.
+QUICK = Pace(batch=32, initializer_range=0.06)
 
 
 def cold_start(
@@ -35,23 +56,25 @@ def cold_start(
     seed: int = 0,
     use_cpu: bool = False,
     worked: list[dict[str, Any]] | None = None,
+    pace: Pace = USUAL,
 ) -> Path:
     """Train the embedded model for `steps` supervised steps, or find an earlier run's checkpoint.
 
     Args:
         cache: folder that keeps the checkpoints, one subfolder per setting.
-        steps: optimizer steps of 64 worked problems each.
+        steps: optimizer steps.
         seed: of the weights and the problems.
         use_cpu: the same as in the run that follows. accelerate keeps one device for the whole
             process: the one that was asked for last.
         worked: rows with `question` and `answer` to learn instead of word problems; they are
             repeated until the steps are done.
+        pace: worked problems of a step, and the size of the first weights.
 
     Returns:
         The folder of an ordinary checkpoint with its tokenizer.
     """
     state = PartialState()
-    folder = _checkpoint_folder(cache, steps, seed, worked)
+    folder = _checkpoint_folder(cache, steps, seed, worked, pace)
     cached = (folder / "config.json").is_file()
     # Every process has looked before the first of them can write.
     state.wait_for_everyone()
@@ -62,7 +85,9 @@ def cold_start(
     # Training writes here; an interrupted stage leaves no folder that looks complete.
     partial = folder.with_suffix(".partial")
     try:
-        trainer = _supervised_trainer(partial, steps, seed, use_cpu, worked)
+        rows = worked or islice(word_problems("cold_start", seed=seed), steps * pace.batch)
+        args = _training_arguments(partial, steps, seed, use_cpu, pace.batch)
+        trainer = _supervised_trainer(args, rows, pace.initializer_range)
         trainer.train()
         if state.is_main_process:
             # The checkpoint is in float32, whatever the trainer has made of the model.
@@ -79,25 +104,25 @@ def cold_start(
 
 
 def _checkpoint_folder(
-    cache: Path, steps: int, seed: int, worked: list[dict[str, Any]] | None
+    cache: Path, steps: int, seed: int, worked: list[dict[str, Any]] | None, pace: Pace
 ) -> Path:
     # The number of processes changes the batches, and so the weights.
     settings: tuple[Any, ...] = (_REVISION, steps, seed, PartialState().num_processes)
     if worked is not None:
         settings = (*settings, worked)
+    if pace != USUAL:
+        settings = (*settings, tuple(pace))
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     return cache / f"cold_start-{digest}"
 
 
 def _supervised_trainer(
-    output_dir: Path, steps: int, seed: int, use_cpu: bool, worked: list[dict[str, Any]] | None
+    args: SFTConfig, rows: Iterable[dict[str, Any]], initializer_range: float
 ) -> SFTTrainer:
     tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer, seed=seed)
-    rows = worked or islice(word_problems("cold_start", seed=seed), steps * BATCH)
     trainer = SFTTrainer(
-        model=model,
-        args=_training_arguments(output_dir, steps, seed, use_cpu),
+        model=tiny_model(tokenizer, seed=args.seed, initializer_range=initializer_range),
+        args=args,
         train_dataset=_conversations(rows),
         processing_class=tokenizer,
         callbacks=[_LossLine()],
@@ -107,11 +132,13 @@ def _supervised_trainer(
     return trainer
 
 
-def _training_arguments(output_dir: Path, steps: int, seed: int, use_cpu: bool) -> SFTConfig:
+def _training_arguments(
+    output_dir: Path, steps: int, seed: int, use_cpu: bool, batch: int
+) -> SFTConfig:
     return SFTConfig(
         output_dir=str(output_dir),
         max_steps=steps,
-        per_device_train_batch_size=BATCH // PartialState().num_processes,
+        per_device_train_batch_size=batch // PartialState().num_processes,
         learning_rate=LEARNING_RATE,
         # No decay: the same step then has the same rate, however many steps follow.
         lr_scheduler_type="constant_with_warmup",
@@ -123,7 +150,8 @@ def _training_arguments(output_dir: Path, steps: int, seed: int, use_cpu: bool) 
         bf16=False,
         # The model is so small that its activations always fit.
         gradient_checkpointing=False,
-        logging_steps=25,
+        # Of these, a line is printed when some seconds have passed.
+        logging_steps=5,
         # The stage saves its result itself, once and complete.
         save_strategy="no",
         report_to="none",
@@ -143,7 +171,10 @@ def _conversations(rows: Iterable[dict[str, Any]]) -> Dataset:
 
 
 class _LossLine(TrainerCallback):
-    """Print the loss in one line each time the trainer logs it."""
+    """Print the loss in a line every few seconds, however fast the machine is."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -151,6 +182,10 @@ class _LossLine(TrainerCallback):
         # The last log of a run is a summary without a loss.
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
+        now = time.monotonic()
+        if now - self._last < _PAUSE and state.global_step < state.max_steps:
+            return
+        self._last = now
         width = len(str(state.max_steps))
         step = f"{state.global_step:>{width}}/{state.max_steps}"
         print(f"cold start {step}  loss {float(logs['loss']):.3f}", flush=True)

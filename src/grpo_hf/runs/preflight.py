@@ -16,6 +16,8 @@ from ..data.training_data import check_training_data
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
 from ..errors import ConfigError, did_you_mean
 from ..models import adapters, loading
+from ..models.adapter_trial import check_adapter_fits
+from ..reporting.report_to import check_report_to
 from ..rollout.vllm_sync import choose_sync
 from ..scoring.model_tools import Tool, load_tools
 from ..scoring.process_reward import process_reward
@@ -95,6 +97,7 @@ def check_task(recipe: Recipe, *, may_stream: bool = False, may_use_tools: bool 
         )
     if recipe.task.tools and not may_use_tools:
         raise ConfigError("tools: the model calls none in this program. Leave tools out.")
+    check_report_to(recipe.training)
     _check_cold_start(recipe)
     _check_evaluations(recipe)
     rewards, eval_reward = _rewards(recipe)
@@ -159,6 +162,7 @@ def check_embedded(recipe: Recipe, task: Task) -> None:
         prepare_tool_calls(tokenizer)
     config = tiny_config(tokenizer)
     check_lengths(dataset, checked.source, tokenizer, config, recipe)
+    _check_new_adapter(recipe, config)
     _try_rewards(recipe, task.rewards, dataset)
 
 
@@ -180,6 +184,8 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     tokenizer = loading.load_tokenizer(name, **source)
     if recipe.task.adapter is not None:
         adapters.check_adapter(recipe.task.adapter, config)
+    else:
+        _check_new_adapter(recipe, config)
     _check_engine(recipe)
     if task.tools:
         prepare_tool_calls(tokenizer)
@@ -208,6 +214,13 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         train = stream_of(recipe, task.rewards, task.train, task.stream, form)
     warn_if_too_large(recipe, config, lengths[0])
     return Prompts(tokenizer, train, held_out, notes)
+
+
+def _check_new_adapter(recipe: Recipe, config: Any) -> None:
+    """Check that the adapter of a recipe fits its model."""
+    adapter = loading.lora_config(recipe.model)
+    if adapter is not None:
+        check_adapter_fits(adapter, config, trust_remote_code=recipe.training.trust_remote_code)
 
 
 def _check_engine(recipe: Recipe) -> None:

@@ -43,6 +43,8 @@ class TaskArguments:
             default the first.
         cold_start_steps (`int`): supervised steps that teach the embedded model the format before
             GRPO (recipes/gsm8k.py).
+        cold_start_quick (`bool`): half as many problems in each of those steps, from larger random
+            weights: a shorter demo.
     """
 
     dataset_path: str | None = field(
@@ -87,4 +89,7 @@ class TaskArguments:
     )
     cold_start_steps: int = field(
         default=0, metadata={"help": "Supervised steps of the embedded model."}
+    )
+    cold_start_quick: bool = field(
+        default=False, metadata={"help": "Supervised steps on half the problems."}
     )
