@@ -10,8 +10,8 @@ from support.callbacks import LOGS, state
 
 from grpo_hf import GRPOConfig, reward_settings
 from grpo_hf.reporting.environment import ENVIRONMENT_FILE, command_line, commit_of, read_starts
-from grpo_hf.reporting.metrics_file import read_metrics
-from grpo_hf.reporting.phases import PhaseClock, PhaseTimes
+from grpo_hf.reporting.metrics_file import PhaseTimes, read_metrics
+from grpo_hf.reporting.phases import PhaseClock
 from grpo_hf.run_files import read_lines
 
 SLEEP = 0.05

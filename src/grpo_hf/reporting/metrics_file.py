@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from .. import run_files
+from .phases import CLOCK, PhaseClock
 
 METRICS_FILE = "metrics.jsonl"
 # Lines that wait for a disk that has space again; later ones push out the oldest.
@@ -50,6 +51,28 @@ class MetricsFile(TrainerCallback):
         # Appending and closing each time leaves a complete file when the run is killed.
         if run_files.append_lines(Path(args.output_dir) / METRICS_FILE, self._waiting):
             self._waiting.clear()
+
+
+class PhaseTimes(TrainerCallback):
+    """Put the seconds of each phase into what a step logs."""
+
+    def __init__(self, clock: PhaseClock = CLOCK) -> None:
+        self._clock = clock
+        self._step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # What an earlier training did not log is not this one's.
+        self._clock.means(1)
+        self._step = state.global_step
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        # An evaluation and the summary of a training have no loss.
+        if not logs or "loss" not in logs:
+            return
+        logs.update(self._clock.means(state.global_step - self._step))
+        self._step = state.global_step
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

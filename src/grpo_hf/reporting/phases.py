@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from transformers import TrainerCallback
-
 # In metrics.jsonl, before the name of a phase. `step_time` is TRL's name for all of a step.
 PREFIX = "time/"
 
@@ -93,25 +91,3 @@ def timed(
         return within
 
     return decorate
-
-
-class PhaseTimes(TrainerCallback):
-    """Put the seconds of each phase into what a step logs."""
-
-    def __init__(self, clock: PhaseClock = CLOCK) -> None:
-        self._clock = clock
-        self._step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # What an earlier training did not log is not this one's.
-        self._clock.means(1)
-        self._step = state.global_step
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        # An evaluation and the summary of a training have no loss.
-        if not logs or "loss" not in logs:
-            return
-        logs.update(self._clock.means(state.global_step - self._step))
-        self._step = state.global_step

@@ -10,8 +10,7 @@ from transformers.trainer_callback import CallbackHandler, PrinterCallback, Prog
 from ..run_files import say
 from .environment_file import EnvironmentFile
 from .gaming_watch import GamingWatch
-from .metrics_file import MetricsFile, finite
-from .phases import PhaseTimes
+from .metrics_file import MetricsFile, PhaseTimes, finite
 
 # transformers' progress bar, and the dictionaries that it prints: the line takes their place.
 _REPLACED = (ProgressCallback, PrinterCallback)

@@ -1,0 +1,365 @@
+"""Panels as charts: Vega-Lite draws each once, as SVG for the page and as PNG, SVG or PDF files.
+
+The colours are names of variables of the page's style sheet, so that a chart follows the reader's
+dark or light theme and is printed in ink on white. They are Okabe and Ito's, which colour-blind
+readers can tell apart, and every series has a dash pattern or a marker of its own as well.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from .curves import Curve, Panel, Point, smoothed, thinned, usual_value
+
+# In pixels; the page shows two or three beside each other, and a phone about one.
+WIDTH = 330
+HEIGHT = 190
+_SCALE = 2.0
+
+_SERIES = 7
+_COLOURS = [f"var(--series-{number})" for number in range(1, _SERIES + 1)]
+_DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 3], [12, 4]]
+_MARKERS = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke"]
+# Points are marked where they are so few that a marker does not hide the line.
+_MOST_MARKED = 40
+# From here on an axis says "5k".
+_THOUSAND = 1000
+# The variables for a picture in a file, which has no style sheet. Series 1 to 7 are blue,
+# vermillion, green, purple, orange, sky blue and black.
+LIGHT = {
+    "series-1": "#0072b2",
+    "series-2": "#d55e00",
+    "series-3": "#009e73",
+    "series-4": "#cc79a7",
+    "series-5": "#e69f00",
+    "series-6": "#56b4e9",
+    "series-7": "#1b1f24",
+    "ink": "#1b1f24",
+    "muted": "#5b636d",
+    "line": "#e4e4df",
+    "paper": "#ffffff",
+}
+_CONFIG = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "domainColor": "var(--line)",
+        "gridColor": "var(--line)",
+        "labelColor": "var(--muted)",
+        "labelFontSize": 11,
+        "tickColor": "var(--line)",
+        "ticks": False,
+        "labelPadding": 5,
+        "title": None,
+        "titleColor": "var(--muted)",
+        "titleFontSize": 11,
+        "titleFontWeight": "normal",
+    },
+    "legend": {
+        "labelColor": "var(--ink)",
+        "labelFontSize": 11,
+        "labelLimit": 150,
+        "orient": "top",
+        "padding": 0,
+        "offset": 8,
+        "columns": 3,
+        "symbolStrokeWidth": 2,
+        "symbolSize": 90,
+        "title": None,
+    },
+    "line": {"strokeWidth": 1.8, "strokeJoin": "round"},
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, ready for the page and for files.
+
+    Args:
+        name: for files and links.
+        spec: of Vega-Lite, with the page's variables as colours.
+        description: what a reader who does not see it is told.
+    """
+
+    name: str
+    title: str
+    caption: str
+    spec: dict[str, Any]
+    description: str
+
+    def svg(self) -> str:
+        """Return the chart as an element of the page."""
+        drawn = str(vl_convert.vegalite_to_svg(self.spec, allowed_base_urls=[]))
+        # As wide as its place: the view box keeps the proportions.
+        return re.sub(r'(<svg[^>]*?) width="[\d.]+" height="[\d.]+"', r"\1", drawn, count=1)
+
+    def file(self, kind: str) -> bytes:
+        """Return the chart as the bytes of a file, with a title and on white.
+
+        Args:
+            kind: png, svg or pdf.
+        """
+        spec = self.spec | {"title": self.title}
+        colours = re.sub(r"var\(--([\w-]+)\)", lambda name: LIGHT[name[1]], json.dumps(spec))
+        spec = json.loads(colours)
+        spec["config"] = spec["config"] | {
+            "background": LIGHT["paper"],
+            "title": {"anchor": "start", "fontSize": 13, "offset": 10},
+            "padding": 12,
+        }
+        if kind == "svg":
+            return str(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])).encode()
+        if kind == "pdf":
+            return bytes(vl_convert.vegalite_to_pdf(spec, allowed_base_urls=[]))
+        return bytes(vl_convert.vegalite_to_png(spec, scale=_SCALE, allowed_base_urls=[]))
+
+
+def chart_of(panel: Panel) -> Chart:
+    """Draw the curves of a panel, or its areas where they add up."""
+    runs = list(dict.fromkeys(curve.run for curve in panel.curves))
+    if panel.stacked and len(runs) == 1:
+        layers = _areas(panel.curves)
+    elif panel.stacked:
+        layers = _bars(panel.curves, runs)
+    else:
+        layers = _lines(panel, runs)
+    return Chart(
+        panel.name, panel.title, panel.caption, _spec(layers), _description(panel, len(runs) > 1)
+    )
+
+
+def _spec(chart: Any) -> dict[str, Any]:
+    """Return a chart's specification in the page's style."""
+    spec: dict[str, Any] = chart.properties(width=WIDTH, height=HEIGHT).to_dict()
+    spec.pop("$schema", None)
+    # In altair, colours that are variables are not valid in a configuration.
+    return spec | {"config": _CONFIG, "autosize": {"type": "fit", "contains": "padding"}}
+
+
+def _lines(panel: Panel, runs: Sequence[str]) -> Any:
+    """Draw short curves with a marker for each point, and long ones with their running mean."""
+    lines = []
+    faint = []
+    marked = []
+    for curve in panel.curves:
+        rows = _rows(curve, curve.points)
+        means = _rows(curve, smoothed(curve.points))
+        lines += means or rows
+        # A peak has to be seen, and a mean hides it.
+        faint += rows if means else []
+        marked += rows if len(rows) <= _MOST_MARKED else []
+    has_markers = bool(marked)
+    y = _y_of(panel)
+    layers = _encoded(lines, panel.curves, runs, y, dashes_told=not has_markers).mark_line()
+    if faint:
+        style = {"strokeWidth": 1, "opacity": 0.3, "strokeDash": [1, 0], "aria": False}
+        layers += _encoded(faint, panel.curves, runs, y, dashes_told=False).mark_line(**style)
+    if has_markers:
+        points = _encoded(marked, panel.curves, runs, y, dashes_told=False, shapes=True)
+        layers += points.mark_point(size=22, filled=True, opacity=1)
+    return layers
+
+
+def _rows(curve: Curve, points: Sequence[Point]) -> list[dict[str, Any]]:
+    return [_row(curve, step, value) for step, value in thinned(points)]
+
+
+def _row(curve: Curve, step: float, value: float) -> dict[str, Any]:
+    # Four digits are more than a chart shows, and keep the page small.
+    return {
+        "step": int(step),
+        "value": float(f"{value:.4g}"),
+        "label": curve.label,
+        "run": curve.run,
+    }
+
+
+def _encoded(
+    rows: list[dict[str, Any]],
+    curves: Sequence[Curve],
+    runs: Sequence[str],
+    y: Any,
+    *,
+    dashes_told: bool,
+    shapes: bool = False,
+) -> Any:
+    """Give each series its colour and dash pattern, or marker: labels of one run, or several runs.
+
+    Args:
+        dashes_told: whether the legend shows dashes; it shows markers where there are some.
+    """
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    field, names = ("run", list(runs)) if len(runs) > 1 else ("label", labels)
+    # Without its own dash pattern, a marker of the legend would have that of its line.
+    legend = alt.Legend(symbolType="stroke") if dashes_told else alt.Legend(symbolDash=[1, 0])
+    legend = legend if len(names) > 1 else None
+    scale = alt.Scale(domain=names, range=_cycled(_COLOURS, names))
+    channels: dict[str, Any] = {"color": alt.Color(f"{field}:N", scale=scale).legend(legend)}
+    if shapes:
+        markers = alt.Scale(domain=names, range=_cycled(_MARKERS, names))
+        channels["shape"] = alt.Shape(f"{field}:N", scale=markers).legend(legend)
+    else:
+        dashes = alt.Scale(domain=names, range=_cycled(_DASHES, names))
+        told = legend if dashes_told else None
+        channels["strokeDash"] = alt.StrokeDash(f"{field}:N", scale=dashes).legend(told)
+    x = alt.X("step:Q", axis=_step_axis(), scale=alt.Scale(nice=False))
+    return alt.Chart(alt.Data(values=rows)).encode(x=x, y=y, **channels)
+
+
+def _y_of(panel: Panel) -> Any:
+    """Return the axis of values: logarithmic above the usual values where there are peaks."""
+    values = [value for curve in panel.curves for _, value in curve.points]
+    form = "~s" if max(map(abs, values)) >= _THOUSAND else "~g"
+    usual = usual_value(panel.curves) if panel.may_peak else None
+    if usual is None:
+        axis = alt.Axis(tickCount=5, format=form)
+        return alt.Y("value:Q", scale=alt.Scale(zero=False), axis=axis)
+    ticks = [0.0]
+    for power in range(math.ceil(math.log10(usual)), math.floor(math.log10(max(values))) + 1):
+        ticks.append(10.0**power)
+    scale = alt.Scale(type="symlog", constant=usual, nice=False)
+    return alt.Y("value:Q", scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+
+
+def _cycled(values: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    return [values[number % len(values)] for number in range(len(names))]
+
+
+def _step_axis() -> Any:
+    return alt.Axis(grid=False, tickCount=5, format="~s", title="step")
+
+
+def _areas(curves: Sequence[Curve]) -> Any:
+    rows = []
+    for order, curve in enumerate(curves):
+        # The same steps of each, as they are stacked.
+        every = max(1, len(curve.points) // 120)
+        for step, value in curve.points[::every]:
+            rows.append(_row(curve, step, value) | {"order": order})
+    labels = [curve.label for curve in curves]
+    scale = alt.Scale(domain=labels, range=_cycled(_COLOURS, labels))
+    shape = "area" if len({row["step"] for row in rows}) > 1 else "bar"
+    chart = alt.Chart(alt.Data(values=rows))
+    # A line of paper between the areas, so that colour is not all that parts them.
+    marked = getattr(chart, f"mark_{shape}")(stroke="var(--paper)", strokeWidth=1.5)
+    return marked.encode(
+        x=alt.X("step:Q", axis=_step_axis(), scale=alt.Scale(nice=False)),
+        y=alt.Y("value:Q", stack=True, axis=alt.Axis(tickCount=5, format="~g", title="seconds")),
+        color=alt.Color("label:N", scale=scale).legend(alt.Legend() if len(labels) > 1 else None),
+        order=alt.Order("order:Q"),
+    )
+
+
+def _bars(curves: Sequence[Curve], runs: Sequence[str]) -> Any:
+    """Draw the mean seconds of each phase for several runs."""
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    rows = []
+    for curve in curves:
+        mean = sum(value for _, value in curve.points) / len(curve.points)
+        rows.append(_row(curve, 0, mean) | {"order": labels.index(curve.label)})
+    scale = alt.Scale(domain=labels, range=_cycled(_COLOURS, labels))
+    chart = alt.Chart(alt.Data(values=rows)).mark_bar(stroke="var(--paper)", strokeWidth=1.5)
+    return chart.encode(
+        x=alt.X("value:Q", stack=True, axis=alt.Axis(title="seconds of a step", format="~g")),
+        y=alt.Y("run:N", sort=list(runs), axis=alt.Axis(labelLimit=110, grid=False)),
+        color=alt.Color("label:N", scale=scale),
+        order=alt.Order("order:Q"),
+    )
+
+
+def _description(panel: Panel, has_runs: bool) -> str:
+    parts = []
+    for curve in panel.curves:
+        (start, first), (end, last) = curve.points[0], curve.points[-1]
+        name = f"{curve.run} {curve.label}" if has_runs else curve.label
+        parts.append(f"{name} {first:.3g} at step {start:.0f}, {last:.3g} at step {end:.0f}")
+    return f"{panel.title}: {'; '.join(parts)}"
+
+
+def accuracy_chart(rows: Sequence[dict[str, Any]]) -> Chart:
+    """Draw accuracies with their intervals.
+
+    Args:
+        rows: each with `set`, `model` (base or adapter), `value`, `low` and `high`.
+    """
+    models = ["base", "adapter"]
+    colours = alt.Scale(domain=models, range=[_COLOURS[1], _COLOURS[0]])
+    shapes = alt.Scale(domain=models, range=["square", "circle"])
+    axis = alt.Axis(format="~%", tickCount=6)
+    chart = alt.Chart(alt.Data(values=list(rows)))
+    sets = list(dict.fromkeys(str(row["set"]) for row in rows))
+    place = {
+        "y": alt.Y("set:N", sort=sets, axis=alt.Axis(grid=False, labelLimit=110)),
+        "yOffset": alt.YOffset("model:N", sort=models),
+        "color": alt.Color("model:N", scale=colours),
+    }
+    bars = chart.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", axis=axis, scale=alt.Scale(domain=_shares(rows))), x2="high:Q", **place
+    )
+    points = chart.mark_point(filled=True, opacity=1, size=70).encode(
+        x=alt.X("value:Q"), shape=alt.Shape("model:N", scale=shapes), **place
+    )
+    parts = [f"{row['set']} {row['model']} {row['value']:.1%}" for row in rows]
+    spec = _spec(bars + points)
+    spec["height"] = min(HEIGHT, 70 + 45 * len(sets))
+    title = "Accuracy of base and adapter"
+    caption = "Greedy answers to the same prompts, with 95% intervals."
+    return Chart("accuracy", title, caption, spec, f"{title}: {'; '.join(parts)}")
+
+
+def _shares(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the range of an axis of shares, in tenths."""
+    lowest = min(float(row["low"]) for row in rows)
+    highest = max(float(row["high"]) for row in rows)
+    return [max(0.0, int(lowest * 10) / 10), min(1.0, (int(highest * 10) + 1) / 10)]
+
+
+def at_k_chart(name: str, rows: Sequence[dict[str, Any]]) -> Chart:
+    """Draw pass@k and maj@k of base and adapter with their bands, the paper's figure 7.
+
+    Args:
+        name: of the set.
+        rows: each with `series` (as "adapter pass@k"), `k`, `value`, `low` and `high`.
+    """
+    series = ["adapter pass@k", "base pass@k", "adapter maj@k", "base maj@k"]
+    present = [one for one in series if any(row["series"] == one for row in rows)]
+    colour_of = dict(zip(series, (0, 1, 0, 1), strict=True))
+    dash_of = dict(zip(series, (0, 0, 1, 1), strict=True))
+    colours = alt.Scale(domain=present, range=[_COLOURS[colour_of[one]] for one in present])
+    dashes = alt.Scale(domain=present, range=[_DASHES[dash_of[one]] for one in present])
+    ks = sorted({row["k"] for row in rows})
+    x = alt.X(
+        "k:Q",
+        scale=alt.Scale(type="log", base=2, nice=False),
+        axis=alt.Axis(values=[k for k in ks if k & (k - 1) == 0], title="k", grid=False),
+    )
+    chart = alt.Chart(alt.Data(values=list(rows)))
+    colour = alt.Color("series:N", scale=colours)
+    share = alt.Scale(zero=False)
+    bands = chart.mark_area(opacity=0.13, aria=False).encode(
+        x=x, y=alt.Y("low:Q", scale=share), y2="high:Q", color=colour
+    )
+    axis = alt.Axis(format="~%", tickCount=5)
+    lines = chart.mark_line(point={"size": 25}).encode(
+        x=x,
+        y=alt.Y("value:Q", axis=axis, scale=share),
+        color=colour,
+        strokeDash=alt.StrokeDash("series:N", scale=dashes),
+    )
+    title = f"pass@k and maj@k on {name}"
+    caption = "Sampled answers with 95% bands, before and after. pass@k: one of k is right; maj@k: "
+    caption += "the most frequent answer of k is. As in DeepSeekMath's figure 7."
+    ends = [row for row in rows if row["k"] in (ks[0], ks[-1])]
+    parts = [f"{row['series']} {row['value']:.1%} at k = {row['k']}" for row in ends]
+    return Chart(f"at_k_{_slug(name)}", title, caption, _spec(bands + lines), "; ".join(parts))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name)

@@ -1,0 +1,362 @@
+"""What a run logged as curves, gathered in panels: each answers one question about a training."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from ..reporting.phases import PREFIX
+from .record import Row, RunRecord
+
+# Points of a curve on the page: a run of many thousand steps opens as quickly as a short one.
+MOST_POINTS = 240
+# From so many points on, a mean of neighbours is drawn over them.
+SMOOTHED_FROM = 50
+_WINDOWS = 20
+# How many times the median a peak is.
+_PEAK = 30
+# Logged steps that a rate is the mean of.
+_RATED = 4
+# What says little where several runs are compared.
+_LEFT_OUT = {"lengths": ("min", "max"), "clipping": ("low", "high")}
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number over the steps of a run.
+
+    Args:
+        run: the name of the run.
+        label: what the number is.
+    """
+
+    run: str
+    label: str
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that belong together.
+
+    Args:
+        name: for files and links.
+        caption: what to look for.
+        stacked: whether the numbers add up to a whole.
+        may_peak: whether a value may be so far above the others that these would lie on the axis.
+    """
+
+    name: str
+    title: str
+    caption: str
+    curves: list[Curve]
+    stacked: bool = False
+    may_peak: bool = False
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A panel, and which metrics it shows.
+
+    Args:
+        pattern: of the names of metrics; a group in it is the label.
+        labels: of metrics that the pattern has no group for.
+    """
+
+    name: str
+    title: str
+    caption: str
+    pattern: str
+    labels: dict[str, str]
+
+
+_QUESTIONS = (
+    _Question(
+        "rewards",
+        "Reward",
+        "The mean of each reward over the completions of a step.",
+        r"reward|rewards/(.+)/mean",
+        {"reward": "weighted sum"},
+    ),
+    _Question(
+        "held_out",
+        "Reward on held-out prompts",
+        "The same rewards in evaluations during the training. Where training rises and this does "
+        "not, the run learns its prompts by heart.",
+        r"eval_reward|eval_rewards/(.+)/mean",
+        {"eval_reward": "weighted sum"},
+    ),
+    _Question(
+        "kl",
+        "KL divergence from the reference",
+        "How far the policy has moved, per token. A steady climb is learning; a single peak is a "
+        "few tokens.",
+        r"kl|kl/(median|max|maximum|mean)",
+        {"kl": "mean"},
+    ),
+    _Question(
+        "entropy",
+        "Entropy",
+        "How open the choice of the next token is. Close to 0 nothing new is tried any more.",
+        r"entropy",
+        {"entropy": "entropy"},
+    ),
+    _Question(
+        "lengths",
+        "Length of completions",
+        "In tokens. Length that grows with the reward deserves a look at the samples.",
+        r"completions/(mean|min|max)_length",
+        {},
+    ),
+    _Question(
+        "signal",
+        "Shares of what is sampled",
+        "Groups whose rewards differ have a signal; completions at the length limit are cut off.",
+        r"frac_reward_zero_std|completions/clipped_ratio|signal/kept_fraction",
+        {
+            "frac_reward_zero_std": "groups without signal",
+            "completions/clipped_ratio": "cut off",
+            "signal/kept_fraction": "rows computed",
+        },
+    ),
+    _Question(
+        "clipping",
+        "Clipped tokens",
+        "The share of tokens whose ratio to the sampling policy left the trust region.",
+        r"clip_ratio/(low|high|region)_mean|cispo_clip_ratio",
+        {"cispo_clip_ratio": "clipped"},
+    ),
+    _Question(
+        "gradient",
+        "Gradient norm",
+        "Before clipping. Peaks that grow announce a run that falls apart.",
+        r"grad_norm",
+        {"grad_norm": "norm"},
+    ),
+    _Question(
+        "schedule",
+        "Learning rate",
+        "As the schedule set it.",
+        r"learning_rate",
+        {"learning_rate": "learning rate"},
+    ),
+    _Question(
+        "judged",
+        "Completions that could be judged",
+        "A completion on which a reward failed is left out of the update.",
+        r"rewards/(.+)/judged",
+        {},
+    ),
+    _Question(
+        "tools",
+        "Calls of tools",
+        "Per completion, and the share of them that failed.",
+        r"tools/(call|failure)_frequency",
+        {},
+    ),
+)
+
+
+def panels_of(runs: Sequence[RunRecord]) -> list[Panel]:
+    """Return the panels that the runs have numbers for, those that matter most first."""
+    panels = []
+    for question in _QUESTIONS:
+        curves = []
+        for run in runs:
+            curves += list(_curves(question, run))
+        if not _says_something(question.name, curves):
+            continue
+        may_peak = question.name in ("kl", "gradient")
+        panel = Panel(question.name, question.title, question.caption, curves, may_peak=may_peak)
+        panels += [panel] if len(runs) == 1 else _panel_per_label(panel)
+    panels += _time_panels(runs)
+    return panels
+
+
+def _panel_per_label(panel: Panel) -> Iterator[Panel]:
+    """Yield a panel for each number, in which the runs lie over each other."""
+    curves_of: dict[str, list[Curve]] = {}
+    for curve in panel.curves:
+        curves_of.setdefault(curve.label, []).append(curve)
+    if len(curves_of) == 1:
+        yield panel
+        return
+    for label, curves in curves_of.items():
+        values = {value for curve in curves for _, value in curve.points}
+        if len(values) == 1 or label in _LEFT_OUT.get(panel.name, ()):
+            continue
+        name = f"{panel.name}_{re.sub(r'[^0-9A-Za-z]+', '_', label)}"
+        yield replace(panel, name=name, title=f"{panel.title}: {label}", curves=curves)
+
+
+def _curves(question: _Question, run: RunRecord) -> Iterator[Curve]:
+    rows = run.evaluated if question.name == "held_out" else run.steps
+    labels: dict[str, str] = {}
+    for row in rows:
+        for metric in row:
+            found = re.fullmatch(question.pattern, metric)
+            if found:
+                labels[metric] = question.labels.get(metric) or next(filter(None, found.groups()))
+    # With a single reward of weight 1 the sum says nothing more.
+    sums = [metric for metric in labels if metric in ("reward", "eval_reward")]
+    for metric in sums:
+        others = [_points(rows, name) for name in labels if name != metric]
+        if others == [_points(rows, metric)]:
+            del labels[metric]
+    for metric, label in labels.items():
+        points = _points(rows, metric)
+        if points:
+            yield Curve(run.name, label, points)
+
+
+def _points(rows: Sequence[Row], metric: str) -> list[Point]:
+    points = []
+    for row in rows:
+        value = row.get(metric)
+        if isinstance(value, int | float) and math.isfinite(value):
+            points.append((float(row["step"]), float(value)))
+    return points
+
+
+def _says_something(name: str, curves: Sequence[Curve]) -> bool:
+    """Whether there is anything to see; a run on which all went well needs no curve of 1.0."""
+    values = set()
+    for curve in curves:
+        values |= {value for _, value in curve.points}
+    if name in ("judged", "schedule"):
+        return len(values) > 1
+    return bool(values)
+
+
+def _time_panels(runs: Sequence[RunRecord]) -> list[Panel]:
+    panels = []
+    phases = []
+    rates = []
+    for run in runs:
+        phases += phase_curves(run)
+        rate = _rate(run)
+        if rate:
+            rates.append(Curve(run.name, "tokens", rate))
+    if phases:
+        caption = "Seconds of a step. What is neither rollout nor scoring nor reference pass is "
+        caption += "the update."
+        panels.append(Panel("time", "Where the time goes", caption, phases, stacked=True))
+    if rates:
+        caption = "Tokens of prompts and completions, over the last four logged steps."
+        panels.append(Panel("throughput", "Tokens per second", caption, rates))
+    return panels
+
+
+def phase_curves(run: RunRecord) -> list[Curve]:
+    """Return the seconds of each phase of a step; together they are all of it."""
+    phases: dict[str, list[Point]] = {}
+    for row in run.steps:
+        whole = row.get("step_time")
+        if not isinstance(whole, int | float):
+            continue
+        parts = {}
+        for metric, value in row.items():
+            if metric.startswith(PREFIX) and isinstance(value, int | float):
+                parts[metric.removeprefix(PREFIX)] = float(value)
+        left = "update" if parts else "step"
+        parts[left] = max(0.0, whole - sum(parts.values()))
+        for phase, seconds in parts.items():
+            phases.setdefault(phase, []).append((float(row["step"]), seconds))
+    return [Curve(run.name, phase, points) for phase, points in phases.items()]
+
+
+def _rate(run: RunRecord) -> list[Point]:
+    """Return tokens per second, over the last few logged steps.
+
+    A logged step may hold one rollout more than the next, where several steps share a rollout.
+    """
+    rates: list[Point] = []
+    seconds: list[float] = []
+    tokens: list[float] = []
+    start: Row = {"step": 0, "num_tokens": 0.0}
+    known = [row for row in run.steps if row.get("num_tokens") and row.get("step_time")]
+    for before, row in pairwise([start, *known]):
+        seconds.append((row["step"] - before["step"]) * row["step_time"])
+        tokens.append(row["num_tokens"] - before["num_tokens"])
+        taken = sum(seconds[-_RATED:])
+        if taken > 0:
+            rates.append((float(row["step"]), sum(tokens[-_RATED:]) / taken))
+    return rates
+
+
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """Return at most so many points of a curve, and its first, last, lowest and highest among them.
+
+    Of each stretch of steps the lowest and the highest point stay, so that no peak is lost.
+
+    >>> thinned([(0, 1), (1, 9), (2, 1), (3, 1), (4, 0), (5, 1)], most=4)
+    [(0, 1), (1, 9), (4, 0), (5, 1)]
+    """
+    if len(points) <= most:
+        return list(points)
+    kept = {0, len(points) - 1}
+    stretches = max(1, most // 2 - 1)
+    for number in range(stretches):
+        first = number * len(points) // stretches
+        last = (number + 1) * len(points) // stretches
+        stretch = range(first, last)
+        kept.add(min(stretch, key=_value_in(points)))
+        kept.add(max(stretch, key=_value_in(points)))
+    return [points[index] for index in sorted(kept)]
+
+
+def _value_in(points: Sequence[Point]) -> Callable[[int], float]:
+    return lambda index: points[index][1]
+
+
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """Return the mean of each point and its neighbours; nothing where there are few points."""
+    if len(points) < SMOOTHED_FROM:
+        return []
+    reach = max(1, len(points) // _WINDOWS // 2)
+    means = []
+    for index, (step, _) in enumerate(points):
+        near = points[max(0, index - reach) : index + reach + 1]
+        means.append((step, sum(value for _, value in near) / len(near)))
+    return means
+
+
+def usual_value(curves: Sequence[Curve]) -> float | None:
+    """Return the median of curves with peaks far above it, which are better seen in logarithms.
+
+    Returns:
+        None where there are no such peaks.
+    """
+    values = []
+    for curve in curves:
+        values += [value for _, value in curve.points]
+    usual = median(values) if values else 0.0
+    is_peaked = usual > 0 and min(values) >= 0 and max(values) > _PEAK * usual
+    return usual if is_peaked else None
+
+
+def all_numbers(run: RunRecord) -> list[dict[str, Any]]:
+    """Return first, last, lowest and highest value of everything that was logged."""
+    metrics: dict[str, None] = {}
+    for row in run.steps:
+        metrics.update(dict.fromkeys(row))
+    rows = []
+    for metric in metrics:
+        points = _points(run.steps, metric)
+        if metric != "step" and points:
+            values = [value for _, value in points]
+            rows.append(
+                {
+                    "name": metric,
+                    "first": values[0],
+                    "last": values[-1],
+                    "low": min(values),
+                    "high": max(values),
+                }
+            )
+    return sorted(rows, key=lambda row: str(row["name"]))

@@ -1,0 +1,269 @@
+"""Numbers and sentences of a run: whether it got better, its figures, its settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..evaluation.statistics import compare
+from .record import Row, RunRecord
+
+# Of settings, what says where a run lies and not what it does.
+_OF_ONE_RUN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
+_MINUTE = 60
+_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, row: Any) -> "Interval | None":
+        """Return the interval that a file holds, or None."""
+        try:
+            return cls(float(row["value"]), float(row["low"]), float(row["high"]))
+        except (TypeError, KeyError, ValueError):
+            return None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Base against adapter on one set of problems.
+
+    Args:
+        at_k: rows of pass@k and maj@k, as `charts.at_k_chart` takes them.
+        categories: name, problems and both accuracies of each category, with their difference.
+        summary: the file that it was read from, None for the comparison at the end of the run.
+    """
+
+    name: str
+    problems: int
+    base: Interval
+    adapter: Interval
+    difference: Interval | None
+    at_k: list[Row]
+    categories: list[tuple[str, int, Interval, Interval, Interval | None]]
+    summary: Row | None
+
+
+def results_of(run: RunRecord) -> list[Result]:
+    """Return the evaluations of a run, the comparison at its end first."""
+    results = []
+    final = _final(run)
+    if final is not None:
+        results.append(final)
+    for summary in run.sets:
+        base = Interval.of(summary["base"].get("accuracy"))
+        adapter = Interval.of((summary.get("adapter") or {}).get("accuracy"))
+        if base is None or adapter is None:
+            continue
+        difference = Interval.of((summary.get("difference") or {}).get("accuracy"))
+        name = str(summary["set"])
+        problems = int(summary.get("problems") or len(summary["rows"]))
+        at_k, categories = _at_k(summary), _categories(summary)
+        results.append(
+            Result(name, problems, base, adapter, difference, at_k, categories, summary)
+        )
+    return results
+
+
+def _final(run: RunRecord) -> Result | None:
+    base = []
+    adapter = []
+    for row in run.answers:
+        pair = (row["base"].get("right"), row["adapter"].get("right"))
+        # None says that the reward failed, which is nothing about the answer.
+        if None not in pair:
+            base.append(bool(pair[0]))
+            adapter.append(bool(pair[1]))
+    if not base:
+        return None
+    found = compare(base, adapter)
+    shares = []
+    for one in (found.base, found.adapter):
+        shares.append(Interval(one.value, one.low, one.high))
+    difference = Interval(found.difference, found.low, found.high)
+    return Result("held-out prompts", len(base), *shares, difference, [], [], None)
+
+
+def _at_k(summary: Row) -> list[Row]:
+    rows = []
+    for model in ("base", "adapter"):
+        for measure in ("pass", "maj"):
+            values = (summary.get(model) or {}).get(f"{measure}_at")
+            for k, row in (values if isinstance(values, dict) else {}).items():
+                found = Interval.of(row)
+                if found is not None and str(k).isdigit():
+                    rows.append(
+                        {
+                            "series": f"{model} {measure}@k",
+                            "k": int(k),
+                            "value": found.value,
+                            "low": found.low,
+                            "high": found.high,
+                        }
+                    )
+    return sorted(rows, key=lambda row: (row["series"], row["k"]))
+
+
+def _categories(
+    summary: Row,
+) -> list[tuple[str, int, Interval, Interval, Interval | None]]:
+    found = []
+    for name, row in (summary.get("by_category") or {}).items():
+        intervals = []
+        for part in ("base", "adapter", "difference"):
+            value = row.get(part) or {}
+            # Either the interval itself, or under the name of the measure.
+            intervals.append(Interval.of(value) or Interval.of(value.get("accuracy")))
+        base, adapter, difference = intervals
+        if base is not None and adapter is not None:
+            found.append((str(name), int(row.get("problems") or 0), base, adapter, difference))
+    return found
+
+
+def verdict(results: Sequence[Result]) -> str:
+    """Return in a sentence whether the adapter is better than the base, and how sure that is."""
+    if not results:
+        return (
+            "Whether the adapter is better than the base is not known: nothing was evaluated "
+            "(eval_rows, or grpo-hf eval)."
+        )
+    first = results[0]
+    where = f"On {first.problems:,} {first.name}" if first.summary is None else f"On {first.name}"
+    both = f"{first.base.value:.1%} of the base's answers are right and {first.adapter.value:.1%}"
+    both += " of the adapter's"
+    difference = first.difference
+    if difference is None:
+        return f"{where}, {both}."
+    points = f"{100 * difference.value:+.1f} points, 95% interval "
+    points += f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+    if difference.low > 0:
+        word = "The adapter is better."
+    elif difference.high < 0:
+        word = "The adapter is worse."
+    else:
+        word = "That is no difference that so few prompts can show."
+    return f"{where}, {both}: {points}. {word}"
+
+
+def figures(run: RunRecord) -> list[tuple[str, str, str]]:
+    """Return the figures of a run: name, value, and a note."""
+    last = run.steps[-1]
+    rows = [("steps", f"{last['step']:,}", _of_data(run))]
+    for metric, name in (
+        ("reward", "reward"),
+        ("completions/mean_length", "tokens of a completion"),
+        ("entropy", "entropy"),
+    ):
+        values = [row[metric] for row in run.steps if isinstance(row.get(metric), int | float)]
+        if values:
+            rows.append((name, f"{values[-1]:.3g}", f"from {values[0]:.3g}"))
+    kl = sorted(row["kl"] for row in run.steps if isinstance(row.get("kl"), int | float))
+    if kl:
+        rows.append(("KL, median step", f"{kl[len(kl) // 2]:.3g}", f"largest {kl[-1]:.3g}"))
+    seconds = run.summary.get("train_runtime")
+    if isinstance(seconds, int | float):
+        tokens = last.get("num_tokens")
+        rate = f"{tokens / seconds:,.0f} tokens/s" if tokens and seconds else ""
+        rows.append(("training time", duration(seconds), rate))
+    return rows
+
+
+def _of_data(run: RunRecord) -> str:
+    epoch = run.steps[-1].get("epoch")
+    return f"{epoch:.2g} epochs" if isinstance(epoch, int | float) else ""
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a reader takes it in.
+
+    >>> duration(42.3), duration(150), duration(7260)
+    ('42 s', '2 min 30 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of runs beside each other.
+
+    Args:
+        differing: name, and the value of each run, where they differ.
+        same: name and value of the others.
+    """
+
+    differing: list[tuple[str, list[str]]]
+    same: list[tuple[str, str]]
+
+
+def settings_of(runs: Sequence[RunRecord]) -> Settings:
+    """Compare the settings of runs; a single run differs in nothing."""
+    told = [run.settings() for run in runs]
+    names: set[str] = set()
+    for settings in told:
+        names |= set(map(str, settings))
+    differing = []
+    same = []
+    for name in sorted(names - set(_OF_ONE_RUN)):
+        values = [_shown(settings[name]) if name in settings else "–" for settings in told]
+        if len(set(values)) > 1:
+            differing.append((name, values))
+        else:
+            same.append((name, values[0]))
+    return Settings(differing, same)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_shown(inner)}" for name, inner in value.items())
+    return str(value)
+
+
+def starts_of(run: RunRecord) -> list[tuple[str, str]]:
+    """Return what a run was started with, as names and texts; of a resumed run the first start."""
+    if not run.starts:
+        return []
+    start = run.starts[0]
+    machine = start.get("machine") or {}
+    memory = machine.get("memory")
+    parts = [machine.get("processor"), f"{machine.get('cores')} cores"]
+    if isinstance(memory, int):
+        parts.append(f"{memory / 2**30:.0f} GiB")
+    parts += machine.get("devices") or []
+    versions = start.get("versions") or {}
+    rows = [
+        ("started", _joined([one.get("time") for one in run.starts])),
+        ("command", str(start.get("command", ""))),
+        ("folder", str(start.get("folder", ""))),
+        ("commit", _commit(start.get("commit"))),
+        ("grpo-hf's source", _commit(start.get("source"))),
+        ("seed", str(start.get("seed", ""))),
+        ("processes", str(start.get("processes", ""))),
+        ("machine", _joined([*parts, machine.get("system")])),
+        ("versions", _joined([f"{name} {version}" for name, version in versions.items()])),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _joined(parts: Sequence[Any]) -> str:
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _commit(found: Any) -> str:
+    if not isinstance(found, dict):
+        return ""
+    return f"{found.get('commit')}{', with changes' if found.get('changed') else ''}"

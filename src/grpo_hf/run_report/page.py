@@ -1,0 +1,234 @@
+"""The page: everything that is known of one or several runs, in one HTML file beside pictures."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..errors import OutputExistsError
+from ..run_files import reason_of, write_whole
+from . import facts, samples
+from .charts import Chart, accuracy_chart, at_k_chart, chart_of
+from .curves import all_numbers, panels_of
+from .record import Row, RunRecord, read_runs
+
+PAGE_FILE = "report.html"
+PICTURES = "report"
+# Of several runs, beside the page of the first.
+COMPARISON_FILE = "comparison.html"
+COMPARISON_PICTURES = "comparison"
+# By it a page that is written anew is told from a file of somebody's own.
+_MARK = '<meta name="generator" content="grpo-hf">'
+_GAMING_FILE = "gaming.json"
+
+
+@dataclass(frozen=True)
+class ResultView:
+    """An evaluation with its charts and its changed answers."""
+
+    result: facts.Result
+    charts: list[Chart]
+    changes: list[samples.Change]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A suspicion of the watch, with its samples."""
+
+    name: str
+    text: str
+    anchor: str
+    shown: list[samples.Shown]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as the template shows it; `prefix` is before all of its anchors."""
+
+    record: RunRecord
+    prefix: str
+    verdict: str
+    figures: list[tuple[str, str, str]]
+    results: list[ResultView]
+    findings: list[Finding] | None
+    moments: list[samples.Shown]
+    again: list[list[samples.Shown]]
+    best: list[samples.Shown]
+    worst: list[samples.Shown]
+    starts: list[tuple[str, str]]
+    numbers: list[dict[str, Any]]
+
+
+def write_report(
+    folders: Sequence[Path], page: Path | None = None, *, pictures: bool = True
+) -> Path:
+    """Write the page of one run, or of several beside each other, and a picture of each chart.
+
+    Args:
+        folders: output folders of runs.
+        page: the file; by default in the first run's folder.
+        pictures: whether the pictures are written, in a folder beside the page.
+
+    Returns:
+        Where the page lies.
+
+    Raises:
+        DataError: a folder is not that of a run, or has no logged step.
+        OutputExistsError: the page is somebody's own file, or cannot be written.
+    """
+    runs = read_runs(folders)
+    several = len(runs) > 1
+    if page is None:
+        page = folders[0] / (COMPARISON_FILE if several else PAGE_FILE)
+    _check_own(page)
+    views = [_view(run, f"r{number}-") for number, run in enumerate(runs, 1)]
+    charts = [chart_of(panel) for panel in panels_of(runs)]
+    accuracies = _accuracies(views)
+    try:
+        write_whole(page, render(views, charts, accuracies))
+        if pictures:
+            _write_pictures(page.with_suffix(""), [*accuracies, *charts], views)
+    except OSError as error:
+        raise OutputExistsError(
+            f"{error.filename or page} cannot be written ({reason_of(error)}). Give another --to."
+        ) from error
+    return page
+
+
+def render(views: Sequence[RunView], charts: Sequence[Chart], accuracies: Sequence[Chart]) -> str:
+    """Return the page as HTML; every text in it is escaped, whoever wrote it."""
+    environment = Environment(
+        loader=PackageLoader("grpo_hf.run_report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["number"] = _number
+    environment.filters["drawn"] = lambda chart: Markup(chart.svg())
+    environment.globals["percent"] = _percent
+    return environment.get_template("page.html.jinja").render(
+        views=views,
+        charts=charts,
+        accuracies=accuracies,
+        settings=facts.settings_of([view.record for view in views]),
+        mark=Markup(_MARK),
+        written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+        version=metadata.version("grpo-hf"),
+    )
+
+
+def _view(run: RunRecord, prefix: str) -> RunView:
+    results = facts.results_of(run)
+    best, worst = samples.extremes(run, prefix)
+    return RunView(
+        record=run,
+        prefix=prefix,
+        verdict=facts.verdict(results),
+        figures=facts.figures(run),
+        results=[_result_view(run, result, prefix) for result in results],
+        findings=_findings(run.folder, prefix),
+        moments=samples.moments(run, f"{prefix}moment-"),
+        again=samples.same_prompts(run, prefix),
+        best=best,
+        worst=worst,
+        starts=facts.starts_of(run),
+        numbers=all_numbers(run),
+    )
+
+
+def _result_view(run: RunRecord, result: facts.Result, prefix: str) -> ResultView:
+    charts = [at_k_chart(result.name, result.at_k)] if result.at_k else []
+    if result.summary is None:
+        return ResultView(result, charts, samples.final_changes(run, prefix))
+    changes = samples.changes_of_set(result.summary, f"{prefix}{result.name}")
+    return ResultView(result, charts, changes)
+
+
+def _findings(run: Path, prefix: str) -> list[Finding] | None:
+    """Return what the watch found; None where it has not looked."""
+    try:
+        rows = json.loads((run / _GAMING_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = []
+    for number, row in enumerate(rows if isinstance(rows, list) else [], 1):
+        anchor = f"{prefix}finding-{number}"
+        shown = samples.found_samples(row.get("samples") or [], anchor)
+        found.append(Finding(str(row.get("name")), str(row.get("text")), anchor, shown))
+    return found
+
+
+def _accuracies(views: Sequence[RunView]) -> list[Chart]:
+    """Return the chart of all accuracies, if anything was evaluated."""
+    rows: list[Row] = []
+    for view in views:
+        for shown in view.results:
+            name = shown.result.name
+            if len(views) > 1:
+                name = f"{view.record.name}: {name}"
+            for model in ("base", "adapter"):
+                found: facts.Interval = getattr(shown.result, model)
+                interval = {"value": found.value, "low": found.low, "high": found.high}
+                rows.append({"set": name, "model": model} | interval)
+    return [accuracy_chart(rows)] if rows else []
+
+
+def _check_own(page: Path) -> None:
+    """Refuse to write over a file that is no report.
+
+    Raises:
+        OutputExistsError: there is such a file.
+    """
+    if not page.exists():
+        return
+    try:
+        with page.open("rb") as file:
+            is_own = _MARK.encode() in file.read(1000)
+    except OSError:
+        is_own = False
+    if not is_own:
+        raise OutputExistsError(f"{page} is no report, and is not overwritten. Give another --to.")
+
+
+def _write_pictures(folder: Path, charts: Sequence[Chart], views: Sequence[RunView]) -> None:
+    """Write the charts as PNG files.
+
+    Raises:
+        OSError: one of them cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {chart.name: chart for chart in charts}
+    for view in views:
+        for shown in view.results:
+            for chart in shown.charts:
+                own = f"{view.prefix}{chart.name}" if len(views) > 1 else chart.name
+                named[own] = chart
+    for name, chart in named.items():
+        (folder / f"{name}.png").write_bytes(chart.file("png"))
+
+
+def _number(value: float) -> str:
+    """Return a number with four digits.
+
+    >>> _number(1234567.0), _number(0.00012345)
+    ('1.235e+06', '0.0001235')
+    """
+    return f"{value:.4g}"
+
+
+def _percent(interval: facts.Interval, *, signed: bool = False) -> str:
+    """Return a share and its interval in percent.
+
+    >>> _percent(facts.Interval(0.25, 0.2, 0.31))
+    '25.0% (20.0 to 31.0)'
+    """
+    sign = "+" if signed else ""
+    value, low, high = (100 * part for part in (interval.value, interval.low, interval.high))
+    return f"{value:{sign}.1f}% ({low:{sign}.1f} to {high:{sign}.1f})"

@@ -1,0 +1,187 @@
+"""The files of a run as one value: metrics, answers, evaluations, rollouts, settings, starts."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import DataError
+from ..reporting.environment import read_starts
+from ..reporting.token_credit import CREDIT_FILE
+from ..run_files import read_lines
+
+logger = logging.getLogger(__name__)
+
+# Their writers import what takes seconds to import.
+METRICS_FILE = "metrics.jsonl"
+ANSWERS_FILE = "evaluation.jsonl"
+EVALUATIONS = "evaluations"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Where a group of `credit.jsonl` lies, and its rewards; its tokens are read when needed.
+
+    Args:
+        offset: of its line in the file, in bytes.
+        prompt: its text.
+        rewards: of its completions, None where no reward could judge one.
+    """
+
+    file: Path
+    offset: int
+    step: int
+    prompt: str
+    rewards: list[float | None]
+
+    def completions(self) -> list[Row]:
+        """Read the completions, each with `tokens`, `advantages`, `special` and `reward`."""
+        with self.file.open("rb") as lines:
+            lines.seek(self.offset)
+            row: Row = json.loads(lines.readline())
+        return list(row["completions"])
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run has left on disk.
+
+    Args:
+        name: as the page calls it; differs from those of the other runs on it.
+        steps: a row of metrics for each logged step, oldest first.
+        evaluated: a row of metrics for each evaluation during the training, oldest first.
+        summary: of the training, as transformers logs it at its end.
+        answers: base and adapter on each held-out prompt.
+        sets: summaries of `grpo-hf eval`, each with its `rows`.
+    """
+
+    folder: Path
+    name: str
+    steps: list[Row]
+    evaluated: list[Row]
+    summary: Row
+    starts: list[Row]
+    recipe: Row
+    answers: list[Row] = field(default_factory=list)
+    sets: list[Row] = field(default_factory=list)
+    rollouts: list[Rollout] = field(default_factory=list)
+
+    def settings(self) -> Row:
+        """Return what the run was told: its recipe, or the settings that were no defaults."""
+        if self.recipe or not self.starts:
+            return self.recipe
+        return dict(self.starts[0].get("settings") or {})
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read runs; those in folders of one name have their parents' names before it.
+
+    Raises:
+        DataError: a folder is not that of a run, or has no logged step.
+    """
+    parts = 1
+    paths = [folder.resolve().parts for folder in folders]
+    longest = max(map(len, paths))
+    # A run that is given twice never gets a name of its own.
+    while len({path[-parts:] for path in paths}) < len(set(paths)) and parts < longest:
+        parts += 1
+    records = []
+    for folder, path in zip(folders, paths, strict=True):
+        records.append(read_run(folder, "/".join(path[-parts:])))
+    return records
+
+
+def read_run(folder: Path, name: str) -> RunRecord:
+    """Read the files of a run; those that are missing or of another form count as empty.
+
+    Raises:
+        DataError: the folder is not that of a run, or has no logged step.
+    """
+    file = folder / METRICS_FILE
+    if not file.is_file():
+        raise DataError(f"{folder} is not the output folder of a run: it has no {METRICS_FILE}.")
+    steps: dict[Any, Row] = {}
+    evaluated: dict[Any, Row] = {}
+    summary: Row = {}
+    for row in read_lines(file):
+        # A run that was resumed may have logged a step twice; the last row counts.
+        if "eval_reward" in row:
+            evaluated[row.get("step")] = row
+        elif "train_runtime" in row:
+            summary = row
+        elif isinstance(row.get("step"), int):
+            steps[row["step"]] = row
+    if not steps:
+        raise DataError(
+            f"{folder}: {METRICS_FILE} has no training step yet. Ask again once the run has "
+            "logged one."
+        )
+    return RunRecord(
+        folder=folder,
+        name=name,
+        steps=[steps[step] for step in sorted(steps)],
+        evaluated=list(evaluated.values()),
+        summary=summary,
+        starts=read_starts(folder),
+        recipe=_recipe(folder / "recipe.yaml"),
+        answers=_answers(folder / ANSWERS_FILE),
+        sets=list(_sets(folder / EVALUATIONS)),
+        rollouts=_rollouts(folder / CREDIT_FILE),
+    )
+
+
+def _recipe(file: Path) -> Row:
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _answers(file: Path) -> list[Row]:
+    rows = read_lines(file) if file.is_file() else []
+    known = []
+    for row in rows:
+        if isinstance(row.get("base"), dict) and isinstance(row.get("adapter"), dict):
+            known.append(row)
+    return known
+
+
+def _sets(folder: Path) -> Iterator[Row]:
+    """Yield the evaluations of a run, in the order of their names."""
+    for file in sorted(folder.glob("*.json")):
+        try:
+            summary = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            logger.warning(f"{file} cannot be read ({error}), and is left out of the report.")
+            continue
+        if isinstance(summary, dict) and isinstance(summary.get("base"), dict):
+            rows = file.with_suffix(".jsonl")
+            yield {"set": file.stem} | summary | {
+                "rows": read_lines(rows) if rows.is_file() else []
+            }
+
+
+def _rollouts(file: Path) -> list[Rollout]:
+    """Return where the groups of a credit file lie; those of a long run are too many to keep."""
+    found: dict[int, Rollout] = {}
+    if not file.is_file():
+        return []
+    offset = 0
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+                rewards = [completion["reward"] for completion in row["completions"]]
+                found[row["step"]] = Rollout(file, offset, row["step"], row["prompt"], rewards)
+            except (ValueError, KeyError, TypeError):
+                # A torn line, as a killed process leaves it.
+                pass
+            offset += len(line)
+    return [found[step] for step in sorted(found)]

@@ -1,0 +1,313 @@
+"""Texts of a run as the page shows them: rollouts with their credit, answers before and after."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..reporting.credit_display import pieces, share, summary
+from ..reporting.token_credit import Completion, Group
+from .record import Rollout, Row, RunRecord
+
+# How many rollouts over the training are shown, and how many completions of the run at each end.
+_MOMENTS = 5
+_EXTREMES = 3
+# Prompts that came back, and how often each is shown.
+_PROMPTS = 2
+_TIMES = 4
+# Answers of each kind that are shown.
+_ANSWERS = 5
+# Longer texts are cut: what matters shows, and the page stays small.
+_MOST_CHARACTERS = 3000
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Neighbouring tokens of one advantage.
+
+    Args:
+        share: of the largest advantage of the group, from -1 to 1.
+        ends_step: whether the next token has another advantage.
+        special: whether it is a token such as the end of the turn.
+    """
+
+    text: str
+    advantage: float
+    share: float
+    ends_step: bool
+    special: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion.
+
+    Args:
+        anchor: the id of its element, for links.
+        title: where it comes from.
+        note: its reward and advantages in words.
+        segments: its text with its credit; where that is not known, one segment without.
+        cut: how many characters are not shown.
+    """
+
+    anchor: str
+    title: str
+    note: str
+    segments: list[Segment]
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A prompt with completions to it.
+
+    Args:
+        title: where it comes from.
+        rewards: of the completion, by name, where they are known.
+    """
+
+    title: str
+    prompt: str
+    samples: list[Sample]
+    rewards: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of the answers to held-out prompts.
+
+    Args:
+        name: of the kind, for links.
+        count: of all of them; `shown` has the first few.
+    """
+
+    name: str
+    title: str
+    count: int
+    shown: list[Shown]
+
+
+def moments(run: RunRecord, prefix: str) -> list[Shown]:
+    """Return the best and the worst completion of rollouts from the first to the last step."""
+    last = len(run.rollouts) - 1
+    chosen = {round(number * last / (_MOMENTS - 1)) for number in range(_MOMENTS)}
+    shown = []
+    for index in sorted(chosen) if run.rollouts else []:
+        rollout = run.rollouts[index]
+        shown.append(_ends_of(rollout, f"Step {rollout.step}", prefix))
+    return shown
+
+
+def same_prompts(run: RunRecord, prefix: str) -> list[list[Shown]]:
+    """Return prompts that came back, each at several steps."""
+    by_prompt: dict[str, list[Rollout]] = {}
+    for rollout in run.rollouts:
+        by_prompt.setdefault(rollout.prompt, []).append(rollout)
+    again = [group for group in by_prompt.values() if len(group) > 1]
+    again.sort(key=len, reverse=True)
+    shown = []
+    for group in again[:_PROMPTS]:
+        last = len(group) - 1
+        chosen = {round(number * last / (_TIMES - 1)) for number in range(_TIMES)}
+        times = []
+        for index in sorted(chosen):
+            times.append(_ends_of(group[index], f"Step {group[index].step}", f"{prefix}again-"))
+        shown.append(times)
+    return shown
+
+
+def extremes(run: RunRecord, prefix: str) -> tuple[list[Shown], list[Shown]]:
+    """Return the completions with the highest and with the lowest rewards of the run."""
+    ranked = []
+    for rollout in run.rollouts:
+        for index, reward in enumerate(rollout.rewards):
+            if reward is not None:
+                ranked.append((reward, rollout.step, index, rollout))
+    # Of equal ones the latest: it says more of what the run has become.
+    best = sorted(ranked, key=lambda one: (-one[0], -one[1], one[2]))
+    worst = sorted(ranked, key=lambda one: (one[0], -one[1], one[2]))
+    found = []
+    for name, order in (("best", best), ("worst", worst)):
+        shown: list[Shown] = []
+        seen: set[str] = set()
+        for _, step, index, rollout in order:
+            if len(shown) == _EXTREMES:
+                break
+            # Another prompt each: eight equal answers to one say no more than one.
+            if rollout.prompt not in seen:
+                seen.add(rollout.prompt)
+                sample = _sample(rollout, index, f"{prefix}{name}-")
+                shown.append(Shown(f"Step {step}", rollout.prompt, [sample]))
+        found.append(shown)
+    return found[0], found[1]
+
+
+def _ends_of(rollout: Rollout, title: str, prefix: str) -> Shown:
+    """Return the best and the worst completion of a group, or its first where none is better."""
+    judged = []
+    for index, reward in enumerate(rollout.rewards):
+        if reward is not None:
+            judged.append((reward, index))
+    chosen = [0]
+    if judged:
+        best = max(judged, key=lambda one: (one[0], -one[1]))
+        worst = min(judged)
+        chosen = [best[1]] if best[0] == worst[0] else [best[1], worst[1]]
+    return Shown(title, rollout.prompt, [_sample(rollout, index, prefix) for index in chosen])
+
+
+def _sample(rollout: Rollout, index: int, prefix: str) -> Sample:
+    completions = [_completion(row) for row in rollout.completions()]
+    scale = Group(rollout.step, rollout.prompt, completions).scale
+    completion = completions[index]
+    segments, cut = _cut(_segments(completion, scale))
+    return Sample(
+        anchor=f"{prefix}{rollout.step}-{index + 1}",
+        title=f"completion {index + 1}",
+        note=summary(completion),
+        segments=segments,
+        cut=cut,
+    )
+
+
+def _completion(row: Row) -> Completion:
+    # Later versions may write more of a completion.
+    return Completion(row["tokens"], row["advantages"], row["special"], row["reward"])
+
+
+def _segments(completion: Completion, scale: float) -> list[Segment]:
+    """Join neighbouring tokens that have the same advantage."""
+    joined: list[Segment] = []
+    for piece in pieces(completion):
+        last = joined[-1] if joined else None
+        if last and last.advantage == piece.advantage and last.special == piece.special:
+            joined[-1] = Segment(
+                last.text + piece.text, last.advantage, last.share, False, last.special
+            )
+            continue
+        if last and piece.starts_step:
+            joined[-1] = Segment(last.text, last.advantage, last.share, True, last.special)
+        portion = share(piece.advantage, scale)
+        joined.append(Segment(piece.text, piece.advantage, portion, False, piece.special))
+    return joined
+
+
+def plain(text: str) -> tuple[list[Segment], int]:
+    """Return a text without credit, and how many characters of it are not shown."""
+    as_completion = Completion([text], [0.0], [], None)
+    return _cut(_segments(as_completion, 0.0))
+
+
+def _cut(segments: list[Segment]) -> tuple[list[Segment], int]:
+    """Return the first characters of a text, and how many are left out."""
+    kept: list[Segment] = []
+    room = _MOST_CHARACTERS
+    length = sum(len(segment.text) for segment in segments)
+    for segment in segments:
+        if room <= 0:
+            break
+        text = segment.text[:room]
+        room -= len(text)
+        kept.append(
+            Segment(text, segment.advantage, segment.share, segment.ends_step, segment.special)
+        )
+    return kept, max(0, length - _MOST_CHARACTERS)
+
+
+def prompt_text(prompt: Any) -> str:
+    """Return a prompt as one text; of a conversation, each message with its role."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list):
+        return str(prompt)
+    parts = []
+    for message in prompt:
+        if isinstance(message, dict):
+            parts.append(f"{message.get('role', '?')}: {message.get('content', '')}")
+        else:
+            parts.append(str(message))
+    # What a single user asks needs no role.
+    if len(parts) == 1:
+        return parts[0].removeprefix("user: ")
+    return "\n\n".join(parts)
+
+
+def final_changes(run: RunRecord, prefix: str) -> list[Change]:
+    """Return what became of the held-out prompts of the comparison at the end of a run."""
+    rows = []
+    for row in run.answers:
+        base, adapter = row["base"], row["adapter"]
+        rows.append(
+            {
+                "prompt": row.get("prompt"),
+                "gold": None,
+                "base": (base.get("answer"), base.get("right")),
+                "adapter": (adapter.get("answer"), adapter.get("right")),
+            }
+        )
+    return _changes(rows, f"{prefix}final")
+
+
+def changes_of_set(summary: Row, prefix: str) -> list[Change]:
+    """Return what became of the problems of an evaluation."""
+    rows = []
+    for row in summary["rows"]:
+        base, adapter = row.get("base") or {}, row.get("adapter") or {}
+        rows.append(
+            {
+                "prompt": row.get("prompt"),
+                "gold": row.get("gold"),
+                "base": (base.get("greedy"), base.get("greedy_right")),
+                "adapter": (adapter.get("greedy"), adapter.get("greedy_right")),
+            }
+        )
+    return _changes(rows, prefix)
+
+
+_KINDS = (
+    ("gained", "Right only with the adapter", (False, True)),
+    ("lost", "Right only without it", (True, False)),
+    ("wrong", "Wrong with both", (False, False)),
+    ("kept", "Right with both", (True, True)),
+)
+
+
+def _changes(rows: Iterable[Row], prefix: str) -> list[Change]:
+    found: dict[str, list[tuple[int, Row]]] = {name: [] for name, _, _ in _KINDS}
+    for number, row in enumerate(rows, 1):
+        for name, _, (base, adapter) in _KINDS:
+            if row["base"][1] is base and row["adapter"][1] is adapter:
+                found[name].append((number, row))
+    if not any(found.values()):
+        return []
+    changes = []
+    for name, title, _ in _KINDS:
+        shown = [_answered(number, row, prefix) for number, row in found[name][:_ANSWERS]]
+        changes.append(Change(f"{prefix}-{name}", title, len(found[name]), shown))
+    return changes
+
+
+def _answered(number: int, row: Row, prefix: str) -> Shown:
+    samples = []
+    for model in ("base", "adapter"):
+        text, right = row[model]
+        segments, cut = plain(str(text if text is not None else ""))
+        note = "right" if right else "wrong"
+        samples.append(Sample(f"{prefix}-{number}-{model}", model, note, segments, cut))
+    title = f"Prompt {number}"
+    if row["gold"] is not None:
+        title += f", right is {row['gold']}"
+    return Shown(title, prompt_text(row["prompt"]), samples)
+
+
+def found_samples(rows: Sequence[Row], prefix: str) -> list[Shown]:
+    """Return the samples of a finding of the watch."""
+    shown = []
+    for number, row in enumerate(rows, 1):
+        segments, cut = plain(str(row.get("completion", "")))
+        rewards = row.get("rewards")
+        step = row.get("step")
+        title = f"Step {step}" if step is not None else "At the end"
+        sample = Sample(f"{prefix}-{number}", "completion", "", segments, cut)
+        known = rewards if isinstance(rewards, dict) else {}
+        shown.append(Shown(title, prompt_text(row.get("prompt", "")), [sample], known))
+    return shown
