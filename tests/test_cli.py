@@ -49,7 +49,9 @@ class TestLightness:
                 check=True,
             )
             seconds.append(time.monotonic() - started)
-        assert all(command in done.stdout for command in ("train", "rewards", "plot", "credit"))
+        assert all(
+            command in done.stdout for command in ("train", "rewards", "plot", "credit", "report")
+        )
         assert min(seconds) < 1
 
     def test_version(self, capsys):
@@ -62,7 +64,7 @@ class TestLightness:
         program = (
             "import sys; from grpo_hf.cli import main; main(['rewards', 'list']);"
             "main(['rewards', 'test', 'gsm8k', '--completion', '#### 4', '--column', 'answer=4']);"
-            "print({'torch', 'transformers', 'trl', 'datasets', 'matplotlib'} & set(sys.modules))"
+            "print({'torch', 'transformers', 'trl', 'datasets', 'altair'} & set(sys.modules))"
         )
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -251,10 +253,9 @@ class TestPlot:
         assert f"{tmp_path} is not the output folder of a run: it has no metrics.jsonl." in text
         assert not (tmp_path / "rewards.png").exists()
 
-    def test_without_matplotlib(self, refused, finished, monkeypatch):
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
-        assert "`grpo-hf plot` needs matplotlib: pip install 'grpo-hf[plot]'." in refused(
-            "plot", finished, "x.png"
+    def test_an_ending_that_cannot_be_drawn(self, refused, finished):
+        assert "expected a name that ends in .png, .svg or .pdf." in refused(
+            "plot", finished, "x.gif"
         )
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .cli_plan import add_plan_command
+from .cli_report import add_report_commands
 from .cli_rewards import add_rewards_commands
 from .cli_start import add_start_commands
 from .cli_use import add_use_commands
@@ -42,18 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan_command(commands)
     add_rewards_commands(commands)
 
-    plot = commands.add_parser("plot", help="draw a run's rewards", description=_plot.__doc__)
-    plot.add_argument("run", type=Path, help="output folder of a run")
-    plot.add_argument("picture", type=Path, help="PNG or SVG file to write")
-    plot.set_defaults(command=_plot)
-
-    credit = commands.add_parser(
-        "credit", help="show what each token was trained on", description=_credit.__doc__
-    )
-    credit.add_argument("run", type=Path, help="output folder of a run")
-    credit.add_argument("--step", type=int, help="a logged step (default: the last)")
-    credit.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
-    credit.set_defaults(command=_credit)
+    add_report_commands(commands)
 
     replay = commands.add_parser(
         "replay", help="compute a step again that was not finite", description=_replay.__doc__
@@ -78,21 +68,6 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from .runs.train import train
 
     train(recipe)
-
-
-def _plot(options: argparse.Namespace, rest: list[str]) -> None:
-    """Draw the mean of every reward and the KL over the steps of a run (needs matplotlib)."""
-    from .runs.finished import plot
-
-    plot(options.run, options.picture)
-
-
-def _credit(options: argparse.Namespace, rest: list[str]) -> None:
-    """Show completions of a step of a run, each token coloured by the advantage that it was trained
-    on."""
-    from .runs.finished import show_credit
-
-    show_credit(options.run, options.step, options.html)
 
 
 def _replay(options: argparse.Namespace, rest: list[str]) -> None:

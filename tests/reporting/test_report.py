@@ -1,21 +1,15 @@
-"""Tests of what a run shows when it has ended: its comparison, and the curve of its rewards."""
+"""Tests of what a run shows when it has ended: its comparison, and where its files lie."""
 
 import io
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
 
-import pytest
 from rich.console import Console
-from support.callbacks import LOGS, arguments, state
 
-from grpo_hf.errors import DataError
 from grpo_hf.evaluation.statistics import compare
 from grpo_hf.reporting import report
-from grpo_hf.reporting.metrics_file import MetricsFile
-from grpo_hf.reporting.report import plot_rewards
 
 
 def test_the_report_shows_the_comparison_and_where_everything_lies():
@@ -66,23 +60,3 @@ def test_output_that_nobody_can_take_costs_no_push(monkeypatch):
         assert sys.stdout is not output
         monkeypatch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
-
-
-def test_rewards_are_drawn(tmp_path: Path):
-    pytest.importorskip("matplotlib")
-    args, file = arguments(tmp_path), MetricsFile()
-    file.on_train_begin(args, state(0), None)
-    for step in (1, 2):
-        file.on_log(args, state(step), None, logs=LOGS | {"kl": 0.01 * step})
-    plot_rewards(tmp_path, tmp_path / "rewards.svg")
-    picture = (tmp_path / "rewards.svg").read_text()
-    for label in ("gsm8k", "overlong", "mean reward", "KL", "step"):
-        assert f"<!-- {label} -->" in picture
-
-
-def test_a_run_without_a_logged_step_cannot_be_drawn(tmp_path: Path):
-    pytest.importorskip("matplotlib")
-    (tmp_path / "metrics.jsonl").touch()
-    with pytest.raises(DataError, match=rf"{re.escape(str(tmp_path))}.*no .*step"):
-        plot_rewards(tmp_path, tmp_path / "rewards.png")
-    assert not (tmp_path / "rewards.png").exists()

@@ -1,4 +1,4 @@
-"""The end of a run: base against adapter in a table, where the files lie, and a plot of rewards."""
+"""The end of a run: base against adapter in a table, and where the files lie."""
 
 import json
 import shlex
@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import DataError
 from ..evaluation.comparison import EVALUATION_FILE
 from ..evaluation.statistics import Comparison
 from ..run_files import say
-from .metrics_file import METRICS_FILE, read_metrics
+from .metrics_file import METRICS_FILE
 
+# Written by run_report, which comes after this room.
+_PAGE = "report.html"
 # The commands that follow a run, each with what it is for.
 _NEXT = {
     "chat {run}": "talk to base and adapter, side by side",
@@ -59,6 +60,8 @@ def show(
     console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True, markup=False)
     if comparison is not None:
         console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True, markup=False)
+    if (Path(folder) / _PAGE).is_file():
+        console.print(f"report:  {folder}/{_PAGE}", soft_wrap=True, markup=False)
     for line in next_steps(folder):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -91,43 +94,3 @@ def _comparison_table(comparison: Comparison, reward_name: str) -> Table:
     difference = f"{comparison.difference:+.3f}"
     table.add_row("difference (paired)", "", difference, interval, style="bold")
     return table
-
-
-def plot_rewards(run: Path, picture: Path) -> None:
-    """Draw every reward's mean over the steps of a run, with KL below, as a PNG or SVG.
-
-    Raises:
-        ImportError: matplotlib is missing (`pip install 'grpo-hf[plot]'`).
-        DataError: the run has not logged a step yet.
-    """
-    # Not at the top: matplotlib is an optional dependency.
-    import matplotlib
-
-    # Draws into a file, also where there is no screen; has to be set before pyplot is imported.
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = read_metrics(run)
-    if not rows:
-        raise DataError(
-            f"{run}: {METRICS_FILE} has no training step yet. Draw it once the run has logged one."
-        )
-    steps = [row["step"] for row in rows]
-    figure, (above, below) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(8, 5), height_ratios=(3, 1)
-    )
-    for key in rows[0]:
-        if key.startswith("rewards/") and key.endswith("/mean"):
-            # A reward that could judge nothing has None at a step, which leaves a gap.
-            means = [row.get(key) for row in rows]
-            above.plot(steps, means, marker=".", label=key.split("/")[1])
-    above.set_ylabel("mean reward")
-    above.legend()
-    below.plot(steps, [row.get("kl") for row in rows], color="grey")
-    below.set_ylabel("KL")
-    below.set_xlabel("step")
-    below.xaxis.get_major_locator().set_params(integer=True)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=120)
-    # pyplot keeps every figure until it is told.
-    pyplot.close(figure)

@@ -198,8 +198,8 @@ def _encoded(
     labels = list(dict.fromkeys(curve.label for curve in curves))
     field, names = ("run", list(runs)) if len(runs) > 1 else ("label", labels)
     # Without its own dash pattern, a marker of the legend would have that of its line.
-    legend = alt.Legend(symbolType="stroke") if dashes_told else alt.Legend(symbolDash=[1, 0])
-    legend = legend if len(names) > 1 else None
+    style: dict[str, Any] = {"symbolType": "stroke"} if dashes_told else {"symbolDash": [1, 0]}
+    legend = alt.Legend(**style) if len(names) > 1 else None
     scale = alt.Scale(domain=names, range=_cycled(_COLOURS, names))
     channels: dict[str, Any] = {"color": alt.Color(f"{field}:N", scale=scale).legend(legend)}
     if shapes:
@@ -281,6 +281,19 @@ def _description(panel: Panel, has_runs: bool) -> str:
         name = f"{curve.run} {curve.label}" if has_runs else curve.label
         parts.append(f"{name} {first:.3g} at step {start:.0f}, {last:.3g} at step {end:.0f}")
     return f"{panel.title}: {'; '.join(parts)}"
+
+
+def below_each_other(charts: Sequence[Chart], title: str) -> Chart:
+    """Return several charts as one."""
+    parts = []
+    for chart in charts:
+        part = {"title": {"text": chart.title, "anchor": "start", "fontSize": 12}} | chart.spec
+        # What belongs to the whole.
+        parts.append({name: part[name] for name in part if name not in ("config", "autosize")})
+    # Each chart has a scale and a legend of its own.
+    resolve = {"scale": {"color": "independent", "shape": "independent"}}
+    spec = {"vconcat": parts, "config": _CONFIG, "resolve": resolve}
+    return Chart("plot", title, "", spec, "; ".join(chart.description for chart in charts))
 
 
 def accuracy_chart(rows: Sequence[dict[str, Any]]) -> Chart:

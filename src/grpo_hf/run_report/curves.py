@@ -164,7 +164,7 @@ _QUESTIONS = (
 
 def panels_of(runs: Sequence[RunRecord]) -> list[Panel]:
     """Return the panels that the runs have numbers for, those that matter most first."""
-    panels = []
+    panels: list[Panel] = []
     for question in _QUESTIONS:
         curves = []
         for run in runs:
@@ -234,9 +234,9 @@ def _says_something(name: str, curves: Sequence[Curve]) -> bool:
 
 
 def _time_panels(runs: Sequence[RunRecord]) -> list[Panel]:
-    panels = []
-    phases = []
-    rates = []
+    panels: list[Panel] = []
+    phases: list[Curve] = []
+    rates: list[Curve] = []
     for run in runs:
         phases += phase_curves(run)
         rate = _rate(run)

@@ -65,9 +65,7 @@ def results_of(run: RunRecord) -> list[Result]:
         name = str(summary["set"])
         problems = int(summary.get("problems") or len(summary["rows"]))
         at_k, categories = _at_k(summary), _categories(summary)
-        results.append(
-            Result(name, problems, base, adapter, difference, at_k, categories, summary)
-        )
+        results.append(Result(name, problems, base, adapter, difference, at_k, categories, summary))
     return results
 
 
@@ -83,11 +81,10 @@ def _final(run: RunRecord) -> Result | None:
     if not base:
         return None
     found = compare(base, adapter)
-    shares = []
-    for one in (found.base, found.adapter):
-        shares.append(Interval(one.value, one.low, one.high))
+    before = Interval(found.base.value, found.base.low, found.base.high)
+    after = Interval(found.adapter.value, found.adapter.low, found.adapter.high)
     difference = Interval(found.difference, found.low, found.high)
-    return Result("held-out prompts", len(base), *shares, difference, [], [], None)
+    return Result("held-out prompts", len(base), before, after, difference, [], [], None)
 
 
 def _at_k(summary: Row) -> list[Row]:

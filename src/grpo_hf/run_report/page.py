@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..errors import OutputExistsError
+from ..errors import ConfigError, OutputExistsError
 from ..run_files import reason_of, write_whole
 from . import facts, samples
-from .charts import Chart, accuracy_chart, at_k_chart, chart_of
+from .charts import Chart, accuracy_chart, at_k_chart, below_each_other, chart_of
 from .curves import all_numbers, panels_of
 from .record import Row, RunRecord, read_runs
 
@@ -99,6 +99,29 @@ def write_report(
             f"{error.filename or page} cannot be written ({reason_of(error)}). Give another --to."
         ) from error
     return page
+
+
+def write_plot(run: Path, picture: Path) -> None:
+    """Draw the rewards of a run and its KL below each other, as a PNG, SVG or PDF file.
+
+    Raises:
+        ConfigError: the picture has an ending that cannot be drawn.
+        DataError: the folder is not that of a run, or has no logged step.
+        OutputExistsError: the picture cannot be written.
+    """
+    kind = picture.suffix.removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise ConfigError(f"{picture}: expected a name that ends in .png, .svg or .pdf.")
+    charts = []
+    for panel in panels_of(read_runs([run])):
+        if panel.name in ("rewards", "kl"):
+            charts.append(chart_of(panel))
+    try:
+        picture.write_bytes(below_each_other(charts, run.resolve().name).file(kind))
+    except OSError as error:
+        raise OutputExistsError(
+            f"{picture} cannot be written ({reason_of(error)}). Give another name."
+        ) from error
 
 
 def render(views: Sequence[RunView], charts: Sequence[Chart], accuracies: Sequence[Chart]) -> str:
@@ -217,8 +240,8 @@ def _write_pictures(folder: Path, charts: Sequence[Chart], views: Sequence[RunVi
 def _number(value: float) -> str:
     """Return a number with four digits.
 
-    >>> _number(1234567.0), _number(0.00012345)
-    ('1.235e+06', '0.0001235')
+    >>> _number(1234567.0), _number(0.00012341)
+    ('1.235e+06', '0.0001234')
     """
     return f"{value:.4g}"
 

@@ -163,9 +163,9 @@ def _sets(folder: Path) -> Iterator[Row]:
             continue
         if isinstance(summary, dict) and isinstance(summary.get("base"), dict):
             rows = file.with_suffix(".jsonl")
-            yield {"set": file.stem} | summary | {
-                "rows": read_lines(rows) if rows.is_file() else []
-            }
+            yield (
+                {"set": file.stem} | summary | {"rows": read_lines(rows) if rows.is_file() else []}
+            )
 
 
 def _rollouts(file: Path) -> list[Rollout]:

@@ -214,7 +214,7 @@ def _cut(segments: list[Segment]) -> tuple[list[Segment], int]:
 
 
 def prompt_text(prompt: Any) -> str:
-    """Return a prompt as one text; of a conversation, each message with its role."""
+    """Return a prompt or completion as one text; of a conversation, each message with its role."""
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, list):
@@ -225,7 +225,7 @@ def prompt_text(prompt: Any) -> str:
             parts.append(f"{message.get('role', '?')}: {message.get('content', '')}")
         else:
             parts.append(str(message))
-    # What a single user asks needs no role.
+    # What a single user asks needs no role, as it is what all ask.
     if len(parts) == 1:
         return parts[0].removeprefix("user: ")
     return "\n\n".join(parts)
@@ -290,7 +290,7 @@ def _answered(number: int, row: Row, prefix: str) -> Shown:
     samples = []
     for model in ("base", "adapter"):
         text, right = row[model]
-        segments, cut = plain(str(text if text is not None else ""))
+        segments, cut = plain(prompt_text(text) if text is not None else "")
         note = "right" if right else "wrong"
         samples.append(Sample(f"{prefix}-{number}-{model}", model, note, segments, cut))
     title = f"Prompt {number}"
@@ -303,7 +303,7 @@ def found_samples(rows: Sequence[Row], prefix: str) -> list[Shown]:
     """Return the samples of a finding of the watch."""
     shown = []
     for number, row in enumerate(rows, 1):
-        segments, cut = plain(str(row.get("completion", "")))
+        segments, cut = plain(prompt_text(row.get("completion", "")))
         rewards = row.get("rewards")
         step = row.get("step")
         title = f"Step {step}" if step is not None else "At the end"

@@ -1,42 +1,37 @@
-"""What is done with the output folder of a run: a plot, the credit of tokens, a push to the Hub.
+"""What is done with the output folder of a run: its report, the credit of tokens, a later push.
 
 Each function imports what it needs when it runs, so that a mistake in a name shows soon.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, DataError, OutputExistsError
+from ..errors import DataError, OutputExistsError
 from ..run_files import read_lines
+
+logger = logging.getLogger(__name__)
 
 _METRICS_FILE = "metrics.jsonl"
 
 
-def plot(run: Path, picture: Path) -> None:
-    """Draw the rewards of a run, and print where the picture lies.
+def report(run: Path) -> Path | None:
+    """Write the report of a run that has ended; say what is wrong with it, as it ends no run.
 
-    Raises:
-        ConfigError: the picture has an ending that cannot be drawn, or matplotlib is missing.
-        DataError: the folder is not that of a run.
-        OutputExistsError: the picture cannot be written.
+    Returns:
+        Where the page lies, or None.
     """
-    _check_run(run)
-    # matplotlib would find this out last, and with a traceback.
-    if picture.suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"{picture}: expected a name that ends in .png, .svg or .pdf.")
-    from ..reporting.report import plot_rewards
-
     try:
-        plot_rewards(run, picture)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"`grpo-hf plot` needs {error.name}: pip install 'grpo-hf[plot]'."
-        ) from error
-    except OSError as error:
-        raise OutputExistsError(
-            f"{picture} cannot be written ({error.strerror or error}). Give another name."
-        ) from error
-    print(picture)
+        from ..run_report.page import write_report
+
+        return write_report([run])
+    # Whatever is wrong with a page, the weights are on disk, and a push may follow.
+    except Exception as error:
+        logger.warning(
+            f"No report was written ({type(error).__name__}: {error}). For another try: "
+            f"grpo-hf report {run}"
+        )
+        return None
 
 
 def show_credit(run: Path, step: int | None, page: Path | None) -> None:

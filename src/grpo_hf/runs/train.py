@@ -22,9 +22,8 @@ from ..run_files import say
 from ..scoring.model_tools import call_tool
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
-from . import preflight
+from . import finished, preflight
 from .defaults import describe
-from .finished import push_run
 from .recipe import EMBEDDED_MODEL, Recipe
 
 
@@ -65,6 +64,8 @@ def train(recipe: Recipe) -> Comparison | None:
         _push(trainer)
         raise
     if trainer.is_world_process_zero():
+        # Before what is printed last, which names it.
+        finished.report(Path(trainer.args.output_dir))
         report.show(comparison, trainer.args.output_dir, task.eval_reward.name)
     trainer.end()
     # The last of all: nothing is lost where the network fails.
@@ -99,7 +100,7 @@ def _push(trainer: GRPOTrainer) -> None:
     if not args.push_to_hub or not trainer.is_world_process_zero():
         return
     trl_seam.finish_pushes(trainer)
-    push_run(Path(args.output_dir), trainer.hub_model_id, args)
+    finished.push_run(Path(args.output_dir), trainer.hub_model_id, args)
 
 
 def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts) -> GRPOTrainer:

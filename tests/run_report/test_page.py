@@ -1,0 +1,251 @@
+"""Tests of the page of a run: that it is whole, harmless, and opens in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.run_folders import HOSTILE, write_evaluation, write_run
+
+from grpo_hf.errors import ConfigError, DataError, OutputExistsError
+from grpo_hf.run_report.page import write_plot, write_report
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+]
+# Elements that the page has no use for, and attributes by which one is loaded.
+LOADING_TAGS = {"img", "link", "iframe", "object", "embed", "video", "audio", "source", "base"}
+LOADING_ATTRIBUTES = {"src", "srcset", "data", "action", "poster", "background"}
+PNG = b"\x89PNG"
+
+
+class Page(HTMLParser):
+    """A parsed page: its tags with attributes, ids, links, and the text outside of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.text = ""
+        self._hidden = False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._hidden = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.text += data
+
+    def values(self, attribute: str) -> list[str]:
+        return [attrs[attribute] for _, attrs in self.tags if attrs.get(attribute)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("runs") / "demo")
+    write_evaluation(folder)
+    sample = {"step": 3, "prompt": HOSTILE, "completion": HOSTILE, "rewards": {HOSTILE: 1.0}}
+    finding = {"name": "one_answer", "text": HOSTILE, "strength": 1.0, "samples": [sample] * 2}
+    (folder / "gaming.json").write_text(json.dumps([finding]))
+    write_report([folder])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return Page((run / "report.html").read_text())
+
+
+class TestPage:
+    def test_it_says_whether_it_got_better(self, page: Page):
+        # 7 of 8 against 4 of 8.
+        assert "On 8 held-out prompts, 50.0% of the base's answers are right and 87.5%" in page.text
+        assert "+37.5 points" in page.text and "svamp" in page.text
+        assert "+20.0% (+15.0 to +25.0)" in page.text and "– sums" in page.text
+        for kind, count in (("Right only with the adapter", 3), ("Wrong with both", 1)):
+            assert re.search(rf"{kind}\s+{count}\b", page.text)
+        assert "Right only without it" not in page.text
+
+    def test_it_has_the_curves(self, page: Page):
+        ids = {value.removeprefix("chart-") for value in page.values("id")}
+        wanted = {"rewards", "kl", "entropy", "lengths", "signal", "clipping", "gradient", "time"}
+        assert wanted | {"throughput", "accuracy", "at_k_svamp", "held_out"} <= ids
+
+    def test_it_says_how_it_was_run(self, page: Page):
+        for text in ("pytest", "learning_rate", "0.0001", "torch 2", "clip_ratio/low_mean"):
+            assert text in page.text
+
+    def test_steps_have_their_advantages(self, page: Page):
+        spans = [attrs for tag, attrs in page.tags if tag == "span" and attrs.get("style")]
+        assert {"up", "down"} <= {attrs["class"].split()[0] for attrs in spans}
+        # The first step earned 1.0, which is full colour, and the tokens after it 0.5.
+        assert {"--s:1.00", "--s:0.50", "--s:0.70"} <= {attrs["style"] for attrs in spans}
+        assert "2 + 2\n+1#### 4" in page.text
+
+    def test_links_lead_to_what_is_there(self, page: Page):
+        ids = page.values("id")
+        assert len(ids) == len(set(ids))
+        links = [value for value in page.values("href") if value.startswith("#")]
+        assert "#r1-finding-1-2" in links and {link[1:] for link in links} <= set(ids)
+
+
+class TestHarmless:
+    def test_nothing_that_a_model_wrote_is_html(self, page: Page):
+        assert HOSTILE in page.text
+        tags = [tag for tag, _ in page.tags]
+        assert tags.count("script") == 1 and "img" not in tags
+        assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+
+    def test_nothing_is_loaded(self, run: Path, page: Page):
+        text = (run / "report.html").read_text()
+        assert not LOADING_TAGS & {tag for tag, _ in page.tags}
+        assert not LOADING_ATTRIBUTES & {name for _, attrs in page.tags for name in attrs}
+        assert all(link.startswith("#") for link in page.values("href"))
+        assert "url(" not in text and "@import" not in text
+        # Names of XML, which nobody fetches.
+        assert set(re.findall(r"https?://[\w./]+", text)) <= {
+            "http://www.w3.org/2000/svg",
+            "http://www.w3.org/1999/xlink",
+        }
+
+    def test_names_of_rewards_are_texts_of_a_chart(self, tmp_path: Path):
+        rows = []
+        for step in (1, 2):
+            rewards = {f"rewards/{HOSTILE}/mean": 0.1 * step, "rewards/b/mean": 0.5}
+            rows.append(json.dumps({"step": step, "reward": step} | rewards))
+        (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+        write_report([tmp_path], pictures=False)
+        page = Page((tmp_path / "report.html").read_text())
+        assert [tag for tag, _ in page.tags].count("script") == 1
+        assert "img" not in {tag for tag, _ in page.tags}
+
+
+class TestFiles:
+    def test_pictures_lie_beside_the_page(self, run: Path):
+        names = {file.stem for file in (run / "report").iterdir()}
+        assert {"rewards", "kl", "time", "accuracy", "at_k_svamp"} <= names
+        for file in (run / "report").iterdir():
+            assert file.read_bytes().startswith(PNG) and file.stat().st_size < 200_000
+
+    def test_it_is_written_anew_but_not_over_another_file(self, run: Path, tmp_path: Path):
+        write_report([run], pictures=False)
+        own = tmp_path / "mine.html"
+        own.write_text("mine")
+        with pytest.raises(OutputExistsError, match=r"mine\.html is no report"):
+            write_report([run], own)
+        assert own.read_text() == "mine"
+        with pytest.raises(OutputExistsError, match="cannot be written"):
+            write_report([run], run / "metrics.jsonl" / "page.html")
+
+    def test_a_run_that_has_only_metrics_has_a_page(self, tmp_path: Path):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+        page = Page(write_report([tmp_path], pictures=False).read_text())
+        assert "nothing was evaluated" in page.text and "kept no rollouts" in page.text
+
+    @pytest.mark.parametrize("content", [None, "", '{"step": 3, "train_runtime": 1.0}\n'])
+    def test_a_folder_without_a_step_has_none(self, tmp_path: Path, content: str | None):
+        if content is not None:
+            (tmp_path / "metrics.jsonl").write_text(content)
+        with pytest.raises(DataError, match=r"metrics\.jsonl"):
+            write_report([tmp_path])
+        assert not (tmp_path / "report.html").exists()
+
+    def test_files_of_another_form_count_as_empty(self, tmp_path: Path):
+        folder = write_run(tmp_path / "run", steps=3)
+        (folder / "recipe.yaml").write_text("- a list")
+        (folder / "gaming.json").write_text("{torn")
+        (folder / "evaluations").mkdir()
+        (folder / "evaluations" / "a.json").write_text('{"base": {"accuracy": null}}')
+        (folder / "evaluations" / "b.json").write_text("[1]")
+        with (folder / "credit.jsonl").open("a") as file:
+            file.write('{"step": 9}\n{"torn')
+        with (folder / "evaluation.jsonl").open("a") as file:
+            file.write('{"prompt": "another"}\n')
+        assert "8 held-out prompts" in write_report([folder], pictures=False).read_text()
+
+    def test_a_long_run_has_a_light_page(self, tmp_path: Path):
+        folder = write_run(tmp_path / "run", steps=2000)
+        page = write_report([folder], pictures=False)
+        assert page.stat().st_size < 600_000
+        # The single peak is there though only one point of eight is drawn.
+        assert "largest 17" in page.read_text()
+
+    def test_a_plot_is_one_of_the_charts(self, run: Path, tmp_path: Path):
+        write_plot(run, tmp_path / "curve.svg")
+        picture = (tmp_path / "curve.svg").read_text()
+        for text in ("gsm8k", "answer_format", "KL divergence", "step"):
+            assert text in picture
+        assert "var(" not in picture
+        write_plot(run, tmp_path / "curve.pdf")
+        assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
+        with pytest.raises(ConfigError):
+            write_plot(run, tmp_path / "curve.gif")
+
+
+class TestSeveralRuns:
+    def test_they_lie_beside_each_other(self, run: Path, tmp_path: Path):
+        other = write_run(tmp_path / "other" / "demo", learning_rate=5e-4)
+        page_file = write_report([run, other], pictures=False)
+        assert page_file == run / "comparison.html"
+        page = Page(page_file.read_text())
+        assert f"{run.parent.name}/demo" in page.text and "other/demo" in page.text
+        assert re.search(r"learning_rate\s*0\.0001\s*0\.0005", page.text)
+        assert "chart-rewards_gsm8k" in page.values("id")
+        ids = page.values("id")
+        assert len(ids) == len(set(ids))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+class TestBrowser:
+    @pytest.mark.parametrize("width", [390, 820, 1400])
+    def test_it_opens_without_an_error_or_a_request(self, run: Path, tmp_path: Path, width: int):
+        said, document = opened(run / "report.html", tmp_path, width)
+        # The page's own policy forbids requests, and Chromium says where one is made.
+        assert "CONSOLE" not in said
+        assert "<title>demo – report</title>" in document
+        # The script has put the numbers into the charts, and nothing is wider than the window.
+        assert "<title>step: 1" in document
+
+    def test_a_request_would_be_seen(self, run: Path, tmp_path: Path):
+        page = tmp_path / "page.html"
+        text = (run / "report.html").read_text()
+        page.write_text(text.replace("</body>", '<img src="https://example.com/a.png"></body>'))
+        assert "Content Security Policy" in opened(page, tmp_path, 820)[0]
+
+
+def opened(page: Path, folder: Path, width: int) -> tuple[str, str]:
+    """Open a page in Chromium; return what that says, and the page as it is then."""
+    done = subprocess.run(
+        [
+            str(CHROMIUM),
+            *FLAGS,
+            f"--user-data-dir={folder / 'profile'}",
+            f"--window-size={width},1200",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--dump-dom",
+            f"file://{page}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stderr, done.stdout
