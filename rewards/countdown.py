@@ -39,7 +39,21 @@ def _check_options(format_reward: float) -> None:
     check_number("countdown", "format_reward", format_reward, least=0)
 
 
-@reward_settings(in_process=True, check=_check_options)
+def final_expressions(texts: list[str]) -> list[str | None]:
+    """Return the expression of each text without spaces; None where there is no answer.
+
+    >>> final_expressions(["<answer>(9 - 1) * 3 = 24</answer>", "24"])
+    ['(9-1)*3', None]
+    """
+    expressions: list[str | None] = []
+    for text in texts:
+        answer = _tagged_answer(text)
+        written = (answer or "").translate(_SPELLINGS).partition("=")[0]
+        expressions.append("".join(written.split()) or None)
+    return expressions
+
+
+@reward_settings(in_process=True, check=_check_options, answers=final_expressions)
 def countdown(
     completions: list[Completion],
     numbers: list[Any],

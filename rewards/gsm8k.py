@@ -18,7 +18,20 @@ from grpo_hf.rewards._text import numbers_as_written, parse_number
 from grpo_hf.scoring.reward import reward_settings
 
 
-@reward_settings(in_process=True)
+def final_numbers(texts: list[str]) -> list[str | None]:
+    """Return the final number of each text, equal ones spelled alike; None where there is none.
+
+    >>> final_numbers(["#### 0.5", "So 1/2", "#### 42 or 43"])
+    ['1/2', '1/2', None]
+    """
+    numbers: list[str | None] = []
+    for text in texts:
+        value = _final_value(text)
+        numbers.append(None if value is None else str(value))
+    return numbers
+
+
+@reward_settings(in_process=True, answers=final_numbers)
 def gsm8k(completions: list[Completion], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""Return 1.0 where the completion's final number is exactly the gold answer's, else 0.0.
 

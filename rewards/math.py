@@ -30,7 +30,27 @@ _FORMULA = re.compile(r"(?<!\\)\$((?:\\.|[^$\\])++)\$|\\\(((?:(?!\\[()]).)++)\\\
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
 
 
-@reward_settings(batched=False, in_process=False, imports=("mpmath",))
+def final_answers(texts: list[str]) -> list[str | None]:
+    r"""Return the final answer of each text, spelled as the first one that means the same.
+
+    >>> final_answers([r"\boxed{0.5}", r"\boxed{\frac12}", r"\boxed{2}", "I do not know."])
+    ['0.5', '0.5', '2', None]
+    """
+    known: list[str] = []
+    answers: list[str | None] = []
+    for text in texts:
+        answer = ", ".join(dict.fromkeys(_answers(text, [])))
+        if not answer:
+            answers.append(None)
+            continue
+        same = [other for other in known if same_answer(other, answer)]
+        if not same:
+            known.append(answer)
+        answers.append(same[0] if same else answer)
+    return answers
+
+
+@reward_settings(batched=False, in_process=False, imports=("mpmath",), answers=final_answers)
 def math(completions: list[Completion], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""Return 1.0 where the completion's final answer equals the gold answer, else 0.0.
 

@@ -4,7 +4,7 @@ Completions are greedy or sampled, and a reward says which of them are right. `s
 accuracies, pass@k and maj@k of that.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,8 @@ from ..scoring.scored_reward import ScoredReward
 
 # Rewards of right and wrong pay 1 for a right answer; anything below is partial credit.
 _FULL_MARK = 1.0
+# Batches of two seeds have different random numbers, in sets of fewer prompts than this.
+_SEEDS = 1_000_003
 
 
 def greedy_completions(
@@ -38,8 +40,8 @@ def greedy_completions(
         prompts: lists of messages, or plain texts.
         settings: see `sampled_completions`.
     """
-    groups = _completions(model, tokenizer, prompts, copies=1, sampling=GREEDY, **settings)
-    return [completion for (completion,) in groups]
+    groups = completed_batches(model, tokenizer, prompts, copies=1, sampling=GREEDY, **settings)
+    return [completion for (completion,) in _gathered(groups)]
 
 
 def sampled_completions(
@@ -64,12 +66,13 @@ def sampled_completions(
             per process and call; `template_options`, keyword arguments of the chat template;
             `tool_use`, what the model may call, which makes completions lists of messages.
     """
-    # Processes hold different prompts and need different random numbers.
-    with own_random_numbers(seed + PartialState().process_index):
-        return _completions(model, tokenizer, prompts, copies=num, sampling=sampling, **settings)
+    groups = completed_batches(
+        model, tokenizer, prompts, copies=num, sampling=sampling, seed=seed, **settings
+    )
+    return _gathered(groups)
 
 
-def _completions(
+def completed_batches(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Any],
@@ -78,10 +81,19 @@ def _completions(
     sampling: Mapping[str, Any],
     max_new_tokens: int,
     batch_size: int,
+    seed: int = 0,
     template_options: dict[str, Any] | None = None,
     tool_use: ToolUse | None = None,
-) -> list[list[Completion]]:
-    """Return `copies` completions of each prompt, in order, on every process."""
+    done: Collection[int] = (),
+) -> Iterator[dict[int, list[Completion]]]:
+    """Yield `copies` completions of this process's prompts, batch by batch, by place of the prompt.
+
+    A batch has its own random numbers, so that what it samples does not depend on the batches
+    before it.
+
+    Args:
+        done: places of prompts that are completed already. A batch is left out if all of it is.
+    """
     state = PartialState()
     # Every n-th prompt, so that sorted data gives no process all the long ones.
     mine = range(state.process_index, len(prompts), state.num_processes)
@@ -91,18 +103,23 @@ def _completions(
     token_ids = prompt_token_ids([prompts[place] for place in mine], tokenizer, shown)
     # Prompts of similar length share a batch, which leaves little padding.
     by_length = sorted(range(len(mine)), key=lambda row: len(token_ids[row]))
-    groups: list[tuple[int, list[Completion]]] = []
+    left = []
+    for batch in parts(by_length, batch_size):
+        if not all(mine[row] in done for row in batch):
+            left.append(batch)
     with _answering(model, tokenizer, sampling, tool_use, template_options) as answer:
-        for batch in in_step(model, parts(by_length, batch_size)):
+        for batch in in_step(model, left):
             repeated = []
             # The copies of a prompt have to be neighbours: the model then reads the prompt once.
             for row in batch:
                 repeated += [token_ids[row]] * copies
-            completions = answer(repeated or [[tokenizer.eos_token_id]], max_new_tokens)
+            # The place is another in each process, and so are its random numbers.
+            with own_random_numbers(seed * _SEEDS + (mine[batch[0]] if batch else 0)):
+                completions = answer(repeated or [[tokenizer.eos_token_id]], max_new_tokens)
+            groups = {}
             for number, row in enumerate(batch):
-                group = completions[number * copies : (number + 1) * copies]
-                groups.append((mine[row], list(group)))
-    return _in_order(gather_object(groups))
+                groups[mine[row]] = list(completions[number * copies : (number + 1) * copies])
+            yield groups
 
 
 @contextmanager
@@ -130,9 +147,12 @@ def _answering(
         yield answer
 
 
-def _in_order(groups: Sequence[tuple[int, list[Completion]]]) -> list[list[Completion]]:
-    """Return the completions of all prompts by the place of the prompt."""
-    by_place = dict(groups)
+def _gathered(batches: Iterable[dict[int, list[Completion]]]) -> list[list[Completion]]:
+    """Return the completions of all processes' prompts, by the place of the prompt."""
+    mine: list[tuple[int, list[Completion]]] = []
+    for groups in batches:
+        mine += groups.items()
+    by_place = dict(gather_object(mine))
     return [by_place[place] for place in sorted(by_place)]
 
 
@@ -194,10 +214,11 @@ def right_answers(
     Args:
         more: see `judged`.
     """
-    right: list[bool | None] = []
-    for outcome in judged(reward, rows, completions, **more):
-        if outcome.failure is not None:
-            right.append(None)
-        else:
-            right.append(outcome.value is not None and outcome.value >= _FULL_MARK)
-    return right
+    return list(map(is_right, judged(reward, rows, completions, **more)))
+
+
+def is_right(outcome: Outcome) -> bool | None:
+    """Return whether an outcome is the full mark; None where the reward failed."""
+    if outcome.failure is not None:
+        return None
+    return outcome.value is not None and outcome.value >= _FULL_MARK

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .intervals import Values, difference_estimates
+
 # The two-sided 95% quantile of the normal distribution.
 Z_95 = 1.959964
-
-# With this many resamples a 2.5% tail has a standard error of 0.16%.
-_RESAMPLES = 10_000
-_TAILS_95 = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ def accuracy(right: Sequence[bool]) -> Accuracy:
 def compare(base: Sequence[bool], adapter: Sequence[bool]) -> Comparison:
     """Compare right answers to the same prompts, in the same order.
 
-    The interval of the difference is the percentile bootstrap over prompts (Efron 1979). A prompt
-    that both answer right, or both wrong, therefore adds no spread.
+    The interval of the difference is paired: a prompt that both answer right, or both wrong, adds
+    no spread. See `difference_estimates`.
 
     Raises:
         ValueError: there is no answer, or one list is longer than the other.
@@ -83,18 +81,10 @@ def compare(base: Sequence[bool], adapter: Sequence[bool]) -> Comparison:
             f"{len(base)} base and {len(adapter)} adapter answers; expected the same number of "
             "both, and at least one"
         )
-    n = len(base)
     # -1 where the adapter lost a right answer, 0 where nothing changed, 1 where it won one.
     change = np.asarray(adapter, dtype=float) - np.asarray(base, dtype=float)
-    shares = [(change == -1).mean(), (change == 0).mean(), (change == 1).mean()]
-    # Only the number of each change matters, so a multinomial draw is a whole resample. The fixed
-    # seed gives the same answers the same interval every time.
-    draws = np.random.default_rng(0).multinomial(n, shares, size=_RESAMPLES)
-    worse, _, better = draws.T
-    low, high = np.percentile((better - worse) / n, _TAILS_95)
-    return Comparison(
-        accuracy(base), accuracy(adapter), float(change.mean()), float(low), float(high)
-    )
+    (found,) = difference_estimates(change[:, None])
+    return Comparison(accuracy(base), accuracy(adapter), found.value, found.low, found.high)
 
 
 def pass_at_k(correct: Sequence[Sequence[bool]], k: int) -> float:
@@ -116,33 +106,21 @@ def pass_at_k(correct: Sequence[Sequence[bool]], k: int) -> float:
     0.25
     """
     _check_k(correct, k)
-    missed = []
-    for samples in correct:
-        n = len(samples)
-        # C(n − c, k) is 0 where fewer than k samples are wrong: every choice has a right one.
-        missed.append(math.comb(n - sum(samples), k) / math.comb(n, k))
-    return 1 - sum(missed) / len(missed)
+    return float(np.mean([_passes(len(row), sum(row))[k - 1] for row in correct]))
 
 
 def maj_at_k(
-    answers: Sequence[Sequence[Hashable | None]],
-    correct: Sequence[Sequence[bool]],
-    k: int,
-    *,
-    draws: int = 64,
-    seed: int = 0,
+    answers: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[bool]], k: int
 ) -> float:
     """Return how often the most frequent answer among k samples is right.
 
-    The result is the mean over problems, and for each problem over random choices of k samples.
-    Where several answers have the most votes, the choice counts as the share of them that is right.
-    None has no vote. With k = 1 and k = n nothing has to be drawn, and the result is exact.
+    The result is the mean over problems, and for each problem over all choices of k samples. Where
+    several answers have the most votes, the choice counts as the share of them that is right. None
+    has no vote.
 
     Args:
         answers (problems, samples): the final answer of each sample; equal answers vote together.
         correct (problems, samples): whether each sample is right; equal answers are equally right.
-        draws: the number of choices of k samples per problem.
-        seed: the seed of the choices.
 
     Raises:
         ValueError: k is not from 1 to n.
@@ -154,47 +132,112 @@ def maj_at_k(
     0.0
     """
     _check_k(correct, k)
-    # One generator for all problems, so that their choices are independent.
-    rng = np.random.default_rng(seed)
     shares = []
     for of_problem, right in zip(answers, correct, strict=True):
-        votes = []
-        for chosen in _choices(len(of_problem), k, draws, rng):
-            chosen_answers = [of_problem[sample] for sample in chosen]
-            chosen_right = [right[sample] for sample in chosen]
-            votes.append(_vote(chosen_answers, chosen_right))
-        shares.append(np.mean(votes))
+        shares.append(_majorities(of_problem, right)[k - 1])
     return float(np.mean(shares))
 
 
-def _choices(n: int, k: int, draws: int, rng: np.random.Generator) -> list[list[int]]:
-    """Return choices of k out of n samples: every one for k = 1 and k = n, else random ones."""
-    if k == 1:
-        return [[sample] for sample in range(n)]
-    choices = []
-    # The first k of a random order are a random choice without replacement.
-    for _ in range(draws if k < n else 1):
-        choices.append(rng.permutation(n)[:k].tolist())
-    return choices
+def pass_at_every_k(correct: Sequence[Sequence[bool]]) -> Values:
+    """Return the unbiased estimate of pass@k of each problem, for k from 1 to n.
+
+    Args:
+        correct (problems, n): whether each sample is right.
+
+    Returns:
+        An array (problems, n), whose mean over problems is `pass_at_k`.
+    """
+    return np.array([_passes(len(row), sum(row)) for row in correct])
 
 
-def _vote(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
-    """Return the share of the most frequent answers that is right; 0 where there is no answer."""
-    votes: Counter[Hashable] = Counter()
-    right = set()
-    for answer, is_right in zip(answers, correct, strict=True):
-        if answer is not None:
-            votes[answer] += 1
-        if is_right:
-            right.add(answer)
-    most = max(votes.values(), default=0)
-    winners = 0
-    right_winners = 0
-    for answer, count in votes.items():
-        if count == most:
-            winners += 1
-            right_winners += answer in right
-    return right_winners / max(1, winners)
+def maj_at_every_k(
+    answers: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[bool]]
+) -> Values:
+    """Return the expected maj@k of each problem, for k from 1 to n.
+
+    Args:
+        answers (problems, n), correct (problems, n): see `maj_at_k`.
+
+    Returns:
+        An array (problems, n), whose mean over problems is `maj_at_k`.
+    """
+    rows = zip(answers, correct, strict=True)
+    return np.array([_majorities(of_problem, right) for of_problem, right in rows])
+
+
+def _passes(n: int, right: int) -> list[float]:
+    """Return pass@k of one problem for k from 1 to n."""
+    passes = []
+    for k in range(1, n + 1):
+        # C(n − c, k) is 0 where fewer than k samples are wrong: every choice has a right one.
+        passes.append(1 - math.comb(n - right, k) / math.comb(n, k))
+    return passes
+
+
+def _majorities(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> Values:
+    """Return the expected maj@k of one problem for k from 1 to n, over all choices of k samples."""
+    votes = Counter(answers)
+    silent = votes.pop(None, 0)
+    n = len(answers)
+    right = {answer for answer, is_right in zip(answers, correct, strict=True) if is_right}
+    ways = np.zeros(n + 1)
+    for answer in right - {None}:
+        others = [count for other, count in votes.items() if other != answer]
+        ways += _winning_ways(votes[answer], others, silent, n)
+    total = np.array([_weight(n, k) for k in range(n + 1)])
+    return (ways / total)[1:]
+
+
+def _winning_ways(own: int, others: Sequence[int], silent: int, n: int) -> Values:
+    """Count the choices of k samples, k from 0 to n, in which an answer has the most votes.
+
+    A choice in which it shares the first place with t answers counts 1 / (t + 1).
+
+    The choices are counted by a product of polynomials, a factor per answer: the coefficient of
+    x^v is the number of ways to choose v samples of it. While the answer has c votes, another may
+    have fewer, or c as well, which is noted by one factor more of y. All terms are divided by 2^n,
+    so that they stay numbers of a computer.
+
+    Args:
+        own: samples with the answer.
+        others: samples with each other answer.
+        silent: samples without an answer.
+
+    Returns:
+        An array (n + 1).
+    """
+    ways = np.zeros(n + 1)
+    for c in range(1, own + 1):
+        # Rows are the number of answers that tie, columns the samples chosen beside the c.
+        table = np.zeros((n // c, n - c + 1))
+        table[0, 0] = _weight(own, c)
+        for other in others:
+            table = _with_answer(table, other, c)
+        table = _times(table, [_weight(silent, v) for v in range(silent + 1)])
+        ways[c:] += (table / np.arange(1, len(table) + 1)[:, None]).sum(axis=0)
+    return ways
+
+
+def _with_answer(table: Values, count: int, c: int) -> Values:
+    """Multiply by the factor of an answer with `count` samples, which may have c votes at most."""
+    product = _times(table, [_weight(count, v) for v in range(min(count, c - 1) + 1)])
+    if count >= c:
+        # One answer more that ties, with c samples of it chosen.
+        product[1:, c:] += _weight(count, c) * table[:-1, : table.shape[1] - c]
+    return product
+
+
+def _times(table: Values, factor: Sequence[float]) -> Values:
+    """Multiply polynomials in x, one per row, by another; powers that are too high are dropped."""
+    product = np.zeros_like(table)
+    width = table.shape[1]
+    for power, coefficient in enumerate(factor[:width]):
+        product[:, power:] += coefficient * table[:, : width - power]
+    return product
+
+
+def _weight(n: int, k: int) -> float:
+    return math.comb(n, k) / 2**n
 
 
 def _check_k(correct: Sequence[Sequence[bool]], k: int) -> None:

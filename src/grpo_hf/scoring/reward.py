@@ -40,6 +40,7 @@ def reward_settings(
     concurrency: int = 16,
     imports: tuple[str, ...] = (),
     check: Callable[..., None] | None = None,
+    answers: Callable[[list[str]], list[str | None]] | None = None,
 ) -> Callable[[_Function], _Function]:
     """Say how the decorated reward is run (see `RewardSettings`).
 
@@ -58,7 +59,7 @@ def reward_settings(
     }
     said = {name: value for name, value in given.items() if value is not None}
     checked = checked_settings("@reward_settings", said)
-    settings = RewardSettings(**checked, imports=tuple(imports), check=check)
+    settings = RewardSettings(**checked, imports=tuple(imports), check=check, answers=answers)
 
     def decorate(function: _Function) -> _Function:
         function.reward_settings = settings  # type: ignore[attr-defined]

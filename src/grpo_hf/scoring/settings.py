@@ -17,7 +17,7 @@ class RewardSettings:
     """How a reward is run and what it counts for.
 
     All but the last two are the function's own, by `reward_settings`. A recipe can give all but
-    `imports` and `check` beside the reward's options, as in
+    `imports`, `check` and `answers` beside the reward's options, as in
     `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`. None leaves a setting to
     scored_reward.py.
 
@@ -42,6 +42,8 @@ class RewardSettings:
             timed.
         check: a function that is called with every option of the reward, by keyword, before a run
             begins; it raises RewardSpecError for an impossible one.
+        answers: a function from the texts of completions to their final answers, in which equal
+            answers are spelled alike, and None is no answer. Evaluations count votes by it (maj@k).
         weight: what the reward is multiplied by in the sum of rewards: a number, or a schedule.
         clip: the lowest and the highest value; a value beyond becomes the nearer of them.
     """
@@ -53,6 +55,7 @@ class RewardSettings:
     concurrency: int = 16
     imports: tuple[str, ...] = ()
     check: Callable[..., None] | None = None
+    answers: Callable[[list[str]], list[str | None]] | None = None
     weight: "float | Schedule | None" = None
     clip: tuple[float, float] | None = None
 

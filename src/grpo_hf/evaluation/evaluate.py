@@ -1,0 +1,235 @@
+"""Base and adapter on a set of problems: greedy and sampled answers, judged and kept.
+
+    RUN/evaluations/NAME.jsonl      a line per problem: prompt, gold answer, both sides' answers
+    RUN/evaluations/NAME.json       the summary: accuracies, pass@k, maj@k, differences, flips
+    RUN/evaluations/NAME.partial/   answers so far, while an evaluation is under way
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ..data.completions import Completion, completion_text
+from ..models import adapters
+from ..rollout.sampling import GREEDY
+from ..run_files import write_whole
+from .answers import completed_batches, is_right, judged
+from .kept_answers import Answer, KeptAnswers
+from .problem_set import SIDES, Answering, ProblemSet, digest_of
+from .summary import summary_of
+
+logger = logging.getLogger(__name__)
+
+EVALUATIONS = "evaluations"
+
+# Is told of each batch: the side, greedy or samples, and how many problems this process completed.
+Progress = Callable[[str, str, int], None]
+Line = dict[str, Any]
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    problems: ProblemSet,
+    answering: Answering,
+    folder: Path,
+    *,
+    facts: dict[str, Any] | None = None,
+    trainer_state: Any = None,
+    progress: Progress = lambda side, kind, count: None,
+) -> dict[str, Any]:
+    """Answer a set with and without the adapter, write answers and summary, and return this.
+
+    Processes share the problems. What an earlier attempt with the same settings has answered is
+    not answered again, and an evaluation that is complete is read from its file.
+
+    Args:
+        model: the policy, unwrapped.
+        folder: of the evaluations of a run.
+        facts: what else decides the answers, such as a digest of the adapter; kept in the summary.
+        trainer_state: for rewards that read it.
+
+    Raises:
+        OSError: the results cannot be written.
+    """
+    settings = _settings_of(problems, answering, facts or {})
+    finished = finished_summary(folder, problems.name, settings)
+    if finished is not None:
+        return finished
+    kept = KeptAnswers(folder / f"{problems.name}.partial", settings)
+    for side in SIDES:
+        with adapters.as_base(model) if side == "base" else nullcontext():
+            for kind in ("greedy", "samples") if answering.samples else ("greedy",):
+                done = kept.done(side, kind)
+                progress(side, kind, 0)
+                batches = _batches(model, tokenizer, problems, answering, kind, done)
+                for groups in batches:
+                    answers = _judged_answers(tokenizer, problems, groups, kind, trainer_state)
+                    kept.keep({"side": side, **answer} for answer in answers)
+                    progress(side, kind, len(groups))
+    lines = _lines(problems, kept.all())
+    summary = _summary(problems, answering, lines, settings)
+    if PartialState().is_main_process:
+        _write(folder, problems.name, lines, summary)
+    kept.remove()
+    return summary
+
+
+def finished_summary(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the summary of a complete evaluation with the same settings, if there is one."""
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        return None
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return summary if summary.get("settings") == settings else None
+
+
+def _settings_of(
+    problems: ProblemSet, answering: Answering, facts: dict[str, Any]
+) -> dict[str, Any]:
+    rewards = [reward.reward.spec for reward in problems.rewards]
+    return {
+        **answering.settings(),
+        **facts,
+        "source": problems.source,
+        "data": digest_of(problems),
+        "rewards": rewards,
+        # Another number of processes has other batches, and so other samples.
+        "processes": PartialState().num_processes,
+    }
+
+
+def _batches(
+    model: Any,
+    tokenizer: Any,
+    problems: ProblemSet,
+    answering: Answering,
+    kind: str,
+    done: set[int],
+) -> Any:
+    prompts = [row["prompt"] for row in problems.rows]
+    copies = answering.samples if kind == "samples" else 1
+    return completed_batches(
+        model,
+        tokenizer,
+        prompts,
+        copies=copies,
+        sampling=answering.sampling if kind == "samples" else GREEDY,
+        max_new_tokens=answering.max_new_tokens,
+        batch_size=max(1, answering.batch_size // copies),
+        seed=answering.seed,
+        template_options=answering.template_options,
+        tool_use=answering.tool_use,
+        done=done,
+    )
+
+
+def _judged_answers(
+    tokenizer: Any,
+    problems: ProblemSet,
+    groups: dict[int, list[Completion]],
+    kind: str,
+    trainer_state: Any,
+) -> list[Answer]:
+    """Return the answers of a batch with what the rewards say of them."""
+    completions: list[Completion] = []
+    rows: list[dict[str, Any]] = []
+    for place, group in groups.items():
+        completions += group
+        rows += [problems.rows[place]] * len(group)
+    if not completions:
+        return []
+    texts = list(map(completion_text, completions))
+    # Rewards may read token ids. Those of the text are near enough for an evaluation.
+    more = {
+        "completion_ids": tokenizer(texts, add_special_tokens=False)["input_ids"],
+        "trainer_state": trainer_state,
+    }
+    outcomes = {}
+    # A sample is judged right or wrong, and a greedy answer by every reward.
+    for reward in problems.rewards if kind == "greedy" else problems.rewards[:1]:
+        outcomes[reward.__name__] = judged(reward, rows, completions, **more)
+    right = list(map(is_right, outcomes[problems.reward.__name__]))
+    answers = []
+    start = 0
+    for place, group in groups.items():
+        end = start + len(group)
+        answer: Answer = {"kind": kind, "row": place, "right": right[start:end]}
+        answer["texts"] = texts[start:end]
+        # Turns of tools stand between those of the model.
+        answer["turns"] = [None if isinstance(text, str) else text for text in group]
+        if kind == "greedy":
+            answer["rewards"] = {name: found[start].value for name, found in outcomes.items()}
+        answers.append(answer)
+        start = end
+    return answers
+
+
+def _lines(problems: ProblemSet, answers: dict[Any, Answer]) -> list[Line]:
+    """Return a line per problem, in the order of the data."""
+    lines = []
+    for place, row in enumerate(problems.rows):
+        line: Line = {
+            "row": place,
+            "prompt": row["prompt"],
+            "gold": problems.gold(row),
+            "category": problems.category_of(row),
+        }
+        for side in SIDES:
+            greedy = answers[side, "greedy", place]
+            samples = answers.get((side, "samples", place), {"texts": [], "right": []})
+            line[side] = {
+                "greedy": greedy["texts"][0],
+                "turns": greedy["turns"][0],
+                "greedy_right": greedy["right"][0],
+                "rewards": greedy["rewards"],
+                "samples": samples["texts"],
+                "right": samples["right"],
+                "answers": _final_answers(problems, samples["texts"]),
+            }
+        lines.append(line)
+    return lines
+
+
+def _final_answers(problems: ProblemSet, texts: Sequence[str]) -> list[str | None]:
+    """Return the answers that vote together; None for all where the reward does not know them."""
+    answers_of = problems.reward.reward.settings.answers
+    return [None] * len(texts) if answers_of is None else answers_of(list(texts))
+
+
+def _summary(
+    problems: ProblemSet, answering: Answering, lines: Sequence[Line], settings: dict[str, Any]
+) -> dict[str, Any]:
+    votes = problems.reward.reward.settings.answers is not None
+    summary = summary_of(lines, votes=votes)
+    failed = len(lines) - summary["problems"]
+    if failed and PartialState().is_main_process:
+        logger.warning(
+            f"The reward failed on {failed} of {len(lines)} problems of {problems.name}, which are "
+            "left out."
+        )
+    return {
+        "set": problems.name,
+        "reward": problems.reward.reward.spec,
+        "samples": answering.samples,
+        "category": problems.category,
+        **summary,
+        "settings": settings,
+    }
+
+
+def _write(folder: Path, name: str, lines: Sequence[Line], summary: dict[str, Any]) -> None:
+    written = []
+    for line in lines:
+        written.append(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+    write_whole(folder / f"{name}.jsonl", "".join(written))
+    # The last, since it says that the evaluation is complete.
+    write_whole(folder / f"{name}.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
