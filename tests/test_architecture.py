@@ -44,6 +44,7 @@ ORDER = [
     "cli_plan",
     "cli_report",
     "cli_start",
+    "cli_evaluate",
     "cli_use",
     "cli",
     "__init__",  # the public names, imported on first use

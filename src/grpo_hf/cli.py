@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from .cli_evaluate import add_evaluate_command
 from .cli_plan import add_plan_command
 from .cli_report import add_report_commands
 from .cli_rewards import add_rewards_commands
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_start_commands(commands)
     add_plan_command(commands)
+    add_evaluate_command(commands)
     add_rewards_commands(commands)
 
     add_report_commands(commands)

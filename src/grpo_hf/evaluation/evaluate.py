@@ -1,8 +1,8 @@
 """Base and adapter on a set of problems: greedy and sampled answers, judged and kept.
 
-    RUN/evaluations/NAME.jsonl      a line per problem: prompt, gold answer, both sides' answers
-    RUN/evaluations/NAME.json       the summary: accuracies, pass@k, maj@k, differences, flips
-    RUN/evaluations/NAME.partial/   answers so far, while an evaluation is under way
+RUN/evaluations/NAME.jsonl      a line per problem: prompt, gold answer, both sides' answers
+RUN/evaluations/NAME.json       the summary: accuracies, pass@k, maj@k, differences, flips
+RUN/evaluations/NAME.partial/   answers so far, while an evaluation is under way
 """
 
 import json

@@ -45,7 +45,7 @@ def share_estimates(values: Values) -> list[Estimate]:
         values (problems, columns): such as whether an answer is right, or pass@k of a problem.
 
     >>> print(share_estimates(np.array([[1.0]] * 8 + [[0.0]] * 2))[0])
-    0.800 [0.504, 0.957]
+    0.800 [0.499, 0.955]
     """
     nothing = np.zeros(values.shape[1])
     return _estimates(values, [(nothing, 0.5), (nothing + 1.0, 0.5)])

@@ -196,7 +196,7 @@ def _winning_ways(own: int, others: Sequence[int], silent: int, n: int) -> Value
     The choices are counted by a product of polynomials, a factor per answer: the coefficient of
     x^v is the number of ways to choose v samples of it. While the answer has c votes, another may
     have fewer, or c as well, which is noted by one factor more of y. All terms are divided by 2^n,
-    so that they stay numbers of a computer.
+    which keeps them within the range of floats (up to about 1,000 samples).
 
     Args:
         own: samples with the answer.

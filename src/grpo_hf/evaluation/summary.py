@@ -38,10 +38,10 @@ def summary_of(lines: Sequence[Line], *, votes: bool) -> dict[str, Any]:
 
 
 def _failed(line: Line) -> bool:
+    marks = []
     for side in SIDES:
-        if line[side]["greedy_right"] is None or None in line[side]["right"]:
-            return True
-    return False
+        marks += [line[side]["greedy_right"], *line[side]["right"]]
+    return None in marks
 
 
 def _columns(lines: Sequence[Line], side: str, votes: bool) -> dict[str, Values]:

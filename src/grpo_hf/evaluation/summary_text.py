@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -16,10 +17,9 @@ _SHOWN_CHARACTERS = 300
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """Return accuracies, pass@k and maj@k of both sides, with their paired differences."""
-    title = (
+    table = _table(
         f"{summary['set']}: {summary['problems']} problems; right: full mark of {summary['reward']}"
     )
-    table = Table(title=title, title_justify="left")
     table.add_column("")
     for column in ("base", "adapter", "difference (paired)"):
         table.add_column(column, justify="right")
@@ -38,7 +38,7 @@ def category_table(summary: dict[str, Any]) -> Table | None:
     categories = summary["by_category"]
     if not categories:
         return None
-    table = Table(title=f"{summary['set']}, greedy, by {summary['category']}", title_justify="left")
+    table = _table(f"{summary['set']}, greedy, by {summary['category']}")
     table.add_column("category")
     table.add_column("n", justify="right")
     for column in ("base", "adapter", "difference (paired)"):
@@ -47,6 +47,13 @@ def category_table(summary: dict[str, Any]) -> Table | None:
         sides = f"{found['base']['value']:.3f}", f"{found['adapter']['value']:.3f}"
         table.add_row(category, str(found["problems"]), *sides, _cell(found["difference"], "+"))
     return table
+
+
+def _table(title: str) -> Table:
+    # Without lines between the columns, three numbers with intervals fit into 80 characters.
+    return Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
 
 
 def report_of(summary: dict[str, Any], folder: Path) -> Group:
@@ -73,7 +80,7 @@ def report_of(summary: dict[str, Any], folder: Path) -> Group:
 
 def _rows_of(summary: dict[str, Any]) -> list[tuple[str, str, str | None]]:
     """Return label, name and k of each row: of pass@k and maj@k the powers of two, and n."""
-    rows: list[tuple[str, str, str | None]] = [("accuracy (greedy)", "accuracy", None)]
+    rows: list[tuple[str, str, str | None]] = [("greedy", "accuracy", None)]
     samples = summary["samples"]
     shown = []
     k = 1

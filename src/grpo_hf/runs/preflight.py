@@ -100,7 +100,7 @@ def check_task(recipe: Recipe, *, may_stream: bool = False, may_use_tools: bool 
     check_report_to(recipe.training)
     _check_cold_start(recipe)
     _check_evaluations(recipe)
-    rewards, eval_reward = _rewards(recipe)
+    rewards, eval_reward = rewards_of(recipe)
     tools = load_tools(recipe.task.tools, recipe.folder)
     data = read_data(recipe, rewards)
     resume = checkpoint_to_resume(recipe)
@@ -127,7 +127,7 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
     Raises:
         GrpoError: as `check_task`.
     """
-    rewards, _ = _rewards(recipe)
+    rewards, _ = rewards_of(recipe)
     data = read_data(recipe, rewards)
     train = data.train
     notes = [*data.notes]
@@ -260,7 +260,7 @@ def _check_evaluations(recipe: Recipe) -> None:
         )
 
 
-def _rewards(recipe: Recipe) -> tuple[list[Reward], Reward]:
+def rewards_of(recipe: Recipe) -> tuple[list[Reward], Reward]:
     """Return the rewards of a recipe, and the one that counts right answers."""
     task = recipe.task
     if not task.rewards:

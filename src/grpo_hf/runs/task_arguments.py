@@ -41,6 +41,10 @@ class TaskArguments:
             the end, and evaluations during the training are made (`eval_strategy`); 0 for none.
         eval_reward (`str`, *optional*): the reward whose full mark counts as a right answer; by
             default the first.
+        eval_data (`list[str]`): sets on which base and adapter are compared at the end as well, and
+            by `grpo-hf eval`: gsm8k, math500, svamp, mgsm_en, mbpp, ..., or `NAME=PATH`.
+        eval_samples (`int`): sampled answers to each of these problems and to the held-out ones,
+            for pass@k and maj@k; 0 for greedy answers only.
         cold_start_steps (`int`): supervised steps that teach the embedded model the format before
             GRPO (recipes/gsm8k.py).
         cold_start_quick (`bool`): half as many problems in each of those steps, from larger random
@@ -86,6 +90,12 @@ class TaskArguments:
     )
     eval_reward: str | None = field(
         default=None, metadata={"help": "Reward whose full mark is a right answer."}
+    )
+    eval_data: list[str] = field(
+        default_factory=list, metadata={"help": "More sets to evaluate on: svamp, or NAME=PATH."}
+    )
+    eval_samples: int = field(
+        default=0, metadata={"help": "Sampled answers per problem of evaluations; 0: greedy only."}
     )
     cold_start_steps: int = field(
         default=0, metadata={"help": "Supervised steps of the embedded model."}

@@ -24,6 +24,7 @@ from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
 from . import finished, preflight
 from .defaults import describe
+from .evaluation_sets import keep_held_out
 from .recipe import EMBEDDED_MODEL, Recipe
 
 
@@ -52,7 +53,10 @@ def train(recipe: Recipe) -> Comparison | None:
     trainer = make_trainer(recipe, task, prompts)
     # Before training, so that an interrupted run leaves its recipe behind.
     if trainer.is_world_process_zero():
-        recipe.save(Path(recipe.training.output_dir))
+        run = Path(recipe.training.output_dir)
+        recipe.save(run)
+        if prompts.held_out is not None:
+            keep_held_out(run, prompts.held_out.to_list())
     trainer.train(resume_from_checkpoint=task.resume)
     # Before the comparison, which may fail on a reward; the adapter is what the run was for.
     trl_seam.save_model_here(trainer)

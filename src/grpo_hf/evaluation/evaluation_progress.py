@@ -1,0 +1,78 @@
+"""How far an evaluation has come: a bar in a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+# Seconds between two lines where there is no terminal.
+_BETWEEN_LINES = 10.0
+
+
+class EvaluationProgress:
+    """Shows the problems that are answered, on standard error, by the main process.
+
+    Args:
+        name: of the set.
+        problems: in it.
+        silent: whether nothing is shown.
+    """
+
+    def __init__(self, name: str, problems: int, *, silent: bool = False) -> None:
+        state = PartialState()
+        self._silent = silent or not state.is_main_process
+        self._name = name
+        # What this process answers; the others answer as many.
+        self._problems = len(range(state.process_index, problems, state.num_processes))
+        self._pass = ""
+        self._task: Any = None
+        self._done = 0
+        self._said = time.monotonic()
+        self._began = self._said
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "EvaluationProgress":
+        if not self._silent and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, side: str, kind: str, count: int) -> None:
+        """Take note of `count` more problems that one side has answered in one way."""
+        if self._silent:
+            return
+        name = f"{self._name}: {side}, {kind}"
+        if name != self._pass:
+            self._pass, self._done = name, 0
+            if self._bar is not None:
+                self._task = self._bar.add_task(name, total=self._problems)
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+        elif time.monotonic() - self._said > _BETWEEN_LINES:
+            self._said = time.monotonic()
+            seconds = round(self._said - self._began)
+            print(f"{name}: {self._done}/{self._problems}, {seconds} s", file=sys.stderr)
+            sys.stderr.flush()

@@ -1,0 +1,210 @@
+"""`grpo-hf eval`: base and adapter of a run on sets of problems, from the folder of the run."""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from transformers import TrainerState
+
+from ..errors import ConfigError, DataError, OutputExistsError
+from ..evaluation.answers import judging
+from ..evaluation.evaluate import EVALUATIONS, evaluate
+from ..evaluation.evaluation_progress import EvaluationProgress
+from ..evaluation.problem_set import Answering, ProblemSet
+from ..evaluation.summary_text import report_of
+from ..rollout.conversations import ToolUse
+from ..rollout.sampling import sampling_of
+from ..run_files import say
+from ..scoring.model_tools import call_tool, load_tools
+from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names
+from .preflight import rewards_of
+from .recipe import Recipe, read_recipe
+from .trained import TrainedModel, open_run
+
+_LIBRARIES = ("grpo-hf", "trl", "transformers", "peft", "torch")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `grpo-hf eval` was asked for.
+
+    Args:
+        data: sets, as `NAME`, `NAME=PATH` or `PATH`; none for those of the recipe.
+        samples: sampled completions of each problem, beside the greedy one.
+        limit: the first rows of each set only.
+        batch_size: completions that are written at a time; None for the run's.
+        reward: a spec, instead of the sets' own.
+        category: a column by which results are shown apart, instead of the sets' own.
+        base: where the base is, if it has moved.
+        as_json: print the summaries and nothing else.
+    """
+
+    data: Sequence[str] = ()
+    samples: int = 0
+    limit: int | None = None
+    batch_size: int | None = None
+    reward: str | None = None
+    category: str | None = None
+    base: str | None = None
+    trust_remote_code: bool = False
+    as_json: bool = False
+
+
+def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list[dict[str, Any]]:
+    """Evaluate a run, print the results, and return the summaries.
+
+    Args:
+        run: the output folder of a run, or a checkpoint in it.
+        settings: flags of the recipe that are changed for the evaluation, as
+            `--temperature 0.6 --max_completion_length 1024`.
+
+    Raises:
+        GrpoError: the first thing that is wrong; see errors.py.
+    """
+    file = _recipe_file(run)
+    recipe = read_recipe(["--config", str(file), *settings])
+    home = file.parent
+    _check(question)
+    asked = _asked(question, recipe)
+    rewards, eval_reward = rewards_of(recipe)
+    rewards = [eval_reward, *(reward for reward in rewards if reward is not eval_reward)]
+    tell = _say if not question.as_json else _say_to_stderr
+    trained = open_run(
+        run, base=question.base, trust_remote_code=question.trust_remote_code, say=tell
+    )
+    if not trained.has_adapter:
+        raise ConfigError(
+            f"{run}: the run trained the whole model, so there is no adapter to switch off. "
+            "Compare base and model with another program, such as lm-eval (docs/evaluation.md)."
+        )
+    trained.model.to(PartialState().device)
+    reader = SetReader(
+        home,
+        recipe,
+        rewards,
+        trained.tokenizer,
+        reward=question.reward,
+        category=question.category,
+    )
+    # All of them, so that a mistake in the last one shows before the first has taken its hour.
+    sets = [reader.read(each).limited(question.limit) for each in asked]
+    for found in sets:
+        for note in found.notes:
+            tell(f"note: {note}")
+    summaries = []
+    for found in sets:
+        summaries.append(_evaluate_set(trained, recipe, found, question, home))
+    if question.as_json:
+        _say(json.dumps(summaries, indent=1, ensure_ascii=False))
+    return summaries
+
+
+def _recipe_file(run: Path) -> Path:
+    for folder in (run, run.parent):
+        if (folder / "recipe.yaml").is_file():
+            return folder / "recipe.yaml"
+    raise DataError(
+        f"{run} has no recipe.yaml, which says how prompts are made and what is right. Expected "
+        "the output folder of a run from a recipe. For a run of a script, write one beside the "
+        "adapter: rewards, system_prompt, instruction and max_completion_length."
+    )
+
+
+def _check(question: Question) -> None:
+    least = {"samples": 0, "limit": 1, "batch_size": 1}
+    for name, lowest in least.items():
+        value = getattr(question, name)
+        if value is not None and value < lowest:
+            raise ConfigError(f"--{name} is {value}; expected a number from {lowest}.")
+
+
+def _asked(question: Question, recipe: Recipe) -> list[str]:
+    asked = list(question.data) or [HELD_OUT, *recipe.task.eval_data]
+    check_names(asked)
+    return asked
+
+
+def _evaluate_set(
+    trained: TrainedModel, recipe: Recipe, found: EvaluationSet, question: Question, home: Path
+) -> dict[str, Any]:
+    training = recipe.training
+    folder = home / EVALUATIONS
+    if trained.folder.name.startswith("checkpoint-"):
+        # Beside each other, so that two checkpoints can be compared.
+        folder /= trained.folder.name
+    tools = load_tools(recipe.task.tools, recipe.folder)
+    batch_size = max(training.per_device_eval_batch_size, training.per_device_train_batch_size)
+    answering = Answering(
+        max_new_tokens=training.max_completion_length or trained.settings.max_new_tokens,
+        batch_size=question.batch_size or batch_size,
+        samples=question.samples,
+        sampling=sampling_of(training),
+        seed=training.seed,
+        template_options=training.chat_template_kwargs,
+        tool_use=ToolUse(tools, call_tool, training.max_tool_calling_iterations) if tools else None,
+    )
+    with (
+        judging(found.rewards, training) as rewards,
+        _written(folder),
+        EvaluationProgress(found.name, len(found.rows), silent=question.as_json) as progress,
+    ):
+        summary = evaluate(
+            trained.model,
+            trained.tokenizer,
+            ProblemSet(found.name, found.rows, rewards, found.category, found.source),
+            answering,
+            folder,
+            facts=facts_of(trained),
+            trainer_state=TrainerState(),
+            progress=progress.update,
+        )
+    if not question.as_json and PartialState().is_main_process:
+        console = Console(highlight=False)
+        console.print(report_of(summary, folder))
+    return summary
+
+
+def facts_of(trained: TrainedModel) -> dict[str, Any]:
+    """Return what the answers of a model depend on, beside how they are asked for."""
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        versions[library] = version(library)
+    adapter = hashlib.sha256()
+    for file in sorted(trained.folder.glob("adapter_model.*")):
+        adapter.update(file.read_bytes())
+    return {
+        "base": trained.base,
+        "adapter": adapter.hexdigest()[:16],
+        "dtype": str(trained.model.dtype).removeprefix("torch."),
+        "versions": versions,
+    }
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputExistsError(
+            f"{folder} cannot be written ({error.strerror or error}). Free space there, or make it "
+            "writable; the answers so far are kept where they could be."
+        ) from error
+
+
+def _say(text: str) -> None:
+    if PartialState().is_main_process:
+        say(text)
+
+
+def _say_to_stderr(text: str) -> None:
+    if PartialState().is_main_process:
+        print(text, file=sys.stderr, flush=True)
