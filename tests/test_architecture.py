@@ -40,6 +40,7 @@ ORDER = [
     "durable_trainer",
     "trainer",
     "runs",
+    "starting",
     "cli_rewards",
     "cli_plan",
     "cli_report",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # The width of tables in a file or a pipe, where rich would assume 80 columns.
 _WIDTH_WITHOUT_TERMINAL = 160
+# Rows that `rewards check` tries, unless told otherwise.
+_CHECKED_ROWS = 8
 # `rewards test` prints this many characters of a completion.
 _SHOWN_CHARACTERS = 100
 
@@ -37,7 +39,10 @@ def add_rewards_commands(commands: Any) -> None:
     )
     check.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
     check.add_argument(
-        "--rows", type=int, default=8, help="rows of the training data to try (default 8)"
+        "--rows",
+        type=int,
+        default=_CHECKED_ROWS,
+        help=f"rows of the training data to try (default {_CHECKED_ROWS})",
     )
     check.set_defaults(command=_rewards_check, takes_settings=True)
 
@@ -124,18 +129,23 @@ def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
 def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
     """Try the rewards of a recipe on rows of its data: with the gold answer, and with answers that
     nobody should be paid for. Names each reward that pays for one of those."""
+    if options.rows < 2:
+        raise ConfigError(
+            f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another."
+        )
+    check_recipe(options.recipe, rest, options.rows)
+
+
+def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_ROWS) -> None:
+    """Try the rewards of a recipe on so many rows, and print what they pay for."""
     from rich.table import Table
 
     from .runs.preflight import sample_rows
     from .runs.recipe import read_recipe
     from .scoring.trial import examine
 
-    if options.rows < 2:
-        raise ConfigError(
-            f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another."
-        )
-    recipe = read_recipe(["--config", str(options.recipe), *rest])
-    rewards, rows, notes = sample_rows(recipe, options.rows)
+    recipe = read_recipe(["--config", str(file), *flags])
+    rewards, rows, notes = sample_rows(recipe, count)
     findings = examine(rewards, rows, timeout=recipe.training.reward_timeout)
     table = Table(title=f"mean reward on {len(rows)} rows, by what the completion is")
     table.add_column("reward")

@@ -2,18 +2,36 @@
 
 import argparse
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .cli_rewards import check_recipe
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from .runs.settings import Setting
+    from .starting.data_facts import DataFacts
 
 _WIDTH = 100
 
 
 def add_start_commands(commands: Any) -> None:
-    """Add `settings` and `schema` to the parser of the command."""
+    """Add `init`, `settings` and `schema` to the parser of the command."""
+    init = commands.add_parser(
+        "init", help="begin a task: a recipe and a reward from data", description=_init.__doc__
+    )
+    init.add_argument("folder", type=Path, help="folder for the files; it may be new")
+    init.add_argument("--data", help="jsonl, json, csv or parquet file, folder, or Hub dataset")
+    init.add_argument("--model", help="folder, or name on the Hub")
+    init.add_argument("--prompt", metavar="COLUMN", help="column of the prompt")
+    init.add_argument("--gold", metavar="COLUMN", help="column of the right answer; - for none")
+    init.add_argument("--reward", help="a reward that is there, instead of a new file")
+    init.set_defaults(command=_init)
+
     settings = commands.add_parser(
         "settings", help="every setting by topic, or one", description=_settings.__doc__
     )
@@ -29,6 +47,117 @@ def add_start_commands(commands: Any) -> None:
 
 
 # The docstrings of the commands are what `--help` shows as their descriptions.
+
+
+def _init(options: argparse.Namespace, rest: list[str]) -> None:
+    """Begin a task: look at the data, write a recipe with comments, a reward with examples that are
+    a test, and a schema for editors; try them, and say what comes next. Nothing is written over. In
+    a terminal it asks for what is not given."""
+    from .starting.data_facts import guess_gold, guess_prompt, look_at
+    from .starting.task_files import RECIPE, REWARD, Plan, refuse_existing, write_task
+
+    refuse_existing(options.folder)
+    data = options.data or _ask(
+        "Data: a jsonl, csv or parquet file, or a name on the Hub", "--data"
+    )
+    facts = look_at(data)
+    _show_columns(facts)
+    prompt = facts.checked(options.prompt or _ask("Column of the prompt", "", guess_prompt(facts)))
+    gold = options.gold
+    if gold is None:
+        gold = _ask("Column of the right answer (- for none)", "", guess_gold(facts, prompt) or "-")
+    gold = None if gold == "-" else facts.checked(gold)
+    model = options.model or _ask("Model: a folder, or a name on the Hub", "", _default_model())
+    plan = Plan(options.folder, model, facts, prompt, gold, _moved_reward(options))
+    written = write_task(plan)
+    console = _console()
+    console.print(f"prompt: {prompt}; right answer: {gold or 'none'}", markup=False)
+    console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
+    recipe = options.folder / RECIPE
+    reward = options.folder / REWARD
+    if reward in written:
+        _run_examples(reward)
+    check_recipe(recipe)
+    _say_what_comes_next(recipe, reward if reward in written else None)
+
+
+def _default_model() -> str:
+    """Return the small model that `make smollm2` makes, where it is, or its name on the Hub."""
+    here = Path("models/smollm2-135m-instruct")
+    return str(here) if here.is_dir() else "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def _moved_reward(options: argparse.Namespace) -> str | None:
+    """Return the reward that was asked for; a file is named from the recipe's folder."""
+    from .runs.recipe import relocated
+
+    if options.reward is None:
+        return None
+    moved: str = relocated(options.reward, Path.cwd(), options.folder.resolve())
+    return moved
+
+
+def _ask(question: str, flag: str, default: str | None = None) -> str:
+    """Ask in a terminal; elsewhere take the default.
+
+    Raises:
+        ConfigError: there is nobody to ask, and no default.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        if default is None:
+            raise ConfigError(f"give {flag}: there is no terminal to ask in.")
+        return default
+    from rich.prompt import Prompt
+
+    answer: str | None = None
+    while not answer:
+        answer = Prompt.ask(question, default=default)
+    return answer
+
+
+def _show_columns(facts: "DataFacts") -> None:
+    """Print a table of the data's columns."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    rows = len(facts.split.rows)
+    table = Table(box=None, pad_edge=False, title=f"{escape(facts.split.source)}: {rows:,} rows")
+    for title in ("column", "kind", "filled", "different", "characters", "example"):
+        table.add_column(title)
+    for column in facts.columns.values():
+        counts = (column.filled, column.distinct, column.length)
+        cells = (column.name, column.kind, *map(str, counts), column.example)
+        table.add_row(*map(escape, cells))
+    console = _console()
+    console.print(table)
+    if facts.split.bad:
+        console.print(facts.split.describe_bad(), markup=False)
+
+
+def _run_examples(reward: Path) -> None:
+    """Run the examples of a reward file, as its author will."""
+    done = subprocess.run(
+        [sys.executable, "-m", "doctest", str(reward)], capture_output=True, text=True
+    )
+    said = "hold" if done.returncode == 0 else f"do not hold:\n{done.stdout}{done.stderr}"
+    print(f"the examples in {reward} {said}")
+
+
+def _say_what_comes_next(recipe: Path, reward: Path | None) -> None:
+    import yaml
+
+    run = yaml.safe_load(recipe.read_text(encoding="utf-8"))["output_dir"]
+    steps = []
+    if reward is not None:
+        steps.append((f"python -m doctest {reward}", "after a change of the reward"))
+        steps.append((f"grpo-hf rewards check {recipe}", "what it pays for"))
+    steps.append((f"grpo-hf plan {recipe}", "memory, time and cost"))
+    steps.append((f"grpo-hf train {recipe}", "train, and compare with the base"))
+    steps.append((f"grpo-hf chat {run}", "ask base and adapter"))
+    width = max(len(command) for command, _ in steps)
+    print("next:")
+    for command, what in steps:
+        print(f"  {command:{width}}  # {what}")
 
 
 def _settings(options: argparse.Namespace, rest: list[str]) -> None:

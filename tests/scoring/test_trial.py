@@ -165,3 +165,29 @@ def test_where_a_reward_is_called_is_said() -> None:
     (finding,) = found(listed)
     said = " ".join(finding.notes())
     assert "called in the trainer's process: it refers to words, a list" in said
+
+
+@pytest.mark.parametrize("column", ["label", "target", "gold", "Reading"])
+def test_the_gold_answer_is_found_under_any_name_that_a_reward_reads(column: str) -> None:
+    source = (
+        f"def same(completions, {column}, **_):\n"
+        f"    return [float(a == str(b)) for a, b in zip(completions, {column})]\n"
+    )
+    names: dict[str, Any] = {}
+    exec(source, names)
+    # A column that is called as gold answers are, and holds something else.
+    rows = [{"prompt": f"{n}?", "solution": "unlike", column: n} for n in range(4)]
+    for given in (rows, [{"prompt": row["prompt"], column: row[column]} for row in rows]):
+        (finding,) = found(names["same"], rows=given)
+        assert finding.pays["gold answer"] == 1.0 and finding.gold_column == column
+        said = any(f"reads {column}" in note for note in finding.notes())
+        assert said == (column == "Reading")
+
+
+def test_what_a_reward_reads_beside_the_answer_is_no_gold_answer() -> None:
+    def same(completions: list[Any], answer: list[str], tests: list[Any], **_: Any) -> list[float]:
+        return [float(text == gold) for text, gold in zip(completions, answer, strict=True)]
+
+    rows = [{**row, "tests": "assert True", "checks": ["a"]} for row in ROWS]
+    (finding,) = found(same, rows=rows)
+    assert finding.gold_column == "answer" and finding.notes() == []

@@ -103,7 +103,7 @@ class Recipe:
         for name in _OF_FILES:
             moved = []
             for spec in settings.get(name, ()):
-                moved.append(_relocated(spec, self.folder, folder))
+                moved.append(relocated(spec, self.folder, folder))
             if moved:
                 settings[name] = moved
         text = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
@@ -337,12 +337,12 @@ def _as_flag(value: Any, action: Action) -> Any:
     return converted
 
 
-def _relocated(spec: Any, old: Path, new: Path) -> Any:
+def relocated(spec: Any, old: Path, new: Path) -> Any:
     """Return a spec of a reward or tool, read in folder `old`, for a recipe in folder `new`."""
     if isinstance(spec, dict):
         moved = {}
         for name, options in spec.items():
-            moved[_relocated(name, old, new)] = options
+            moved[relocated(name, old, new)] = options
         return moved
     stem, separator, rest = spec.partition(".py:")
     file = Path(f"{stem}.py")

@@ -18,6 +18,7 @@ from transformers import ProcessorMixin, TrainerState
 from ..config import option
 from ..data.completions import message_text
 from ..errors import RewardOutputError
+from .gold import GOLD_COLUMNS, gold_texts
 from .judging import score_completions
 from .outcomes import Failure, Outcome
 from .process_reward import with_process_reward
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 # An answer of words, which no reward should stumble over, and which is right nowhere.
 _PLACEHOLDER = "I do not know. "
-# Where datasets keep what is right; the fullest form of it first.
-_GOLD_COLUMNS = ("solution", "answer", "code", "target")
 # What a model does that has found a reward for length.
 _REPEATED_WORD = "the "
 _REPETITIONS = 10_000
@@ -56,6 +55,7 @@ class Finding:
         pays: the mean reward by kind of answer, `None` where it could not be judged. The kinds are
             the gold answer, an empty text, one word 10,000 times, a copy of the prompt, and the
             gold answer of another row.
+        gold_column: the column that holds the gold answer; empty where none does.
         lowest, highest: the lowest and the highest of all rewards.
         milliseconds: the median time for a completion.
         deterministic: whether the same answers had the same rewards twice.
@@ -70,6 +70,7 @@ class Finding:
 
     reward: Reward
     pays: dict[str, float | None]
+    gold_column: str
     lowest: float | None
     highest: float | None
     milliseconds: float
@@ -83,6 +84,8 @@ class Finding:
         """Return what the user of the reward should look at."""
         name = self.reward.name
         notes = []
+        if self.gold_column and self.gold_column not in GOLD_COLUMNS:
+            notes.append(f"{name} reads {self.gold_column}, which is taken for the gold answer.")
         if self.failures:
             notes.append(f"{name} fails on {'; '.join(self.failures)}")
         if self.exploited:
@@ -255,11 +258,8 @@ def examine(
 
 
 def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -> Finding:
-    gold = []
-    copied = []
-    for row in rows:
-        gold.append(_gold(row))
-        copied.append(_text(row["prompt"]))
+    gold_column, gold = _best_gold(entry, rows)
+    copied = [_text(row["prompt"]) for row in rows]
     kinds = {
         "gold answer": gold,
         "empty": [""] * len(rows),
@@ -290,6 +290,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
     return Finding(
         entry.reward,
         pays,
+        gold_column,
         lowest=min(values, default=None),
         highest=max(values, default=None),
         milliseconds=1000 * seconds[len(seconds) // 2],
@@ -367,32 +368,31 @@ def _score(
 
 
 def _token_ids(text: str, tokenizer: Any) -> list[int]:
-    # A reward for length counts them, and words are about as many.
     if tokenizer is None:
+        # A reward for length counts them, and words are about as many.
         return list(range(len(text.split())))
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _gold(row: Row) -> str:
-    """Return the answer that a row calls right, as text; empty where no column holds it."""
-    for name in _GOLD_COLUMNS:
-        if row.get(name) is not None:
-            return str(row[name])
-    return ""
+def _best_gold(entry: ScoredReward, rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """Return the column that holds what is right and its texts: of several, the best paid one."""
+    candidates = gold_texts(rows, entry.reward.columns)
+    means = {}
+    for name, texts in candidates.items():
+        mean = _mean(_score(entry, rows, texts)) if len(candidates) > 1 else None
+        means[name] = float("-inf") if mean is None else mean
+    # Of equals the first, which is called as gold answers are.
+    return max(candidates.items(), key=lambda candidate: means[candidate[0]])
 
 
 def _text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
-    contents = []
-    for message in prompt:
-        contents.append(message_text(message))
-    return "\n".join(contents)
+    return "\n".join(map(message_text, prompt))
 
 
 def _mean(outcomes: Sequence[Outcome]) -> float | None:
-    values = _numbers(outcomes)
-    return fmean(values) if values else None
+    return fmean(values) if (values := _numbers(outcomes)) else None
 
 
 def _numbers(outcomes: Sequence[Outcome]) -> list[float]:

@@ -1,0 +1,189 @@
+"""What the rows of a data file look like: its columns, which is the prompt, which the answer."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..data.readers import EMBEDDED, SUFFIXES, Split, read_split
+from ..data.rows import PROMPT_COLUMNS, column_names
+from ..errors import DataError, did_you_mean
+from ..scoring.gold import GOLD_COLUMNS
+
+# Other names under which datasets keep answers, beside those that `rewards check` knows.
+_ANSWER_COLUMNS = (*GOLD_COLUMNS, "answers", "output", "response", "completion", "result", "class")
+_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(\.\d+)?\s?%?")
+# So many different answers of a few words each are the labels of a classification.
+_MOST_LABELS = 12
+_LABEL_WORDS = 3
+# An answer of more words is a text, of which there are many right ones.
+_SHORT_WORDS = 8
+# Characters of an example in the table of columns.
+_SHOWN = 48
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the data.
+
+    Args:
+        kind: `number`, `text`, `messages` or another type's name.
+        filled: how many rows have a value.
+        distinct: how many different values there are.
+        length: the median length in characters.
+        longest: the largest length in characters.
+        example: the first value, shortened.
+    """
+
+    name: str
+    kind: str
+    filled: int
+    distinct: int
+    length: int
+    longest: int
+    example: str
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The training rows of a file, a folder or a dataset on the Hub, and their columns.
+
+    Args:
+        place: the settings that name the data in a recipe.
+        has_test_split: whether rows to evaluate on are there beside the training rows.
+    """
+
+    place: dict[str, str]
+    split: Split
+    columns: dict[str, Column]
+    has_test_split: bool
+
+    def values(self, name: str) -> list[Any]:
+        """Return the values of a column, without those that are missing."""
+        return [row[name] for row in self.split.rows if row.get(name) is not None]
+
+    def checked(self, name: str) -> str:
+        """Return the name of a column that was asked for.
+
+        Raises:
+            DataError: there is no such column.
+        """
+        if name not in self.columns:
+            raise DataError(
+                f"{self.split.source} has no column {name!r}.{did_you_mean(name, self.columns)} "
+                f"The columns are {', '.join(self.columns)}."
+            )
+        return name
+
+
+def look_at(data: str) -> DataFacts:
+    """Read a data file, a folder, or a dataset on the Hub, and describe its columns.
+
+    Raises:
+        DataError, HubUnreachable: it cannot be read.
+    """
+    path = Path(data)
+    is_local = data == EMBEDDED or path.exists() or path.suffix in SUFFIXES
+    place = {"dataset_path" if is_local else "dataset_name": data}
+    path_given, name_given = (data, None) if is_local else (None, data)
+    split = read_split(path=path_given, name=name_given)
+    # Only an optional split may be missing.
+    assert split is not None
+    test = None
+    if data == EMBEDDED or path.is_dir() or not is_local:
+        test = read_split(path=path_given, name=name_given, split="test", optional=True)
+    columns = {}
+    for name in column_names(split.rows):
+        values = [row[name] for row in split.rows if row.get(name) is not None]
+        if values:
+            columns[name] = _column(name, values)
+    return DataFacts(place, split, columns, test is not None)
+
+
+def _column(name: str, values: Sequence[Any]) -> Column:
+    texts = [str(value) for value in values]
+    lengths = [len(text) for text in texts]
+    example = " ".join(texts[0].split())
+    if len(example) > _SHOWN:
+        example = f"{example[: _SHOWN - 3]}..."
+    return Column(
+        name,
+        _kind(values),
+        len(values),
+        len(set(texts)),
+        int(median(lengths)),
+        max(lengths),
+        example,
+    )
+
+
+def _kind(values: Sequence[Any]) -> str:
+    first = values[0]
+    if isinstance(first, list) and first and isinstance(first[0], dict):
+        return "messages"
+    if all(_is_number(value) for value in values):
+        return "number"
+    return "text" if isinstance(first, str) else type(first).__name__
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    is_text = isinstance(value, str) and _NUMBER.fullmatch(value.strip()) is not None
+    return is_text or isinstance(value, int | float)
+
+
+def guess_prompt(facts: DataFacts) -> str:
+    """Return the column that looks like the prompt.
+
+    Raises:
+        DataError: no column holds texts or messages.
+    """
+    for name in PROMPT_COLUMNS:
+        if name in facts.columns:
+            return name
+    readable = []
+    for column in facts.columns.values():
+        if column.kind in ("text", "messages") and column.name.lower() not in _ANSWER_COLUMNS:
+            readable.append(column)
+    if not readable:
+        raise DataError(
+            f"{facts.split.source}: no column looks like a prompt. The columns are "
+            f"{', '.join(facts.columns)}. Name one with --prompt."
+        )
+    # Prompts differ from row to row, and say more than a category or an id does.
+    return max(readable, key=lambda column: (column.distinct, column.length)).name
+
+
+def guess_gold(facts: DataFacts, prompt: str) -> str | None:
+    """Return the column that looks like the right answer, or None where none does."""
+    others = [name for name in facts.columns if name != prompt]
+    for wanted in _ANSWER_COLUMNS:
+        for name in others:
+            if name.lower() == wanted:
+                return name
+    # With two columns there is not much to choose from.
+    return others[0] if len(others) == 1 else None
+
+
+def kind_of_answers(values: Sequence[Any]) -> str:
+    """Return what the right answers are.
+
+    Returns:
+        `gsm8k` (texts that end with #### and a number), `math` (with a \\boxed answer), `number`,
+        `label` (one of a few), `short` (a few words) or `long`.
+    """
+    texts = [str(value).strip() for value in values]
+    if all("####" in text for text in texts):
+        return "gsm8k"
+    if all("\\boxed" in text for text in texts):
+        return "math"
+    if all(_is_number(value) for value in values):
+        return "number"
+    words = max(len(text.split()) for text in texts)
+    different = len({text.casefold() for text in texts})
+    if 1 < different <= _MOST_LABELS and words <= _LABEL_WORDS:
+        return "label"
+    return "short" if words <= _SHORT_WORDS else "long"

@@ -1,0 +1,236 @@
+"""Writes the files of a new task: its recipe, its reward with examples, a schema for editors."""
+
+import json
+import keyword
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..data.rows import PROMPT_COLUMNS
+from ..errors import OutputExistsError
+from ..runs.defaults import defaults_for
+from ..runs.recipe_schema import recipe_schema
+from ..scoring.registry import load_reward, split_spec
+from .data_facts import DataFacts, kind_of_answers
+
+RECIPE = "recipe.yaml"
+REWARD = "reward.py"
+SCHEMA = "recipe.schema.json"
+# What the written reward is called, by what the right answers are.
+_FUNCTIONS = {
+    "number": "right_number",
+    "label": "right_label",
+    "short": "right_words",
+    "long": "shared_words",
+    "form": "one_sentence",
+}
+_LAST_LINE = "Think step by step. End with a line of the form: #### <number>"
+_INSTRUCTIONS = {
+    "number": "Answer with the number alone.",
+    "problem": _LAST_LINE,
+    "gsm8k": _LAST_LINE,
+    "math": "Think step by step. Put the final answer into \\boxed{}.",
+    "short": "Answer in a few words.",
+    "form": "Answer in one sentence.",
+}
+# A question with a number as answer that is longer than this takes working.
+_PROBLEM_CHARACTERS = 80
+# Tokens of an answer, where the data does not say it: for working, and for an answer alone.
+_WORKING = 256
+_ALONE = 32
+_LONGEST = 512
+# About so many characters are a token.
+_TOKEN_CHARACTERS = 3
+_STEPS = 40
+_MOST_HELD_OUT = 200
+# Names of the reward's own parameters, and of what a trainer passes.
+_TAKEN = ("prompt", "prompts", "completion", "completions", "completion_ids", "columns", "limit")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a new task is made of.
+
+    Args:
+        folder: where its files go.
+        prompt, gold: the columns of the prompt and of the right answer.
+        reward: the reward that was asked for; by default one is written.
+    """
+
+    folder: Path
+    model: str
+    facts: DataFacts
+    prompt: str
+    gold: str | None
+    reward: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What the right answers are, or `form` where there are none."""
+        return "form" if self.gold is None else kind_of_answers(self.facts.values(self.gold))
+
+    @property
+    def named_reward(self) -> str | None:
+        """The reward that needs no file: the one that was asked for, or the library's."""
+        return self.reward or (self.kind if self.kind in ("gsm8k", "math") else None)
+
+    @property
+    def gold_parameter(self) -> str:
+        """The name of the answer's column in the written reward."""
+        name = self.gold or "answer"
+        is_name = name.isidentifier() and not keyword.iskeyword(name)
+        return name if is_name and name not in _TAKEN else "answer"
+
+
+def refuse_existing(folder: Path) -> None:
+    """Check that no file of a new task is there already.
+
+    Raises:
+        OutputExistsError: names the files.
+    """
+    there = [name for name in (RECIPE, REWARD, SCHEMA) if (folder / name).exists()]
+    if there:
+        raise OutputExistsError(
+            f"{folder} holds {' and '.join(there)} already, and nothing is written over. Give "
+            "another folder, or move the files."
+        )
+
+
+def write_task(plan: Plan) -> list[Path]:
+    """Write the files of a new task, and return them.
+
+    Raises:
+        OutputExistsError: one of them exists, or cannot be written.
+    """
+    refuse_existing(plan.folder)
+    texts = {RECIPE: recipe_text(plan)}
+    if plan.named_reward is None:
+        texts[REWARD] = reward_text(plan)
+    texts[SCHEMA] = json.dumps(recipe_schema(), indent=1, ensure_ascii=False)
+    written = []
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            # "x" fails where another process has written the file in between.
+            with (plan.folder / name).open("x", encoding="utf-8") as file:
+                file.write(f"{text.rstrip()}\n")
+            written.append(plan.folder / name)
+    except OSError as error:
+        raise OutputExistsError(
+            f"{plan.folder} cannot be written ({error.strerror or error})."
+        ) from error
+    return written
+
+
+def recipe_text(plan: Plan) -> str:
+    """Return the recipe of a task, with comments."""
+    kind = plan.kind
+    form = kind
+    if kind == "number" and plan.facts.columns[plan.prompt].length > _PROBLEM_CHARACTERS:
+        form = "problem"
+    spec = plan.named_reward or f"./{REWARD}:{_FUNCTIONS[kind]}"
+    instruction = _INSTRUCTIONS.get(form)
+    if kind == "label":
+        instruction = f"Answer with one of: {', '.join(_labels(plan))}."
+    return _template(
+        RECIPE,
+        schema=SCHEMA,
+        path=plan.folder / RECIPE,
+        model=plan.model,
+        place=plan.facts.place,
+        prompt_column=None if plan.prompt == _prompt_by_default(plan) else plan.prompt,
+        columns=_renames(plan),
+        # Another reward may want another form.
+        instruction=None if plan.reward else instruction,
+        rewards=[spec],
+        output_dir=f"runs/{plan.folder.resolve().name}",
+        max_steps=_STEPS,
+        length=_length(plan, form),
+        eval_rows=_rows_to_hold_out(plan.facts),
+        learning_rate=f"{defaults_for({})['learning_rate']:.1e}".replace("e-0", "e-"),
+    )
+
+
+def reward_text(plan: Plan) -> str:
+    """Return a reward for the answers of a task, with rows of the data as examples."""
+    own, other = "", ""
+    if plan.gold is not None:
+        values = plan.facts.values(plan.gold)
+        own = values[0]
+        differing = [value for value in values if str(value) != str(own)]
+        other = differing[0] if differing else f"{own}1"
+    return _template(
+        f"{plan.kind}.py",
+        file=plan.folder / REWARD,
+        gold=plan.gold_parameter,
+        own=own,
+        other=other,
+        own_literal=_literal(own),
+        own_text=_literal(str(own)),
+        other_text=_literal(str(other)),
+        labels=tuple(_labels(plan)) if plan.kind == "label" else (),
+        limit=len(str(own).split()) + 20,
+    )
+
+
+def _template(name: str, **values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    # A JSON text is a YAML value, too.
+    environment.filters["quoted"] = lambda value: json.dumps(value, ensure_ascii=False)
+    return environment.get_template(f"{name}.jinja").render(**values)
+
+
+def _literal(value: Any) -> str:
+    """Return a value as it stands in Python code within a docstring."""
+    return repr(value).replace("\\", "\\\\").replace('"""', r"\"\"\"")
+
+
+def _labels(plan: Plan) -> Sequence[str]:
+    assert plan.gold is not None
+    return sorted({str(value).strip().casefold() for value in plan.facts.values(plan.gold)})
+
+
+def _prompt_by_default(plan: Plan) -> str | None:
+    """Return the column that a recipe takes as the prompt if it names none."""
+    return next((name for name in PROMPT_COLUMNS if name in plan.facts.columns), None)
+
+
+def _renames(plan: Plan) -> list[str]:
+    """Return the entries of `columns`: the reward's name of the answer, and the data's."""
+    if plan.gold is None:
+        return []
+    if plan.named_reward is None:
+        wanted = [plan.gold_parameter]
+    else:
+        # A file's reward is loaded relative to a recipe, which is not there yet.
+        spec = plan.named_reward
+        is_file = ".py:" in split_spec(spec)[0]
+        read = () if is_file else load_reward(spec).columns
+        wanted = [name for name in read if name not in plan.facts.columns]
+    if len(wanted) != 1 or wanted[0] == plan.gold:
+        return []
+    return [f"{wanted[0]}={plan.gold}"]
+
+
+def _length(plan: Plan, form: str) -> int:
+    """Return how many tokens an answer may have."""
+    if plan.gold is None:
+        return 2 * _ALONE
+    if form in ("problem", "gsm8k", "math"):
+        return _WORKING
+    longest = 2 * plan.facts.columns[plan.gold].longest // _TOKEN_CHARACTERS
+    return min(_LONGEST, _ALONE + longest)
+
+
+def _rows_to_hold_out(facts: DataFacts) -> int | None:
+    """Return how many rows are held out; None where there is a split for that."""
+    if facts.has_test_split:
+        return None
+    return min(_MOST_HELD_OUT, len(facts.split.rows) // 5)

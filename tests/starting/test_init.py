@@ -1,0 +1,209 @@
+"""`grpo-hf init`: what it makes of data, and that what it writes works."""
+
+import doctest
+import importlib.util
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from grpo_hf.cli import main
+from grpo_hf.runs import preflight
+from grpo_hf.runs.recipe import read_recipe
+from grpo_hf.starting.data_facts import guess_gold, guess_prompt, kind_of_answers, look_at
+
+ROWS = 24
+ANSWERS = {
+    "number": ("right_number", lambda n: 3 * n),
+    "money": ("right_number", lambda n: f"${1000 + n:,}"),
+    "label": ("right_label", lambda n: ("Positive", "Negative", "n/a (\\x)")[n % 3]),
+    "short": ("right_words", lambda n: f'King\'s no. {n}""" \\'),
+    "long": ("shared_words", lambda n: f"word{n} " * 12),
+    "none": ("one_sentence", None),
+}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Return a function that writes rows, one for each number, and returns the file."""
+
+    def write(make, name="rows.jsonl"):
+        file = tmp_path / name
+        lines = [json.dumps(make(n), ensure_ascii=False) for n in range(ROWS)]
+        file.write_text("\n".join(lines), encoding="utf-8")
+        return file
+
+    return write
+
+
+@pytest.fixture
+def begun(tmp_path, tiny_checkpoint, capsys, monkeypatch):
+    """Return a function that begins a task, and returns its folder and what was printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def begin(file, *flags):
+        folder = tmp_path / "mine"
+        main(["init", "mine", "--data", str(file), "--model", str(tiny_checkpoint), *flags])
+        return folder, capsys.readouterr().out
+
+    return begin
+
+
+def module_of(file: Path):
+    spec = importlib.util.spec_from_file_location("written_reward", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_what_is_written_works(kind, data, begun):
+    function, answer = ANSWERS[kind]
+    file = data(
+        lambda n: {"question": f"What about {n}?"} | ({"answer": answer(n)} if answer else {})
+    )
+    folder, printed = begun(file)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "recipe.schema.json",
+        "recipe.yaml",
+        "reward.py",
+    ]
+    assert "reward.py hold" in printed and "grpo-hf train mine/recipe.yaml" in printed
+    tried = doctest.testmod(module_of(folder / "reward.py"))
+    assert tried.attempted >= 2 and tried.failed == 0
+    written = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    schema = json.loads((folder / "recipe.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(written, schema)
+    recipe = read_recipe(["--config", str(folder / "recipe.yaml"), "--use_cpu"])
+    assert recipe.task.rewards == [f"./reward.py:{function}"]
+    task = preflight.check_task(recipe)
+    assert len(task.held_out.rows) == ROWS // 5
+    preflight.check_model(recipe, task)
+    if answer is not None:
+        reward = getattr(module_of(folder / "reward.py"), function)
+        gold = [answer(n) for n in range(ROWS)]
+        others = gold[1:] + gold[:1]
+        assert reward(list(map(str, gold)), answer=gold) == [1.0] * ROWS
+        assert all(paid < 1 for paid in reward(list(map(str, others)), answer=gold))
+
+
+class TestColumns:
+    def test_of_any_name(self, data, begun):
+        file = data(lambda n: {"Text of it": f"Say {n}, please", "class": n, "id": f"x{n}"})
+        folder, printed = begun(file)
+        assert "prompt: Text of it; right answer: class" in printed
+        written = yaml.safe_load((folder / "recipe.yaml").read_text())
+        # `class` is no name of a parameter.
+        assert written["columns"] == ["answer=class"]
+        assert written["prompt_column"] == "Text of it"
+        assert "1.00" in printed
+
+    def test_that_are_given(self, data, begun):
+        file = data(lambda n: {"question": "?", "q": f"Say {n}", "answer": "no", "verdict": n})
+        folder, _ = begun(file, "--prompt", "q", "--gold", "verdict")
+        written = yaml.safe_load((folder / "recipe.yaml").read_text())
+        assert written["prompt_column"] == "q" and "columns" not in written
+        assert "def right_number(completions, verdict," in (folder / "reward.py").read_text()
+
+    def test_that_are_wrong_are_answered_with_the_closest(self, data, begun, capsys):
+        file = data(lambda n: {"question": f"{n}?", "answer": n})
+        with pytest.raises(SystemExit):
+            begun(file, "--gold", "anser")
+        assert "Did you mean 'answer'" in capsys.readouterr().err
+
+    def test_worked_answers_get_the_library_s_reward(self, data, begun):
+        file = data(lambda n: {"question": f"{n} and 1?", "target": f"Add them.\n#### {n + 1}"})
+        folder, _ = begun(file)
+        written = yaml.safe_load((folder / "recipe.yaml").read_text())
+        assert (written["rewards"], written["columns"]) == (["gsm8k"], ["answer=target"])
+        assert "####" in written["instruction"] and not (folder / "reward.py").exists()
+
+    def test_messages_and_a_test_split(self, data, begun, tmp_path):
+        (tmp_path / "both").mkdir()
+
+        def row(n):
+            return {"messages": [{"role": "user", "content": f"{n}?"}], "label": n}
+
+        data(row, "both/train.jsonl")
+        data(row, "both/test.jsonl")
+        folder, _ = begun(tmp_path / "both")
+        assert "eval_rows" not in yaml.safe_load((folder / "recipe.yaml").read_text())
+
+    def test_guesses(self, data):
+        facts = look_at(str(data(lambda n: {"id": n, "Body": f"Tell me of {n}", "Label": "a"})))
+        assert guess_prompt(facts) == "Body"
+        assert guess_gold(facts, "Body") == "Label"
+        three = look_at(str(data(lambda n: {"prompt": f"{n}", "one": n, "two": n})))
+        assert guess_gold(three, "prompt") is None
+
+    @pytest.mark.parametrize(
+        "values, kind",
+        [
+            ([1, 2.5], "number"),
+            (["1,000", " 7 %", "€3"], "number"),
+            ([True, False], "label"),
+            (["yes", "no", "yes"], "label"),
+            (["same", "same"], "short"),
+            (["So\n#### 3", "#### 4"], "gsm8k"),
+            (["$\\boxed{3}$"], "math"),
+            (["a b c d e f g h i"], "long"),
+        ],
+    )
+    def test_kinds_of_answers(self, values, kind):
+        assert kind_of_answers(values) == kind
+
+
+class TestNothingIsWrittenOver:
+    @pytest.mark.parametrize("name", ["recipe.yaml", "reward.py", "recipe.schema.json"])
+    def test_an_existing_file_is_left_alone(self, data, begun, tmp_path, capsys, name):
+        file = data(lambda n: {"question": f"{n}?", "answer": n})
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / name).write_text("kept")
+        with pytest.raises(SystemExit) as left:
+            begun(file)
+        assert left.value.code == 2
+        assert f"holds {name} already" in capsys.readouterr().err
+        assert (tmp_path / "mine" / name).read_text() == "kept"
+        assert len(list((tmp_path / "mine").iterdir())) == 1
+
+
+class TestAsking:
+    def test_without_a_terminal_the_data_has_to_be_named(self, capsys, tmp_path):
+        with pytest.raises(SystemExit):
+            main(["init", str(tmp_path / "new")])
+        assert "give --data" in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+
+    def test_in_a_terminal_it_asks_and_offers_what_it_sees(
+        self, data, tiny_checkpoint, tmp_path, monkeypatch, capsys
+    ):
+        file = data(lambda n: {"question": f"{n}?", "hint": "x", "target": n})
+        asked = []
+        answers = iter([str(file), None, "hint", str(tiny_checkpoint)])
+
+        def ask(question, default=None):
+            asked.append((question, default))
+            return next(answers) or default
+
+        monkeypatch.setattr("rich.prompt.Prompt.ask", ask)
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        monkeypatch.chdir(tmp_path)
+        main(["init", "mine"])
+        assert [default for _, default in asked][:3] == [None, "question", "target"]
+        assert "right answer: hint" in capsys.readouterr().out
+
+
+def test_a_reward_that_is_there_is_named_from_the_recipe(data, begun, tmp_path):
+    (tmp_path / "my.py").write_text(
+        "def same(completions, gold, **_):\n"
+        "    return [float(a == str(b)) for a, b in zip(completions, gold)]\n"
+    )
+    file = data(lambda n: {"question": f"{n}?", "gold": n})
+    folder, _ = begun(file, "--reward", "./my.py:same")
+    written = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert written["rewards"] == ["../my.py:same"]
+    assert not (folder / "reward.py").exists()
