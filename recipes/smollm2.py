@@ -41,6 +41,14 @@ CHECKPOINT_FILES = {
     "chat_template.jinja",
 }
 
+CARD = """---
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+license: apache-2.0
+---
+
+SmolLM2-135M-Instruct from a GGUF file of 4 bits (Q4_1), in float32.
+"""
+
 NAMES_IN_MESSAGE = 8
 
 
@@ -176,6 +184,8 @@ def convert(gguf: Path, folder: Path) -> None:
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # The model cards of runs on this folder link the model that it comes from.
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def add_use_commands(commands: Any) -> None:
         action="store_true",
         help="push prompts and completions too (credit.jsonl, evaluation.jsonl)",
     )
+    push.add_argument("--dry_run", action="store_true", help="only list the files")
     push.set_defaults(command=_push)
 
 
@@ -114,4 +115,10 @@ def _push(options: argparse.Namespace, rest: list[str]) -> None:
     Prompts and completions stay here unless they are asked for."""
     from .runs.finished import push
 
-    push(options.run, options.repo, private=not options.public, samples=options.samples)
+    push(
+        options.run,
+        options.repo,
+        private=not options.public,
+        samples=options.samples,
+        dry_run=options.dry_run,
+    )

@@ -5,7 +5,7 @@ hands them to a stage beside the data.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
@@ -187,6 +187,10 @@ class CardFacts:
         adapter: the configuration of the policy's adapter, or None.
         has_adapter: whether the policy is an adapter at all.
         steps: optimizer steps that were made.
+        purposes: what rewards pay for, by their names with options.
+        prompt_form: how prompts are made (`data.prompts.PromptForm`), or None where a script does.
+        tokenizer: of the policy.
+        repo: the repository on the Hub that the run pushes to, or None.
     """
 
     base: str
@@ -195,3 +199,7 @@ class CardFacts:
     adapter: Any
     has_adapter: bool
     steps: int
+    purposes: dict[str, str] = field(default_factory=dict)
+    prompt_form: Any = None
+    tokenizer: Any = None
+    repo: str | None = None

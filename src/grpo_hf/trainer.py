@@ -51,6 +51,7 @@ class GRPOTrainer(DurableTrainer):
     __signature__ = signature(TRLGRPOTrainer)
     # For the model card; a run from a recipe sets the name of its data.
     dataset_source = "unnamed data"
+    prompt_form: Any = None
     reward_weights: Tensor
     # What scores in the place of each of `reward_funcs`, which are the user's own.
     _entries = property(lambda self: self.run_rewards.entries_for(self.reward_funcs))

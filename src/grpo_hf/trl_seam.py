@@ -337,11 +337,14 @@ def loss_of(trainer: Any, micro_batch: Any) -> Tensor:
 def card_facts(trainer: Any, dataset_source: str) -> CardFacts:
     """Return what the card of a run says about it."""
     specs = []
+    purposes = {}
     # A reward model has no spec, and goes by the name that TRL gives it.
     # What scores in the place of what the user gave; TRL's own trainer has none of it.
     entries = getattr(trainer, "_entries", trainer.reward_funcs)
     for entry, name in zip(entries, trainer.reward_func_names, strict=True):
-        specs.append(getattr(getattr(entry, "reward", None), "spec", name))
+        reward = getattr(entry, "reward", None)
+        specs.append(getattr(reward, "spec", name))
+        purposes[specs[-1]] = getattr(reward, "purpose", "")
     return CardFacts(
         base=trainer.model.config._name_or_path,
         dataset=dataset_source,
@@ -349,6 +352,10 @@ def card_facts(trainer: Any, dataset_source: str) -> CardFacts:
         adapter=getattr(trainer.model, "active_peft_config", None),
         has_adapter=hasattr(trainer.model, "peft_config"),
         steps=trainer.state.global_step,
+        purposes=purposes,
+        prompt_form=getattr(trainer, "prompt_form", None),
+        tokenizer=tokenizer_of(trainer),
+        repo=trainer.hub_model_id if trainer.args.push_to_hub else None,
     )
 
 

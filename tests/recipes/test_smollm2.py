@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from grpo_hf.errors import ModelError, OutputExistsError
 from grpo_hf.models.loading import dequantized
+from grpo_hf.reporting.public_names import hub_base, license_of
 
 
 @pytest.fixture
@@ -107,7 +108,9 @@ def test_makes_an_ordinary_checkpoint(recipe, written, gguf_file, tmp_path, no_i
     recipe.main([str(folder)])
 
     assert os.listdir(folder.parent) == ["tiny"], "scratch folders are left"
-    assert set(os.listdir(folder)) == recipe.CHECKPOINT_FILES
+    assert set(os.listdir(folder)) == recipe.CHECKPOINT_FILES | {"README.md"}
+    assert hub_base(str(folder)) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert license_of(str(folder)) == "apache-2.0"
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert_same_weights(model, written)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,13 +17,15 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from support.fakehub import TOKEN, FakeHub
+from support.runs import made_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.config import GRPOConfig
+from grpo_hf.data.prompts import PromptForm
 from grpo_hf.evaluation.statistics import compare
-from grpo_hf.reporting.model_card import write_model_card
-from grpo_hf.reporting.public_names import public_name
+from grpo_hf.reporting.model_card import refresh_card, write_model_card
+from grpo_hf.reporting.public_names import hub_base, public_name
 from grpo_hf.run_context import CardFacts
 from grpo_hf.run_files import read_lines
 from grpo_hf.runs.recipe import read_recipe
@@ -40,12 +43,21 @@ CUT = {"adapter_config.json", "recipe.yaml"}
 ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 QUESTION = torch.arange(10, 42).unsqueeze(0)  # (1, 32) token ids
+GSM8K = "Return 1.0 where the completion's final number is exactly the gold answer's, else 0.0."
+ANSWER_FORMAT = "Return 1.0 where the completion ends in a line `#### n`, else 0.0."
 LOCAL_PATH = re.compile(r"(?<![\w:/.])[/~][\w.]")
 # The untrained model earns nothing from the recipe's other rewards and learns from this one only.
 VOWELS = """
 def vowels(completions, *, letters="aeiou", **columns):
     texts = [completion[0]["content"] for completion in completions]
     return [sum(text.count(letter) for letter in letters) / 10 for text in texts]
+"""
+PUBLISH = """
+import sys
+from huggingface_hub import HfApi
+
+HfApi().create_repo(sys.argv[2])
+HfApi().upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1])
 """
 READ_BACK = """
 import sys, torch
@@ -148,6 +160,8 @@ def test_the_pushed_set_is_listed_before_and_the_address_after(pushed: Pushed):
     before, _, after = pushed.output.rpartition("pushing 8 files of ")
     assert "answers:" in before, "the push is the last of all"
     listed = [line.split()[0] for line in after.splitlines()[1:9]]
+    total = sum(map(len, pushed.files.values()))
+    assert f"  in all  {total:,} bytes\n" in after
     assert set(listed) == set(pushed.files)
     assert "not pushed: checkpoint-2, credit.jsonl, evaluation.jsonl, training_args.bin" in after
     assert after.endswith(f"pushed to {pushed.hub.url}/{REPO} (private)\n")
@@ -197,6 +211,60 @@ def test_the_pushed_adapter_on_the_base_answers_as_the_local_one(pushed: Pushed,
     assert read_back["words"] == tokenizer.convert_ids_to_tokens(QUESTION[0])
 
 
+def test_the_code_of_the_card_loads_the_pushed_files_and_answers(pushed: Pushed):
+    code = code_of(pushed.card.text)
+    assert f'name = "{REPO}"' in code
+    # The one thing to fill in: this base is a folder of its owner's.
+    here = code.replace(f"path/to/{pushed.base.name}", str(pushed.base))
+    assert here != code
+    shown = python(pushed.hub, "-c", here)
+    assert shown == f"{answer_of(pushed.base, pushed.folder)}\n"
+
+
+def code_of(card: str) -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    return code
+
+
+def answer_of(base: Path, run: Path) -> str:
+    """What PEFT and transformers answer to the example of the card."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(run)).eval()
+    question = "<|user|>Anna has 3 apples and buys 4 more. How many has she?<|assistant|>"
+    inputs = tokenizer(question, return_tensors="pt")
+    with torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+    return tokenizer.decode(output[0, inputs["input_ids"].size(1) :], skip_special_tokens=True)
+
+
+def test_a_stranger_needs_nothing_but_the_card_where_the_base_is_on_the_hub(
+    tiny_checkpoint: Path, tmp_path: Path, fake_hub: FakeHub
+):
+    # The folder says which model of the Hub it is, and the Hub which licence that has.
+    base = tmp_path / "llama"
+    shutil.copytree(tiny_checkpoint, base)
+    config = json.loads((base / "config.json").read_text()) | {"_name_or_path": "tester/base"}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# base\n")
+    python(fake_hub, "-c", PUBLISH, base, "tester/base")
+    (base / "README.md").unlink()
+    run = tmp_path / "run"
+    made_run(run, base, recipe={})
+    facts = {"base": str(base), "dataset": "org/data", "rewards": [], "adapter": None}
+    args = GRPOConfig(output_dir=str(run), use_cpu=True, report_to="none", max_completion_length=16)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    whole = CardFacts(**facts, has_adapter=True, steps=1, tokenizer=tokenizer)
+    write_model_card(run, whole, args, {})
+
+    python(fake_hub, "-m", "grpo_hf.cli", "push", run, "tester/mine")
+    card = ModelCard(fake_hub.files("tester/mine")["README.md"].decode())
+    assert (card.data.base_model, card.data.license) == ("tester/base", "mit")
+    assert "`llama` ([tester/base](https://huggingface.co/tester/base))" in card.text
+    pushed = json.loads(fake_hub.files("tester/mine")["adapter_config.json"])
+    assert pushed["base_model_name_or_path"] == "tester/base"
+    assert python(fake_hub, "-c", code_of(card.text)) == f"{answer_of(base, run)}\n"
+
+
 def test_the_pushed_weights_are_the_adapter_s_alone(pushed: Pushed):
     names = load_file(pushed.folder / "adapter_model.safetensors")
     assert names and all(".lora_" in name for name in names)
@@ -208,11 +276,11 @@ def test_the_card_says_what_the_run_was(pushed: Pushed):
     assert text.lstrip().startswith("# demo\n")
     assert f"from `{pushed.base.name}` on `embedded:word_problems" in text
     assert settings["Rewards"] == {
-        "reward": ["weight"],
-        "---": ["---"],
-        "gsm8k": ["1"],
-        "answer_format": ["0.25"],
-        "letters.py:vowels(letters='eio')": ["2"],
+        "reward": ["weight", "what it pays for"],
+        "---": ["---", "---"],
+        "gsm8k": ["1", GSM8K],
+        "answer_format": ["0.25", ANSWER_FORMAT],
+        "letters.py:vowels(letters='eio')": ["2", ""],
     }
     objective = text.partition("## Objective")[2].partition("##")[0]
     for part in (
@@ -264,11 +332,13 @@ def test_the_card_holds_no_local_path(pushed: Pushed):
 
 def test_the_card_s_metadata_names_no_base_that_the_hub_does_not_have(pushed: Pushed):
     data = pushed.card.data.to_dict()
+    (index,) = data.pop("model-index")
     assert data == {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["grpo", "grpo-hf", "trl"],
     }
+    assert index["name"] == "demo"
     assert "POST /api/validate-yaml" in pushed.hub.requests
 
 
@@ -323,6 +393,72 @@ def test_results_are_shown_with_their_intervals(card):
     assert results["difference (paired)"][0] == f"{182 / 263:+.3f}"
 
 
+@pytest.mark.parametrize(
+    ("files", "name", "found"),
+    [
+        ({"config.json": '{"_name_or_path": "org/base"}'}, "llama", "org/base"),
+        ({"config.json": '{"_name_or_path": "/home/me/llama"}'}, "llama", None),
+        ({"README.md": "---\nbase_model: org/base\n---\n# x\n"}, "llama", "org/base"),
+        ({"README.md": "---\nbase_model: [org/base, org/b]\n---\n"}, "llama", "org/base"),
+        ({"README.md": "---\n: [torn\n---\n"}, "llama", None),
+        ({"adapter_config.json": '{"base_model_name_or_path": "org/base"}'}, "llama", "org/base"),
+        ({"config.json": "[1]"}, "hub/models--org--base/snapshots/0a1b", "org/base"),
+        ({"config.json": "{}"}, "llama", None),
+    ],
+)
+def test_a_folder_may_say_which_model_of_the_hub_it_is(
+    files: dict[str, str], name: str, found: str | None, tmp_path: Path
+):
+    (tmp_path / name).mkdir(parents=True)
+    for file, text in files.items():
+        (tmp_path / name / file).write_text(text)
+    assert hub_base(str(tmp_path / name)) == found
+
+
+def test_a_card_grows_with_its_run_and_what_was_edited_stays(card, tmp_path: Path, capsys):
+    text = card().text
+    for absent in ("## Curves", "## Evaluations", "## Licence", "#### 10"):
+        assert absent not in text
+    run = tmp_path / "run"
+    (run / "report").mkdir()
+    (run / "report" / "reward_and_kl.png").touch()
+    (run / "gaming.json").write_text('[{"text": "116 of 200 answers were #### 10."}]')
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    side = {"accuracy": share, "pass_at": {"1": share, "2": share, "16": share}, "maj_at": {}}
+    summary = {"set": "svamp", "problems": 90, "base": side, "adapter": side, "difference": side}
+    (run / "evaluations").mkdir()
+    (run / "evaluations" / "svamp.json").write_text(json.dumps(summary))
+    (run / "evaluations" / "torn.json").write_text("{")
+    refresh_card(run, repo="me/mine", find_license=lambda name: f"that of {name}")
+    written = ModelCard.load(run / "README.md")
+    assert "![reward and kl](report/reward_and_kl.png)" in written.text
+    assert "- 116 of 200 answers were #### 10." in written.text
+    assert "that of org/base, as the base." in written.text
+    assert written.text.count("| svamp | 90 |") == 3
+    results = {each.metric_name: each for each in written.data.eval_results}
+    assert list(results) == ["accuracy, greedy", "pass@1", "pass@16"]
+    assert results["pass@16"].metric_value == 0.5
+    assert results["pass@16"].metric_args == {"interval_95": [0.4, 0.6], "base_model": 0.5}
+    assert 'name = "me/mine"' in written.text and "# mine\n" in written.text
+
+    (run / "README.md").write_text("# My own\n")
+    refresh_card(run)
+    assert (run / "README.md").read_text() == "# My own\n"
+    assert "README.md was edited, and stays as it is." in capsys.readouterr().out
+
+
+def test_the_prompt_of_a_recipe_is_shown_as_the_model_reads_it(card, tiny_checkpoint: Path):
+    form = PromptForm(chat=True, system_prompt="Be\nbrief.", instruction="End with ####.")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    text = card(prompt_form=form, tokenizer=tokenizer).text
+    assert "> Be\n> brief.\n" in text and "> End with ####.\n" in text
+    rendered = re.findall(r"```text\n(.*?)\n```", text, re.DOTALL)
+    assert rendered == [
+        "<|system|>Be\nbrief.<|user|>Anna has 3 apples and buys 4 more. How many has she?\n"
+        "End with ####.<|assistant|>"
+    ]
+
+
 def test_a_base_and_a_dataset_on_the_hub_become_metadata(card):
     data = card(base="org/base-1.5B", dataset="openai/gsm8k (train)").data
     assert data.base_model == "org/base-1.5B"
@@ -350,7 +486,7 @@ def test_an_unnamed_model_and_unset_data_are_called_so(card):
 
 def test_names_given_by_the_caller_win(card):
     written = card(named={"model_name": "Mine", "tags": "math"}, dataset="org/data")
-    assert "# Mine\n" in written.text and "on `org/data`" in written.text
+    assert "# Mine\n" in written.text and "on [org/data](https://hugg" in written.text
     assert written.data.datasets == ["org/data"]
     assert written.data.tags == ["grpo", "grpo-hf", "math", "trl"]
 
@@ -359,7 +495,7 @@ def test_names_given_to_the_trainer_win(make_trainer: Callable[..., GRPOTrainer]
     trainer = make_trainer(peft_config=LoraConfig(r=4, target_modules="all-linear"))
     trainer.create_model_card(model_name="Mine", dataset_name="org/data", tags="math")
     written = ModelCard.load(tmp_path / "run" / "README.md")
-    assert "# Mine\n" in written.text and "on `org/data`" in written.text
+    assert "# Mine\n" in written.text and "on [org/data](https://hugg" in written.text
     assert written.data.datasets == ["org/data"]
     assert written.data.tags == ["grpo", "grpo-hf", "math", "trl"]
     trainer.create_model_card()
@@ -370,7 +506,7 @@ def test_names_given_to_the_trainer_win(make_trainer: Callable[..., GRPOTrainer]
 def test_a_lambda_is_named_by_where_it_stands(card):
     rewards = tables(card(lambda completions, **columns: [0.0] * len(completions)).text)["Rewards"]
     (shown,) = rewards.keys() - {"reward", "---"}
-    assert shown.endswith("<lambda>") and rewards[shown] == ["1"]
+    assert shown.endswith("<lambda>") and rewards[shown] == ["1", ""]
 
 
 def test_a_file_reward_keeps_its_file_name_and_options(card, tmp_path: Path):

@@ -164,6 +164,54 @@ def test_what_cannot_be_pushed_says_why(
     assert f"error: {message}" in done.stderr or message in done.stderr
 
 
+def test_a_push_that_was_interrupted_goes_on_with_what_is_missing(fake_hub: FakeHub, run: Path):
+    (run / "second").mkdir()
+    large = {"adapter_model.safetensors": "a", "second/adapter_model.safetensors": "b"}
+    for name, letter in large.items():
+        (run / name).write_text(letter * 20_000)
+    fake_hub.upload_failures = [0, 400]
+    assert push(fake_hub, run, REPO).returncode == 2
+    assert REPO not in fake_hub.repos or not fake_hub.files(REPO)
+    sent = uploads(fake_hub)
+    assert push(fake_hub, run, REPO).returncode == 0
+    assert len(uploads(fake_hub)) == len(sent) + 1, "what was there was sent again"
+    for name, letter in large.items():
+        assert fake_hub.files(REPO)[name] == letter.encode() * 20_000
+    commits = len(fake_hub.repos["model", REPO].commits)
+    assert push(fake_hub, run, REPO).returncode == 0
+    assert len(uploads(fake_hub)) == len(sent) + 1
+    assert len(fake_hub.repos["model", REPO].commits) <= commits + 1
+
+
+def uploads(hub: FakeHub) -> list[str]:
+    return [request for request in hub.requests if request.startswith("PUT /lfs/")]
+
+
+def test_a_dry_run_lists_and_asks_nobody(fake_hub: FakeHub, run: Path):
+    done = push(fake_hub, run, REPO, "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"pushing 7 files of {run} to {REPO}:\n")
+    assert "  in all  " in done.stdout and "not pushed: " in done.stdout
+    assert fake_hub.requests == []
+
+
+def test_evaluations_and_curves_go_and_their_samples_stay(run: Path, tmp_path: Path):
+    for name, text in {
+        "evaluations/svamp.json": json.dumps({"set": "svamp", "data": f"{tmp_path}/svamp.jsonl"}),
+        "evaluations/svamp.jsonl": "secret",
+        "report/reward.png": "picture",
+        "report.html": "secret",
+    }.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(text)
+    pushed = {file.name: file.content for file in pushed_files(run, samples=False)}
+    assert {"evaluations/svamp.json", "report/reward.png"} <= set(pushed)
+    assert not {"evaluations/svamp.jsonl", "report.html"} & set(pushed)
+    assert json.loads(pushed["evaluations/svamp.json"])["data"] == "svamp.jsonl"
+    names = {file.name for file in pushed_files(run, samples=True)}
+    assert {"evaluations/svamp.jsonl", "report.html"} <= names
+
+
 def test_a_folder_that_is_no_run_is_not_pushed(fake_hub: FakeHub, tmp_path: Path):
     done = push(fake_hub, tmp_path, REPO)
     assert done.returncode == 2 and "is not the output folder of a run" in done.stderr

@@ -146,6 +146,26 @@ def test_pushes_of_a_script_are_as_quiet(hub: FakeHub, make_trainer, strategy: s
     assert f"files of {folder} to {REPO}:" in capsys.readouterr().out
 
 
+def test_a_hub_that_is_away_while_a_run_trains_costs_no_step(hub, make_trainer, capsys):
+    hub.failures = [500, 500, 500]
+    trainer = make_trainer(
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        push_to_hub=True,
+        hub_model_id=REPO,
+        hub_token=TOKEN,
+        hub_strategy="checkpoint",
+        hub_always_push=True,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+    trainer.push_to_hub()
+    said = capsys.readouterr().out
+    assert "a push during the training did not succeed (" in said and "The run goes on" in said
+    assert "adapter_model.safetensors" in hub.repos["model", REPO].head.files
+
+
 def test_code_of_a_model_is_said_aloud(recipe, caplog):
     run_files.warn_once.cache_clear()
     train(recipe(push_to_hub=False, trust_remote_code=True, eval_rows=0))

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 USER = "tester"
 TOKEN = "hf_fake"
 LFS_FROM_BYTES = 10_000  # the real Hub's limit is 10 MB, too much to push in a test
@@ -124,6 +126,7 @@ class FakeHub:
         repos: by (type, id), such as ("model", "tester/tiny").
         requests: "METHOD /path" of each request so far.
         failures: statuses with which the next commits are answered, which then do nothing.
+        upload_failures: the same of large files that are uploaded; 0 lets one through.
     """
 
     def __init__(self, home: Path) -> None:
@@ -131,6 +134,7 @@ class FakeHub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[str] = []
         self.failures: list[int] = []
+        self.upload_failures: list[int] = []
         self._lfs: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
@@ -250,6 +254,8 @@ def start_lfs_uploads(hub: FakeHub, request: Request) -> Response:
 
 def receive_lfs(hub: FakeHub, request: Request) -> Response:
     oid = request.groups["oid"]
+    if hub.upload_failures and (status := hub.upload_failures.pop(0)):
+        raise HttpError(status, "Unavailable")
     if hashlib.sha256(request.body).hexdigest() != oid:
         raise HttpError(400, "LfsDigestMismatch")
     hub._lfs[oid] = request.body
@@ -288,9 +294,11 @@ def repo_info(hub: FakeHub, request: Request) -> Response:
     at = repo.at(request.groups.get("revision") or "main")
     repo_id = request.groups["repo"]
     siblings = [{"rfilename": path} for path in at.files]
-    return Response(
-        {"id": repo_id, "sha": at.sha, "private": repo.private, "tags": [], "siblings": siblings}
-    )
+    answer = {"id": repo_id, "sha": at.sha, "private": repo.private, "tags": []}
+    card = at.files["README.md"].content.decode() if "README.md" in at.files else ""
+    if card.startswith("---\n"):
+        answer["cardData"] = yaml.safe_load(card.split("---\n")[1])
+    return Response(answer | {"siblings": siblings})
 
 
 def list_files(hub: FakeHub, request: Request) -> Response:

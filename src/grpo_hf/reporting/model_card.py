@@ -1,14 +1,28 @@
-"""The model card of a run: written from the run itself, beside its adapter and for the Hub."""
+"""The model card of a run: written from the run itself, beside its adapter and for the Hub.
 
-import re
+What the trainer knows is kept in a file of facts. So the card can be written anew without a model,
+when an evaluation, a report or findings have joined the run.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..run_context import CardFacts
-from ..run_files import write_or_say
-from .public_names import public_name, public_text
+from ..run_files import say, write_or_say
+from .card_code import code, example_prompt
+from .card_tables import evaluation_results, evaluation_rows, evaluations_of, result_rows, table
+from .public_names import hub_base, hub_names, license_of, public_name, public_text
+
+if TYPE_CHECKING:
+    from ..run_context import CardFacts
+
+CARD_FILE = ".card.json"
 
 # What a reader needs to repeat the run, of more than a hundred settings.
 _HYPERPARAMETERS = (
@@ -36,11 +50,13 @@ Song, Junxiao and others},
   year   = 2024,
   eprint = {arXiv:2402.03300}
 }"""
+_PACKAGES = ("trl", "transformers", "peft", "accelerate", "torch", "datasets")
+_CARD = "README.md"
 
 
 def write_model_card(
     folder: Path,
-    facts: CardFacts,
+    facts: "CardFacts",
     args: Any,
     results: dict[str, Any],
     model_name: str | None = None,
@@ -54,50 +70,210 @@ def write_model_card(
         folder: the output folder of the run.
         facts: what was trained on what, and for which rewards.
         args: settings of the run.
-        results: base against adapter, as `Comparison.as_dict` has it; empty before that is known.
-        model_name: the title; by default the folder's name.
+        results: base against adapter, as `Comparison.as_dict` has it, and what counted as right;
+            empty before that is known.
+        model_name: the title; by default the repository's name, or the folder's.
         tags: more tags for the Hub, one or a list.
     """
     base = public_name(facts.base) or "unnamed model"
-    data = public_name(facts.dataset)
-    extra = [tags] if isinstance(tags, str) else list(tags or ())
-    # The Hub links base and data where they are repositories, and refuses other names.
-    card_data = ModelCardData(
-        base_model=next(iter(_hub_names(base)), None),
-        datasets=_hub_names(data) or None,
-        library_name="peft" if facts.has_adapter else "transformers",
-        pipeline_tag="text-generation",
-        tags=sorted({"grpo", "grpo-hf", "trl", *extra}),
-    )
-    sections = [
-        f"# {model_name or folder.name}",
-        f"Trained from {_code(base)} on {_code(data)} with Group Relative Policy Optimization "
-        "([DeepSeekMath](https://arxiv.org/abs/2402.03300)).",
-        "## Rewards\n\n" + _table(("reward", "weight"), _rewards(facts)),
-        "## Objective\n\n" + _objective(args),
-        "## Hyperparameters\n\n" + _table(("setting", "value"), _hyperparameters(facts, args)),
-        *_results(results),
-        f"## Citation\n\n```bibtex\n{_CITATION}\n```",
-    ]
-    text = "\n\n".join(sections)
-    card = ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{text}\n")
-    write_or_say(folder / "README.md", str(card))
+    options = dict(getattr(args, "chat_template_kwargs", None) or {})
+    prompt, rendered = example_prompt(facts.prompt_form, facts.tokenizer, options)
+    options.pop("continue_final_message", None)
+    card = {
+        "title": model_name or (facts.repo or folder.name).split("/")[-1],
+        "repo": facts.repo,
+        "tags": [tags] if isinstance(tags, str) else list(tags or ()),
+        "base": base,
+        "base_model": hub_base(facts.base),
+        "license": license_of(facts.base),
+        "data": public_name(facts.dataset),
+        "has_adapter": facts.has_adapter,
+        "rewards": _rewards(facts),
+        "prompt": prompt,
+        "rendered": rendered if facts.tokenizer is not None else "",
+        "system_prompt": getattr(facts.prompt_form, "system_prompt", None),
+        "instruction": getattr(facts.prompt_form, "instruction", None),
+        "template_options": options,
+        "max_new_tokens": args.max_completion_length or 256,
+        "objective": _objective(args),
+        "settings": _hyperparameters(facts, args),
+        "versions": _versions(),
+        "results": results,
+    }
+    _write(folder, card)
 
 
-def _hub_names(name: str) -> list[str]:
-    """Return the `org/name` of a Hub repository, without the split that may follow it.
+def refresh_card(
+    folder: Path,
+    *,
+    repo: str | None = None,
+    find_license: Callable[[str], str | None] | None = None,
+) -> None:
+    """Write the card of a run anew, with what is in its folder by now.
 
-    Returns:
-        One name, or none where this is no repository.
+    A card that somebody has edited stays, which is said. A folder without the facts of a run, such
+    as that of an older one, stays as it is.
+
+    Args:
+        folder: the output folder of the run.
+        repo: the repository that it is pushed to.
+        find_license: returns the licence of a model on the Hub.
     """
-    return re.findall(r"^[\w.-]+/[\w.-]+(?= \(|$)", name)
+    try:
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    written = card.pop("sha256", None)
+    there = folder / _CARD
+    if there.is_file() and _digest(there.read_text(encoding="utf-8")) != written:
+        say(f"note: {there} was edited, and stays as it is.")
+        return
+    if repo is not None:
+        card |= {"repo": repo, "title": repo.split("/")[-1]}
+    if find_license is not None and card["base_model"] and not card["license"]:
+        card["license"] = find_license(card["base_model"])
+    _write(folder, card)
 
 
-def _rewards(facts: CardFacts) -> list[tuple[str, str]]:
+def _write(folder: Path, card: dict[str, Any]) -> None:
+    text = _text(folder, card)
+    # The facts last: a card without them counts as edited, and is never written over.
+    write_or_say(folder / _CARD, text)
+    facts = card | {"sha256": _digest(text)}
+    write_or_say(folder / CARD_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
+def _text(folder: Path, card: dict[str, Any]) -> str:
+    """Return the card with its metadata."""
+    evaluations = evaluations_of(folder)
+    base_model, datasets = card["base_model"], hub_names(card["data"])
+    # The Hub links base and data where they are repositories, and refuses other names.
+    found = evaluation_results(card, evaluations, (datasets or [card["data"]])[0])
+    data = ModelCardData(
+        base_model=base_model,
+        datasets=datasets or None,
+        license=card["license"],
+        library_name="peft" if card["has_adapter"] else "transformers",
+        pipeline_tag="text-generation",
+        tags=sorted({"grpo", "grpo-hf", "trl", *card["tags"]}),
+        model_name=card["title"] if found else None,
+        eval_results=[EvalResult(**each) for each in found] or None,
+    )
+    environment = Environment(
+        loader=PackageLoader("grpo_hf.reporting"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"quoted": _quoted, "fenced": _fenced, "stem": _stem}
+    results = card["results"]
+    text = environment.get_template("model_card.md.jinja").render(
+        card
+        | {
+            "adapter": card["has_adapter"],
+            "base_link": _linked(card["base"], base_model, ""),
+            "data_link": _linked(card["data"], next(iter(datasets), None), "datasets/"),
+            "project_link": _project_link(),
+            "code": code(card),
+            "means": results.get("means"),
+            "eval_reward": results.get("reward"),
+            "results_rows": result_rows(results),
+            "results_caption": _caption(results),
+            "evaluation_rows": evaluation_rows(evaluations),
+            "curves": sorted(f"report/{file.name}" for file in folder.glob("report/*.png")),
+            "limits": _limits(folder, card),
+            "citation": _CITATION,
+            "table": table,
+        }
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
+
+
+def _caption(results: dict[str, Any]) -> str:
+    if not results:
+        return ""
+    return f"Accuracy on {results['base']['total']} held-out prompts, greedy decoding."
+
+
+def _limits(folder: Path, card: dict[str, Any]) -> list[str]:
+    """Return what a reader should doubt: what a run's own watch found, and what is always so."""
+    limits = []
+    try:
+        findings = json.loads((folder / "gaming.json").read_text(encoding="utf-8"))
+        limits += [" ".join(str(finding["text"]).split()) for finding in findings]
+    except (OSError, ValueError, KeyError, TypeError):
+        # A run without findings, or one that was not watched.
+        pass
+    if not card["results"]:
+        limits.append("It was not compared with its base.")
+    elif card["results"]["low"] <= 0 <= card["results"]["high"]:
+        limits.append(
+            "The interval of the difference from the base includes 0: it may be no better."
+        )
+    limits.append(
+        "It was trained for the rewards above alone. What they do not see was not trained, and may "
+        "have become worse."
+    )
+    limits.append("It has the limits and biases of its base.")
+    return limits
+
+
+def _linked(name: str, hub_name: str | None, kind: str) -> str:
+    """Return a name in code, with a link to what the Hub has of it."""
+    if hub_name is None:
+        return _code(name)
+    link = f"[{hub_name}](https://huggingface.co/{kind}{hub_name})"
+    return link if hub_name == name else f"{_code(name)} ({link})"
+
+
+def _project_link() -> str:
+    """Return the name of this library, with a link where its package has one."""
+    try:
+        urls = metadata.metadata("grpo-hf").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        urls = []
+    for entry in urls:
+        return f"[grpo-hf]({entry.partition(', ')[2]})"
+    return "grpo-hf"
+
+
+def _versions() -> str:
+    versions = []
+    for package in ("grpo-hf", *_PACKAGES):
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            # A source tree that was put on the path.
+            continue
+    return ", ".join(versions)
+
+
+def _rewards(facts: "CardFacts") -> list[tuple[str, str, str]]:
     rows = []
     for spec, weight in facts.rewards:
-        rows.append((_code(public_text(spec)), f"{weight:g}"))
+        purpose = facts.purposes.get(spec, "")
+        rows.append((_code(public_text(spec)), f"{weight:g}", purpose))
     return rows
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}" for line in text.splitlines())
+
+
+def _fenced(text: str) -> str:
+    """Return a text as a block of code, whatever fences it holds itself."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _stem(path: str) -> str:
+    return Path(path).stem.replace("_", " ")
 
 
 def _objective(args: Any) -> str:
@@ -120,7 +296,7 @@ def _objective(args: Any) -> str:
     return ", ".join(parts) + "."
 
 
-def _hyperparameters(facts: CardFacts, args: Any) -> list[tuple[str, str]]:
+def _hyperparameters(facts: "CardFacts", args: Any) -> list[tuple[str, str]]:
     values = {}
     for name in _HYPERPARAMETERS:
         # A subclass of the configuration may lack one.
@@ -134,30 +310,6 @@ def _hyperparameters(facts: CardFacts, args: Any) -> list[tuple[str, str]]:
         if value is not None:
             rows.append((_code(name), _value(value)))
     return rows
-
-
-def _results(results: dict[str, Any]) -> list[str]:
-    if not results:
-        return []
-    rows = []
-    # Interval and paired difference: with few prompts two accuracies alone say little.
-    for name, share in (("base", results["base"]), ("with this adapter", results["adapter"])):
-        accuracy = f"{share['right'] / share['total']:.3f}"
-        rows.append((name, accuracy, f"{share['low']:.3f} to {share['high']:.3f}"))
-    interval = f"{results['low']:+.3f} to {results['high']:+.3f}"
-    rows.append(("difference (paired)", f"{results['difference']:+.3f}", interval))
-    caption = f"Accuracy on {results['base']['total']} held-out prompts, greedy decoding."
-    table = _table(("model", "accuracy", "95% interval"), rows)
-    return [f"## Results\n\n{caption}\n\n{table}"]
-
-
-def _table(header: tuple[str, ...], rows: list[Any]) -> str:
-    lines = []
-    for cells in [header, ("---",) * len(header), *rows]:
-        # A bar in a cell would begin the next cell.
-        escaped = [cell.replace("|", "\\|") for cell in cells]
-        lines.append("| " + " | ".join(escaped) + " |")
-    return "\n".join(lines)
 
 
 def _value(value: Any) -> str:

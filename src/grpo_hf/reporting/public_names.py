@@ -11,6 +11,8 @@ import yaml
 
 # Settings of a recipe that are texts for the model, and no names.
 _TEXTS = ("system_prompt", "instruction")
+# Settings that name the model that was trained.
+_BASES = ("base_model_name_or_path", "model_name_or_path")
 
 
 def public_name(name: str) -> str:
@@ -29,6 +31,68 @@ def public_name(name: str) -> str:
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name
 
 
+def hub_names(name: str) -> list[str]:
+    """Return the `org/name` of a Hub repository, without the split that may follow it.
+
+    Returns:
+        One name, or none where this is no repository.
+    """
+    return re.findall(r"^[\w.-]+/[\w.-]+(?= \(|$)", name)
+
+
+def hub_base(name: str) -> str | None:
+    """Return the Hub's name of a base, also where it was read from a folder that says so.
+
+    Such folders are those of the Hub's cache, and those with a configuration, a card or an adapter
+    that names the model that they come from.
+
+    Args:
+        name: as the run named it: a folder, or a name on the Hub.
+    """
+    folder = Path(name).expanduser()
+    if not name or not folder.is_dir():
+        return next(iter(hub_names(public_name(name))), None)
+    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{folder.absolute()}/")
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    recorded = [
+        _read_json(folder / "config.json").get("_name_or_path"),
+        _metadata_of(folder).get("base_model"),
+        _read_json(folder / "adapter_config.json").get("base_model_name_or_path"),
+    ]
+    for value in recorded:
+        # A card may name several.
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, str) and hub_names(public_name(first)):
+            return public_name(first)
+    return None
+
+
+def license_of(name: str) -> str | None:
+    """Return the licence that the card in a base's folder names, or None."""
+    found = _metadata_of(Path(name).expanduser()).get("license") if name else None
+    return found if isinstance(found, str) else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # What cannot be read names no model.
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _metadata_of(folder: Path) -> dict[str, Any]:
+    """Return what stands above the card in a folder, between its first two lines of dashes."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        values = yaml.safe_load(text.split("---\n", 2)[1]) if text.startswith("---\n") else None
+    except (OSError, IndexError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def public_text(text: str) -> str:
     """Return a reward's spec or another text with the last part of each quoted path alone.
 
@@ -43,7 +107,8 @@ def public_text(text: str) -> str:
 def without_folders(file: Path) -> Path | bytes:
     """Return a file, or its bytes without the folders of this machine if it names some."""
     try:
-        if file.name.endswith("config.json"):
+        # An evaluation's summary names its data, which may be a file of this machine.
+        if file.name.endswith("config.json") or file.match("evaluations/*.json"):
             values = json.loads(file.read_text(encoding="utf-8"))
             public = _public_value(values, local=("base_model_name_or_path", "_name_or_path"))
             text = json.dumps(public, indent=2, ensure_ascii=False) + "\n"
@@ -80,5 +145,6 @@ def _public_value(value: Any, local: Sequence[str], key: str = "") -> Any:
         return public_text(value)
     is_folder = os.path.isabs(value) or value.startswith(("~/", ".."))
     if "\n" not in value and (is_folder or key in local):
-        return public_name(value)
+        # Who loads the adapter finds its base by the name that the Hub has for it.
+        return (hub_base(value) if key in _BASES else None) or public_name(value)
     return public_text(value)

@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
 
 from ..errors import ConfigError, HubUnreachable
 from ..run_files import RUN_FILE, say
+from .model_card import CARD_FILE, refresh_card
 from .public_names import without_folders
 
 # What a reader of the repository needs, as a folder's patterns.
@@ -28,6 +30,8 @@ _PUSHED = (
     "README.md",
     "recipe.yaml",
     "metrics.jsonl",
+    "evaluations/*.json",
+    "report/*.png",
     "*.safetensors",
     "*.safetensors.index.json",
     "pytorch_model*.bin",
@@ -53,8 +57,10 @@ _PUSHED = (
 _SAMPLES = (
     "credit.jsonl",
     "evaluation.jsonl",
+    "evaluations/*.jsonl",
     "gaming.json",
     "kl_tokens.jsonl",
+    "report.html",
     "samples.jsonl",
     "completions/*.parquet",
 )
@@ -126,21 +132,37 @@ class RunClient(HfApi):
         files = pushed_files(folder, samples=self.samples)
         if path_in_repo is not None:
             files = _whole_folder(folder, path_in_repo)
-        names = [file.name for file in files]
-        # A run that pushes at each of its checkpoints says once what.
-        if names != self._listed:
-            _list_files(files, folder, repo_id)
-            self._listed = names
+        self.list_once(files, folder, repo_id)
         # Other settings of transformers say which files to leave out.
         kept: dict[str, Any] = {}
         for name in ("commit_message", "token", "revision"):
             kept[name] = settings.get(name)
         operations = [file.operation for file in files]
         if run_as_future:
-            return self.create_commit(repo_id, operations, run_as_future=True, **kept)
+            future = self.create_commit(repo_id, operations, run_as_future=True, **kept)
+            # Nobody asks such a push how it went.
+            future.add_done_callback(_say_if_failed)
+            return future
         return self.persist(
             lambda: self.create_commit(repo_id, operations, **kept), folder, repo_id
         )
+
+    def list_once(self, files: Sequence[PushedFile], folder: Path, repo_id: str) -> None:
+        """Print what is pushed; a run that pushes at each of its checkpoints says it once."""
+        names = [file.name for file in files]
+        if names != self._listed:
+            _list_files(files, folder, repo_id)
+            self._listed = names
+
+    def license_of(self, repo_id: str, token: str | None = None) -> str | None:
+        """Return the licence of a model on the Hub, or None where that is not known."""
+        try:
+            card = self.model_info(repo_id, token=token).card_data
+        except (ValueError, *UNREACHABLE):
+            # A card without a licence is no reason to push nothing.
+            return None
+        found = None if card is None else card.get("license")
+        return found if isinstance(found, str) else None
 
     def persist(self, call: Callable[[], Result], folder: Path, repo_id: str) -> Result:
         """Call the Hub, and again after a wait where it does not answer.
@@ -194,6 +216,9 @@ def push_folder(
         HubUnreachable: the Hub does not answer, after several attempts.
     """
     client = RunClient(samples=samples, private=private)
+    refresh_card(folder, repo=repo_id)
+    # Before anything of it is on its way.
+    client.list_once(pushed_files(folder, samples=samples), folder, repo_id)
 
     def repository() -> tuple[str, bool]:
         made = client.create_repo(repo_id, token=token, private=private, exist_ok=True)
@@ -202,6 +227,8 @@ def push_folder(
     found, is_private = client.persist(repository, folder, repo_id)
     if private and not is_private:
         say(f"note: the repository {found} was there before, and is public.")
+    # Its whole name, and the licence of the base, are known on the Hub alone.
+    refresh_card(folder, repo=found, find_license=partial(client.license_of, token=token))
     client.upload_folder(
         repo_id=found,
         folder_path=folder,
@@ -238,6 +265,20 @@ def _whole_folder(folder: Path, place: str) -> list[PushedFile]:
     return files
 
 
+def list_files(folder: Path, repo_id: str, *, samples: bool) -> None:
+    """Print what a push of a run would push, and push nothing."""
+    _list_files(pushed_files(folder, samples=samples), folder, repo_id)
+
+
+def _say_if_failed(future: Any) -> None:
+    error = None if future.cancelled() else future.exception()
+    if error is not None:
+        say(
+            f"a push during the training did not succeed ({_first_line(error)}). The run goes on, "
+            "and pushes again."
+        )
+
+
 def _list_files(files: Sequence[PushedFile], folder: Path, repo_id: str) -> None:
     """Print what is pushed, and what of the folder is not."""
     say(f"pushing {len(files)} files of {folder} to {repo_id}:")
@@ -245,7 +286,9 @@ def _list_files(files: Sequence[PushedFile], folder: Path, repo_id: str) -> None
         cut = " (folders of this machine cut)" if isinstance(file.content, bytes) else ""
         say(f"  {file.name}  {file.size:,} bytes{cut}")
     pushed = {file.name.partition("/")[0] for file in files}
-    left = sorted({each.name for each in folder.iterdir()} - pushed - {RUN_FILE})
+    total = sum(file.size for file in files)
+    say(f"  in all  {total:,} bytes")
+    left = sorted({each.name for each in folder.iterdir()} - pushed - {RUN_FILE, CARD_FILE})
     if left:
         say(f"  not pushed: {', '.join(left)}")
 

@@ -22,9 +22,13 @@ def report(run: Path) -> Path | None:
         Where the page lies, or None.
     """
     try:
+        from ..reporting.model_card import refresh_card
         from ..run_report.page import write_report
 
-        return write_report([run])
+        page = write_report([run])
+        # It shows the curves that are beside the page.
+        refresh_card(run)
+        return page
     # Whatever is wrong with a page, the weights are on disk, and a push may follow.
     except Exception as error:
         logger.warning(
@@ -67,12 +71,13 @@ def show_credit(run: Path, step: int | None, page: Path | None) -> None:
     print(page)
 
 
-def push(run: Path, repo: str, *, private: bool, samples: bool) -> None:
+def push(run: Path, repo: str, *, private: bool, samples: bool, dry_run: bool = False) -> None:
     """Push the folder of a run to the Hub, and print which files and to which address.
 
     Args:
         private: whether a new repository is private.
         samples: whether prompts and completions are pushed.
+        dry_run: only print the files.
 
     Raises:
         ConfigError: the Hub refuses, or there is no login.
@@ -80,8 +85,11 @@ def push(run: Path, repo: str, *, private: bool, samples: bool) -> None:
         HubUnreachable: the Hub does not answer.
     """
     _check_run(run)
-    from ..reporting.pushing import push_folder
+    from ..reporting.pushing import list_files, push_folder
 
+    if dry_run:
+        list_files(run, repo, samples=samples)
+        return
     push_folder(run, repo, private=private, samples=samples)
 
 

@@ -26,6 +26,7 @@ from . import finished, preflight
 from .defaults import describe
 from .evaluation_sets import keep_held_out
 from .recipe import EMBEDDED_MODEL, Recipe
+from .run_data import form_of_prompts
 
 
 def train(recipe: Recipe) -> Comparison | None:
@@ -84,7 +85,8 @@ def _evaluate(
     comparison = None
     if prompts.held_out is not None:
         comparison = _compare(trainer, prompts.held_out, task.eval_reward)
-        trainer.results = comparison.as_dict() if comparison is not None else {}
+        judge = {"reward": task.eval_reward.name, "means": task.eval_reward.purpose}
+        trainer.results = comparison.as_dict() | judge if comparison is not None else {}
         # Again: the answers of the comparison are evidence, too, and the card names what was found.
         if trainer.is_world_process_zero():
             say_findings(Path(trainer.args.output_dir))
@@ -130,8 +132,9 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
         peft_config=lora,
         tools=list(task.tools) or None,
     )
-    # The trainer sees rows only, and the card names where they come from.
+    # The trainer sees rows only, and the card says where they come from and how they are made.
     trainer.dataset_source = task.train.source
+    trainer.prompt_form = form_of_prompts(recipe, task.train, prompts.tokenizer)[0]
     return trainer
 
 

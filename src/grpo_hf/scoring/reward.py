@@ -106,6 +106,12 @@ class Reward:
         return (inspect.getdoc(definition_of(self.function)) or "").partition("\n")[0]
 
     @property
+    def purpose(self) -> str:
+        """The first paragraph of the function's docstring in one line, or nothing."""
+        text = inspect.getdoc(definition_of(self.function)) or ""
+        return " ".join(text.partition("\n\n")[0].split())
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the data without which the reward cannot be called."""
         columns = []

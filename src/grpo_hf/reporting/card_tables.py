@@ -1,0 +1,131 @@
+"""The figures of a model card: its tables, and the results that the Hub reads."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Evaluation = dict[str, Any]
+
+
+def evaluations_of(folder: Path) -> list[Evaluation]:
+    """Return the summaries of a run's evaluations, by the name of their data."""
+    found = []
+    for file in sorted(folder.glob("evaluations/*.json")):
+        try:
+            summary = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            # An evaluation that is being written; the next card has it.
+            continue
+        if isinstance(summary, dict) and "adapter" in summary:
+            found.append(summary)
+    return found
+
+
+def evaluation_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+    """Return the rows of the table of evaluations: each set of data with each measure."""
+    rows = []
+    for summary in evaluations:
+        for label, *path in _measures(summary):
+            cells = [str(summary["set"]), str(summary["problems"]), label]
+            for side, sign in (("base", ""), ("adapter", ""), ("difference", "+")):
+                cells.append(_with_interval(_at(summary.get(side), path), sign))
+            rows.append(tuple(cells))
+    return rows
+
+
+def _measures(summary: Evaluation) -> list[tuple[str, ...]]:
+    """Return the name of each measure, and where it is in the summary of a side.
+
+    Of pass@k the smallest and the largest k, of maj@k the largest.
+    """
+    measures: list[tuple[str, ...]] = [("accuracy, greedy", "accuracy")]
+    for name, which in (("pass_at", (0, -1)), ("maj_at", (-1,))):
+        ks = sorted(summary["adapter"].get(name) or {}, key=int)
+        for k in dict.fromkeys(ks[place] for place in which if ks):
+            measures.append((f"{name.removesuffix('_at')}@{k}", name, k))
+    return measures
+
+
+def _at(values: Any, path: Sequence[str]) -> dict[str, float] | None:
+    for name in path:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def _with_interval(share: dict[str, float] | None, sign: str) -> str:
+    if not share or share.get("value") is None:
+        return ""
+    shown = [f"{share[name]:{sign}.3f}" for name in ("value", "low", "high")]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def result_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows of the comparison with the base at the end of a run."""
+    if not results:
+        return []
+    rows: list[tuple[str, ...]] = []
+    # Interval and paired difference: with few prompts two accuracies alone say little.
+    for name, share in (("base", results["base"]), ("with this adapter", results["adapter"])):
+        accuracy = f"{share['right'] / share['total']:.3f}"
+        rows.append((name, accuracy, f"{share['low']:.3f} to {share['high']:.3f}"))
+    interval = f"{results['low']:+.3f} to {results['high']:+.3f}"
+    rows.append(("difference (paired)", f"{results['difference']:+.3f}", interval))
+    return rows
+
+
+def evaluation_results(
+    card: dict[str, Any], evaluations: Sequence[Evaluation], data: str
+) -> list[dict[str, Any]]:
+    """Return the results for the metadata, as arguments of the Hub's `EvalResult`.
+
+    Args:
+        card: with the comparison at the end of the run.
+        data: the repository or the name of the run's data.
+    """
+    found = []
+    results = card["results"]
+    if results:
+        share = results["adapter"]
+        base = results["base"]["right"] / results["base"]["total"]
+        name = f"{data}, held out"
+        value = round(share["right"] / share["total"], 4)
+        interval = [share["low"], share["high"]]
+        found.append(_result(name, data, "accuracy", value, interval, base))
+    for summary in evaluations:
+        for label, *path in _measures(summary):
+            here, base = _at(summary["adapter"], path), _at(summary.get("base"), path)
+            if here and here.get("value") is not None:
+                interval = [here["low"], here["high"]]
+                set_name = str(summary["set"])
+                of_base = base.get("value") if base else None
+                found.append(_result(set_name, set_name, label, here["value"], interval, of_base))
+    return found
+
+
+def _result(
+    name: str, kind: str, metric: str, value: float, interval: list[float], base: float | None
+) -> dict[str, Any]:
+    low, high = (round(bound, 4) for bound in interval)
+    facts: dict[str, Any] = {"interval_95": [low, high]}
+    if base is not None:
+        facts["base_model"] = round(base, 4)
+    return {
+        "task_type": "text-generation",
+        "dataset_type": kind,
+        "dataset_name": name,
+        "metric_type": metric.partition(",")[0],
+        "metric_name": metric,
+        "metric_value": round(value, 4),
+        "metric_args": facts,
+    }
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = []
+    for cells in [header, ("---",) * len(header), *rows]:
+        # A bar in a cell would begin the next cell, and a newline the next row.
+        escaped = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(escaped) + " |")
+    return "\n".join(lines)
