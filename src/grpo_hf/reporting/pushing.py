@@ -180,17 +180,20 @@ class RunClient(HfApi):
                 return call()
             except (LocalTokenNotFoundError, HFValidationError) as error:
                 raise ConfigError(f"{repo_id} cannot be pushed to: {error} {later}") from error
-            except UNREACHABLE as error:
-                if _is_refusal(error):
+            except (RuntimeError, *UNREACHABLE) as raised:
+                reason = _of_the_hub(raised)
+                if reason is None:
+                    raise
+                if _is_refusal(reason):
                     raise ConfigError(
-                        f"the Hub refused the push to {repo_id} ({_first_line(error)}). Log in by "
+                        f"the Hub refused the push to {repo_id} ({_first_line(reason)}). Log in by "
                         f"`hf auth login` with a token that may write there. {later}"
-                    ) from error
-                if not waits or isinstance(error, OfflineModeIsEnabled):
+                    ) from raised
+                if not waits or isinstance(reason, OfflineModeIsEnabled):
                     raise HubUnreachable(
-                        f"the Hub does not answer ({_first_line(error)}). {later}"
-                    ) from error
-                shown = f"{_first_line(error)}); trying again in {waits[0]} s"
+                        f"the Hub does not answer ({_first_line(reason)}). {later}"
+                    ) from raised
+                shown = f"{_first_line(reason)}); trying again in {waits[0]} s"
                 say(f"the Hub does not answer ({shown}")
             time.sleep(waits.pop(0))
 
@@ -291,6 +294,16 @@ def _list_files(files: Sequence[PushedFile], folder: Path, repo_id: str) -> None
     left = sorted({each.name for each in folder.iterdir()} - pushed - {RUN_FILE, CARD_FILE})
     if left:
         say(f"  not pushed: {', '.join(left)}")
+
+
+def _of_the_hub(error: BaseException | None) -> Exception | None:
+    """Return what the Hub or the network said, or None where it is another error.
+
+    For a large file the client raises a RuntimeError because of it.
+    """
+    while isinstance(error, RuntimeError) and not isinstance(error, UNREACHABLE):
+        error = error.__cause__
+    return error if isinstance(error, UNREACHABLE) else None
 
 
 def _is_refusal(error: Exception) -> bool:
