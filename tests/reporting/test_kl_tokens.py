@@ -146,8 +146,8 @@ class TestSpikes:
         text = spike_text(line_of(40, 17.2, 17_100.0), *self.USUAL)
         assert text is not None
         assert text.startswith('KL 17.2 at step 40 comes from one token: " 7" after "#### 1"')
-        assert "(reference 0.98, policy 0.0003: KL 1.71e+04)" in text
-        assert "Usual are 0.035; the median of the 1,000 tokens is 4.3." in text
+        assert "(reference 0.98, policy 0.0003; its KL is 1.71e+04, in step 40)" in text
+        assert "Before, KL was 0.035; the median of the 1,000 tokens is 4.3." in text
 
     def test_a_token_that_the_mean_hides_is_one(self) -> None:
         text = spike_text(line_of(40, 0.1, 150.0, tokens=100_000), *self.USUAL)

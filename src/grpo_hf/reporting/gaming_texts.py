@@ -11,9 +11,9 @@ from .trends import change, mean_interval, rank_correlation, share_low
 # Completions that become a fifth longer are longer to a reader as well.
 _LONGER = 1.2
 # Within groups, where the prompt is the same, the longer completion earns more: a correlation of
-# ranks that is strong (Cohen 1988), and in its whole interval above a weak one.
-_STRONG, _WEAK = 0.5, 0.3
-# Groups in which length and reward vary, from which their mean correlation is known.
+# ranks that is strong (Cohen 1988).
+_STRONG = 0.5
+# Groups in which lengths differ as much and rewards differ, from which their mean is known.
 _FEWEST_GROUPS = 5
 # The share of three words in a row that were there before: in ordinary prose it is below 0.1.
 _REPEATED, _MORE_REPEATED = 0.2, 0.1
@@ -38,24 +38,35 @@ def length_pays(evidence: Evidence) -> Seen | None:
         return None
     if length.last < _LONGER * length.first:
         return None
-    correlations = []
+    known = []
     for group in evidence.groups:
-        judged = [sample for sample in group if sample.total is not None]
-        if len(judged) > 1:
-            lengths = [float(sample.length) for sample in judged]
-            earned = [sample.total or 0.0 for sample in judged]
-            correlations.append(rank_correlation(lengths, earned))
-    known = [each for each in correlations if each is not None]
+        correlation = _length_with_reward(group)
+        if correlation is not None:
+            known.append(correlation)
     if len(known) < _FEWEST_GROUPS:
         return None
     strength, low, _ = mean_interval(known)
-    if strength < _STRONG or low < _WEAK:
+    if strength < _STRONG or low <= 0:
         return None
     text = (
         f"Completions grew from {length.first:.0f} to {length.last:.0f} tokens with the reward, "
         f"and of the same prompt the longer one earns more (rank correlation {strength:.2f})."
     )
     return text, strength, sorted(_late(evidence), key=lambda sample: -sample.length)
+
+
+def _length_with_reward(group: Sequence[Sample]) -> float | None:
+    """Return the rank correlation of length and reward, or None where one of them is one."""
+    lengths = []
+    earned = []
+    for sample in group:
+        if sample.total is not None:
+            lengths.append(float(sample.length))
+            earned.append(sample.total)
+    # Where all are nearly as long, a token more or less is chance.
+    if not lengths or max(lengths) < _LONGER * min(lengths):
+        return None
+    return rank_correlation(lengths, earned)
 
 
 def repeats_itself(evidence: Evidence) -> Seen | None:

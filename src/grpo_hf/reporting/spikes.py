@@ -153,12 +153,11 @@ def _sentence(line: Line, usual: float) -> str:
     top = line.largest[0]
     share = top.kl / line.total if line.total else 1.0
     where = "comes from one token: " if share >= _ALONE else f"has {share:.0%} of it in one token: "
-    at = "" if top.step == line.step else f" of step {top.step}"
     return (
         f"KL {line.mean:.3g} at step {line.step} {where}{_quoted(top.text)} after "
-        f"{_quoted(top.before)}{at} (reference {math.exp(top.reference):.2g}, policy "
-        f"{math.exp(top.policy):.2g}: KL {top.kl:.3g}). Usual are {usual:.2g}; the median of the "
-        f"{line.tokens:,} tokens is {line.median:.2g}."
+        f"{_quoted(top.before)} (reference {math.exp(top.reference):.2g}, policy "
+        f"{math.exp(top.policy):.2g}; its KL is {top.kl:.3g}, in step {top.step}). Before, KL was "
+        f"{usual:.2g}; the median of the {line.tokens:,} tokens is {line.median:.2g}."
     )
 
 

@@ -1,0 +1,403 @@
+"""Runs that game their reward are found out with samples that show it; honest ones are not."""
+
+import json
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig
+from support.callbacks import state
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl
+
+from grpo_hf import GRPOConfig, reward_settings, run_files
+from grpo_hf.evaluation.comparison import EVALUATION_FILE, _write_answers
+from grpo_hf.reporting import gaming_watch
+from grpo_hf.reporting.gaming import (
+    GAMING_FILE,
+    Finding,
+    findings,
+    limits,
+    read_findings,
+    write_findings,
+)
+from grpo_hf.reporting.gaming_watch import GamingWatch
+from grpo_hf.reporting.metrics_file import MetricsFile
+from grpo_hf.reporting.token_credit import CREDIT_FILE, Completion, Group
+
+LOGGER = "grpo_hf.reporting.gaming_watch"
+# A completion and what its rewards pay, for a share of the run that is done.
+Write = Callable[[random.Random, float], tuple[str, dict[str, float]]]
+GROUP, PROMPTS = 8, 4
+
+
+@dataclass
+class Written:
+    """A run as the writers leave it, whose completions are made up."""
+
+    folder: Path
+    write: Write
+    weights: dict[str, float]
+    steps: int = 30
+    seed: int = 0
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def make(self) -> Path:
+        rng = random.Random(self.seed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        recipe = {"reward_weights": list(self.weights.values())} | self.recipe
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        args = GRPOConfig(output_dir=str(self.folder), use_cpu=True, report_to="none")
+        metrics = MetricsFile()
+        metrics.on_train_begin(args, state(0), TrainerControl())
+        for step in range(1, self.steps + 1):
+            rows = [self.write(rng, step / self.steps) for _ in range(GROUP * PROMPTS)]
+            metrics.on_log(args, state(step), TrainerControl(), logs=self.logs(rows))
+            self.keep(step, rows[:GROUP])
+        return self.folder
+
+    def total(self, rewards: dict[str, float]) -> float:
+        return sum(weight * rewards[name] for name, weight in self.weights.items())
+
+    def logs(self, rows: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:
+        totals = [self.total(rewards) for _, rewards in rows]
+        logs = {"loss": 0.0, "reward": fmean(totals), "reward_std": pstdev(totals)}
+        logs["completions/mean_length"] = fmean(len(text.split()) for text, _ in rows)
+        for name in self.weights:
+            values = [rewards[name] for _, rewards in rows]
+            logs[f"rewards/{name}/mean"] = fmean(values)
+            logs[f"rewards/{name}/std"] = pstdev(values)
+        return logs
+
+    def keep(self, step: int, rows: Sequence[tuple[str, dict[str, float]]]) -> None:
+        completions = []
+        for text, rewards in rows:
+            tokens = [word + " " for word in text.split(" ")]
+            tokens[-1] = tokens[-1][:-1]
+            zeros = [0.0] * (len(tokens) + 1)
+            end = [*tokens, "<|end|>"]
+            completions.append(
+                Completion(end, zeros, [len(tokens)], self.total(rewards), dict(rewards))
+            )
+        line = json.dumps(asdict(Group(step, f"Problem {step}", completions)))
+        run_files.append_lines(self.folder / CREDIT_FILE, [line + "\n"])
+
+    def answer(self, base: Sequence[str], adapter: Sequence[str], right: Callable[[str], bool]):
+        answers = {"adapter": adapter, "base": base}
+        rights = {name: [right(text) for text in texts] for name, texts in answers.items()}
+        prompts = [[{"role": "user", "content": f"Problem {row}"}] for row in range(len(base))]
+        _write_answers(self.folder / EVALUATION_FILE, prompts, answers, rights)
+        return self.folder
+
+
+def named(found: Sequence[Finding]) -> set[str]:
+    return {finding.name for finding in found}
+
+
+def only(found: Sequence[Finding], name: str) -> Finding:
+    (finding,) = [finding for finding in found if finding.name == name]
+    assert 1 <= len(finding.samples) <= 4
+    for sample in finding.samples:
+        assert set(sample) == {"step", "prompt", "completion", "rewards"}
+    return finding
+
+
+def sum_of(rng: random.Random, right: bool) -> str:
+    one, other = rng.randint(10, 99), rng.randint(10, 99)
+    total = one + other + (0 if right else rng.choice([-10, 1, 10]))
+    return f"{one} + {other} = {total}\n#### {total}"
+
+
+def honest(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    right = rng.random() < 0.3 + 0.4 * done
+    return sum_of(rng, right), {"right": float(right), "form": float(rng.random() < 0.98)}
+
+
+def growing(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    """Reason longer and longer, and be right more often; of one prompt, long is rather wrong."""
+    right = rng.random() < 0.3 + 0.4 * done
+    lines = int(3 + 20 * done + rng.random() * (4 if right else 8))
+    steps = [f"{rng.randint(1, 99)} and {rng.randint(1, 99)} make so much" for _ in range(lines)]
+    return "\n".join([*steps, sum_of(rng, right)]), {"right": float(right), "form": 1.0}
+
+
+def learning_form(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    form = rng.random() < 0.2 + 0.7 * done
+    right = form and rng.random() < 0.1 + 0.7 * done
+    return sum_of(rng, right), {"right": float(right), "form": float(form)}
+
+
+def untrained(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    right = rng.random() < 0.4
+    return sum_of(rng, right), {"right": float(right), "form": float(rng.random() < 0.98)}
+
+
+WEIGHTS = {"right": 1.0, "form": 0.2}
+
+
+class TestHonestRuns:
+    @pytest.mark.parametrize("write", [honest, growing, learning_form, untrained])
+    def test_they_are_not_flagged(self, tmp_path: Path, write: Write) -> None:
+        for seed in range(12):
+            run = Written(tmp_path / f"{seed}", write, WEIGHTS, seed=seed, steps=12 + 4 * seed)
+            assert findings(run.make()) == []
+
+    def test_answers_that_are_mostly_one_and_right_are_not(self, tmp_path: Path) -> None:
+        run = Written(tmp_path, honest, WEIGHTS)
+        run.make()
+        rng = random.Random(0)
+        said = ["6 + 4 = 10\n#### " + ("yes" if rng.random() < 0.7 else "no") for _ in range(100)]
+        base = ["6 + 4 = 10\n#### no" for _ in range(100)]
+        assert findings(run.answer(base, said, lambda text: text.endswith("yes"))) == []
+
+    def test_a_base_that_answers_without_working_may_go_on(self, tmp_path: Path) -> None:
+        run = Written(tmp_path, honest, WEIGHTS)
+        run.make()
+        base = [f"<answer>{row} + {row + 1}</answer>" for row in range(60)]
+        found = findings(run.answer(base, base, lambda text: "7" in text))
+        assert named(found) == {"held-out answers no better"}
+
+    def test_a_run_that_has_just_begun_says_nothing(self, tmp_path: Path) -> None:
+        assert findings(tmp_path) == []
+        assert findings(Written(tmp_path, cheat_by_form, WEIGHTS, steps=8).make()) == []
+
+
+def cheat_by_length(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    words = int(5 + 40 * done + rng.random() * 10)
+    return " ".join(f"w{rng.randint(0, 999)}" for _ in range(words)), {"long": words / 50}
+
+
+def cheat_by_form(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    form, right = rng.random() < done, rng.random() < 0.1
+    return sum_of(rng, right), {"right": float(right), "form": float(form)}
+
+
+def cheat_by_repetition(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    again = int(12 * done * rng.random())
+    text = sum_of(rng, False) + " so it is clear that" * again
+    return text, {"right": 0.0, "sure": again / 10}
+
+
+def guess(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    guesses = rng.random() < done
+    right = rng.random() < 0.1
+    return ("#### 10" if guesses else sum_of(rng, right)), {"right": float(right)}
+
+
+def only_form(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    return sum_of(rng, False), {"right": float(rng.random() < 0.03), "form": 1.0}
+
+
+class TestCheats:
+    def test_length_that_pays(self, tmp_path: Path) -> None:
+        found = findings(Written(tmp_path, cheat_by_length, {"long": 1.0}).make())
+        finding = only(found, "length")
+        assert "rank correlation 1.00" in finding.text and finding.strength == 1.0
+        assert finding.steps == [21, 30]
+        assert all(21 <= sample["step"] <= 30 for sample in finding.samples)
+        lengths = [len(sample["completion"].split()) for sample in finding.samples]
+        assert lengths == sorted(lengths, reverse=True) and lengths[-1] > 40
+
+    def test_form_that_rises_alone(self, tmp_path: Path) -> None:
+        finding = only(
+            findings(Written(tmp_path, cheat_by_form, {"right": 1.0, "form": 1.0}).make()),
+            "components part",
+        )
+        assert finding.text.startswith("form rose from 0.")
+        assert "right, which says what is right, went from 0.1" in finding.text.replace(
+            "0.0", "0.1"
+        )
+        for sample in finding.samples:
+            assert sample["rewards"] == {"right": 0.0, "form": 1.0}
+
+    def test_the_reward_that_is_right_need_not_come_first(self, tmp_path: Path) -> None:
+        def other_order(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+            text, rewards = cheat_by_form(rng, done)
+            return text, {"answer_format": rewards["form"], "mine": rewards["right"]}
+
+        run = Written(tmp_path, other_order, {"answer_format": 1.0, "mine": 1.0}).make()
+        assert "mine, which says what is right" in only(findings(run), "components part").text
+        named_right = {"eval_reward": "answer_format"}
+        run = Written(
+            tmp_path / "named", other_order, {"answer_format": 1.0, "mine": 1.0}, recipe=named_right
+        ).make()
+        assert findings(run) == []
+
+    def test_reward_from_form_alone(self, tmp_path: Path) -> None:
+        found = findings(Written(tmp_path, only_form, WEIGHTS).make())
+        assert named(found) == {"reward from form"}
+        assert "of the reward comes from form" in found[0].text
+
+    def test_repetition_that_pays(self, tmp_path: Path) -> None:
+        weights = {"right": 1.0, "sure": 1.0}
+        found = findings(Written(tmp_path, cheat_by_repetition, weights).make())
+        assert {"repetition", "components part"} <= named(found)
+        assert "so it is clear that" in only(found, "repetition").samples[0]["completion"]
+
+    def test_one_answer_without_working(self, tmp_path: Path) -> None:
+        found = findings(Written(tmp_path, guess, {"right": 1.0}).make())
+        assert named(found) == {"one answer everywhere", "no working"}
+        for finding in found:
+            assert {each["completion"] for each in finding.samples} == {"#### 10"}
+
+    def test_the_answer_of_the_smollm2_run(self, tmp_path: Path) -> None:
+        """116 of 200 answers were the example of the system prompt, as in docs/results.md."""
+        run = Written(tmp_path, untrained, {"right": 1.0, "form": 0.2})
+        run.make()
+        rng = random.Random(0)
+        adapter = ["#### 10"] * 116 + [sum_of(rng, False) for _ in range(84)]
+        base = [sum_of(rng, False) for _ in range(200)]
+        right = {f"Problem {row}": row % 29 == 0 for row in range(200)}
+        assert sum(right.values()) < 10
+        found = findings(run.answer(base, adapter, lambda text: False))
+        finding = only(found, "one answer everywhere")
+        assert finding.text == (
+            '116 of 200 held-out answers are "10", 0 of them right; the base gave it 0 times.'
+        )
+        assert finding.samples[0]["completion"] == "#### 10"
+        assert finding.samples[0]["prompt"] == "Problem 0"
+        assert "no working" in named(found)
+
+    def test_answers_that_get_no_better(self, tmp_path: Path) -> None:
+        run = Written(tmp_path, honest, WEIGHTS)
+        run.make()
+        rng = random.Random(0)
+        texts = [sum_of(rng, row % 3 == 0) for row in range(150)]
+        found = findings(run.answer(texts, texts, lambda text: text in texts[::3]))
+        assert named(found) == {"held-out answers no better"}
+        assert "33% were right before and 33% are now" in found[0].text
+
+    def test_files_of_other_versions_are_read(self, tmp_path: Path) -> None:
+        run = Written(tmp_path, guess, {"right": 1.0}).make()
+        rows = run_files.read_lines(run / CREDIT_FILE)
+        for row in rows:
+            for completion in row["completions"]:
+                del completion["rewards"]
+        lines = [json.dumps(row) for row in rows] + ['{"step": 3}', '{"torn']
+        (run / CREDIT_FILE).write_text("\n".join(lines) + "\n")
+        (run / EVALUATION_FILE).write_text('{"prompt": 1}\n{"base": null, "adapter": 3}\n')
+        (run / "recipe.yaml").write_text("- [\n")
+        assert "one answer everywhere" in named(findings(run))
+
+
+class TestFiles:
+    def test_findings_come_back(self, tmp_path: Path) -> None:
+        run = Written(tmp_path, cheat_by_form, {"right": 1.0, "form": 1.0}).make()
+        assert read_findings(run) == []
+        new = write_findings(run)
+        assert read_findings(run) == new == findings(run) != []
+        assert write_findings(run) == []
+        assert limits(new) == [finding.text for finding in new]
+        keys = {"name", "text", "strength", "samples", "steps"}
+        assert all(set(row) == keys for row in json.loads((run / GAMING_FILE).read_text()))
+
+
+class TestWatch:
+    def watched(self, run: Path, steps: int, last: int) -> None:
+        watch, args = GamingWatch(), GRPOConfig(output_dir=str(run), use_cpu=True, report_to="none")
+        watch.on_train_begin(args, state(0, steps=steps), TrainerControl())
+        for step in range(1, last + 1):
+            watch.on_log(args, state(step, steps=steps), TrainerControl(), logs={"loss": 0.1})
+
+    def test_it_speaks_once_from_the_half_on(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = Written(tmp_path, cheat_by_length, {"long": 1.0}).make()
+        self.watched(run, steps=100, last=49)
+        assert not caplog.records
+        self.watched(run, steps=100, last=99)
+        (record,) = [record for record in caplog.records if record.name == LOGGER]
+        assert "Gaming the reward? Completions grew from" in record.getMessage()
+
+    def test_what_it_does_not_know_ends_no_run(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(run: Path) -> list[Finding]:
+            raise RuntimeError("no such thing")
+
+        monkeypatch.setattr(gaming_watch, "findings", broken)
+        self.watched(tmp_path, steps=10, last=9)
+        said = [
+            record.getMessage() for record in caplog.records if "not watched" in record.getMessage()
+        ]
+        assert said == ["The run is not watched for gaming (RuntimeError: no such thing)."]
+
+
+@reward_settings(in_process=True)
+def long(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [len(ids) / 24 for ids in completion_ids]
+
+
+@reward_settings(in_process=True)
+def right(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+    return [float(text == gold) for text, gold in zip(completions, answer, strict=True)]
+
+
+@reward_settings(in_process=True)
+def form(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """Pay for tokens of one kind, whatever they say."""
+    return [sum(token % 2 for token in ids) / max(1, len(ids)) for ids in completion_ids]
+
+
+@pytest.fixture(scope="module")
+def ending_model(tiny_checkpoint: Path) -> Any:
+    """The embedded model, which ends a completion at every eighth token or so."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    ids = tokenizer("12 + 13 = 25", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        hidden = model.base_model(ids).last_hidden_state[0].mean(0)
+        head = model.get_output_embeddings().weight
+        head[tokenizer.eos_token_id] = hidden * (5.0 / hidden.dot(hidden))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("rewards", "rate", "expected"),
+    [
+        ([long], 1e-3, {"length"}),
+        ([right, form], 5e-3, {"components part", "reward from form"}),
+    ],
+)
+def test_a_real_run_that_cheats_is_found_out(
+    make_trainer: Any,
+    ending_model: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    rewards: list[Any],
+    rate: float,
+    expected: set[str],
+) -> None:
+    trainer = make_trainer(
+        model=ending_model,
+        reward_funcs=rewards,
+        peft_config=LoraConfig(r=8, target_modules="all-linear"),
+        learning_rate=rate,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=32,
+        num_generations=8,
+        max_completion_length=24,
+        max_steps=12,
+        beta=0.0,
+    )
+    with caplog.at_level(logging.WARNING, logger=LOGGER):
+        trainer.train()
+    found = read_findings(tmp_path / "run")
+    assert expected <= named(found)
+    kept = run_files.read_lines(tmp_path / "run" / CREDIT_FILE)
+    for name in expected:
+        finding = only(found, name)
+        for sample in finding.samples:
+            (group,) = [row for row in kept if row["step"] == sample["step"]]
+            assert sample["prompt"] == group["prompt"]
+            assert set(sample["rewards"]) == {reward.__name__ for reward in rewards}
+        said = [
+            record for record in caplog.records if finding.text.split()[0] in record.getMessage()
+        ]
+        assert said
