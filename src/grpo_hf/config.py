@@ -74,6 +74,9 @@ class GRPOConfig(TRLGRPOConfig):
             or numbers of processes, or of weights alone, which is refused otherwise.
         log_credit (`bool`): keep one group of each logging step, with every token's advantage, in
             `credit.jsonl`.
+        live_view (`bool`): show a run that is started in a terminal in a view of its present step,
+            reward, KL and completions. False, and where the output is no terminal or more than
+            warnings is logged: a line per logging step.
         hub_private_repo (`bool`, *optional*): make a new repository on the Hub private; None takes
             the default of the Hub or the organization.
         push_samples (`bool`): push prompts and completions too: `credit.jsonl`,
@@ -234,6 +237,10 @@ class GRPOConfig(TRLGRPOConfig):
             "help": "Keep a group of each logging step, with every token's advantage, for "
             "`grpo-hf credit`."
         },
+    )
+    live_view: bool = field(
+        default=True,
+        metadata={"help": "Show the run in a view, in a terminal; `false`: a line per step."},
     )
     # What leaves the machine.
     hub_private_repo: bool | None = field(

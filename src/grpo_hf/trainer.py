@@ -25,7 +25,7 @@ from .data.training_data import check_training_data
 from .durable_trainer import DurableTrainer
 from .errors import RewardFailuresError
 from .models import adapters, loading, reference, reference_guards
-from .reporting import credit_file, kl_tokens, model_card, progress, report_to
+from .reporting import credit_file, kl_tokens, live_view, model_card, report_to, run_callbacks
 from .reporting.phases import timed
 from .rollout import dynamic_sampling, generate, vllm_engine
 from .scoring import failures, process_reward, step_scores, trial
@@ -88,12 +88,13 @@ class GRPOTrainer(DurableTrainer):
         if option(args, "packed_update"):
             models = [self.accelerator.unwrap_model(each) for each in self._scored_models(model)]
             log_probs.prepare_models(models, self.temperature)
-        own_callbacks = [self.kl_tokens, *progress.progress_callbacks(self.reward_func_names)]
-        progress.exchange_callbacks(self.callback_handler, kl_callbacks + own_callbacks)
+        own = [self.kl_tokens, *run_callbacks.report_callbacks(self.reward_func_names, args)]
+        run_callbacks.exchange_callbacks(self.callback_handler, kl_callbacks + own)
 
     def train_here(self, checkpoint: str | None, **keywords: Any) -> Any:
         """Train, with the reference checked before and the base after."""
-        with reference_guards.guard_reference(trl_seam.policy_state(self, checkpoint), self.args):
+        state = trl_seam.policy_state(self, checkpoint)
+        with reference_guards.guard_reference(state, self.args), live_view.ended():
             try:
                 return super().train_here(checkpoint, **keywords)
             except RewardFailuresError:

@@ -22,6 +22,7 @@ OURS = {
     "reward_workers",
     "max_reward_failures",
     "log_credit",
+    "live_view",
     "non_finite",
     "resume_changed",
     "process_reward",

@@ -38,7 +38,7 @@ def _control_pictures() -> dict[int, int]:
     return pictures
 
 
-_PICTURES = _control_pictures()
+PICTURES = _control_pictures()
 
 
 class Piece(NamedTuple):
@@ -63,7 +63,7 @@ def pieces(completion: Completion) -> Iterator[Piece]:
             continue
         starts_step = before is not None and advantage != before
         special = position in completion.special
-        yield Piece(text.translate(_PICTURES), advantage, special, starts_step)
+        yield Piece(text.translate(PICTURES), advantage, special, starts_step)
         before = advantage
 
 
@@ -115,7 +115,7 @@ def to_text(group: Group) -> Text:
     for portion in (-1.0, -0.5, 0.0, 0.5, 1.0):
         # Adding 0.0 turns -0.0 into 0.0, which is printed without a minus.
         text.append(f" {portion * group.scale + 0.0:+.3g} ", _style(portion))
-    text.append(f"  │ a step ends\n\n{group.prompt.translate(_PICTURES)}\n", "dim")
+    text.append(f"  │ a step ends\n\n{group.prompt.translate(PICTURES)}\n", "dim")
     for number, completion in enumerate(group.completions, 1):
         text.append(f"\ncompletion {number}: {summary(completion)}\n", "bold")
         for piece in pieces(completion):
@@ -198,7 +198,7 @@ def _span(piece: Piece, portion: float) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text.translate(_PICTURES))
+    return html.escape(text.translate(PICTURES))
 
 
 # The page has to work from a file, without a network, so the style sheet is inside. A backslash at

@@ -5,7 +5,7 @@ Shapes: B rows of a rollout on this process, C the width of its completions, W p
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from ..config import option
 from ..run_context import RunContext
 from ..trl_seam import Batch
 from .metrics_file import finite
-from .token_credit import CREDIT_FILE, Score, credited_group
+from .token_credit import CREDIT_FILE, Group, Score, credited_group
+
+# They hear of each group that is kept.
+LISTENERS: list[Callable[[Group], None]] = []
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ def record_credit(
         return
     scores = _scores_of_rows(scored)
     group = credited_group(dict(batch), scores, step=step, size=run.group_size, tokenizer=tokenizer)
+    for listener in LISTENERS:
+        listener(group)
     line = json.dumps(asdict(group), ensure_ascii=False, separators=(",", ":"))
     # Appended: a resumed run goes on in the file of the run before it.
     run_files.append_lines(Path(args.output_dir) / CREDIT_FILE, [line + "\n"])

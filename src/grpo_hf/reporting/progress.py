@@ -1,19 +1,12 @@
 """What a run prints while it trains: one readable line per logging step."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
 
 from ..run_files import say
-from .environment_file import EnvironmentFile
-from .gaming_watch import GamingWatch
-from .metrics_file import MetricsFile, PhaseTimes, finite
-
-# transformers' progress bar, and the dictionaries that it prints: the line takes their place.
-_REPLACED = (ProgressCallback, PrinterCallback)
+from .metrics_file import finite
 
 # Seconds for a completion, from which on a slow reward is worth a note.
 _SLOW = 0.1
@@ -21,26 +14,6 @@ _SLOW = 0.1
 _LONG_WAIT = 1.0
 # Two log events may be measured at the same instant.
 _SHORTEST = 1e-9
-
-
-def progress_callbacks(reward_names: list[str]) -> list[TrainerCallback]:
-    """Return the callbacks that report a run: its files, and a line per logging step."""
-    return [EnvironmentFile(), MetricsFile(), ProgressLine(reward_names), GamingWatch()]
-
-
-def exchange_callbacks(handler: CallbackHandler, own: Sequence[TrainerCallback]) -> None:
-    """Remove the callbacks that the line replaces from a trainer's, and add others.
-
-    A subclass of a replaced callback is of the user's making, and stays. So they are removed as
-    objects: by its type, transformers would remove an object of a subclass as well.
-    """
-    for callback in list(handler.callbacks):
-        if type(callback) in _REPLACED:
-            handler.remove_callback(callback)
-    for callback in own:
-        handler.add_callback(callback)
-    # First of all, because every other callback shall find the times among what is logged.
-    handler.callbacks.insert(0, PhaseTimes())
 
 
 class ProgressLine(TrainerCallback):
@@ -82,7 +55,18 @@ class ProgressLine(TrainerCallback):
         left = (now - self._started) / max(done, 1) * (state.max_steps - state.global_step)
         self._last_log = now
         self._tokens = tokens
-        steps = (state.global_step, state.max_steps)
+        self.show_step((state.global_step, state.max_steps), logs, rate, left)
+
+    def show_step(
+        self, steps: tuple[int, int], logs: dict[str, Any], rate: float, left: float
+    ) -> None:
+        """Show what a step logs.
+
+        Args:
+            steps: the step, and how many there will be.
+            rate: tokens per second since the last one.
+            left: seconds until the end.
+        """
         say(progress_line(*steps, logs, self.reward_names, rate, left))
 
 
@@ -105,16 +89,22 @@ def progress_line(
     if "reward" not in logs:
         # With several updates per rollout, only the first of them logs rewards.
         parts.append("on the same rollout")
-    parts += _rollout_parts(logs, reward_names)
+    parts += rollout_parts(logs, reward_names)
     if tokens_per_second:
         parts.append(f"{tokens_per_second:,.0f} tokens/s")
-    minutes, seconds = divmod(int(seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        parts.append(f"{hours}:{minutes:02}:{seconds:02} left")
-    else:
-        parts.append(f"{minutes}:{seconds:02} left")
+    parts.append(f"{time_text(seconds_left)} left")
     return "  ".join(parts)
+
+
+def time_text(seconds: float) -> str:
+    """Return seconds as a clock shows them.
+
+    >>> time_text(75), time_text(3675)
+    ('1:15', '1:01:15')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def evaluation_line(step: int, logs: dict[str, Any], reward_names: list[str]) -> str:
@@ -125,10 +115,10 @@ def evaluation_line(step: int, logs: dict[str, Any], reward_names: list[str]) ->
     'evaluation at step 20  reward 0.500  gsm8k 0.250  kl 0.0012'
     """
     of_rollouts = {name.removeprefix("eval_"): value for name, value in logs.items()}
-    return "  ".join([f"evaluation at step {step}", *_rollout_parts(of_rollouts, reward_names)])
+    return "  ".join([f"evaluation at step {step}", *rollout_parts(of_rollouts, reward_names)])
 
 
-def _rollout_parts(logs: dict[str, Any], reward_names: list[str]) -> list[str]:
+def rollout_parts(logs: dict[str, Any], reward_names: list[str]) -> list[str]:
     """Return what a line says of rollouts: rewards, KL and lengths, where they are logged."""
     parts = []
     if "reward" in logs:

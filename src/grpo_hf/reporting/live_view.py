@@ -1,0 +1,269 @@
+"""The view of a run in a terminal: the present step, how it went so far, and what was written.
+
+It takes the place of the line per logging step. Everything else that is printed or logged scrolls
+by above it.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.console import Group as Rows
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ..config import option
+from . import credit_file
+from .credit_display import PICTURES
+from .metrics_file import finite
+from .phases import CLOCK
+from .progress import ProgressLine, rollout_parts, time_text
+from .token_credit import Completion, Group
+
+# What of a step has a bar; the reference pass belongs to the scoring.
+_BARS = ("rollout", "scoring", "update")
+_BLOCKS = "▁▂▃▄▅▆▇█"
+# Logged steps of a sparkline.
+_POINTS = 40
+# The widest and the highest that the view becomes, in a terminal of any size.
+_WIDTH = 110
+_TEXT_LINES = 6
+# Lines of the view that are no completion's.
+_OTHER_LINES = 11
+_REFRESHES_PER_SECOND = 2
+# The view that is on the screen now, if there is one.
+_shown: list["LiveView"] = []
+
+
+def is_wanted(args: Any) -> bool:
+    """Whether a run is watched in a terminal, and nothing but warnings is logged there."""
+    is_terminal = sys.stdout.isatty() and Console().is_terminal and not Console().is_dumb_terminal
+    is_normal = args.get_process_log_level() >= logging.WARNING
+    return bool(option(args, "live_view")) and is_terminal and is_normal
+
+
+@contextmanager
+def ended() -> Iterator[None]:
+    """Take the view away after a block, however that ends; the last picture of it stays."""
+    try:
+        yield
+    finally:
+        for view in _shown[:]:
+            view.close()
+
+
+class LiveView(ProgressLine):
+    """Show the phases of the present step, reward and KL over the steps, the best and the worst.
+
+    Args:
+        reward_names: of the run.
+        console: where it is shown; by default stdout.
+    """
+
+    def __init__(self, reward_names: list[str], console: Console | None = None) -> None:
+        super().__init__(reward_names)
+        self._console = console or Console(highlight=False)
+        self._phases = StepPhases()
+        self._logged: list[dict[str, Any]] = []
+        self._foot: list[str] = []
+        self._group: Group | None = None
+        self._steps = (0, 0)
+        self._left = ""
+        self._streams: list[tuple[logging.StreamHandler[Any], Any]] = []
+        # It asks for the first picture at once.
+        self._live = Live(
+            console=self._console,
+            get_renderable=self.picture,
+            refresh_per_second=_REFRESHES_PER_SECOND,
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        super().on_train_begin(args, state, control, **more)
+        self._steps = (state.global_step, state.max_steps)
+        if not state.is_world_process_zero or _shown:
+            return
+        CLOCK.listeners.append(self._phases.hear)
+        credit_file.LISTENERS.append(self._show_group)
+        _shown.append(self)
+        real = (sys.stdout, sys.stderr)
+        self._live.start(refresh=True)
+        # A process that is killed could not show it again.
+        self._console.show_cursor(True)
+        self._route_logs(real)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._phases.end_step()
+        self._steps = (state.global_step, state.max_steps)
+
+    def show_step(
+        self, steps: tuple[int, int], logs: dict[str, Any], rate: float, left: float
+    ) -> None:
+        """Take what a step logs into the picture."""
+        self._logged = [*self._logged, dict(logs)][-_POINTS:]
+        # Several updates of a rollout log its rewards once.
+        if "reward" in logs:
+            parts = rollout_parts(logs, self.reward_names)
+            # Those two have a curve.
+            self._foot = [part for part in parts if not part.startswith(("reward ", "kl "))]
+        self._left = f"{rate:,.0f} tokens/s  {time_text(left)} left"
+
+    def close(self) -> None:
+        """Leave the last picture on the screen, and let everything print as before."""
+        if self not in _shown:
+            return
+        _shown.remove(self)
+        CLOCK.listeners.remove(self._phases.hear)
+        credit_file.LISTENERS.remove(self._show_group)
+        for handler, stream in self._streams:
+            handler.setStream(stream)
+        self._streams.clear()
+        # The terminal may be gone.
+        with suppress(OSError):
+            self._live.stop()
+
+    def picture(self) -> RenderableType:
+        """Return what the terminal shows now."""
+        step, steps = self._steps
+        width = min(self._console.width, _WIDTH) - 1
+        head = Table.grid(padding=(0, 1))
+        done = ProgressBar(max(steps, 1), step, width=max(10, width - 46))
+        head.add_row(f"step {step}/{steps}", done, self._left)
+        rows: list[RenderableType] = [head, self._phase_bars(width), self._curves(width)]
+        rows += [Text("  " + "  ".join(self._foot)[: 2 * width], style="dim")] if self._foot else []
+        return Rows(Text("─" * width, style="dim"), *rows, *self._samples(width))
+
+    def _phase_bars(self, width: int) -> Table:
+        table = Table.grid(padding=(0, 1))
+        for phase, share, seconds in self._phases.bars():
+            bar = ProgressBar(1.0, share, width=max(10, width - 46))
+            table.add_row(f"  {phase}", bar, f"{seconds:.1f} s" if seconds else "")
+        return table
+
+    def _curves(self, width: int) -> Table:
+        table = Table.grid(padding=(0, 1))
+        for name, form in (("reward", ".3f"), ("kl", ".4f")):
+            values = [finite(row[name]) for row in self._logged if name in row]
+            if values and values[-1] is not None:
+                line = sparkline(values[-max(10, width - 30) :])
+                table.add_row(f"  {name:<7}", Text(line, style="cyan"), f"{values[-1]:{form}}")
+        return table
+
+    def _samples(self, width: int) -> Iterator[RenderableType]:
+        """Yield the best and the worst completion of the group that was kept last."""
+        if self._group is None:
+            return
+        judged: list[Completion] = []
+        for completion in self._group.completions:
+            if completion.reward is not None:
+                judged.append(completion)
+        judged.sort(key=lambda completion: completion.reward or 0.0)
+        lines = min(_TEXT_LINES, max(1, (self._console.height - _OTHER_LINES) // 2))
+        for name, style, some in (("best", "green", judged[-1:]), ("worst", "red", judged[:1])):
+            for completion in some:
+                table = Table.grid(padding=(0, 1))
+                table.add_column(width=12)
+                table.add_column(width=width - 13)
+                title = Text(f"{name:<5} {completion.reward:.3f}", style=style)
+                table.add_row(title, _shortened(completion.text, width - 13, lines))
+                yield table
+
+    def _show_group(self, group: Group) -> None:
+        self._group = group
+
+    def _route_logs(self, real: tuple[Any, Any]) -> None:
+        """Let what handlers of logs write to the terminal scroll by above the view."""
+        loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+        for logger in loggers:
+            for handler in logger.handlers:
+                if isinstance(handler, logging.StreamHandler) and handler.stream in real:
+                    self._streams.append((handler, handler.stream))
+                    # While a view is shown, these are rich's.
+                    handler.setStream(sys.stdout if handler.stream is real[0] else sys.stderr)
+
+
+class StepPhases:
+    """The seconds of each phase of the present step, and what they usually are."""
+
+    def __init__(self) -> None:
+        self._usual: dict[str, float] = {}
+        self._spent = dict.fromkeys(_BARS, 0.0)
+        self._phase = "update"
+        self._since = time.monotonic()
+
+    def hear(self, phase: str | None) -> None:
+        """Go on with another phase; None is the update."""
+        self._count()
+        self._phase = "update" if phase is None else phase
+        if self._phase not in _BARS:
+            self._phase = "scoring"
+
+    def end_step(self) -> None:
+        """Begin the next step; what this one took is what is usual."""
+        self._count()
+        for phase, seconds in self._spent.items():
+            # A step on an earlier rollout has no rollout.
+            if seconds:
+                self._usual[phase] = seconds
+        self._spent = dict.fromkeys(_BARS, 0.0)
+        self._phase = "update"
+
+    def bars(self) -> list[tuple[str, float, float]]:
+        """Return each phase with the share of it that is done, and its seconds."""
+        phase_now, since = self._phase, self._since
+        bars = []
+        for phase in _BARS:
+            seconds = self._spent[phase]
+            if phase == phase_now:
+                # Not added up: the trainer's thread does that.
+                seconds += time.monotonic() - since
+            # What was never seen has no share yet.
+            share = min(seconds / self._usual[phase], 1.0) if phase in self._usual else 0.0
+            is_past = _BARS.index(phase) < _BARS.index(phase_now) and self._spent[phase] > 0
+            bars.append((phase, 1.0 if is_past else share, seconds))
+        return bars
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self._spent[self._phase] += now - self._since
+        self._since = now
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """Return values as a line of blocks, from the lowest to the highest; a gap is a space.
+
+    >>> sparkline([0.0, 1.0, None, 0.5])
+    '▁█ ▄'
+    """
+    known = [value for value in values if value is not None]
+    lowest = min(known, default=0.0)
+    span = max(known, default=0.0) - lowest
+    blocks = []
+    for value in values:
+        if value is None:
+            blocks.append(" ")
+        else:
+            place = (value - lowest) / span if span > 0 else 0.0
+            blocks.append(_BLOCKS[int(place * (len(_BLOCKS) - 1))])
+    return "".join(blocks)
+
+
+def _shortened(text: str, width: int, lines: int) -> Text:
+    """Return a completion in a few lines; nothing that it holds steers the terminal."""
+    room = width * lines
+    # More could not be seen, and a long text would take time in each picture.
+    shown = Text(text.strip()[:room].translate(PICTURES))
+    wrapped = shown.wrap(Console(width=width), width)
+    kept = wrapped[:lines]
+    if len(wrapped) > lines or len(text.strip()) > room:
+        kept[-1].truncate(width - 2)
+        kept[-1].append(" …", style="dim")
+    return Text("\n").join(kept)
