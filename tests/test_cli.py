@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from grpo_hf.cli import main
+from grpo_hf.reporting.report import next_steps
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -86,6 +87,15 @@ class TestArguments:
         )
         text = refused("train", tmp_path / "mine.yaml", "--num_generations", "1")
         assert text.startswith("error: num_generations is 1;")
+
+    def test_what_a_run_advises_at_its_end_is_a_command(self, cli):
+        commands = [line.split() for line in next_steps("runs/mine") if "grpo-hf" in line]
+        assert len(commands) == 5
+        for _, name, run, *_ in commands:
+            assert run == "runs/mine"
+            with pytest.raises(SystemExit) as left:
+                cli(name, "--help")
+            assert left.value.code == 0
 
 
 class TestRewardsList:

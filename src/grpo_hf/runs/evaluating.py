@@ -21,6 +21,7 @@ from ..evaluation.evaluate import EVALUATIONS, evaluate
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..evaluation.problem_set import Answering, ProblemSet
 from ..evaluation.summary_text import report_of
+from ..reporting.model_card import refresh_card
 from ..rollout.conversations import ToolUse
 from ..rollout.sampling import sampling_of
 from ..run_files import say
@@ -103,6 +104,8 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
     summaries = []
     for found in sets:
         summaries.append(_evaluate_set(trained, recipe, found, question, home))
+    if PartialState().is_main_process:
+        refresh_card(home)
     if question.as_json:
         _say(json.dumps(summaries, indent=1, ensure_ascii=False))
     return summaries
