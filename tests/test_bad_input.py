@@ -89,7 +89,8 @@ def test_as_a_user_sees_it():
     done = in_a_process(str(PROGRAM), "--reward", "gsm8k")
     assert done.returncode == 2
     assert done.stderr.endswith(
-        "error: flag --reward is not known. Did you mean 'rewards'? Try --help.\n"
+        "error: flag --reward is not known. Did you mean 'rewards'? Try --help, or "
+        "`grpo-hf settings`.\n"
     )
     assert "Traceback" not in done.stderr
 

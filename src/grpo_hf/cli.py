@@ -36,7 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(takes_settings=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a recipe", description=_train.__doc__)
+    train = commands.add_parser(
+        "train",
+        help="train a recipe",
+        description=_train.__doc__,
+        epilog="Settings: `grpo-hf settings` lists them by topic, `grpo-hf settings NAME` explains "
+        "one. `grpo-hf init` writes a first recipe.",
+    )
     train.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
     train.set_defaults(command=_train, takes_settings=True)
 

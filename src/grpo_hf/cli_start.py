@@ -153,6 +153,7 @@ def _say_what_comes_next(recipe: Path, reward: Path | None) -> None:
         steps.append((f"grpo-hf rewards check {recipe}", "what it pays for"))
     steps.append((f"grpo-hf plan {recipe}", "memory, time and cost"))
     steps.append((f"grpo-hf train {recipe}", "train, and compare with the base"))
+    steps.append((f"grpo-hf report {run}", "did it get better, why, how sure is that"))
     steps.append((f"grpo-hf chat {run}", "ask base and adapter"))
     width = max(len(command) for command, _ in steps)
     print("next:")

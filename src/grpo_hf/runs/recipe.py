@@ -216,7 +216,10 @@ def _read_flags(
         raise ConfigError(f"{rest[0]!r} is not a flag. A recipe is named as --config {rest[0]}.")
     if rest:
         flag = rest[0].lstrip("-").partition("=")[0].replace("-", "_")
-        raise ConfigError(f"flag {rest[0]} is not known.{did_you_mean(flag, known)} Try --help.")
+        raise ConfigError(
+            f"flag {rest[0]} is not known.{did_you_mean(flag, known)} Try --help, or `grpo-hf "
+            "settings`."
+        )
     given = {}
     for name, value in vars(flags).items():
         if value is not None:

@@ -38,7 +38,7 @@ _INSTRUCTIONS = {
 }
 # A question with a number as answer that is longer than this takes working.
 _PROBLEM_CHARACTERS = 80
-# Tokens of an answer, where the data does not say it: for working, and for an answer alone.
+# Tokens for working, where the data has only its result, and beyond the longest right answer.
 _WORKING = 256
 _ALONE = 32
 _LONGEST = 512
@@ -223,7 +223,7 @@ def _length(plan: Plan, form: str) -> int:
     """Return how many tokens an answer may have."""
     if plan.gold is None:
         return 2 * _ALONE
-    if form in ("problem", "gsm8k", "math"):
+    if form == "problem":
         return _WORKING
     longest = 2 * plan.facts.columns[plan.gold].longest // _TOKEN_CHARACTERS
     return min(_LONGEST, _ALONE + longest)
