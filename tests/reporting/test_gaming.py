@@ -23,12 +23,11 @@ from grpo_hf.reporting.gaming import (
     GAMING_FILE,
     Finding,
     findings,
-    limits,
     read_findings,
     write_findings,
 )
 from grpo_hf.reporting.gaming_watch import GamingWatch
-from grpo_hf.reporting.metrics_file import MetricsFile
+from grpo_hf.reporting.metrics_file import METRICS_FILE, MetricsFile
 from grpo_hf.reporting.token_credit import CREDIT_FILE, Completion, Group
 
 LOGGER = "grpo_hf.reporting.gaming_watch"
@@ -194,6 +193,35 @@ def only_form(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
     return sum_of(rng, False), {"right": float(rng.random() < 0.03), "form": 1.0}
 
 
+def real_runs() -> list[Any]:
+    """The demo's three seeds and the countdown recipe: each logged step, some of the samples."""
+    file = Path(__file__).with_name("honest_runs.jsonl")
+    return [pytest.param(row, id=row["run"]) for row in run_files.read_lines(file)]
+
+
+@pytest.mark.parametrize("row", real_runs())
+def test_real_runs_that_learned_are_not_flagged(tmp_path: Path, row: dict[str, Any]) -> None:
+    first, last = row["metrics"][0]["reward"], row["metrics"][-1]["reward"]
+    assert last > first + 0.1 and len(row["credit"]) >= 30
+    lines = [json.dumps(each) + "\n" for each in row["metrics"]]
+    run_files.append_lines(tmp_path / METRICS_FILE, lines)
+    for step, prompt, kept in row["credit"]:
+        completions = []
+        for text, length, total, rewards in kept:
+            tokens = [text, *[""] * (length - 1)]
+            completions.append(Completion(tokens, [0.0] * length, [], total, rewards))
+        line = json.dumps(asdict(Group(step, prompt, completions)))
+        run_files.append_lines(tmp_path / CREDIT_FILE, [line + "\n"])
+    for number, (base, base_right, adapter, adapter_right) in enumerate(row["answers"]):
+        of_both = {
+            "prompt": f"Problem {number}",
+            "base": {"answer": base, "right": base_right},
+            "adapter": {"answer": adapter, "right": adapter_right},
+        }
+        run_files.append_lines(tmp_path / EVALUATION_FILE, [json.dumps(of_both) + "\n"])
+    assert findings(tmp_path) == []
+
+
 class TestCheats:
     def test_length_that_pays(self, tmp_path: Path) -> None:
         found = findings(Written(tmp_path, cheat_by_length, {"long": 1.0}).make())
@@ -293,7 +321,6 @@ class TestFiles:
         new = write_findings(run)
         assert read_findings(run) == new == findings(run) != []
         assert write_findings(run) == []
-        assert limits(new) == [finding.text for finding in new]
         keys = {"name", "text", "strength", "samples", "steps"}
         assert all(set(row) == keys for row in json.loads((run / GAMING_FILE).read_text()))
 

@@ -102,8 +102,3 @@ def read_findings(run: Path) -> list[Finding]:
         return [Finding(**row) for row in rows]
     except (OSError, ValueError, TypeError):
         return []
-
-
-def limits(found: Sequence[Finding]) -> list[str]:
-    """Return findings as known limits of a model, for its card: a sentence each."""
-    return [finding.text for finding in found]

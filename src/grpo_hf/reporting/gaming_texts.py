@@ -24,6 +24,8 @@ _FEWEST_ANSWERS, _FEWEST_PROMPTS = 20, 6
 _SAME, _SAME_IN_TRAINING, _RIGHT = 0.25, 0.5, 0.5
 # The same answer that often is learned where the base gave it half as often at most.
 _LEARNED = 0.5
+# Characters of an answer that are quoted.
+_LONGEST = 40
 # A completion shows its working from so many characters before the answer on: "6 + 4 = 10" has ten.
 _WORKING = 8
 # Half of all completions without it, a fifth more than before.
@@ -113,8 +115,8 @@ def _one_held_out_answer(evidence: Evidence) -> Seen | None:
     if share_low(count, total) < _SAME or right >= _RIGHT * count or base > _LEARNED * count:
         return None
     text = (
-        f'{count} of {total} held-out answers are "{answer}", {right} of them right; the base gave '
-        f"it {base} times."
+        f'{count} of {total} held-out answers are "{_short(answer)}", {right} of them right; the '
+        f"base gave it {base} times."
     )
     return text, count / total, wrong_answers(evidence, same)
 
@@ -134,7 +136,7 @@ def _one_answer_in_training(evidence: Evidence) -> Seen | None:
     if _mean_right(evidence, same) >= _RIGHT:
         return None
     text = (
-        f'{shares.last:.0%} of completions of different prompts answer "{answer}", and '
+        f'{shares.last:.0%} of completions of different prompts answer "{_short(answer)}", and '
         f"{shares.first:.0%} did at the start."
     )
     return text, shares.last, same
@@ -192,6 +194,11 @@ def _most_frequent(texts: Sequence[str]) -> tuple[str, int]:
     """Return the most frequent final answer, and how often it is given."""
     counts = Counter(filter(None, map(final_answer, texts)))
     return counts.most_common(1)[0] if counts else ("", 0)
+
+
+def _short(answer: str) -> str:
+    # It stands in a sentence, and the sentence on a card.
+    return answer if len(answer) <= _LONGEST else f"{answer[:_LONGEST]}..."
 
 
 def _mean_right(evidence: Evidence, samples: Sequence[Sample]) -> float:
