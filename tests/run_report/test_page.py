@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.run_folders import HOSTILE, write_evaluation, write_run
+from support.run_folders import HOSTILE, write_evaluation, write_run, write_spike
 
 from grpo_hf.errors import ConfigError, DataError, OutputExistsError
+from grpo_hf.reporting.gaming import findings
 from grpo_hf.run_report.page import write_plot, write_report
 
 CHROMIUM = shutil.which("chromium")
@@ -62,6 +63,7 @@ class Page(HTMLParser):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("runs") / "demo")
     write_evaluation(folder)
+    write_spike(folder, step=5)
     sample = {"step": 3, "prompt": HOSTILE, "completion": HOSTILE, "rewards": {HOSTILE: 1.0}}
     finding = {"name": "one_answer", "text": HOSTILE, "strength": 1.0, "samples": [sample] * 2}
     (folder / "gaming.json").write_text(json.dumps([finding]))
@@ -82,7 +84,6 @@ class TestPage:
         assert "+20.0% (+15.0 to +25.0)" in page.text and "– sums" in page.text
         for kind, count in (("Right only with the adapter", 3), ("Wrong with both", 1)):
             assert re.search(rf"{kind}\s+{count}\b", page.text)
-        assert "Right only without it" not in page.text
 
     def test_it_has_the_curves(self, page: Page):
         ids = {value.removeprefix("chart-") for value in page.values("id")}
@@ -99,6 +100,10 @@ class TestPage:
         # The first step earned 1.0, which is full colour, and the tokens after it 0.5.
         assert {"--s:1.00", "--s:0.50", "--s:0.70"} <= {attrs["style"] for attrs in spans}
         assert "2 + 2\n+1#### 4" in page.text
+
+    def test_a_spike_is_named_by_its_token(self, page: Page):
+        assert 'KL 17 at step 5 comes from one token: "9" after "= "' in page.text
+        assert "r1-spike-1-1" in page.values("id")
 
     def test_links_lead_to_what_is_there(self, page: Page):
         ids = page.values("id")
@@ -180,6 +185,12 @@ class TestFiles:
         with (folder / "evaluation.jsonl").open("a") as file:
             file.write('{"prompt": "another"}\n')
         assert "8 held-out prompts" in write_report([folder], pictures=False).read_text()
+
+    def test_a_run_on_which_no_watch_has_looked_is_looked_at(self, tmp_path: Path):
+        folder = write_run(tmp_path / "run")
+        page = Page(write_report([folder], pictures=False).read_text())
+        assert "could not be looked at" not in page.text
+        assert ("Nothing was found." in page.text) == (findings(folder) == [])
 
     def test_a_long_run_has_a_light_page(self, tmp_path: Path):
         folder = write_run(tmp_path / "run", steps=2000)

@@ -114,3 +114,16 @@ def write_evaluation(run: Path, name: str = "svamp") -> None:
             }
         )
     append_lines(folder / f"{name}.jsonl", [json.dumps(row) + "\n" for row in rows])
+
+
+def write_spike(run: Path, step: int) -> None:
+    """Write the tokens of the KL, of which one makes a spike."""
+    token = {"text": "9", "before": "= ", "after": HOSTILE, "kl": 1700.0, "policy": -0.1}
+    token |= {"reference": -9.0, "place": 2, "prompt": HOSTILE, "completion": HOSTILE}
+    rows = []
+    for at in range(1, step + 1):
+        mean, largest = (17.0, 1700.0) if at == step else (0.04, 1.0)
+        row = {"step": at, "mean": mean, "median": 0.001, "max": largest, "tokens": 100}
+        row |= {"total": 100 * mean, "largest": [token | {"kl": largest, "step": at}]}
+        rows.append(json.dumps(row) + "\n")
+    append_lines(run / "kl_tokens.jsonl", rows)

@@ -28,6 +28,8 @@ _DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 3], [12, 4]]
 _MARKERS = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke"]
 # Points are marked where they are so few that a marker does not hide the line.
 _MOST_MARKED = 40
+# Steps of stacked areas.
+_MOST_STACKED = 120
 # From here on an axis says "5k".
 _THOUSAND = 1000
 # The variables for a picture in a file, which has no style sheet. Series 1 to 7 are blue,
@@ -47,7 +49,8 @@ LIGHT = {
 }
 _CONFIG = {
     "background": "transparent",
-    "font": "system-ui, sans-serif",
+    # Of one width on all machines, because the space for a legend is known before.
+    "font": "Arial, 'Liberation Sans', Helvetica, sans-serif",
     "view": {"stroke": None},
     "axis": {
         "domainColor": "var(--line)",
@@ -123,16 +126,13 @@ class Chart:
 
 def chart_of(panel: Panel) -> Chart:
     """Draw the curves of a panel, or its areas where they add up."""
-    runs = list(dict.fromkeys(curve.run for curve in panel.curves))
-    if panel.stacked and len(runs) == 1:
+    if panel.stacked and len(panel.runs) == 1:
         layers = _areas(panel.curves)
     elif panel.stacked:
-        layers = _bars(panel.curves, runs)
+        layers = _bars(panel)
     else:
-        layers = _lines(panel, runs)
-    return Chart(
-        panel.name, panel.title, panel.caption, _spec(layers), _description(panel, len(runs) > 1)
-    )
+        layers = _lines(panel)
+    return Chart(panel.name, panel.title, panel.caption, _spec(layers), _description(panel))
 
 
 def _spec(chart: Any) -> dict[str, Any]:
@@ -143,74 +143,91 @@ def _spec(chart: Any) -> dict[str, Any]:
     return spec | {"config": _CONFIG, "autosize": {"type": "fit", "contains": "padding"}}
 
 
-def _lines(panel: Panel, runs: Sequence[str]) -> Any:
-    """Draw short curves with a marker for each point, and long ones with their running mean."""
+def _lines(panel: Panel) -> Any:
+    """Draw short curves with a marker for each point, and long ones with their running mean.
+
+    A series is a label of one run, or one of several runs.
+    """
+    compares = len(panel.runs) > 1
     lines = []
     faint = []
     marked = []
+    names = dict.fromkeys(panel.runs if compares else ())
+    # The mean of a peak and its neighbours would be a tower.
+    has_peaks = panel.may_peak and usual_value(panel.curves) is not None
+    has_markers = max(len(curve.points) for curve in panel.curves) <= _MOST_MARKED
     for curve in panel.curves:
-        rows = _rows(curve, curve.points)
-        means = _rows(curve, smoothed(curve.points))
+        name = curve.run if compares else curve.label
+        names[name] = None
+        rows = _rows(name, thinned(curve.points))
+        means = [] if has_peaks else _rows(name, thinned(smoothed(curve.points)))
         lines += means or rows
-        # A peak has to be seen, and a mean hides it.
         faint += rows if means else []
-        marked += rows if len(rows) <= _MOST_MARKED else []
-    has_markers = bool(marked)
-    y = _y_of(panel)
-    layers = _encoded(lines, panel.curves, runs, y, dashes_told=not has_markers).mark_line()
+        marked += rows if has_markers else []
+    place = _Place(list(names), _y_of(panel), has_markers)
+    layers = place.lines(lines)
     if faint:
-        style = {"strokeWidth": 1, "opacity": 0.3, "strokeDash": [1, 0], "aria": False}
-        layers += _encoded(faint, panel.curves, runs, y, dashes_told=False).mark_line(**style)
-    if has_markers:
-        points = _encoded(marked, panel.curves, runs, y, dashes_told=False, shapes=True)
-        layers += points.mark_point(size=22, filled=True, opacity=1)
+        layers += place.faint_lines(faint)
+    if marked:
+        layers += place.markers(marked)
     return layers
 
 
-def _rows(curve: Curve, points: Sequence[Point]) -> list[dict[str, Any]]:
-    return [_row(curve, step, value) for step, value in thinned(points)]
+def _rows(series: str, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Return points as rows of a chart, with four digits, which are more than it shows."""
+    rows = []
+    for step, value in points:
+        rows.append({"step": int(step), "value": float(f"{value:.4g}"), "series": series})
+    return rows
 
 
-def _row(curve: Curve, step: float, value: float) -> dict[str, Any]:
-    # Four digits are more than a chart shows, and keep the page small.
-    return {
-        "step": int(step),
-        "value": float(f"{value:.4g}"),
-        "label": curve.label,
-        "run": curve.run,
-    }
-
-
-def _encoded(
-    rows: list[dict[str, Any]],
-    curves: Sequence[Curve],
-    runs: Sequence[str],
-    y: Any,
-    *,
-    dashes_told: bool,
-    shapes: bool = False,
-) -> Any:
-    """Give each series its colour and dash pattern, or marker: labels of one run, or several runs.
+@dataclass(frozen=True)
+class _Place:
+    """Where the series of a chart are drawn, each in a colour and in dashes or with markers.
 
     Args:
-        dashes_told: whether the legend shows dashes; it shows markers where there are some.
+        names: of the series.
+        y: the axis of values.
+        has_markers: whether each point has a marker; otherwise lines have dashes.
     """
-    labels = list(dict.fromkeys(curve.label for curve in curves))
-    field, names = ("run", list(runs)) if len(runs) > 1 else ("label", labels)
-    # Without its own dash pattern, a marker of the legend would have that of its line.
-    style: dict[str, Any] = {"symbolType": "stroke"} if dashes_told else {"symbolDash": [1, 0]}
-    legend = alt.Legend(**style) if len(names) > 1 else None
-    scale = alt.Scale(domain=names, range=_cycled(_COLOURS, names))
-    channels: dict[str, Any] = {"color": alt.Color(f"{field}:N", scale=scale).legend(legend)}
-    if shapes:
-        markers = alt.Scale(domain=names, range=_cycled(_MARKERS, names))
-        channels["shape"] = alt.Shape(f"{field}:N", scale=markers).legend(legend)
-    else:
-        dashes = alt.Scale(domain=names, range=_cycled(_DASHES, names))
-        told = legend if dashes_told else None
-        channels["strokeDash"] = alt.StrokeDash(f"{field}:N", scale=dashes).legend(told)
-    x = alt.X("step:Q", axis=_step_axis(), scale=alt.Scale(nice=False))
-    return alt.Chart(alt.Data(values=rows)).encode(x=x, y=y, **channels)
+
+    names: list[str]
+    y: Any
+    has_markers: bool
+
+    def lines(self, rows: list[dict[str, Any]]) -> Any:
+        """Return a line for each series."""
+        drawn = self._encoded(rows).mark_line()
+        if self.has_markers:
+            return drawn
+        scale = alt.Scale(domain=self.names, range=_cycled(_DASHES, self.names))
+        return drawn.encode(
+            strokeDash=alt.StrokeDash("series:N", scale=scale).legend(self._legend())
+        )
+
+    def faint_lines(self, rows: list[dict[str, Any]]) -> Any:
+        """Return what a line is the mean of."""
+        return self._encoded(rows).mark_line(strokeWidth=1, opacity=0.3, aria=False)
+
+    def markers(self, rows: list[dict[str, Any]]) -> Any:
+        """Return a marker for each point."""
+        scale = alt.Scale(domain=self.names, range=_cycled(_MARKERS, self.names))
+        shape = alt.Shape("series:N", scale=scale).legend(self._legend())
+        return self._encoded(rows).mark_point(size=22, filled=True, opacity=1).encode(shape=shape)
+
+    def _encoded(self, rows: list[dict[str, Any]]) -> Any:
+        scale = alt.Scale(domain=self.names, range=_cycled(_COLOURS, self.names))
+        return alt.Chart(alt.Data(values=rows)).encode(
+            x=alt.X("step:Q", axis=_step_axis(), scale=alt.Scale(nice=False)),
+            y=self.y,
+            color=alt.Color("series:N", scale=scale).legend(self._legend()),
+        )
+
+    def _legend(self) -> Any:
+        """Return the legend; a single series needs none."""
+        if len(self.names) == 1:
+            return None
+        return alt.Legend() if self.has_markers else alt.Legend(symbolType="stroke")
 
 
 def _y_of(panel: Panel) -> Any:
@@ -240,45 +257,50 @@ def _areas(curves: Sequence[Curve]) -> Any:
     rows = []
     for order, curve in enumerate(curves):
         # The same steps of each, as they are stacked.
-        every = max(1, len(curve.points) // 120)
-        for step, value in curve.points[::every]:
-            rows.append(_row(curve, step, value) | {"order": order})
-    labels = [curve.label for curve in curves]
-    scale = alt.Scale(domain=labels, range=_cycled(_COLOURS, labels))
-    shape = "area" if len({row["step"] for row in rows}) > 1 else "bar"
+        every = max(1, len(curve.points) // _MOST_STACKED)
+        for row in _rows(curve.label, curve.points[::every]):
+            rows.append(row | {"order": order})
     chart = alt.Chart(alt.Data(values=rows))
+    style: dict[str, Any] = {"stroke": "var(--paper)", "strokeWidth": 1.5}
+    has_steps = len({row["step"] for row in rows}) > 1
     # A line of paper between the areas, so that colour is not all that parts them.
-    marked = getattr(chart, f"mark_{shape}")(stroke="var(--paper)", strokeWidth=1.5)
+    marked = chart.mark_area(**style) if has_steps else chart.mark_bar(**style)
     return marked.encode(
         x=alt.X("step:Q", axis=_step_axis(), scale=alt.Scale(nice=False)),
         y=alt.Y("value:Q", stack=True, axis=alt.Axis(tickCount=5, format="~g", title="seconds")),
-        color=alt.Color("label:N", scale=scale).legend(alt.Legend() if len(labels) > 1 else None),
+        color=_stacked_colour([curve.label for curve in curves]),
         order=alt.Order("order:Q"),
     )
 
 
-def _bars(curves: Sequence[Curve], runs: Sequence[str]) -> Any:
+def _bars(panel: Panel) -> Any:
     """Draw the mean seconds of each phase for several runs."""
-    labels = list(dict.fromkeys(curve.label for curve in curves))
+    labels = list(dict.fromkeys(curve.label for curve in panel.curves))
     rows = []
-    for curve in curves:
+    for curve in panel.curves:
         mean = sum(value for _, value in curve.points) / len(curve.points)
-        rows.append(_row(curve, 0, mean) | {"order": labels.index(curve.label)})
-    scale = alt.Scale(domain=labels, range=_cycled(_COLOURS, labels))
+        (row,) = _rows(curve.label, [(0, mean)])
+        rows.append(row | {"run": curve.run, "order": labels.index(curve.label)})
     chart = alt.Chart(alt.Data(values=rows)).mark_bar(stroke="var(--paper)", strokeWidth=1.5)
     return chart.encode(
         x=alt.X("value:Q", stack=True, axis=alt.Axis(title="seconds of a step", format="~g")),
-        y=alt.Y("run:N", sort=list(runs), axis=alt.Axis(labelLimit=110, grid=False)),
-        color=alt.Color("label:N", scale=scale),
+        y=alt.Y("run:N", sort=list(panel.runs), axis=alt.Axis(labelLimit=110, grid=False)),
+        color=_stacked_colour(labels),
         order=alt.Order("order:Q"),
     )
 
 
-def _description(panel: Panel, has_runs: bool) -> str:
+def _stacked_colour(labels: Sequence[str]) -> Any:
+    scale = alt.Scale(domain=labels, range=_cycled(_COLOURS, labels))
+    legend = alt.Legend() if len(labels) > 1 else None
+    return alt.Color("series:N", scale=scale).legend(legend)
+
+
+def _description(panel: Panel) -> str:
     parts = []
     for curve in panel.curves:
         (start, first), (end, last) = curve.points[0], curve.points[-1]
-        name = f"{curve.run} {curve.label}" if has_runs else curve.label
+        name = f"{curve.run} {curve.label}" if len(panel.runs) > 1 else curve.label
         parts.append(f"{name} {first:.3g} at step {start:.0f}, {last:.3g} at step {end:.0f}")
     return f"{panel.title}: {'; '.join(parts)}"
 
@@ -354,18 +376,20 @@ def at_k_chart(name: str, rows: Sequence[dict[str, Any]]) -> Chart:
         axis=alt.Axis(values=[k for k in ks if k & (k - 1) == 0], title="k", grid=False),
     )
     chart = alt.Chart(alt.Data(values=list(rows)))
-    colour = alt.Color("series:N", scale=colours)
     share = alt.Scale(zero=False)
+    # A line in its dashes says more than the colour of a band.
+    legend = alt.Legend(symbolType="stroke", symbolOpacity=1, columns=2)
+    colour = alt.Color("series:N", scale=colours).legend(legend)
     bands = chart.mark_area(opacity=0.13, aria=False).encode(
         x=x, y=alt.Y("low:Q", scale=share), y2="high:Q", color=colour
     )
-    axis = alt.Axis(format="~%", tickCount=5)
-    lines = chart.mark_line(point={"size": 25}).encode(
-        x=x,
-        y=alt.Y("value:Q", axis=axis, scale=share),
+    places = {"x": x, "y": alt.Y("value:Q", axis=alt.Axis(format="~%", tickCount=5), scale=share)}
+    lines = chart.mark_line().encode(
+        **places,
         color=colour,
-        strokeDash=alt.StrokeDash("series:N", scale=dashes),
+        strokeDash=alt.StrokeDash("series:N", scale=dashes).legend(legend),
     )
+    lines += chart.mark_point(size=25, filled=True, opacity=1).encode(**places, color=colour)
     title = f"pass@k and maj@k on {name}"
     caption = "Sampled answers with 95% bands, before and after. pass@k: one of k is right; maj@k: "
     caption += "the most frequent answer of k is. As in DeepSeekMath's figure 7."

@@ -47,6 +47,7 @@ class Panel:
     Args:
         name: for files and links.
         caption: what to look for.
+        runs: the names of all runs on the page, also of those that lack these numbers.
         stacked: whether the numbers add up to a whole.
         may_peak: whether a value may be so far above the others that these would lie on the axis.
     """
@@ -55,6 +56,7 @@ class Panel:
     title: str
     caption: str
     curves: list[Curve]
+    runs: tuple[str, ...]
     stacked: bool = False
     may_peak: bool = False
 
@@ -165,6 +167,7 @@ _QUESTIONS = (
 def panels_of(runs: Sequence[RunRecord]) -> list[Panel]:
     """Return the panels that the runs have numbers for, those that matter most first."""
     panels: list[Panel] = []
+    names = tuple(run.name for run in runs)
     for question in _QUESTIONS:
         curves = []
         for run in runs:
@@ -172,7 +175,8 @@ def panels_of(runs: Sequence[RunRecord]) -> list[Panel]:
         if not _says_something(question.name, curves):
             continue
         may_peak = question.name in ("kl", "gradient")
-        panel = Panel(question.name, question.title, question.caption, curves, may_peak=may_peak)
+        heading = (question.name, question.title, question.caption)
+        panel = Panel(*heading, curves, names, may_peak=may_peak)
         panels += [panel] if len(runs) == 1 else _panel_per_label(panel)
     panels += _time_panels(runs)
     return panels
@@ -237,6 +241,7 @@ def _time_panels(runs: Sequence[RunRecord]) -> list[Panel]:
     panels: list[Panel] = []
     phases: list[Curve] = []
     rates: list[Curve] = []
+    names = tuple(run.name for run in runs)
     for run in runs:
         phases += phase_curves(run)
         rate = _rate(run)
@@ -245,10 +250,10 @@ def _time_panels(runs: Sequence[RunRecord]) -> list[Panel]:
     if phases:
         caption = "Seconds of a step. What is neither rollout nor scoring nor reference pass is "
         caption += "the update."
-        panels.append(Panel("time", "Where the time goes", caption, phases, stacked=True))
+        panels.append(Panel("time", "Where the time goes", caption, phases, names, stacked=True))
     if rates:
         caption = "Tokens of prompts and completions, over the last four logged steps."
-        panels.append(Panel("throughput", "Tokens per second", caption, rates))
+        panels.append(Panel("throughput", "Tokens per second", caption, rates, names))
     return panels
 
 

@@ -1,8 +1,9 @@
 """The page: everything that is known of one or several runs, in one HTML file beside pictures."""
 
 import json
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -12,11 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import ConfigError, OutputExistsError
+from ..reporting.spikes import spikes
 from ..run_files import reason_of, write_whole
 from . import facts, samples
 from .charts import Chart, accuracy_chart, at_k_chart, below_each_other, chart_of
 from .curves import all_numbers, panels_of
 from .record import Row, RunRecord, read_runs
+
+logger = logging.getLogger(__name__)
 
 PAGE_FILE = "report.html"
 PICTURES = "report"
@@ -26,6 +30,7 @@ COMPARISON_PICTURES = "comparison"
 # By it a page that is written anew is told from a file of somebody's own.
 _MARK = '<meta name="generator" content="grpo-hf">'
 _GAMING_FILE = "gaming.json"
+_MOST_SPIKES = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class ResultView:
 
 @dataclass(frozen=True)
 class Finding:
-    """A suspicion of the watch, with its samples."""
+    """A sentence about a run, with the samples that show it."""
 
     name: str
     text: str
@@ -57,6 +62,7 @@ class RunView:
     figures: list[tuple[str, str, str]]
     results: list[ResultView]
     findings: list[Finding] | None
+    spikes: list[Finding]
     moments: list[samples.Shown]
     again: list[list[samples.Shown]]
     best: list[samples.Shown]
@@ -157,6 +163,7 @@ def _view(run: RunRecord, prefix: str) -> RunView:
         figures=facts.figures(run),
         results=[_result_view(run, result, prefix) for result in results],
         findings=_findings(run.folder, prefix),
+        spikes=_spikes(run.folder, prefix),
         moments=samples.moments(run, f"{prefix}moment-"),
         again=samples.same_prompts(run, prefix),
         best=best,
@@ -175,16 +182,49 @@ def _result_view(run: RunRecord, result: facts.Result, prefix: str) -> ResultVie
 
 
 def _findings(run: Path, prefix: str) -> list[Finding] | None:
-    """Return what the watch found; None where it has not looked."""
-    try:
-        rows = json.loads((run / _GAMING_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    """Return what the watch found; None where it could not look."""
     found = []
-    for number, row in enumerate(rows if isinstance(rows, list) else [], 1):
+    rows = _found_rows(run)
+    for number, row in enumerate(rows or [], 1):
         anchor = f"{prefix}finding-{number}"
         shown = samples.found_samples(row.get("samples") or [], anchor)
         found.append(Finding(str(row.get("name")), str(row.get("text")), anchor, shown))
+    return None if rows is None else found
+
+
+def _found_rows(run: Path) -> list[Row] | None:
+    """Return the findings on disk, or those of a look at a run that has none there."""
+    try:
+        rows = json.loads((run / _GAMING_FILE).read_text(encoding="utf-8"))
+        return [row for row in rows if isinstance(row, dict)]
+    except (OSError, ValueError, TypeError):
+        pass
+    # It takes seconds to import, and a run from a recipe has looked itself.
+    from ..reporting.gaming import findings
+
+    try:
+        return [asdict(finding) for finding in findings(run)]
+    # Whatever is odd about the files of a run, the rest of the page is worth reading.
+    except Exception as error:
+        logger.warning(f"{run}: no look at how it earned its reward: {error}")
+        return None
+
+
+def _spikes(run: Path, prefix: str) -> list[Finding]:
+    """Return the spikes of the KL, the highest first, each with the completion of its token."""
+    found = []
+    highest = sorted(spikes(run), key=lambda spike: -spike.max)
+    for number, spike in enumerate(highest[:_MOST_SPIKES], 1):
+        anchor = f"{prefix}spike-{number}"
+        rows = []
+        for token in spike.tokens[:1]:
+            # Only of a spike the file keeps whole texts.
+            if token.completion:
+                rows.append(
+                    {"step": token.step, "prompt": token.prompt, "completion": token.completion}
+                )
+        shown = samples.found_samples(rows, anchor)
+        found.append(Finding(f"step {spike.step}", spike.text, anchor, shown))
     return found
 
 
