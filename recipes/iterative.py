@@ -189,6 +189,7 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
     from rich.table import Table
 
     from grpo_hf.evaluation.answers import judging
+    from grpo_hf.runs.finished import report
 
     prompts = [row["prompt"] for row in rows]
     answers = []
@@ -207,8 +208,12 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
             table.add_row(*iteration_cells(loop, number, judge, rows, texts))
     console = Console(highlight=False)
     console.print(table)
-    # In one piece, so that the path can be copied.
+    # In one piece, so that the paths can be copied.
     console.print(f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True)
+    policies = [loop.folder / f"iteration-{number}/policy" for number in range(1, iterations + 1)]
+    page = report(*policies, page=loop.folder / "report.html") if policies else None
+    if page:
+        console.print(f"report: {page}", soft_wrap=True)
 
 
 def iteration_cells(

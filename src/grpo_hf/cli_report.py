@@ -38,7 +38,11 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
     from .reporting.model_card import refresh_card
     from .run_report.page import write_report
 
-    print(write_report(options.run, options.to, pictures=not options.no_pictures))
+    page = write_report(options.run, options.to, pictures=not options.no_pictures)
+    if len(options.run) == 1:
+        # It shows the curves that are beside the page.
+        refresh_card(options.run[0])
+    print(page)
     # The card of a run shows the curves that are beside its page.
     if options.to is None and len(options.run) == 1:
         refresh_card(options.run[0])

@@ -23,8 +23,8 @@ HEIGHT = 190
 _SCALE = 2.0
 
 _SERIES = 7
-_COLOURS = [f"var(--series-{number})" for number in range(1, _SERIES + 1)]
-_DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 3], [12, 4]]
+COLOURS = [f"var(--series-{number})" for number in range(1, _SERIES + 1)]
+DASHES = [[1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [1, 3], [12, 4]]
 _MARKERS = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke"]
 # Points are marked where they are so few that a marker does not hide the line.
 _MOST_MARKED = 40
@@ -132,10 +132,10 @@ def chart_of(panel: Panel) -> Chart:
         layers = _bars(panel)
     else:
         layers = _lines(panel)
-    return Chart(panel.name, panel.title, panel.caption, _spec(layers), _description(panel))
+    return Chart(panel.name, panel.title, panel.caption, spec_of(layers), _description(panel))
 
 
-def _spec(chart: Any) -> dict[str, Any]:
+def spec_of(chart: Any) -> dict[str, Any]:
     """Return a chart's specification in the page's style."""
     spec: dict[str, Any] = chart.properties(width=WIDTH, height=HEIGHT).to_dict()
     spec.pop("$schema", None)
@@ -200,7 +200,7 @@ class _Place:
         drawn = self._encoded(rows).mark_line()
         if self.has_markers:
             return drawn
-        scale = alt.Scale(domain=self.names, range=_cycled(_DASHES, self.names))
+        scale = alt.Scale(domain=self.names, range=_cycled(DASHES, self.names))
         return drawn.encode(
             strokeDash=alt.StrokeDash("series:N", scale=scale).legend(self._legend())
         )
@@ -216,7 +216,7 @@ class _Place:
         return self._encoded(rows).mark_point(size=22, filled=True, opacity=1).encode(shape=shape)
 
     def _encoded(self, rows: list[dict[str, Any]]) -> Any:
-        scale = alt.Scale(domain=self.names, range=_cycled(_COLOURS, self.names))
+        scale = alt.Scale(domain=self.names, range=_cycled(COLOURS, self.names))
         return alt.Chart(alt.Data(values=rows)).encode(
             x=alt.X("step:Q", axis=_step_axis(), scale=alt.Scale(nice=False)),
             y=self.y,
@@ -291,7 +291,7 @@ def _bars(panel: Panel) -> Any:
 
 
 def _stacked_colour(labels: Sequence[str]) -> Any:
-    scale = alt.Scale(domain=labels, range=_cycled(_COLOURS, labels))
+    scale = alt.Scale(domain=labels, range=_cycled(COLOURS, labels))
     legend = alt.Legend() if len(labels) > 1 else None
     return alt.Color("series:N", scale=scale).legend(legend)
 
@@ -316,87 +316,3 @@ def below_each_other(charts: Sequence[Chart], title: str) -> Chart:
     resolve = {"scale": {"color": "independent", "shape": "independent"}}
     spec = {"vconcat": parts, "config": _CONFIG, "resolve": resolve}
     return Chart("plot", title, "", spec, "; ".join(chart.description for chart in charts))
-
-
-def accuracy_chart(rows: Sequence[dict[str, Any]]) -> Chart:
-    """Draw accuracies with their intervals.
-
-    Args:
-        rows: each with `set`, `model` (base or adapter), `value`, `low` and `high`.
-    """
-    models = ["base", "adapter"]
-    colours = alt.Scale(domain=models, range=[_COLOURS[1], _COLOURS[0]])
-    shapes = alt.Scale(domain=models, range=["square", "circle"])
-    axis = alt.Axis(format="~%", tickCount=6)
-    chart = alt.Chart(alt.Data(values=list(rows)))
-    sets = list(dict.fromkeys(str(row["set"]) for row in rows))
-    place = {
-        "y": alt.Y("set:N", sort=sets, axis=alt.Axis(grid=False, labelLimit=110)),
-        "yOffset": alt.YOffset("model:N", sort=models),
-        "color": alt.Color("model:N", scale=colours),
-    }
-    bars = chart.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", axis=axis, scale=alt.Scale(domain=_shares(rows))), x2="high:Q", **place
-    )
-    points = chart.mark_point(filled=True, opacity=1, size=70).encode(
-        x=alt.X("value:Q"), shape=alt.Shape("model:N", scale=shapes), **place
-    )
-    parts = [f"{row['set']} {row['model']} {row['value']:.1%}" for row in rows]
-    spec = _spec(bars + points)
-    spec["height"] = min(HEIGHT, 70 + 45 * len(sets))
-    title = "Accuracy of base and adapter"
-    caption = "Greedy answers to the same prompts, with 95% intervals."
-    return Chart("accuracy", title, caption, spec, f"{title}: {'; '.join(parts)}")
-
-
-def _shares(rows: Sequence[dict[str, Any]]) -> list[float]:
-    """Return the range of an axis of shares, in tenths."""
-    lowest = min(float(row["low"]) for row in rows)
-    highest = max(float(row["high"]) for row in rows)
-    return [max(0.0, int(lowest * 10) / 10), min(1.0, (int(highest * 10) + 1) / 10)]
-
-
-def at_k_chart(name: str, rows: Sequence[dict[str, Any]]) -> Chart:
-    """Draw pass@k and maj@k of base and adapter with their bands, the paper's figure 7.
-
-    Args:
-        name: of the set.
-        rows: each with `series` (as "adapter pass@k"), `k`, `value`, `low` and `high`.
-    """
-    series = ["adapter pass@k", "base pass@k", "adapter maj@k", "base maj@k"]
-    present = [one for one in series if any(row["series"] == one for row in rows)]
-    colour_of = dict(zip(series, (0, 1, 0, 1), strict=True))
-    dash_of = dict(zip(series, (0, 0, 1, 1), strict=True))
-    colours = alt.Scale(domain=present, range=[_COLOURS[colour_of[one]] for one in present])
-    dashes = alt.Scale(domain=present, range=[_DASHES[dash_of[one]] for one in present])
-    ks = sorted({row["k"] for row in rows})
-    x = alt.X(
-        "k:Q",
-        scale=alt.Scale(type="log", base=2, nice=False),
-        axis=alt.Axis(values=[k for k in ks if k & (k - 1) == 0], title="k", grid=False),
-    )
-    chart = alt.Chart(alt.Data(values=list(rows)))
-    share = alt.Scale(zero=False)
-    # A line in its dashes says more than the colour of a band.
-    legend = alt.Legend(symbolType="stroke", symbolOpacity=1, columns=2)
-    colour = alt.Color("series:N", scale=colours).legend(legend)
-    bands = chart.mark_area(opacity=0.13, aria=False).encode(
-        x=x, y=alt.Y("low:Q", scale=share), y2="high:Q", color=colour
-    )
-    places = {"x": x, "y": alt.Y("value:Q", axis=alt.Axis(format="~%", tickCount=5), scale=share)}
-    lines = chart.mark_line().encode(
-        **places,
-        color=colour,
-        strokeDash=alt.StrokeDash("series:N", scale=dashes).legend(legend),
-    )
-    lines += chart.mark_point(size=25, filled=True, opacity=1).encode(**places, color=colour)
-    title = f"pass@k and maj@k on {name}"
-    caption = "Sampled answers with 95% bands, before and after. pass@k: one of k is right; maj@k: "
-    caption += "the most frequent answer of k is. As in DeepSeekMath's figure 7."
-    ends = [row for row in rows if row["k"] in (ks[0], ks[-1])]
-    parts = [f"{row['series']} {row['value']:.1%} at k = {row['k']}" for row in ends]
-    return Chart(f"at_k_{_slug(name)}", title, caption, _spec(bands + lines), "; ".join(parts))
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "_", name)

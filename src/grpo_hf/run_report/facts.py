@@ -35,7 +35,7 @@ class Result:
     """Base against adapter on one set of problems.
 
     Args:
-        at_k: rows of pass@k and maj@k, as `charts.at_k_chart` takes them.
+        at_k: rows of pass@k and maj@k, as `result_charts.at_k_chart` takes them.
         categories: name, problems and both accuracies of each category, with their difference.
         summary: the file that it was read from, None for the comparison at the end of the run.
     """

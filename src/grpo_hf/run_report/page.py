@@ -16,9 +16,10 @@ from ..errors import ConfigError, OutputExistsError
 from ..reporting.spikes import spikes
 from ..run_files import reason_of, write_whole
 from . import facts, samples
-from .charts import Chart, accuracy_chart, at_k_chart, below_each_other, chart_of
+from .charts import Chart, below_each_other, chart_of
 from .curves import all_numbers, panels_of
 from .record import Row, RunRecord, read_runs
+from .result_charts import accuracy_chart, at_k_chart
 
 logger = logging.getLogger(__name__)
 

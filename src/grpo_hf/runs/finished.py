@@ -15,8 +15,12 @@ logger = logging.getLogger(__name__)
 _METRICS_FILE = "metrics.jsonl"
 
 
-def report(run: Path) -> Path | None:
-    """Write the report of a run that has ended; say what is wrong with it, as it ends no run.
+def report(*runs: Path, page: Path | None = None) -> Path | None:
+    """Write the report of runs that have ended; say what is wrong with it, as it ends no run.
+
+    Args:
+        runs: output folders; several are shown beside each other.
+        page: the file; by default in the folder of the first.
 
     Returns:
         Where the page lies, or None.
@@ -25,15 +29,16 @@ def report(run: Path) -> Path | None:
         from ..reporting.model_card import refresh_card
         from ..run_report.page import write_report
 
-        page = write_report([run])
-        # It shows the curves that are beside the page.
-        refresh_card(run)
+        page = write_report(runs, page)
+        if len(runs) == 1:
+            # It shows the curves that are beside the page.
+            refresh_card(runs[0])
         return page
     # Whatever is wrong with a page, the weights are on disk, and a push may follow.
     except Exception as error:
         logger.warning(
             f"No report was written ({type(error).__name__}: {error}). For another try: "
-            f"grpo-hf report {run}"
+            f"grpo-hf report {' '.join(map(str, runs))}"
         )
         return None
 

@@ -1,0 +1,93 @@
+"""Charts of evaluations: accuracies with their intervals, pass@k and maj@k."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from .charts import COLOURS, DASHES, HEIGHT, Chart, spec_of
+
+
+def accuracy_chart(rows: Sequence[dict[str, Any]]) -> Chart:
+    """Draw accuracies with their intervals.
+
+    Args:
+        rows: each with `set`, `model` (base or adapter), `value`, `low` and `high`.
+    """
+    models = ["base", "adapter"]
+    colours = alt.Scale(domain=models, range=[COLOURS[1], COLOURS[0]])
+    shapes = alt.Scale(domain=models, range=["square", "circle"])
+    axis = alt.Axis(format="~%", tickCount=6)
+    chart = alt.Chart(alt.Data(values=list(rows)))
+    sets = list(dict.fromkeys(str(row["set"]) for row in rows))
+    place = {
+        "y": alt.Y("set:N", sort=sets, axis=alt.Axis(grid=False, labelLimit=110)),
+        "yOffset": alt.YOffset("model:N", sort=models),
+        "color": alt.Color("model:N", scale=colours),
+    }
+    bars = chart.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", axis=axis, scale=alt.Scale(domain=_shares(rows))), x2="high:Q", **place
+    )
+    points = chart.mark_point(filled=True, opacity=1, size=70).encode(
+        x=alt.X("value:Q"), shape=alt.Shape("model:N", scale=shapes), **place
+    )
+    parts = [f"{row['set']} {row['model']} {row['value']:.1%}" for row in rows]
+    spec = spec_of(bars + points)
+    spec["height"] = min(HEIGHT, 70 + 45 * len(sets))
+    title = "Accuracy of base and adapter"
+    caption = "Greedy answers to the same prompts, with 95% intervals."
+    return Chart("accuracy", title, caption, spec, f"{title}: {'; '.join(parts)}")
+
+
+def _shares(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the range of an axis of shares, in tenths."""
+    lowest = min(float(row["low"]) for row in rows)
+    highest = max(float(row["high"]) for row in rows)
+    return [max(0.0, int(lowest * 10) / 10), min(1.0, (int(highest * 10) + 1) / 10)]
+
+
+def at_k_chart(name: str, rows: Sequence[dict[str, Any]]) -> Chart:
+    """Draw pass@k and maj@k of base and adapter with their bands, the paper's figure 7.
+
+    Args:
+        name: of the set.
+        rows: each with `series` (as "adapter pass@k"), `k`, `value`, `low` and `high`.
+    """
+    series = ["adapter pass@k", "base pass@k", "adapter maj@k", "base maj@k"]
+    present = [one for one in series if any(row["series"] == one for row in rows)]
+    colour_of = dict(zip(series, (0, 1, 0, 1), strict=True))
+    dash_of = dict(zip(series, (0, 0, 1, 1), strict=True))
+    colours = alt.Scale(domain=present, range=[COLOURS[colour_of[one]] for one in present])
+    dashes = alt.Scale(domain=present, range=[DASHES[dash_of[one]] for one in present])
+    ks = sorted({row["k"] for row in rows})
+    x = alt.X(
+        "k:Q",
+        scale=alt.Scale(type="log", base=2, nice=False),
+        axis=alt.Axis(values=[k for k in ks if k & (k - 1) == 0], title="k", grid=False),
+    )
+    chart = alt.Chart(alt.Data(values=list(rows)))
+    share = alt.Scale(zero=False)
+    # A line in its dashes says more than the colour of a band.
+    legend = alt.Legend(symbolType="stroke", symbolOpacity=1, columns=2)
+    colour = alt.Color("series:N", scale=colours).legend(legend)
+    bands = chart.mark_area(opacity=0.13, aria=False).encode(
+        x=x, y=alt.Y("low:Q", scale=share), y2="high:Q", color=colour
+    )
+    places = {"x": x, "y": alt.Y("value:Q", axis=alt.Axis(format="~%", tickCount=5), scale=share)}
+    lines = chart.mark_line().encode(
+        **places,
+        color=colour,
+        strokeDash=alt.StrokeDash("series:N", scale=dashes).legend(legend),
+    )
+    lines += chart.mark_point(size=25, filled=True, opacity=1).encode(**places, color=colour)
+    title = f"pass@k and maj@k on {name}"
+    caption = "Sampled answers with 95% bands, before and after. pass@k: one of k is right; maj@k: "
+    caption += "the most frequent answer of k is. As in DeepSeekMath's figure 7."
+    ends = [row for row in rows if row["k"] in (ks[0], ks[-1])]
+    parts = [f"{row['series']} {row['value']:.1%} at k = {row['k']}" for row in ends]
+    return Chart(f"at_k_{_slug(name)}", title, caption, spec_of(bands + lines), "; ".join(parts))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name)
