@@ -9,6 +9,7 @@ from support.chats import SHAPES, USER
 from support.vllm import vllm_installed
 from trl.scripts import grpo as trl_grpo
 
+from grpo_hf.cli import main
 from grpo_hf.errors import ConfigError, GrpoError
 from grpo_hf.reporting.metrics_file import METRICS_FILE
 from grpo_hf.runs import preflight
@@ -62,6 +63,56 @@ def make(tmp_path, tiny_checkpoint):
         return read_recipe(["--config", str(file)])
 
     return recipe
+
+
+ACCURACY = """
+def whole(completions, answer, **columns):
+    texts = [each if isinstance(each, str) else each[0]["content"] for each in completions]
+    # Any reward is 0 or 1 here, and not the same for all.
+    return [float(len(text) % 2) for text in texts]
+"""
+
+
+def test_accuracies_during_the_training_and_more_sets_at_its_end(make, tmp_path, capsys):
+    """Check that the logged accuracies are those of the final comparison, and the sets complete."""
+    rows = [{"prompt": f"Say {number}.", "answer": str(number)} for number in range(12)]
+    (tmp_path / "whole.py").write_text(ACCURACY)
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, rows[:4])))
+    recipe = make(
+        {"train": rows[:8], "test": rows[8:]},
+        rewards=["./whole.py:whole"],
+        eval_rows=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        metric_for_best_model="accuracy",
+        learning_rate=0.05,
+        eval_data=[f"other={tmp_path}/other.jsonl"],
+        eval_samples=2,
+    )
+    comparison = train(recipe)
+    run = tmp_path / "run"
+    logged = list(map(json.loads, (run / METRICS_FILE).read_text().splitlines()))
+    (final,) = (row for row in logged if row["step"] == 2 and "eval_accuracy" in row)
+    assert final["eval_accuracy"] == comparison.adapter.value
+    assert final["eval_accuracy_base"] == comparison.base.value
+    assert final["eval_accuracy_difference_low"] == comparison.low
+    for name, problems in (("held_out", 3), ("other", 4)):
+        summary = json.loads((run / "evaluations" / f"{name}.json").read_text())
+        assert (summary["problems"], summary["samples"]) == (problems, 2)
+        assert summary["adapter"]["pass_at"].keys() == {"1", "2"}
+        lines = (run / "evaluations" / f"{name}.jsonl").read_text().splitlines()
+        assert len(lines) == problems
+    summary = json.loads((run / "evaluations" / "held_out.json").read_text())
+    assert summary["adapter"]["accuracy"]["value"] == comparison.adapter.value
+    said = capsys.readouterr().out
+    assert "other: 4 problems" in said and "held_out: 3 problems" in said
+    # The folder alone is enough later on, and finds what is there already.
+    main(["eval", str(run), "--json", "--samples", "2"])
+    again = json.loads(capsys.readouterr().out)
+    assert [found["set"] for found in again] == ["held_out", "other"]
+    assert again[0]["difference"] == summary["difference"]
 
 
 def test_evaluations_during_the_training(make, tmp_path, capsys):

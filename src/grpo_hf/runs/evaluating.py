@@ -26,6 +26,7 @@ from ..rollout.conversations import ToolUse
 from ..rollout.sampling import sampling_of
 from ..run_files import say
 from ..scoring.model_tools import call_tool, load_tools
+from ..trl_seam import name_or_path
 from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names
 from .preflight import rewards_of
 from .recipe import Recipe, read_recipe
@@ -102,8 +103,12 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
         for note in found.notes:
             tell(f"note: {note}")
     summaries = []
-    for found in sets:
-        summaries.append(_evaluate_set(trained, recipe, found, question, home))
+    try:
+        for found in sets:
+            summaries.append(_evaluate_set(trained, recipe, found, question, home))
+    except KeyboardInterrupt:
+        tell("The answers so far are kept: the same command goes on with them.")
+        raise
     if PartialState().is_main_process:
         refresh_card(home)
     if question.as_json:
@@ -166,7 +171,7 @@ def _evaluate_set(
             ProblemSet(found.name, found.rows, rewards, found.category, found.source),
             answering,
             folder,
-            facts=facts_of(trained),
+            facts=facts_of(trained.model, trained.folder),
             trainer_state=TrainerState(),
             progress=progress.update,
         )
@@ -176,18 +181,24 @@ def _evaluate_set(
     return summary
 
 
-def facts_of(trained: TrainedModel) -> dict[str, Any]:
-    """Return what the answers of a model depend on, beside how they are asked for."""
+def facts_of(model: Any, folder: Path) -> dict[str, Any]:
+    """Return what the answers of a model depend on, beside how they are asked for.
+
+    Args:
+        model: the policy.
+        folder: that holds its adapter.
+    """
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         versions[library] = version(library)
     adapter = hashlib.sha256()
-    for file in sorted(trained.folder.glob("adapter_model.*")):
-        adapter.update(file.read_bytes())
+    for file in sorted(folder.rglob("adapter_model.*")):
+        if not file.relative_to(folder).parts[0].startswith("checkpoint-"):
+            adapter.update(file.read_bytes())
     return {
-        "base": trained.base,
+        "base": name_or_path(model.config),
         "adapter": adapter.hexdigest()[:16],
-        "dtype": str(trained.model.dtype).removeprefix("torch."),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions,
     }
 

@@ -125,22 +125,24 @@ class SetReader:
         """
         name, path = name_and_path(asked)
         if asked == HELD_OUT:
-            return self._held_out()
+            return self._kept_rows()
         if name in KNOWN_SETS:
             return self._known(KNOWN_SETS[name], path)
         assert path is not None
         return self._own(name, path)
 
-    def _held_out(self) -> EvaluationSet:
+    def _kept_rows(self) -> EvaluationSet:
         file = self._run / HELD_OUT_FILE
         if not file.is_file():
             raise DataError(
                 f"{self._run} has no {HELD_OUT_FILE}: the run held out no rows. Say what to "
                 "evaluate on: --data gsm8k, or --data NAME=PATH."
             )
-        found = read_lines(file)
-        split = Split(found, [], str(file))
-        return self._set(HELD_OUT, split, found, self._rewards)
+        return self.held_out(read_lines(file), str(file))
+
+    def held_out(self, found: list[dict[str, Any]], source: str) -> EvaluationSet:
+        """Return the set of held-out rows, which have their prompts."""
+        return self._set(HELD_OUT, Split(found, [], source), found, self._rewards)
 
     def _known(self, known: KnownSet, path: Path | None) -> EvaluationSet:
         split = read_known_set(known, path)
@@ -180,6 +182,7 @@ class SetReader:
     ) -> EvaluationSet:
         """Give rows their prompts, and leave out those that cannot be used."""
         first = self._judge or rewards[0]
+        _check_columns(first, split.rows, split.source)
         task = replace(self._recipe.task, prompt_column=column)
         dataset, checked = dataset_of(replace(self._recipe, task=task), [first], split, form)
         made = self._set(name, checked, dataset.to_list(), rewards, category)
@@ -193,15 +196,9 @@ class SetReader:
         rewards: list[Reward],
         category: str | None = None,
     ) -> EvaluationSet:
-        columns = set(rows.column_names(found)) | {"prompt"}
         first = self._judge or rewards[0]
-        missing = sorted(set(first.columns) - columns)
-        if missing:
-            raise DataError(
-                f"{split.source}: the reward {first.name} reads the column {missing[0]!r}, which "
-                f"is not there. The columns are {', '.join(sorted(columns))}. Name another reward: "
-                "--reward NAME."
-            )
+        _check_columns(first, found, split.source)
+        columns = set(rows.column_names(found)) | {"prompt"}
         # The others are there to be looked at, where the data has what they read.
         judging = {first.name: first}
         for reward in rewards:
@@ -209,6 +206,18 @@ class SetReader:
                 judging.setdefault(reward.name, reward)
         category = self._category or category or _category_of(found)
         return EvaluationSet(name, found, list(judging.values()), category, split.source)
+
+
+def _check_columns(reward: Reward, found: Sequence[dict[str, Any]], source: str) -> None:
+    """Check that rows have the columns that a reward reads."""
+    columns = rows.column_names(found)
+    missing = sorted(set(reward.columns) - {*columns, "prompt"})
+    if missing:
+        raise DataError(
+            f"{source}: the reward {reward.name} reads the column {missing[0]!r}, which is not "
+            f"there. The columns are {', '.join(columns)}. Rename one (--columns "
+            f"{missing[0]}=<its name there>), or name another reward: --reward NAME."
+        )
 
 
 def _own_rows(path: Path) -> Split:

@@ -1,6 +1,7 @@
 """One run from recipe to result: check, load, train, save, compare with the base, push."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,16 @@ from transformers.utils import logging
 
 from .. import trl_seam
 from ..errors import ModelError
-from ..evaluation.comparison import EVALUATION_FILE, compare_with_base, not_comparable
 from ..evaluation.statistics import Comparison
 from ..models import adapters, loading
 from ..reporting import report
 from ..reporting.gaming_watch import say_findings
 from ..rollout import vllm_engine
-from ..rollout.conversations import ToolUse
 from ..run_files import say
-from ..scoring.model_tools import call_tool
-from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
-from . import finished, preflight
+from . import finished, preflight, training_evaluations
 from .defaults import describe
-from .evaluation_sets import keep_held_out
+from .evaluation_sets import EvaluationSet, keep_held_out
 from .recipe import EMBEDDED_MODEL, Recipe
 from .run_data import form_of_prompts
 
@@ -51,7 +48,10 @@ def train(recipe: Recipe) -> Comparison | None:
     # A stream does not say how many there are.
     count = f"{len(prompts.train):,} prompts" if task.stream is None else "prompts"
     _say(f"{count} from {task.train.source}; rewards: {specs}")
+    sets = training_evaluations.read_sets(recipe, task, prompts)
     trainer = make_trainer(recipe, task, prompts)
+    if trainer.eval_dataset is not None:
+        trainer.add_callback(training_evaluations.HeldOutAccuracy(trainer, prompts, task))
     # Before training, so that an interrupted run leaves its recipe behind.
     if trainer.is_world_process_zero():
         run = Path(recipe.training.output_dir)
@@ -64,7 +64,7 @@ def train(recipe: Recipe) -> Comparison | None:
     # The comparison is the model's own work, for which the engine's memory is better free.
     vllm_engine.close_engines()
     try:
-        comparison = _evaluate(trainer, prompts, task)
+        comparison = _evaluate(trainer, prompts, task, sets, recipe.task.eval_samples)
     except Exception:
         _push(trainer)
         raise
@@ -79,17 +79,22 @@ def train(recipe: Recipe) -> Comparison | None:
 
 
 def _evaluate(
-    trainer: GRPOTrainer, prompts: preflight.Prompts, task: preflight.Task
+    trainer: GRPOTrainer,
+    prompts: preflight.Prompts,
+    task: preflight.Task,
+    sets: Sequence[EvaluationSet],
+    samples: int,
 ) -> Comparison | None:
     """Compare with the base if there are prompts for that, and write the card."""
     comparison = None
     if prompts.held_out is not None:
-        comparison = _compare(trainer, prompts.held_out, task.eval_reward)
+        comparison = training_evaluations.compare(trainer, prompts.held_out, task.eval_reward)
         judge = {"reward": task.eval_reward.name, "means": task.eval_reward.purpose}
         trainer.results = comparison.as_dict() | judge if comparison is not None else {}
         # Again: the answers of the comparison are evidence, too, and the card names what was found.
         if trainer.is_world_process_zero():
             say_findings(Path(trainer.args.output_dir))
+    training_evaluations.evaluate_sets(trainer, sets, samples)
     # A card that is pushed has the repository's name, as transformers names it.
     pushed_name = trainer.args.push_to_hub and trainer.args.hub_model_id
     trainer.create_model_card(model_name=pushed_name.split("/")[-1] if pushed_name else None)
@@ -136,40 +141,6 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
     trainer.dataset_source = task.train.source
     trainer.prompt_form = form_of_prompts(recipe, task.train, prompts.tokenizer)[0]
     return trainer
-
-
-def _compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison | None:
-    """Compare base and adapter on held-out prompts, or say why that cannot be done."""
-    reason = not_comparable(trainer.model, uses_tools=bool(trainer.tools))
-    if reason is not None:
-        _say(f"note: no comparison with the base: {reason}")
-        return None
-    _say(f"comparing base and adapter on {len(held_out)} held-out prompts")
-    args = trainer.args
-    file = Path(args.output_dir) / EVALUATION_FILE
-    return compare_with_base(
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.processing_class,
-        held_out.to_list(),
-        # It has a process already.
-        trainer.run_rewards.entries_for([reward])[0],
-        decoding={
-            "max_new_tokens": trainer.max_completion_length,
-            "template_options": args.chat_template_kwargs,
-            "tool_use": _tool_use(trainer),
-            # Both fit by the user's word, and answering keeps no gradients.
-            "batch_size": max(args.per_device_eval_batch_size, args.per_device_train_batch_size),
-        },
-        trainer_state=trainer.state,
-        file=file if trainer.is_world_process_zero() else None,
-    )
-
-
-def _tool_use(trainer: GRPOTrainer) -> ToolUse | None:
-    """Return what the model may call in an evaluation, which is what it may call in training."""
-    if not trainer.tools:
-        return None
-    return ToolUse(trainer.tools, call_tool, trainer.args.max_tool_calling_iterations)
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,260 @@
+"""Evaluations of a run from its folder: what is answered, judged, written, resumed and shared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from support.processes import launch
+from support.questions import CHATS, one_by_one
+from support.runs import made_run
+
+from grpo_hf.cli import main
+from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.evaluation import evaluate as evaluate_module
+from grpo_hf.evaluation.answers import judging
+from grpo_hf.evaluation.evaluate import evaluate
+from grpo_hf.evaluation.problem_set import Answering, ProblemSet
+from grpo_hf.evaluation.statistics import maj_at_k, pass_at_k
+from grpo_hf.runs.evaluating import Question, evaluate_run
+from grpo_hf.runs.evaluation_sets import check_names
+from grpo_hf.runs.trained import TrainedModel, open_run
+from grpo_hf.scoring.registry import load_reward
+
+REWARD = """
+from grpo_hf.scoring.reward import reward_settings
+
+def last_letter(texts):
+    return [text.strip()[-1:] or None for text in texts]
+
+@reward_settings(in_process=True, answers=last_letter)
+def letter(completions, answer, **columns):
+    texts = [each if isinstance(each, str) else each[0]["content"] for each in completions]
+    return [float(said == gold) for said, gold in zip(last_letter(texts), answer)]
+
+def length(completions, **columns):
+    return [float(len(each)) for each in completions]
+"""
+KIND = ["short", "long"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    """A run whose reward looks at the last letter of an answer, with seven held-out prompts."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "letters.py").write_text(REWARD)
+    rewards = ["./letters.py:letter", "./letters.py:length"]
+    made_run(folder, tiny_checkpoint, recipe={"rewards": rewards, "seed": 3}, scale=0.5)
+    lines = []
+    for place, prompt in enumerate(CHATS):
+        row = {"prompt": prompt, "answer": "e", "type": KIND[place % 2]}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "held_out.jsonl").write_text("".join(lines))
+    return folder
+
+
+def lines_of(run: Path, name: str = "held_out") -> list[dict[str, Any]]:
+    text = (run / "evaluations" / f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def last(text: str) -> str | None:
+    return text.strip()[-1:] or None
+
+
+def test_both_sides_answer_the_same_problems(run: Path, capsys: pytest.CaptureFixture[str]):
+    main(["eval", str(run), "--samples", "3", "--json"])
+    (summary,) = json.loads(capsys.readouterr().out)
+    assert summary == json.loads((run / "evaluations" / "held_out.json").read_text())
+    lines = lines_of(run)
+    trained = open_run(run)
+    expected = {"adapter": one_by_one(trained.model, trained.tokenizer, CHATS, 12)}
+    with trained.model.disable_adapter():
+        expected["base"] = one_by_one(trained.model, trained.tokenizer, CHATS, 12)
+    assert expected["base"] != expected["adapter"]
+    for side, texts in expected.items():
+        assert [line[side]["greedy"] for line in lines] == texts
+        right = [last(text) == "e" for text in texts]
+        assert [line[side]["greedy_right"] for line in lines] == right
+        rewards = {"letter": float(right[0]), "length": 1.0}
+        assert lines[0][side]["rewards"] == rewards
+        assert summary[side]["accuracy"]["value"] == pytest.approx(sum(right) / 7)
+        answers = [[last(text) for text in line[side]["samples"]] for line in lines]
+        assert [line[side]["answers"] for line in lines] == answers
+        correct = [[answer == "e" for answer in row] for row in answers]
+        assert [line[side]["right"] for line in lines] == correct
+        for k in (1, 2, 3):
+            found = summary[side]["pass_at"][str(k)]["value"]
+            assert found == pytest.approx(pass_at_k(correct, k))
+            found = summary[side]["maj_at"][str(k)]["value"]
+            assert found == pytest.approx(maj_at_k(answers, correct, k))
+    assert [line["prompt"] for line in lines] == CHATS
+    assert {line["gold"] for line in lines} == {"e"}
+    assert {name: each["problems"] for name, each in summary["by_category"].items()} == {
+        "long": 3,
+        "short": 4,
+    }
+    gained = []
+    for line in lines:
+        if line["adapter"]["greedy_right"] and not line["base"]["greedy_right"]:
+            gained.append(line["row"])
+    assert summary["flips"]["gained"] == gained
+
+
+def test_what_a_terminal_shows_fits_80_columns(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["eval", str(run), "--samples", "2"])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    for expected in (
+        "held_out: 7 problems",
+        "greedy",
+        "pass@2",
+        "maj@2",
+        "short",
+        "wrong to right",
+    ):
+        assert expected in said
+    # One line each, with value and interval.
+    (line,) = (line for line in said.splitlines() if line.startswith("pass@1"))
+    assert line.count("[") == 3 and line.count("]") == 3
+
+
+def evaluated(trained: TrainedModel, run: Path, folder: Path, **more: Any) -> dict[str, Any]:
+    rewards = [load_reward("./letters.py:letter", relative_to=run)]
+    rows = [{"prompt": prompt, "answer": "e"} for prompt in CHATS]
+    answering = Answering(max_new_tokens=6, batch_size=2, samples=2, sampling={"temperature": 1.2})
+    args: Any = type("Settings", (), {"reward_workers": 0, "reward_timeout": None})
+    with judging(rewards, args) as scored:
+        problems = ProblemSet("letters", rows, scored)
+        return evaluate(trained.model, trained.tokenizer, problems, answering, folder, **more)
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("batches", [1, 13])
+def test_an_evaluation_that_was_killed_goes_on_to_the_same_result(
+    run: Path, tmp_path: Path, batches: int
+):
+    trained = open_run(run)
+    evaluated(trained, run, tmp_path / "whole")
+    left = batches
+
+    def kill(side: str, kind: str, count: int) -> None:
+        nonlocal left
+        left -= count > 0
+        if left == 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        evaluated(trained, run, tmp_path / "cut", progress=kill)
+    # What a killed process may leave in the middle of a line.
+    with (tmp_path / "cut" / "letters.partial" / "0.jsonl").open("a") as file:
+        file.write('{"side": "adapter", "kind": "samples", "row": 6, "texts": ["x')
+    counted: list[int] = []
+    summary = evaluated(
+        trained, run, tmp_path / "cut", progress=lambda side, kind, count: counted.append(count)
+    )
+    # Four greedy batches of two problems, and seven of one problem with two samples, on each side.
+    assert len([count for count in counted if count]) == 22 - batches
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+    assert summary["problems"] == 7
+
+
+def test_a_complete_evaluation_is_not_made_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained = open_run(run)
+    first = evaluated(trained, run, tmp_path / "results")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_module, "completed_batches", None)
+        assert evaluated(trained, run, tmp_path / "results") == first
+        with pytest.raises(TypeError):
+            evaluated(trained, run, tmp_path / "results", facts={"adapter": "another"})
+    # What was begun with other settings does not count.
+    again = evaluated(trained, run, tmp_path / "results", facts={"adapter": "a third"})
+    assert again["settings"]["adapter"] == "a third" and again["base"] == first["base"]
+
+
+def test_two_processes_find_what_one_finds(run: Path, tmp_path: Path):
+    script = tmp_path / "evaluate.py"
+    script.write_text("import sys\nfrom grpo_hf.cli import main\nmain(sys.argv[1:])\n")
+    main(["eval", str(run)])
+    alone = lines_of(run)
+    (run / "evaluations" / "held_out.json").unlink()
+    said = launch(2, "eval", run, "--samples", 2, script=script)
+    lines = lines_of(run)
+    for line, expected in zip(lines, alone, strict=True):
+        for side in ("base", "adapter"):
+            assert line[side]["greedy"] == expected[side]["greedy"]
+            assert len(set(line[side]["samples"])) == 2
+    assert said.count("held_out: 7 problems") == 1, "only the first process shows the results"
+    assert not (run / "evaluations" / "held_out.partial").exists()
+
+
+def test_data_of_ones_own_has_the_run_s_prompts(run: Path, tmp_path: Path):
+    (tmp_path / "mine.jsonl").write_text('{"question": "How?", "answer": "e"}\n' * 3)
+    settings = ["--system_prompt", "Be brief.", "--max_completion_length", "3"]
+    (summary,) = evaluate_run(
+        run, Question(data=[f"new={tmp_path}/mine.jsonl"], limit=2, as_json=True), settings
+    )
+    assert (summary["set"], summary["problems"]) == ("new", 2)
+    prompt = lines_of(run, "new")[0]["prompt"]
+    assert [message["content"] for message in prompt] == ["Be brief.", "How?"]
+
+
+def test_a_reward_that_fails_leaves_the_problem_out(run: Path):
+    (run / "letters.py").write_text(REWARD + "\ndef nothing(completions, **columns):\n    1 / 0\n")
+    question = Question(reward=f"{run}/letters.py:nothing", as_json=True, limit=2)
+    (summary,) = evaluate_run(run, question, [])
+    assert summary["problems"] == 0 and "base" not in summary
+    assert lines_of(run)[0]["base"]["greedy_right"] is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["svmp"], "Did you mean 'svamp'"),
+        (["svamp", "svamp"], "two sets are called 'svamp'"),
+        (["other=/nowhere"], "no such file or folder"),
+    ],
+)
+def test_sets_that_are_not_there_are_named(asked: list[str], message: str):
+    with pytest.raises((ConfigError, DataError), match=message):
+        check_names(asked)
+
+
+def test_a_set_without_the_reward_s_column_says_so(run: Path, tmp_path: Path):
+    (tmp_path / "mine.jsonl").write_text('{"question": "How?", "gold": "e"}\n')
+    with pytest.raises(DataError, match="--reward NAME"):
+        evaluate_run(run, Question(data=[f"{tmp_path}/mine.jsonl"]), [])
+
+
+def test_base_and_adapter_are_seen_on_one_model(run: Path, tmp_path: Path):
+    """Check that both sides read the same bytes of the base, and that nothing is left behind."""
+    trained = open_run(run)
+    assert isinstance(trained.model, PeftModel)
+    weights = dict(trained.model.named_parameters())
+    before = {name: weight.data_ptr() for name, weight in weights.items()}
+    copies = {name: weight.detach().clone() for name, weight in weights.items()}
+    seen: list[set[int]] = []
+
+    def look(side: str, kind: str, count: int) -> None:
+        pointers = {weight.data_ptr() for weight in trained.model.parameters()}
+        seen.append(pointers)
+
+    evaluated(trained, run, tmp_path / "results", progress=look)
+    assert seen and all(pointers == set(before.values()) for pointers in seen)
+    for name, weight in trained.model.named_parameters():
+        assert torch.equal(weight, copies[name])
