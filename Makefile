@@ -16,6 +16,10 @@ VLLM_READY := $(VLLM_VENV)/.installed
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # What a seam is read in: trl_seam.py.
 SEAM := torch transformers trl peft accelerate datasets bitsandbytes
+# $(call said,WHAT,COMMAND): a line every few seconds, because pip says nothing while it unpacks.
+# pip stays in the foreground, where Ctrl-C reaches it.
+said = { s=0; while sleep 8; do s=$$((s + 8)); echo "  installing $(1), $$s s"; done; } & \
+	trap "kill $$!" EXIT; trap 'exit 130' INT TERM; $(2)
 
 .DEFAULT_GOAL := help
 
@@ -25,9 +29,10 @@ help: ## list the targets
 install: $(READY) ## make .venv with the pinned dependencies and this package in it
 
 $(READY): pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV): about 1 GB and a few minutes, torch first.'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(call said,torch,$(BIN)/pip install --quiet --constraint constraints.txt torch)
+	@$(call said,grpo-hf and the rest,$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]')
 	@touch $@
 
 demo: $(READY) ## embedded model and problems: cold start, GRPO, base against adapter (SEED=1 for another seed)

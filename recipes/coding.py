@@ -1,11 +1,11 @@
 """Train on code with GRPO: the reward is the share of tests that the model's function passes.
 
     # Python: Qwen2.5-Coder-1.5B-Instruct on MBPP, from the Hub
-    accelerate launch recipes/coding.py
+    python recipes/coding.py
     # local rows with the columns text and test_list
-    accelerate launch recipes/coding.py --dataset_path ./mbpp
+    python recipes/coding.py --dataset_path ./mbpp
     # Rust: cargo test and clippy on eight exercises
-    accelerate launch recipes/coding.py --language rust
+    python recipes/coding.py --language rust
 
 A row of MBPP (arXiv 2108.07732) has a task in one sentence and three assertions. The sentence does
 not name the function, so the prompt shows the first assertion. The other assertions stay hidden.

@@ -1,11 +1,11 @@
 """Train on Countdown with GRPO: combine given numbers, each used once, to reach a target.
 
     # Qwen2.5-1.5B-Instruct, from the Hub
-    accelerate launch recipes/countdown.py
+    python recipes/countdown.py
     # easier problems
-    accelerate launch recipes/countdown.py --dataset_config "numbers=3,largest=50,operators=+-*"
+    python recipes/countdown.py --dataset_config "numbers=3,largest=50,operators=+-*"
     # embedded model, offline, minutes
-    accelerate launch recipes/countdown.py --config recipes/countdown_tiny.yaml
+    python recipes/countdown.py --config recipes/countdown_tiny.yaml
 
 The task is that of TinyZero, and the objective that of GRPO-Zero. The reward is 1 for a correct
 solution and 0.1 for the right format. Advantages are relative to the group. The loss is a mean over

@@ -1,11 +1,11 @@
 """Train on grade-school mathematics with GRPO, from a question to a LoRA adapter.
 
     # Qwen2.5-0.5B-Instruct and GSM8K from the Hub
-    accelerate launch recipes/gsm8k.py
+    python recipes/gsm8k.py
     # embedded model and problems, offline
-    accelerate launch recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml
+    python recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml
     # local folders, offline
-    accelerate launch recipes/gsm8k.py --model_name_or_path ./model --dataset_path ./gsm8k
+    python recipes/gsm8k.py --model_name_or_path ./model --dataset_path ./gsm8k
 
 The policy samples a group of completions for every question. A reward says whether the final number
 of a completion is right. The advantage of a completion is its reward minus the group's mean, in

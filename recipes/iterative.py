@@ -3,7 +3,7 @@
     # embedded model and problems, offline, a CPU
     python recipes/iterative.py --config recipes/iterative_tiny.yaml
     # Qwen2.5-0.5B-Instruct and GSM8K from the Hub
-    accelerate launch recipes/iterative.py
+    python recipes/iterative.py
 
     iteration 0         The first reward compares samples of the policy. The reward model r_φ is
                         trained on these pairs.

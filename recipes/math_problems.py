@@ -1,11 +1,11 @@
 """Train on competition mathematics (MATH) with GRPO; the reward compares answers by their meaning.
 
     # Qwen2.5-1.5B-Instruct on MATH, from the Hub
-    accelerate launch recipes/math_problems.py
+    python recipes/math_problems.py
     # local rows with the columns problem and answer
-    accelerate launch recipes/math_problems.py --dataset_path ./math
+    python recipes/math_problems.py --dataset_path ./math
     # local rows whose answer has another name
-    accelerate launch recipes/math_problems.py --dataset_path ./math --columns answer=solution
+    python recipes/math_problems.py --dataset_path ./math --columns answer=solution
 
 The algorithm is that of recipes/gsm8k.py, with two differences:
 

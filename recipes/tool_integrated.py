@@ -1,9 +1,9 @@
 """Train a model to reason with a program: tool-integrated reasoning on GSM8K with GRPO.
 
     # Qwen3-0.6B on GSM8K, from the Hub
-    accelerate launch recipes/tool_integrated.py
+    python recipes/tool_integrated.py
     # the same problems without the tool, for the other column of the paper's tables
-    accelerate launch recipes/tool_integrated.py --tools '' --output_dir runs/chain_of_thought
+    python recipes/tool_integrated.py --tools '' --output_dir runs/chain_of_thought
 
 DeepSeekMath (arXiv 2402.03300, section 2, tables 2 and 5) judges a model twice: by its chain of
 thought, and where it may write programs. Here the model calls the tool `python`, the program runs

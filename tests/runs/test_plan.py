@@ -50,10 +50,10 @@ def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert "16 prompts x 8 completions = 128 rows" in text
     assert "the phase update" in text
     assert "8 GB  fits" in text
-    # 160 steps of 128 rows that are used twice, each of 50 + 48 tokens.
-    assert "160 steps write 491,520 tokens" in text
-    assert "a step takes 6.3 s, the run 16:44 min" in text
-    assert "the run $0.56" in text
+    # 30 steps of 128 rows that are used twice, each of 50 + 48 tokens.
+    assert "30 steps write 92,160 tokens" in text
+    assert "a step takes 6.3 s, the run 3:08 min" in text
+    assert "the run $0.10" in text
 
 
 def test_no_weights_are_needed(
