@@ -1,6 +1,8 @@
 """Evaluations of a run from its folder: what is answered, judged, written, resumed and shared."""
 
 import json
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +260,33 @@ def test_base_and_adapter_are_seen_on_one_model(run: Path, tmp_path: Path):
     assert seen and all(pointers == set(before.values()) for pointers in seen)
     for name, weight in trained.model.named_parameters():
         assert torch.equal(weight, copies[name])
+
+
+@pytest.mark.slow
+def test_both_sides_take_twice_the_time_of_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Compare the time of this process, which other programs on the machine do not lengthen."""
+    trained = open_run(run)
+    monkeypatch.setattr(evaluate_module, "summary_of", lambda lines, votes: {"problems": 7})
+    rows = [{"prompt": prompt, "answer": "e"} for prompt in CHATS * 8]
+    rewards = [load_reward("./letters.py:letter", relative_to=run)]
+    answering = Answering(max_new_tokens=64, batch_size=16)
+    args: Any = type("Settings", (), {"reward_workers": 0, "reward_timeout": None})
+
+    def seconds(sides: tuple[str, ...], number: int) -> float:
+        monkeypatch.setattr(evaluate_module, "SIDES", sides)
+        folder = tmp_path / f"{len(sides)}-{number}"
+        with judging(rewards, args) as scored:
+            problems = ProblemSet("letters", rows, scored)
+            began = time.process_time()
+            evaluate(trained.model, trained.tokenizer, problems, answering, folder)
+        return time.process_time() - began
+
+    seconds(("base", "adapter"), 0)
+    ratios = []
+    for number in range(1, 6):
+        one = seconds(("adapter",), number)
+        ratios.append(seconds(("base", "adapter"), number) / one)
+    print("both sides against the adapter alone:", [round(ratio, 3) for ratio in ratios])
+    assert statistics.median(ratios) <= 2.05

@@ -53,6 +53,9 @@ class EvaluationProgress:
                 transient=True,
             )
             self._bar.start()
+        elif not self._silent:
+            # The first batch may take longer than a user's patience.
+            print(f"{self._name}: {self._problems} problems", file=sys.stderr, flush=True)
         return self
 
     def __exit__(self, *details: Any) -> None:

@@ -72,7 +72,9 @@ def report_of(summary: dict[str, Any], folder: Path) -> Group:
     parts += _flips(summary["flips"], answers)
     if summary["samples"] and not summary["base"]["maj_at"]:
         parts.append(
-            Text("no maj@k: the reward does not say which answers are the same (docs/rewards.md)")
+            Text(
+                "no maj@k: the reward does not say which answers are the same (docs/evaluation.md)"
+            )
         )
     parts.append(Text(f"answers: {answers}\n"))
     return Group(*parts)
