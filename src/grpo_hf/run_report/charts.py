@@ -233,7 +233,7 @@ class _Place:
 def _y_of(panel: Panel) -> Any:
     """Return the axis of values: logarithmic above the usual values where there are peaks."""
     values = [value for curve in panel.curves for _, value in curve.points]
-    form = "~s" if max(map(abs, values)) >= _THOUSAND else "~g"
+    form = "~s" if max(map(abs, values)) >= _THOUSAND else "~r"
     usual = usual_value(panel.curves) if panel.may_peak else None
     if usual is None:
         axis = alt.Axis(tickCount=5, format=form)
@@ -242,7 +242,7 @@ def _y_of(panel: Panel) -> Any:
     for power in range(math.ceil(math.log10(usual)), math.floor(math.log10(max(values))) + 1):
         ticks.append(10.0**power)
     scale = alt.Scale(type="symlog", constant=usual, nice=False)
-    return alt.Y("value:Q", scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+    return alt.Y("value:Q", scale=scale, axis=alt.Axis(values=ticks, format="~r"))
 
 
 def _cycled(values: Sequence[Any], names: Sequence[str]) -> list[Any]:
@@ -267,7 +267,7 @@ def _areas(curves: Sequence[Curve]) -> Any:
     marked = chart.mark_area(**style) if has_steps else chart.mark_bar(**style)
     return marked.encode(
         x=alt.X("step:Q", axis=_step_axis(), scale=alt.Scale(nice=False)),
-        y=alt.Y("value:Q", stack=True, axis=alt.Axis(tickCount=5, format="~g", title="seconds")),
+        y=alt.Y("value:Q", stack=True, axis=alt.Axis(tickCount=5, format="~r", title="seconds")),
         color=_stacked_colour([curve.label for curve in curves]),
         order=alt.Order("order:Q"),
     )
@@ -283,7 +283,7 @@ def _bars(panel: Panel) -> Any:
         rows.append(row | {"run": curve.run, "order": labels.index(curve.label)})
     chart = alt.Chart(alt.Data(values=rows)).mark_bar(stroke="var(--paper)", strokeWidth=1.5)
     return chart.encode(
-        x=alt.X("value:Q", stack=True, axis=alt.Axis(title="seconds of a step", format="~g")),
+        x=alt.X("value:Q", stack=True, axis=alt.Axis(title="seconds of a step", format="~r")),
         y=alt.Y("run:N", sort=list(panel.runs), axis=alt.Axis(labelLimit=110, grid=False)),
         color=_stacked_colour(labels),
         order=alt.Order("order:Q"),

@@ -248,8 +248,8 @@ def _time_panels(runs: Sequence[RunRecord]) -> list[Panel]:
         if rate:
             rates.append(Curve(run.name, "tokens", rate))
     if phases:
-        caption = "Seconds of a step. What is neither rollout nor scoring nor reference pass is "
-        caption += "the update."
+        caption = "Seconds of a step, over the last four logged ones. What is neither rollout nor "
+        caption += "scoring nor reference pass is the update."
         panels.append(Panel("time", "Where the time goes", caption, phases, names, stacked=True))
     if rates:
         caption = "Tokens of prompts and completions, over the last four logged steps."
@@ -258,7 +258,10 @@ def _time_panels(runs: Sequence[RunRecord]) -> list[Panel]:
 
 
 def phase_curves(run: RunRecord) -> list[Curve]:
-    """Return the seconds of each phase of a step; together they are all of it."""
+    """Return the seconds of each phase of a step; together they are all of it.
+
+    They are means of a few logged steps, because several steps may share a rollout.
+    """
     phases: dict[str, list[Point]] = {}
     for row in run.steps:
         whole = row.get("step_time")
@@ -272,7 +275,16 @@ def phase_curves(run: RunRecord) -> list[Curve]:
         parts[left] = max(0.0, whole - sum(parts.values()))
         for phase, seconds in parts.items():
             phases.setdefault(phase, []).append((float(row["step"]), seconds))
-    return [Curve(run.name, phase, points) for phase, points in phases.items()]
+    return [Curve(run.name, phase, _trailing(points)) for phase, points in phases.items()]
+
+
+def _trailing(points: Sequence[Point]) -> list[Point]:
+    """Return the mean of each point and the few before it."""
+    means = []
+    for end in range(1, len(points) + 1):
+        near = points[max(0, end - _RATED) : end]
+        means.append((points[end - 1][0], sum(value for _, value in near) / len(near)))
+    return means
 
 
 def _rate(run: RunRecord) -> list[Point]:
