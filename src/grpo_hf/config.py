@@ -79,8 +79,8 @@ class GRPOConfig(TRLGRPOConfig):
             warnings is logged: a line per logging step.
         hub_private_repo (`bool`, *optional*): make a new repository on the Hub private; None takes
             the default of the Hub or the organization.
-        push_samples (`bool`): push prompts and completions too: `credit.jsonl`,
-            `evaluation.jsonl` and what `log_completions` writes.
+        push_samples (`bool`): push prompts and completions too: `credit.jsonl`, `gaming.json`,
+            `kl_tokens.jsonl`, `evaluation.jsonl` and what `log_completions` writes.
 
     Raises:
         ConfigError: G < 2, a batch that does not hold whole groups, a value that is not possible,
