@@ -1,0 +1,159 @@
+"""Every command of the documents runs, or names what it needs.
+
+Those of `grpo-hf` are run here one after the other, as the README has them, on the embedded model.
+Of the others the program and each flag exist; the slow tests and `make` targets that run them are
+named in CONTRIBUTING.md.
+"""
+
+import io
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from grpo_hf.cli import main
+from grpo_hf.runs.recipe import settings_parser
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = ("grpo-hf", "make", "python", "accelerate", "echo")
+# What a command needs that no test has; everything else has to run.
+NEEDS = {
+    "--use_vllm": "vLLM: tests/real_vllm",
+    "grpo-hf replay": "a step that was not finite: tests/durability/test_broken_runs.py",
+    "grpo-hf push": "the Hub: tests/runs/test_pushing_a_run.py",
+    "--format gguf": "llama.cpp's converter: tests/runs/test_export.py",
+}
+# So that a training takes seconds; flags win over the recipe.
+TINY = "--max_steps 2 --max_completion_length 8 --eval_rows 4 --use_cpu --dtype float32"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return the commands in blocks of code, with the document of each."""
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^ {4}(?:\$ )?(\S.*)$", text, re.MULTILINE):
+            # A comment has two spaces before it; a value may hold a hash.
+            command = re.split(r"\s{2,}#|\s#\s", line)[0].strip()
+            if command.startswith(tuple(f"{program} " for program in PROGRAMS)):
+                found.append((document.name, command))
+    return found
+
+
+def needed(command: str) -> str | None:
+    return next((why for sign, why in NEEDS.items() if sign in command), None)
+
+
+def run_here() -> list[str]:
+    """Return the commands of `grpo-hf` that need nothing, the README's first, each once."""
+    found: dict[str, None] = {}
+    for _, command in commands():
+        if "grpo-hf" in command and needed(command) is None:
+            found[command] = None
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def desk(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a user's rows, and the files that the documents speak of."""
+    desk = tmp_path_factory.mktemp("desk")
+    rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(40)]
+    (desk / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(tiny_checkpoint, desk / "model")
+    shutil.copytree(ROOT / "recipes", desk / "recipes", ignore=shutil.ignore_patterns("__*"))
+    (desk / "mine.py").write_text(python_block("# mine.py"))
+    return desk
+
+
+def python_block(first_line: str) -> str:
+    """Return the block of Python in the README that begins with a line."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"```python\n({re.escape(first_line)}\n.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def run(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command of `grpo-hf` in this process, and fail where it exits with an error."""
+    before, _, after = command.rpartition("|")
+    piped = shlex.split(before)[1] if before else ""
+    words, _, target = after.replace(MODEL, "model").partition(">")
+    arguments = shlex.split(words)[1:]
+    if arguments[0] == "train":
+        arguments += TINY.split()
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{piped}\n"))
+    with monkeypatch.context() as context:
+        if target:
+            context.setattr(sys, "stdout", (desk / target.strip()).open("w", encoding="utf-8"))
+        try:
+            main(arguments)
+        except SystemExit as end:
+            assert not end.code, f"{command}: exit code {end.code}"
+
+
+def test_the_commands_of_the_documents_run(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the order of the documents, each in the folder that the one before has left."""
+    for command in run_here():
+        for name in ("recipe.yaml", "mine.yaml"):
+            # Pages about one command speak of a recipe without saying where it came from.
+            if (desk / "mine/recipe.yaml").is_file() and not (desk / name).exists():
+                settings = yaml.safe_load((desk / "mine/recipe.yaml").read_text())
+                settings["rewards"] = ["gsm8k"]
+                (desk / name).write_text(yaml.safe_dump(settings))
+        for name in ("a", "b", "c"):
+            if (desk / "runs/mine").is_dir() and not (desk / f"runs/{name}").exists():
+                shutil.copytree(desk / "runs/mine", desk / f"runs/{name}")
+        run(command, desk, monkeypatch)
+        capsys.readouterr()
+    assert (desk / "runs/mine/report.html").is_file()
+    assert (desk / "curve.png").stat().st_size > 0
+
+
+def other_commands() -> list[Any]:
+    found = []
+    for document, command in commands():
+        if "grpo-hf" not in command:
+            found.append(pytest.param(command, id=f"{document}: {command[:60]}"))
+    return found
+
+
+@pytest.mark.parametrize("command", other_commands())
+def test_programs_and_flags_exist(command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        for word in words[1:]:
+            name = word.partition("=")[0]
+            pattern = rf"^{name} \?=" if "=" in word else rf"^{name}:"
+            assert re.search(pattern, makefile, re.MULTILINE), f"{word} is not in the Makefile"
+        return
+    if words[:2] == ["python", "-m"]:
+        file = ROOT / f"{words[2].replace('.', '/')}.py"
+    else:
+        file = next(ROOT / word for word in words if word.endswith(".py"))
+    assert file.is_file()
+    text = file.read_text(encoding="utf-8")
+    settings = settings_parser()[1]
+    for word in words[2:]:
+        if word.startswith("--") and word != "--config":
+            name = word.removeprefix("--")
+            assert name in settings or name in text, word
+
+
+def test_what_a_command_needs_is_tested_elsewhere() -> None:
+    for why in NEEDS.values():
+        assert (ROOT / why.rpartition(": ")[2]).exists(), why
+    # A sign that no command has any more would hide a command of the future.
+    for sign in NEEDS:
+        assert any(sign in command for _, command in commands()), sign
