@@ -92,7 +92,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # These need other libraries, or are refused by name (BASE_CHANGING_INITS).
 ELSEWHERE = {"megatron_config", "loftq_config", "corda_config", "lora_ga_config"}
-# The sentences of README's table.
+# The sentences of the table of differences.
 REFUSED = {
     "no no-op": "at step 0",
     "pissa": "changes the base",
