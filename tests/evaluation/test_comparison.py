@@ -43,6 +43,7 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
     # The base is right on the first two questions, the adapter on the last three.
     golds = [*expected["base"][:2], "none", "none", *expected["adapter"][4:]]
     rows = [{"prompt": prompt, "answer": gold} for prompt, gold in zip(CHATS, golds, strict=True)]
+    told = []
     found = compare_with_base(
         policy,
         tokenizer,
@@ -51,7 +52,15 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
         decoding={"max_new_tokens": 6, "batch_size": 3},
         trainer_state=TrainerState(global_step=1),
         file=tmp_path / "evaluation.jsonl",
+        progress=lambda *news: told.append(news),
     )
+    # Seven prompts, three at a time.
+    assert told == [
+        *(("adapter", "greedy", count) for count in (3, 3, 1)),
+        *(("base", "greedy", count) for count in (3, 3, 1)),
+        ("adapter", "judging", 0),
+        ("base", "judging", 0),
+    ]
 
     lines = (tmp_path / "evaluation.jsonl").read_text().splitlines()
     records = list(map(json.loads, lines))

@@ -32,16 +32,22 @@ _SEEDS = 1_000_003
 
 
 def greedy_completions(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], **settings: Any
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *,
+    progress: Callable[[int], None] | None = None,
+    **settings: Any,
 ) -> list[Completion]:
     """Return the greedy completion of each prompt, in order; processes share the work.
 
     Args:
         prompts: lists of messages, or plain texts.
+        progress: is told after each batch how many more prompts this process has completed.
         settings: see `sampled_completions`.
     """
     groups = completed_batches(model, tokenizer, prompts, copies=1, sampling=GREEDY, **settings)
-    return [completion for (completion,) in _gathered(groups)]
+    return [completion for (completion,) in _gathered(groups, progress)]
 
 
 def sampled_completions(
@@ -147,11 +153,16 @@ def _answering(
         yield answer
 
 
-def _gathered(batches: Iterable[dict[int, list[Completion]]]) -> list[list[Completion]]:
+def _gathered(
+    batches: Iterable[dict[int, list[Completion]]],
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Completion]]:
     """Return the completions of all processes' prompts, by the place of the prompt."""
     mine: list[tuple[int, list[Completion]]] = []
     for groups in batches:
         mine += groups.items()
+        if progress is not None:
+            progress(len(groups))
     by_place = dict(gather_object(mine))
     return [by_place[place] for place in sorted(by_place)]
 

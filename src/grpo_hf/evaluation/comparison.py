@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def compare_with_base(
     decoding: Mapping[str, Any],
     trainer_state: Any = None,
     file: Path | None = None,
+    progress: Callable[[str, str, int], None] = lambda side, kind, count: None,
 ) -> Comparison | None:
     """Answer held-out prompts greedily with and without the adapter, and compare the answers.
 
@@ -60,16 +62,24 @@ def compare_with_base(
         decoding: what `greedy_completions` takes beside the prompts.
         trainer_state: for rewards that read it.
         file: keeps both answers to every prompt; `None` on processes that do not write.
+        progress: is told of each side, what it does, and how many more prompts it has done.
 
     Returns:
         The comparison, without prompts on which the reward failed; None where none is left.
     """
     prompts = [row["prompt"] for row in rows]
-    answers = {"adapter": greedy_completions(model, tokenizer, prompts, **decoding)}
+
+    def answered(side: str) -> list[Completion]:
+        done = partial(progress, side, "greedy")
+        return greedy_completions(model, tokenizer, prompts, progress=done, **decoding)
+
+    answers = {"adapter": answered("adapter")}
     with adapters.as_base(model):
-        answers["base"] = greedy_completions(model, tokenizer, prompts, **decoding)
+        answers["base"] = answered("base")
     right = {}
     for name, completions in answers.items():
+        # A reward may be slower than the answers were.
+        progress(name, "judging", 0)
         # Rewards may read token ids. Those of the text are near enough for a comparison.
         texts = list(map(completion_text, completions))
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -1,6 +1,7 @@
 """How far an evaluation has come: a bar in a terminal, a line now and then elsewhere."""
 
 import sys
+import threading
 import time
 from typing import Any
 
@@ -37,9 +38,9 @@ class EvaluationProgress:
         self._pass = ""
         self._task: Any = None
         self._done = 0
-        self._said = time.monotonic()
-        self._began = self._said
+        self._began = time.monotonic()
         self._bar: Progress | None = None
+        self._over = threading.Event()
 
     def __enter__(self) -> "EvaluationProgress":
         if not self._silent and sys.stderr.isatty():
@@ -56,9 +57,12 @@ class EvaluationProgress:
         elif not self._silent:
             # The first batch may take longer than a user's patience.
             print(f"{self._name}: {self._problems} problems", file=sys.stderr, flush=True)
+            # By the clock and not by the batch, because one batch may take minutes.
+            threading.Thread(target=self._say_now_and_then, daemon=True).start()
         return self
 
     def __exit__(self, *details: Any) -> None:
+        self._over.set()
         if self._bar is not None:
             self._bar.stop()
 
@@ -74,8 +78,11 @@ class EvaluationProgress:
         self._done += count
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
-        elif time.monotonic() - self._said > _BETWEEN_LINES:
-            self._said = time.monotonic()
-            seconds = round(self._said - self._began)
-            print(f"{name}: {self._done}/{self._problems}, {seconds} s", file=sys.stderr)
-            sys.stderr.flush()
+
+    def _say_now_and_then(self) -> None:
+        while not self._over.wait(_BETWEEN_LINES):
+            seconds = round(time.monotonic() - self._began)
+            what = self._pass or self._name
+            print(
+                f"{what}: {self._done}/{self._problems}, {seconds} s", file=sys.stderr, flush=True
+            )

@@ -56,16 +56,18 @@ def compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison |
         return None
     _say(f"comparing base and adapter on {len(held_out)} held-out prompts")
     file = Path(trainer.args.output_dir) / EVALUATION_FILE
-    return compare_with_base(
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.processing_class,
-        held_out.to_list(),
-        # It has a process already.
-        trainer.run_rewards.entries_for([reward])[0],
-        decoding=_decoding(trainer),
-        trainer_state=trainer.state,
-        file=file if trainer.is_world_process_zero() else None,
-    )
+    with EvaluationProgress("comparison", len(held_out)) as progress:
+        return compare_with_base(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            held_out.to_list(),
+            # It has a process already.
+            trainer.run_rewards.entries_for([reward])[0],
+            decoding=_decoding(trainer),
+            trainer_state=trainer.state,
+            file=file if trainer.is_world_process_zero() else None,
+            progress=progress.update,
+        )
 
 
 def evaluate_sets(trainer: GRPOTrainer, sets: Sequence[EvaluationSet], samples: int) -> None:

@@ -1,0 +1,29 @@
+"""Tests of what an evaluation says while it works."""
+
+import time
+
+import pytest
+
+from grpo_hf.evaluation.evaluation_progress import EvaluationProgress
+
+
+def test_a_long_batch_is_not_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr("grpo_hf.evaluation.evaluation_progress._BETWEEN_LINES", 0.05)
+    with EvaluationProgress("held-out", 4) as progress:
+        progress.update("adapter", "greedy", 2)
+        # No further news for several times as long as two lines may be apart.
+        time.sleep(0.3)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "held-out: 4 problems"
+    assert len(said) > 2
+    assert set(said[1:]) == {"held-out: adapter, greedy: 2/4, 0 s"}
+    time.sleep(0.15)
+    assert capsys.readouterr().err == "", "no line comes after the end"
+
+
+def test_a_silent_one_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr("grpo_hf.evaluation.evaluation_progress._BETWEEN_LINES", 0.02)
+    with EvaluationProgress("held-out", 4, silent=True) as progress:
+        progress.update("adapter", "greedy", 2)
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
