@@ -3,29 +3,22 @@
 import os
 import re
 import signal
-import subprocess
-import sys
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
+from support.processes import SCRIPTS, started, written_in
 
 from grpo_hf.durability.output_folder import claim_output_folder
 from grpo_hf.errors import OutputExistsError
 from grpo_hf.run_files import RUN_FILE
 from grpo_hf.runs.output_checks import checkpoint_to_resume
-
-HOLDS = """
-import sys, time
-from pathlib import Path
-from accelerate import Accelerator
-from grpo_hf.durability.output_folder import claim_output_folder
-claim_output_folder(Path(sys.argv[1]), Accelerator(cpu=True) if sys.argv[2] == "begins" else None)
-print("held", flush=True)
-time.sleep(60)
-"""
 
 TRACES = ["metrics.jsonl", "adapter_config.json", "model.safetensors", "checkpoint-500"]
 
@@ -91,18 +84,31 @@ def test_every_process_looks_before_any_goes_on(tmp_path: Path, monkeypatch: pyt
     claim_output_folder(tmp_path / "run", accelerator)
 
 
+@contextmanager
+def holder(folder: Path, *how: str) -> Iterator[ForkServerProcess]:
+    """A process that holds a folder, in a group of its own, until the end of a `with` block."""
+    with TemporaryDirectory() as outputs:
+        (process,) = started(1, Path(outputs), folder, *how, script=SCRIPTS / "hold_folder.py")
+        try:
+            while "held" not in written_in(Path(outputs)):
+                assert process.is_alive(), written_in(Path(outputs))
+                time.sleep(0.02)
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+
+
 @pytest.mark.parametrize("stage", ["prepares", "begins"])
 def test_a_folder_belongs_to_a_run_from_its_first_moment(tmp_path: Path, stage: str):
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", HOLDS, str(folder), stage]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None and run.stdout.readline() == "held\n"
+    with holder(folder, stage):
         said = "another run writes into" if stage == "prepares" else r"another run \(\.run\)"
         with pytest.raises(OutputExistsError, match=said):
             claim_output_folder(folder)
         with pytest.raises(OutputExistsError, match="another run writes into"):
             claim_output_folder(folder, resume="auto")
-        run.kill()
     # Nothing has to be removed by hand.
     claim_output_folder(folder, resume="auto")
 
@@ -112,9 +118,7 @@ def test_a_second_run_leaves_what_the_first_one_writes_alone(
 ):
     """The first process holds the folder; the others of a program know nothing of that."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", HOLDS, str(folder), "begins"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None and run.stdout.readline() == "held\n"
+    with holder(folder, "begins"):
         (folder / ".unfinished/checkpoint-3").mkdir(parents=True)
         for rank, wish in (("0", "auto"), ("0", "true"), ("1", "auto"), ("1", "true")):
             monkeypatch.setenv("RANK", rank)
@@ -123,24 +127,14 @@ def test_a_second_run_leaves_what_the_first_one_writes_alone(
             with refused if rank == "0" else nullcontext():
                 assert checkpoint_to_resume(SimpleNamespace(training=training)) == wish
             assert (folder / ".unfinished/checkpoint-3").is_dir()
-        run.kill()
 
 
 def test_a_child_does_not_hold_the_folder_of_its_parent(tmp_path: Path):
     """A worker of a data loader lives for seconds after its trainer was killed."""
     folder = tmp_path / "run"
-    forks = 'import os\nif os.fork() == 0:\n    time.sleep(60)\n    os._exit(0)\nprint("held"'
-    program = HOLDS.replace('print("held"', forks)
-    command = [sys.executable, "-c", program, str(folder), "prepares"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as run:
-        assert run.stdout is not None and run.stdout.readline() == "held\n"
+    with holder(folder, "prepares", "forks") as parent:
         with pytest.raises(OutputExistsError, match="another run writes into"):
             claim_output_folder(folder, resume="auto")
-        run.kill()
-        run.wait()
-        try:
-            claim_output_folder(folder, resume="auto")
-        finally:
-            os.killpg(run.pid, signal.SIGKILL)
+        parent.kill()
+        parent.join()
+        claim_output_folder(folder, resume="auto")

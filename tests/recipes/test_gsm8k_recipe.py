@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.programs import RECIPES
+from support.programs import RECIPES, load_recipe
 
 from grpo_hf.runs.recipe import read_recipe
 
@@ -29,7 +29,15 @@ def demo(folder: Path, *flags: str, threads: int | None = 1) -> str:
     return done.stdout
 
 
-def test_the_demo_runs_from_cold_start_to_table(tmp_path: Path) -> None:
+def start_here(folder: Path, *flags: str) -> None:
+    """Run the embedded demo in this process, which has imported the libraries."""
+    config = str(RECIPES / "gsm8k_tiny.yaml")
+    load_recipe("gsm8k").main(["--config", config, "--output_dir", str(folder), *flags])
+
+
+def test_the_demo_runs_from_cold_start_to_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = ["--cold_start_steps", "4", "--max_steps", "2", "--logging_steps", "1"]
     short += ["--eval_rows", "12"]
     said = demo(tmp_path / "first", *short)
@@ -49,7 +57,8 @@ def test_the_demo_runs_from_cold_start_to_table(tmp_path: Path) -> None:
     answers = list(map(json.loads, (first / "evaluation.jsonl").read_text().splitlines()))
     assert len(answers) == 12
     # The second run finds the cold-started checkpoint of the first one.
-    assert "using the checkpoint in" in demo(tmp_path / "second", *short, "--save_strategy", "no")
+    start_here(tmp_path / "second", *short, "--save_strategy", "no")
+    assert "using the checkpoint in" in capsys.readouterr().out
 
 
 def test_a_mistake_reaches_the_user_through_the_launcher(tmp_path: Path) -> None:
@@ -62,17 +71,22 @@ def test_a_mistake_reaches_the_user_through_the_launcher(tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
 
 
-def test_qlora_is_a_flag(tmp_path: Path) -> None:
+def test_qlora_is_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--cold_start_steps", "2", "--max_steps", "2", "--logging_steps", "1"]
-    short += ["--eval_rows", "4"]
-    said = demo(tmp_path / "run", *short, "--load_in_4bit", "--per_device_train_batch_size", "8")
+    short += ["--eval_rows", "4", "--max_completion_length", "8"]
+    start_here(tmp_path / "run", *short, "--load_in_4bit", "--per_device_train_batch_size", "8")
+    said = capsys.readouterr().out
     assert "step 2/2" in said and "base (adapter disabled)" in said
 
 
-def test_full_fine_tuning_claims_no_comparison(tmp_path: Path) -> None:
+def test_full_fine_tuning_claims_no_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = ["--cold_start_steps", "2", "--max_steps", "1", "--eval_rows", "4"]
+    short += ["--max_completion_length", "8"]
     short += ["--per_device_train_batch_size", "8"]
-    said = demo(tmp_path / "run", *short, "--use_peft", "false")
+    start_here(tmp_path / "run", *short, "--use_peft", "false")
+    said = capsys.readouterr().out
     assert "no comparison with the base: the whole model was trained" in said
     assert "accuracy" not in said
 
