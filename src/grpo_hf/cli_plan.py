@@ -1,6 +1,7 @@
 """The command `grpo-hf plan`."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,49 @@ def add_plan_command(commands: Any) -> None:
         "plan", help="what a recipe needs, before it runs", description=_plan.__doc__
     )
     plan.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
-    plan.add_argument("--gpus", type=int, metavar="N", help="GPUs that train side by side")
+    plan.add_argument("--gpus", type=_count, metavar="N", help="GPUs that train side by side")
     plan.add_argument(
         "--accelerate", type=Path, metavar="FILE", help="configuration of accelerate to plan for"
     )
     plan.add_argument(
-        "--prompt_tokens", type=int, default=256, metavar="N", help="tokens of a prompt (256)"
+        "--prompt_tokens", type=_count, default=256, metavar="N", help="tokens of a prompt (256)"
     )
     plan.add_argument(
         "--completion_tokens",
-        type=int,
+        type=_count,
         metavar="N",
         help="tokens of a completion on average, for time and cost (max_completion_length)",
     )
     plan.add_argument(
-        "--tokens_per_second", type=float, metavar="X", help="rate of all GPUs, as a run prints it"
+        "--tokens_per_second", type=_rate, metavar="X", help="rate of all GPUs, as a run prints it"
     )
     plan.add_argument(
         "--like", type=Path, metavar="RUN", help="output folder of a run, to take its rate"
     )
-    plan.add_argument("--dollars_per_hour", type=float, metavar="X", help="price of one GPU")
+    plan.add_argument("--dollars_per_hour", type=_rate, metavar="X", help="price of one GPU")
     plan.add_argument("--device", choices=["cuda", "cpu"], help="what it runs on")
     plan.add_argument(
         "--table", action="store_true", help="which well-known model fits where, instead"
     )
     plan.set_defaults(command=_plan, takes_settings=True)
+
+
+def _count(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    """Read a number above 0 that is finite."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return rate
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:

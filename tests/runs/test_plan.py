@@ -3,15 +3,18 @@
 import json
 import random
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoConfig
 
 from grpo_hf import cli
+from grpo_hf.errors import ConfigError, ModelError
 from grpo_hf.planning.fitting import Fit
 from grpo_hf.runs import plan, preflight
 from grpo_hf.runs.recipe import Recipe, read_recipe
@@ -108,6 +111,41 @@ def test_a_mistake_is_said(
     assert end.value.code == 2 and said in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    "flag", ["gpus", "prompt_tokens", "completion_tokens", "tokens_per_second", "dollars_per_hour"]
+)
+@pytest.mark.parametrize("value", ["0", "-3", "nan", "inf", "many"])
+def test_what_is_asked_with_is_above_0(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", str(RECIPES / "gsm8k.yaml"), f"--{flag}", value])
+    assert end.value.code == 2 and f"--{flag}: expected a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("num_processes: abc", "num_processes is 'abc'; expected a number above 0"),
+        ("num_processes: -1", "num_processes is -1"),
+        ("num_processes:", "num_processes is None"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: [1]", r"the stage of ZeRO is \[1\]"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: x}", "ZeRO is 'x'"),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: none.json}",
+            r"none\.json: no stage of ZeRO in it",
+        ),
+        ("[1]", "expected a configuration of accelerate"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_broken_configuration_of_accelerate(settings: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(settings)
+    with pytest.raises(ConfigError, match=said):
+        plan.gpus_of(plan.Question(accelerate=file))
+
+
 def test_a_training_that_fits_is_not_warned_of(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +215,13 @@ def test_a_reward_model_takes_memory(tiny_checkpoint: Path, tmp_path: Path) -> N
     with_model.task.rewards = [{"reward_model": {"model": str(tiny_checkpoint)}}]  # type: ignore[list-item]
     run = plan.plan_facts(with_model, plan.Question())
     assert run.reward_bytes == 4 * run.shape.parameters
+    # An adapter has no configuration of its own: that of its base counts.
+    adapter = tmp_path / "adapter"
+    LoraConfig(base_model_name_or_path=str(tiny_checkpoint)).save_pretrained(adapter)
+    for model, said in ((adapter, None), (tmp_path / "none", "no such model"), (tmp_path, "no mo")):
+        with_model.task.rewards = [{"reward_model": {"model": str(model)}}]  # type: ignore[list-item]
+        with nullcontext() if said is None else pytest.raises(ModelError, match=said):
+            assert plan.plan_facts(with_model, plan.Question()).reward_bytes == run.reward_bytes
 
 
 @pytest.mark.parametrize(
@@ -197,6 +242,14 @@ def test_a_configuration_of_accelerate_says_how_gpus_share(
     file = tmp_path / "accelerate.yaml"
     file.write_text(settings)
     assert plan.gpus_of(plan.Question(accelerate=file)) == (gpus, strategy)
+
+
+def test_zero_may_have_a_file_of_its_own(tmp_path: Path) -> None:
+    own, file = tmp_path / "own.json", tmp_path / "accelerate.yaml"
+    own.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    nested = f"deepspeed_config: {{deepspeed_config_file: {own}}}"
+    file.write_text(f"distributed_type: DEEPSPEED\nnum_processes: 2\n{nested}\n")
+    assert plan.gpus_of(plan.Question(accelerate=file)) == (2, "zero3")
 
 
 @pytest.mark.parametrize(

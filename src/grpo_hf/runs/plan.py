@@ -1,5 +1,6 @@
 """The plan of a recipe: what it needs, before anything is loaded."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import psutil
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import AutoConfig
+from peft import PeftConfig
 
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
 from ..errors import ConfigError, GrpoError
@@ -172,10 +173,31 @@ def gpus_of(question: Question) -> tuple[int, str]:
         raise ConfigError(f"{question.accelerate}: expected a configuration of accelerate.")
     kind = str(settings.get("distributed_type", "NO")).upper()
     strategy = "fsdp" if kind == "FSDP" else "ddp"
+    processes = settings.get("num_processes", 1)
+    if not isinstance(processes, int) or processes < 1:
+        raise ConfigError(
+            f"{question.accelerate}: num_processes is {processes!r}; expected a number above 0."
+        )
     if kind == "DEEPSPEED":
-        stage = (settings.get("deepspeed_config") or {}).get("zero_stage", 2)
-        strategy = "zero3" if stage == 3 else "zero2"
-    return question.gpus or int(settings.get("num_processes", 1)), strategy
+        strategy = "zero3" if _zero_stage(question.accelerate, settings) == 3 else "zero2"
+    return question.gpus or processes, strategy
+
+
+def _zero_stage(file: Path, settings: Mapping[str, Any]) -> int:
+    """Return the stage of ZeRO that a configuration of accelerate names, or its DeepSpeed file."""
+    nested = settings.get("deepspeed_config") or {}
+    stage: Any = nested
+    if isinstance(nested, Mapping):
+        stage = nested.get("zero_stage", 2)
+        if "deepspeed_config_file" in nested:
+            file = Path(str(nested["deepspeed_config_file"]))
+            try:
+                stage = json.loads(file.read_text(encoding="utf-8"))["zero_optimization"]["stage"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{file}: no stage of ZeRO in it ({error!r}).") from error
+    if stage not in range(4):
+        raise ConfigError(f"{file}: the stage of ZeRO is {stage!r}; expected a number up to 3.")
+    return int(stage)
 
 
 def _config_of(recipe: Recipe) -> Any:
@@ -275,13 +297,24 @@ def _reward_bytes(recipe: Recipe) -> int:
         name, options = _name_and_options(spec)
         if name != "reward_model" or not isinstance(options.get("model"), str):
             continue
-        config = AutoConfig.from_pretrained(options["model"])
+        config = _reward_config(options["model"])
         shape = shape_of(config)
         dtype = str(options.get("dtype", "auto"))
         if dtype == "auto":
             dtype = str(config.dtype)
         size += shape.parameters * (4 if dtype.endswith("float32") else 2)
     return size
+
+
+def _reward_config(name: str) -> Any:
+    """Return the configuration of a reward model, which may be an adapter on another model.
+
+    Raises:
+        ModelError, HubUnreachable: there is none.
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        name = PeftConfig.from_pretrained(name).base_model_name_or_path
+    return loading.read_model_config(name, needs_weights=False)
 
 
 def _name_and_options(spec: Any) -> tuple[str, Mapping[str, Any]]:
