@@ -21,6 +21,7 @@ import trl
 from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from support.tool_model import CONVERSATIONS, tool_tokenizer
 from transformers import AutoModelForCausalLM
 from transformers.utils import PushInProgress
 from trl.generation import vllm_generation
@@ -29,8 +30,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 import grpo_hf
 from grpo_hf import trl_seam
+from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.durable_trainer import DurableTrainer
-from grpo_hf.errors import SeamMovedError
+from grpo_hf.errors import ConfigError, SeamMovedError
 
 ROWS, GROUP, WIDTH = 4, 2, 5
 CONSTRUCTOR = [
@@ -768,6 +770,24 @@ def test_a_checkpoint_is_written_elsewhere_and_named_later(make_trainer, tmp_pat
     assert (elsewhere / "checkpoint-1/trainer_state.json").is_file()
     assert trainer.state.best_model_checkpoint == str(run / "checkpoint-1")
     assert trl_seam.load_finished(trainer, elsewhere / "checkpoint-1").global_step == 1
+
+
+def test_calls_of_tools_are_read_and_their_turns_have_tokens():
+    tokenizer = tool_tokenizer()
+    (question, call, result, answer) = CONVERSATIONS[0]
+    assert trl_seam.prepare_tool_calls(tokenizer) is None
+    whole = tokenizer.apply_chat_template([question, call, result, answer], return_dict=False)
+    before = tokenizer.apply_chat_template(
+        [question], add_generation_prompt=True, return_dict=False
+    )
+    called = tokenizer.apply_chat_template([question, call], return_dict=False)
+    written = called[len(before) :]
+    assert trl_seam.read_answer(tokenizer, written, before, [])["tool_calls"] == call["tool_calls"]
+    # The result, and the head of the turn in which the model goes on.
+    turn = trl_seam.tool_turn_ids(tokenizer, [result], {})
+    assert whole[: len(called) + len(turn)] == called + turn
+    with pytest.raises(ConfigError, match="no turns for calls of tools"):
+        trl_seam.prepare_tool_calls(tiny_tokenizer())
 
 
 def test_a_trainer_goes_on_within_a_rollout(make_trainer):

@@ -1,6 +1,7 @@
 """Tests of where the seconds of a step go, and of what a run was started with."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class TestRuns:
         assert [row["step"] for row in rows] == [2, 4]
         for row in rows:
             # Two steps share a rollout, so that each has half of its seconds.
-            assert row["time/scoring"] == pytest.approx(SLEEP / 2, rel=0.5)
+            assert row["time/scoring"] > 0.9 * SLEEP / 2
             assert row["time/rollout"] > 0 and row["time/reference"] > 0
             phases = [value for name, value in row.items() if name.startswith("time/")]
             assert sum(phases) < row["step_time"]
@@ -81,7 +82,8 @@ class TestRuns:
         (start,) = read_starts(run[0])
         assert start["step"] == 0 and start["seed"] == 7 and start["processes"] == 1
         assert {"python", "grpo-hf", "torch", "trl"} <= start["versions"].keys()
-        assert start["settings"]["num_iterations"] == 2 and "pytest" in start["command"]
+        assert start["settings"]["num_iterations"] == 2
+        assert start["command"] == command_line(sys.orig_argv)
         assert start["machine"]["cores"] > 0 and start["folder"] == str(Path.cwd())
 
     def test_each_start_has_its_line_and_no_secret(self, make_trainer: Any, tmp_path: Path):

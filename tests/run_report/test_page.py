@@ -91,7 +91,7 @@ class TestPage:
         assert wanted | {"throughput", "accuracy", "at_k_svamp", "held_out"} <= ids
 
     def test_it_says_how_it_was_run(self, page: Page):
-        for text in ("pytest", "learning_rate", "0.0001", "torch 2", "clip_ratio/low_mean"):
+        for text in ("python", "learning_rate", "0.0001", "torch 2", "clip_ratio/low_mean"):
             assert text in page.text
 
     def test_steps_have_their_advantages(self, page: Page):
