@@ -150,10 +150,34 @@ def test_completions_are_printed_on_request(
     make_trainer: MakeTrainer, tmp_path: Path, capsys: Any
 ) -> None:
     make_trainer(
-        peft_config=LORA, log_completions=True, num_completions_to_print=1, max_steps=1
+        peft_config=LORA, log_completions=True, num_completions_to_print=1, max_steps=2
     ).train()
-    assert "Completion" in capsys.readouterr().out
-    assert list((tmp_path / "run" / "completions").glob("*.parquet"))
+    shown = capsys.readouterr().out
+    # Once for each step, and not again with the summary of the training.
+    assert shown.count("Completion") == 2
+    assert shown.count(" Step 1 ") == shown.count(" Step 2 ") == 1
+    assert len(list((tmp_path / "run" / "completions").glob("*.parquet"))) == 2
+
+
+def test_a_run_that_logs_no_step_shows_its_completions_at_the_end(
+    make_trainer: MakeTrainer, capsys: Any
+) -> None:
+    settings = {"num_completions_to_print": 1, "logging_steps": 10, "max_steps": 2}
+    make_trainer(peft_config=LORA, log_completions=True, **settings).train()
+    assert capsys.readouterr().out.count("Completion") == 1
+
+
+def test_an_evaluation_shows_its_own_completions(make_trainer: MakeTrainer, capsys: Any) -> None:
+    settings = {"num_completions_to_print": 1, "max_steps": 1, "eval_strategy": "steps"}
+    rows = Dataset.from_list([{"prompt": f"{n}: "} for n in range(4)])
+    trainer = make_trainer(
+        peft_config=LORA, log_completions=True, eval_dataset=rows, eval_steps=1, **settings
+    )
+    trainer.train()
+    assert capsys.readouterr().out.count("Completion") == 2
+    # What a callback adds to an evaluation is about the same completions.
+    trainer.log({"eval_accuracy": 0.5})
+    assert "Completion" not in capsys.readouterr().out
 
 
 def test_a_reward_that_returns_too_few_stops_the_run_and_is_named(

@@ -27,8 +27,8 @@ from .durability.launchers import leave_with_launcher
 from .durability.leaving import Departure, Leaving
 from .durability.peers import Peers
 from .models.random_state import remembered_random_numbers
-from .reporting import pushing
-from .run_files import reason_of, warn_once
+from .reporting import progress, pushing
+from .run_files import written_or_said
 
 _LAST_STEP = "It was not saved. Lower learning_rate, and go on from the newest checkpoint."
 _NOT_SAVED = (
@@ -40,10 +40,10 @@ _NOT_SAVED = (
 class DurableTrainer(TRLGRPOTrainer):
     """TRL's trainer in a folder of its own, which signals ask to leave."""
 
-    # A second `train()` may go on in the folder that the first one claimed.
+    # A second `train()` may go on in the folder that the first one claimed, with its watch.
     _owns_output_folder = False
-    # A second one adds no second watch either.
     _watched = False
+    _shown_at = -1
     # That of the `train()` under way.
     _departure = Departure()
     # PPO's, where the estimator has one.
@@ -226,11 +226,11 @@ class DurableTrainer(TRLGRPOTrainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; a disk or network that fails is said. TRL 1.16 also writes completions here."""
-        try:
+        """Log; a disk or network that fails is said. TRL 1.16 writes `log_completions` here."""
+        due, self._shown_at = progress.completions_due(self.state.global_step, logs, self._shown_at)
+        self.log_completions = self.args.log_completions and due
+        with written_or_said("A log"):
             super().log(logs, start_time)
-        except OSError as error:
-            warn_once(f"A log cannot be written ({reason_of(error)}). The run goes on.")
         self._departure.logged()
 
     @cached_property

@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,19 @@ def append_lines(file: Path, lines: Iterable[str]) -> bool:
     return True
 
 
+@contextmanager
+def written_or_said(what: str) -> Iterator[None]:
+    """Say once why a block could not write something, and go on."""
+    try:
+        yield
+    except OSError as error:
+        warn_once(f"{what} cannot be written ({reason_of(error)}). The run goes on.")
+
+
 def write_or_say(file: Path, text: str) -> None:
     """Write a file completely, or leave it as it was and say once why."""
-    try:
+    with written_or_said(str(file)):
         write_whole(file, text)
-    except OSError as error:
-        warn_once(f"{file} cannot be written ({reason_of(error)}). The run goes on.")
 
 
 def write_whole(file: Path, text: str) -> None:

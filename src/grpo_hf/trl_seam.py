@@ -139,6 +139,7 @@ TRAINER_ATTRIBUTES = (
     "environments",
     "environment_factories",
     "generation_config",
+    "log_completions",
     "loss_type",
     "multi_objective_aggregation",
     "num_generations",

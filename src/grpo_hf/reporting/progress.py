@@ -1,6 +1,7 @@
 """What a run prints while it trains: one readable line per logging step."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainerCallback
@@ -68,6 +69,22 @@ class ProgressLine(TrainerCallback):
             left: seconds until the end.
         """
         say(progress_line(*steps, logs, self.reward_names, rate, left))
+
+
+def completions_due(step: int, logs: Mapping[str, Any], shown: int) -> tuple[bool, int]:
+    """Return whether a log is one to show the completions with, and the step that is shown then.
+
+    TRL shows them with whatever is logged, as with the summary at the end of the training, which
+    comes after the last step has shown the same ones.
+
+    Args:
+        shown: the last step whose completions were shown.
+    """
+    runtimes = [name for name in logs if name.endswith("_runtime") and name != "train_runtime"]
+    # An evaluation has completions of its own, which it logs once with the time that it took.
+    if runtimes or any(name.startswith("eval_") for name in logs):
+        return bool(runtimes), shown
+    return step != shown, step
 
 
 def progress_line(
