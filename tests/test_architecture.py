@@ -17,6 +17,7 @@ SOURCE = Path(grpo_hf.__file__).parent
 # way, and every room can be read after those above it.
 ORDER = [
     "errors",
+    "quieting",
     "config_checks",
     "config",
     "run_files",

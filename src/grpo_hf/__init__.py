@@ -8,6 +8,8 @@ from grpo_hf import split_steps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import quieting
+
 if TYPE_CHECKING:
     from .config import GRPOConfig
     from .data.completions import completion_text, message_text
@@ -50,6 +52,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that a light part of the library stays light."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Before the import that makes bitsandbytes log it.
+    quieting.drop_kernel_line()
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 

@@ -266,6 +266,10 @@ class GRPOConfig(TRLGRPOConfig):
             self.bf16: bool | None = (
                 not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
             )
+        # Under its new name TRL's default is no deprecated setting that somebody gave.
+        default = self.__dataclass_fields__["gradient_checkpointing"].default
+        if self.activation_checkpointing is None and self.gradient_checkpointing == default:
+            self.activation_checkpointing = default
         super().__post_init__()
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from . import trl_seam
+from . import quieting, trl_seam
 from .config import option
 from .durability import (
     broken_steps,
@@ -50,10 +50,7 @@ class DurableTrainer(TRLGRPOTrainer):
     critic: Any = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> Any:
-        """Train in a folder that belongs to this run.
-
-        transformers 5.23: `train` prepares, loops and returns a `TrainOutput`.
-        """
+        """Train in a folder that belongs to this run. transformers 5.23 returns a `TrainOutput`."""
         checkpoint, folder = self._checkpoint_for(resume_from_checkpoint), self.args.output_dir
         if checkpoint is not None and resume.is_at_its_end(checkpoint, self.args):
             return trl_seam.load_finished(self, checkpoint)
@@ -61,7 +58,8 @@ class DurableTrainer(TRLGRPOTrainer):
         self._watch_numbers()
         self._departure = Departure(self.accelerator, self._place, resumes=checkpoint is not None)
         peers = Peers(alone=self.accelerator.num_processes == 1)
-        with self._departure.heeded(self), peers.explained(), disk.saving(Path(folder)):
+        saving = disk.saving(Path(folder))
+        with self._departure.heeded(self), peers.explained(), saving, quieting.old_names():
             output = self.train_here(str(checkpoint) if checkpoint else None, **keywords)
         model = self.accelerator.unwrap_model(self.model)
         finite.check_weights(model, "after the last step", _LAST_STEP)

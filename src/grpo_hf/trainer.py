@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer as TRLGRPOTrainer
 
-from . import trl_seam
+from . import quieting, trl_seam
 from .algorithm import critic, kl_control, token_advantages
 from .config import GRPOConfig, option
 from .data import prompts
@@ -30,7 +30,6 @@ from .reporting.phases import timed
 from .rollout import dynamic_sampling, generate, vllm_engine
 from .scoring import failures, process_reward, step_scores, trial
 from .scoring.scorer import RolloutScorer, scorer_under_way, weights_now
-from .trl_seam import Batch
 from .update import forwards, log_probs, micro_batches, packing_check
 
 
@@ -66,7 +65,8 @@ class GRPOTrainer(DurableTrainer):
         # Before TRL loads the model, which takes longer than to try a reward.
         check_training_data(trl_seam.data_drawn_by_trl(call, type(self)), call["args"])
         call["reward_funcs"], self.run_rewards = trial.prepare_rewards(call)
-        with reference.made_here(call["model"], call["args"]), vllm_engine.made_here(call):
+        made_here = reference.made_here(call["model"], call["args"])
+        with made_here, vllm_engine.made_here(call), quieting.old_names():
             super().__init__(**call)
         self.beta, self.continues_adapter = self.args.beta, isinstance(call["model"], PeftModel)
         self.traits = trl_seam.traits_of(self)
@@ -165,7 +165,7 @@ class GRPOTrainer(DurableTrainer):
             return super()._compute_loss(model, inputs) * inputs.get("loss_scale", 1.0)
 
     @timed("reference")
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> trl_seam.Batch:
         """Make a rollout ready for the loss, as TRL 1.16 does here; replace groups if asked."""
         batch, rewards = self._roll_out(inputs)
         if self.model.training:
@@ -180,7 +180,7 @@ class GRPOTrainer(DurableTrainer):
                 batch = replaced.batch
         return batch
 
-    def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[Batch, Tensor]:
+    def _roll_out(self, rows: list[dict[str, Any]]) -> tuple[trl_seam.Batch, Tensor]:
         """Make TRL's rollout, B rows, with its rewards, (W·B, F), and tokens their advantages."""
         scorer = RolloutScorer(self._entries, rows, trl_seam.context_of(self))
         seen_here = trl_seam.replaced_in_trl("use_adapter", reference.as_reference)

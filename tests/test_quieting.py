@@ -1,0 +1,58 @@
+"""Tests of the warnings that are silenced, and of those that are not."""
+
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from grpo_hf import GRPOConfig, GRPOTrainer, quieting
+
+MakeTrainer = Callable[..., GRPOTrainer]
+
+
+def test_training_warns_of_nothing_that_the_user_wrote(make_trainer: MakeTrainer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        trainer = make_trainer(max_steps=1, gradient_checkpointing=True)
+        trainer.train()
+        with pytest.raises(FutureWarning, match="gradient_checkpointing_disable"):
+            trainer.model.gradient_checkpointing_disable()
+
+
+def test_a_setting_that_is_given_is_warned_about(tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+        assert args.gradient_checkpointing and args.activation_checkpointing
+        new = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, activation_checkpointing=False)
+        assert not new.gradient_checkpointing
+    with pytest.warns(FutureWarning, match="`gradient_checkpointing` is deprecated"):
+        args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, gradient_checkpointing=False)
+    assert not args.activation_checkpointing
+
+
+def test_a_warning_with_the_same_words_from_elsewhere_stays():
+    text = "`gradient_checkpointing_enable` is deprecated"
+    with quieting.old_names(), pytest.warns(FutureWarning, match=text):
+        warnings.warn(text, FutureWarning, stacklevel=1)
+
+
+def test_one_line_of_bitsandbytes_is_dropped(caplog: pytest.LogCaptureFixture):
+    quieting.drop_kernel_line()
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "none")
+    logger.warning("Something else.")
+    assert caplog.messages == ["Something else."]
+
+
+@pytest.mark.slow
+def test_importing_the_trainer_prints_nothing():
+    program = "from grpo_hf import GRPOTrainer"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
