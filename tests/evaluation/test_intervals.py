@@ -112,15 +112,20 @@ def test_intervals_hold_the_truth_in_1000_evaluations(
 ):
     """Check hard, mixed and equally hard problems, and problems that are nearly all solved.
 
-    Where next to all problems are solved there is hardly anything to see, and intervals may hold
-    the truth more often than they say.
+    pass@8 of equally hard problems is next to 1, which leaves hardly anything to see, as do
+    problems that are nearly all solved. There intervals hold the truth more often than they say,
+    and only that they do not hold it less often is checked.
     """
     monkeypatch.setattr("grpo_hf.evaluation.intervals._DRAWS", 4000)
-    found = np.array([coverage(problems, a, b, 1000) for a, b in ((1, 4), (2, 2), (20, 20))])
-    print(problems, np.round(found, 3).tolist())
-    # Two standard errors of 1,000 evaluations more: each number is an estimate itself.
-    assert np.all(np.abs(found - 0.95) <= 0.02 + 0.014), found
-    assert np.abs(found.mean() - 0.95) <= 0.005
+    mixed = np.array([coverage(problems, a, b, 1000) for a, b in ((1, 4), (2, 2))])
+    even = coverage(problems, 20, 20, 1000)
     solved = coverage(problems, 8, 2, 1000)
-    print(problems, np.round(solved, 3).tolist())
+    for found in (mixed, even, solved):
+        print(problems, np.round(found, 3).tolist())
+    # pass@8 of equally hard problems is apart.
+    measured = np.concatenate([mixed.reshape(-1), even[:, :-1].reshape(-1)])
+    # Two standard errors of 1,000 evaluations more: each number is an estimate itself.
+    assert np.all(np.abs(measured - 0.95) <= 0.02 + 0.014), measured
+    assert np.abs(measured.mean() - 0.95) <= 0.005
+    assert np.all(even[:, -1] >= 0.93), even
     assert np.all(solved >= 0.93), solved
