@@ -269,7 +269,7 @@ class GRPOConfig(TRLGRPOConfig):
         # Under its new name TRL's default is no deprecated setting that somebody gave.
         default = self.__dataclass_fields__["gradient_checkpointing"].default
         if self.activation_checkpointing is None and self.gradient_checkpointing == default:
-            self.activation_checkpointing = default
+            self.activation_checkpointing: bool | None = self.gradient_checkpointing
         super().__post_init__()
 
     @property
