@@ -55,6 +55,7 @@ class GRPOTrainer(DurableTrainer):
     # What scores in the place of each of `reward_funcs`, which are the user's own.
     _entries = property(lambda self: self.run_rewards.entries_for(self.reward_funcs))
 
+    @quieting.old_names()
     def __init__(self, *positional: Any, **named: Any) -> None:
         call = signature(TRLGRPOTrainer).bind(*positional, **named).arguments
         # Before TRL puts an adapter on the base, which some initialisations change.
@@ -65,8 +66,7 @@ class GRPOTrainer(DurableTrainer):
         # Before TRL loads the model, which takes longer than to try a reward.
         check_training_data(trl_seam.data_drawn_by_trl(call, type(self)), call["args"])
         call["reward_funcs"], self.run_rewards = trial.prepare_rewards(call)
-        made_here = reference.made_here(call["model"], call["args"])
-        with made_here, vllm_engine.made_here(call), quieting.old_names():
+        with reference.made_here(call["model"], call["args"]), vllm_engine.made_here(call):
             super().__init__(**call)
         self.beta, self.continues_adapter = self.args.beta, isinstance(call["model"], PeftModel)
         self.traits = trl_seam.traits_of(self)
