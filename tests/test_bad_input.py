@@ -398,7 +398,7 @@ class TestOutput:
         way = (
             "--resume_from_checkpoint auto"
             if trace.startswith("checkpoint")
-            else "It has no checkpoint: remove it"
+            else "It has no checkpoint: remove or rename it"
         )
         assert way in text
         assert "--output_dir" in text

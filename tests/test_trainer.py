@@ -193,6 +193,17 @@ def test_a_reward_that_returns_too_few_stops_the_run_and_is_named(
         make_trainer(reward_funcs=short, peft_config=LORA).train()
 
 
+def test_a_cell_of_a_notebook_that_is_run_twice(make_trainer: MakeTrainer) -> None:
+    make_trainer(peft_config=LORA, max_steps=1, save_strategy="steps", save_steps=1)
+    # A trainer that did not train holds no folder.
+    make_trainer(peft_config=LORA, max_steps=1, save_strategy="steps", save_steps=1).train()
+    again = make_trainer(peft_config=LORA, max_steps=2)
+    with pytest.raises(OutputExistsError, match=r'train\("auto"\)\), remove or rename the folder'):
+        again.train()
+    again.train("auto")
+    assert again.state.global_step == 2
+
+
 def test_another_run_is_never_overwritten(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     def contents() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -35,7 +35,7 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(tmp_path: Path, nam
     way = (
         "--resume_from_checkpoint auto"
         if trace.startswith("checkpoint")
-        else "It has no checkpoint: remove it"
+        else "It has no checkpoint: remove or rename it"
     )
     assert "--output_dir" in str(caught.value) and way in str(caught.value)
     assert [path.name for path in folder.iterdir()] == [trace]

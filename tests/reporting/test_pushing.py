@@ -190,7 +190,7 @@ def uploads(hub: FakeHub) -> list[str]:
 def test_a_dry_run_lists_and_asks_nobody(fake_hub: FakeHub, run: Path):
     done = push(fake_hub, run, REPO, "--dry_run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"pushing 7 files of {run} to {REPO}:\n")
+    assert done.stdout.startswith(f"would push 7 files of {run} to {REPO}:\n")
     assert "  in all  " in done.stdout and "not pushed: " in done.stdout
     assert fake_hub.requests == []
 

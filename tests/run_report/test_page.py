@@ -14,6 +14,7 @@ from support.run_folders import HOSTILE, write_evaluation, write_run, write_spik
 from grpo_hf.errors import ConfigError, DataError, OutputExistsError
 from grpo_hf.reporting.gaming import findings
 from grpo_hf.run_report.page import write_plot, write_report
+from grpo_hf.runs import finished
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -260,3 +261,16 @@ def opened(page: Path, folder: Path, width: int) -> tuple[str, str]:
         check=True,
     )
     return done.stderr, done.stdout
+
+
+def test_a_run_shorter_than_logging_steps_is_told_why_it_has_no_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "train_runtime": 1.0}\n')
+    assert finished.report(tmp_path) is None
+    (said,) = caplog.messages
+    assert "The run ended at step 5, before the first one that logging_steps logs" in said
+    assert "--logging_steps 1" in said and "another try" not in said
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(DataError, match="Ask again once the run has logged one"):
+        write_report([tmp_path])

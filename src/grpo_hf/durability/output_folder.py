@@ -42,9 +42,13 @@ def claim_output_folder(
     if accelerator is not None:
         accelerator.wait_for_everyone()
     if trace is not None and not _resumes_here(folder, resume):
-        advice = "It has no checkpoint: remove it"
+        advice = "It has no checkpoint: remove or rename it"
         if any(folder.glob("checkpoint-*")):
-            advice = "Continue it with --resume_from_checkpoint auto"
+            # A cell of a notebook that is run a second time has no command line.
+            advice = (
+                'Continue it with --resume_from_checkpoint auto (in Python train("auto")), remove '
+                "or rename the folder"
+            )
         raise OutputExistsError(
             f"{folder} holds another run ({trace.name}), which is not overwritten. {advice}, or "
             "give this run another --output_dir."

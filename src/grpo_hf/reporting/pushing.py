@@ -270,7 +270,7 @@ def _whole_folder(folder: Path, place: str) -> list[PushedFile]:
 
 def list_files(folder: Path, repo_id: str, *, samples: bool) -> None:
     """Print what a push of a run would push, and push nothing."""
-    _list_files(pushed_files(folder, samples=samples), folder, repo_id)
+    _list_files(pushed_files(folder, samples=samples), folder, repo_id, verb="would push")
 
 
 def _say_if_failed(future: Any) -> None:
@@ -282,9 +282,11 @@ def _say_if_failed(future: Any) -> None:
         )
 
 
-def _list_files(files: Sequence[PushedFile], folder: Path, repo_id: str) -> None:
+def _list_files(
+    files: Sequence[PushedFile], folder: Path, repo_id: str, *, verb: str = "pushing"
+) -> None:
     """Print what is pushed, and what of the folder is not."""
-    say(f"pushing {len(files)} files of {folder} to {repo_id}:")
+    say(f"{verb} {len(files)} files of {folder} to {repo_id}:")
     for file in files:
         cut = " (folders of this machine cut)" if isinstance(file.content, bytes) else ""
         say(f"  {file.name}  {file.size:,} bytes{cut}")

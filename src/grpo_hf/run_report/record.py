@@ -118,10 +118,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
         elif isinstance(row.get("step"), int):
             steps[row["step"]] = row
     if not steps:
-        raise DataError(
-            f"{folder}: {METRICS_FILE} has no training step yet. Ask again once the run has "
-            "logged one."
-        )
+        raise DataError(f"{folder}: {METRICS_FILE} has no training step. {_cure(summary)}")
     return RunRecord(
         folder=folder,
         name=name,
@@ -133,6 +130,16 @@ def read_run(folder: Path, name: str) -> RunRecord:
         answers=_answers(folder / ANSWERS_FILE),
         sets=list(_sets(folder / EVALUATIONS)),
         rollouts=_rollouts(folder / CREDIT_FILE),
+    )
+
+
+def _cure(summary: Row) -> str:
+    """Return what to do about a run without a logged step."""
+    if not summary:
+        return "Ask again once the run has logged one."
+    return (
+        f"The run ended at step {summary.get('step')}, before the first one that logging_steps "
+        "logs. A run with --logging_steps 1 logs each."
     )
 
 

@@ -34,6 +34,10 @@ def report(*runs: Path, page: Path | None = None) -> Path | None:
             # It shows the curves that are beside the page.
             refresh_card(runs[0])
         return page
+    # It says what to do, and another try would find the same.
+    except DataError as error:
+        logger.warning(f"No report was written: {error}")
+        return None
     # Whatever is wrong with a page, the weights are on disk, and a push may follow.
     except Exception as error:
         logger.warning(
