@@ -92,6 +92,31 @@ def test_a_fault_costs_its_own_completion(
     assert [outcome.value for outcome in outcomes] == [1.0, None, 3.0, 0.0]
 
 
+def test_a_reward_that_imports_when_it_is_called_is_told_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from grpo_hf import reward_settings\n"
+        "@reward_settings(batched=False, in_process=False)\n"
+        "def late(completions, **columns):\n"
+        "    import json, slow_to_import\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    entry = ScoredReward(load_reward(f"{file}:late"))
+    process = isolate([entry], workers=1, timeout=0.5)
+    assert process is not None
+    (outcome,) = entry.score(["x"], {})
+    process.close()
+    assert outcome.failure.reason == "timeout"
+    # json is there in every worker.
+    assert outcome.failure.detail.startswith("it took more than 0.5 s. It imports slow_to_import ")
+    assert "imports=('slow_to_import',)" in outcome.failure.detail
+    assert "--reward_timeout" in outcome.failure.detail
+
+
 def test_the_traceback_names_file_and_line(faulty: ScoredReward) -> None:
     (outcome,) = faulty.score(["raise"], {})
     assert "faults.py" in outcome.failure.detail

@@ -203,9 +203,9 @@ def failed(error: BaseException, count: int, start: float) -> list[Outcome]:
     return [Outcome(None, failure, (time.perf_counter() - start) / max(count, 1))] * count
 
 
-def timed_out(seconds: float) -> Outcome:
+def timed_out(seconds: float, advice: str = "") -> Outcome:
     """Return the outcome of a call that took longer than it may."""
-    return Outcome(None, Failure("timeout", f"it took more than {seconds:g} s"), seconds)
+    return Outcome(None, Failure("timeout", f"it took more than {seconds:g} s{advice}"), seconds)
 
 
 def outcomes_of(values: Any, expected: int) -> list[Outcome]:

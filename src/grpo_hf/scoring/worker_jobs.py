@@ -4,15 +4,17 @@ Whatever becomes of a call or its worker is an outcome here.
 """
 
 import ctypes
+import dis
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
+from types import CodeType
 from typing import Any
 
 import cloudpickle
@@ -78,7 +80,7 @@ class Scoring:
         # Whatever became of the worker, or of what it sent, is an outcome.
         except Exception as error:
             end_orphans()
-            scored = Scored([_fate(error, job.patience)] * job.count)
+            scored = Scored([self._fate(error, job.patience)] * job.count)
         if not is_lost(scored.outcomes):
             return scored
         return Scored(narrowed(scored.outcomes, job.groups, self._by_rows), scored.changed)
@@ -139,7 +141,7 @@ class Scoring:
         # Here, too, whatever happened is an outcome.
         except Exception as error:
             end_orphans()
-            fate = _fate(error, limit)
+            fate = self._fate(error, limit)
             if not _died_of_memory(error):
                 return [fate] * len(rows)
         # It may have been the memory that completions before it had leaked.
@@ -147,7 +149,12 @@ class Scoring:
             return self._schedule(rows, limit).result()
         except Exception as error:
             end_orphans()
-            return [_fate(error, limit)] * len(rows)
+            return [self._fate(error, limit)] * len(rows)
+
+    def _fate(self, error: Exception, limit: float) -> Outcome:
+        fate = _fate(error, limit)
+        is_late = fate.failure is not None and fate.failure.reason == "timeout"
+        return timed_out(limit, _advice(self._reward.function)) if is_late else fate
 
     def _pickled(self, rows: Sequence[int]) -> bytes:
         return cloudpickle.dumps(columns_at(self._columns, rows))
@@ -181,6 +188,36 @@ def _fate(error: Exception, timeout: float) -> Outcome:
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
         return Outcome(None, Failure("killed", f"its worker was killed by {name}"))
     return Outcome(None, Failure("killed", f"its worker left with exit code {error.exitcode}"))
+
+
+def _advice(function: Any) -> str:
+    """Say of modules that a reward imports when it is called that they may have taken the time."""
+    late = []
+    for name in _imported_when_called(getattr(function, "__code__", None)):
+        # What is imported here is there in every worker.
+        if name not in sys.modules and name not in late:
+            late.append(name)
+    if not late:
+        return ""
+    return (
+        f". It imports {', '.join(late)} when it is called, which counts as its time: name that in "
+        f"@reward_settings(imports={tuple(late)}), and it is imported before completions are "
+        "timed, or give more --reward_timeout"
+    )
+
+
+def _imported_when_called(code: CodeType | None) -> Iterator[str]:
+    """Yield the modules that a function imports, and those of functions within it."""
+    if code is None:
+        return
+    found = list(dis.get_instructions(code))
+    for place, instruction in enumerate(found):
+        # Two before it is loaded how many packages up it looks; its own package is there already.
+        if instruction.opname == "IMPORT_NAME" and found[place - 2].argval == 0:
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imported_when_called(constant)
 
 
 def adopt_orphans() -> None:
