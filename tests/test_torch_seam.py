@@ -42,12 +42,38 @@ def test_the_kernel_of_a_cpu_returns_its_normaliser():
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
 )
 def test_an_arranged_product_is_the_product():
-    assert torch_seam.has_arranged_products(), "_linear_pointwise, _reorder_linear_weight moved"
+    assert torch_seam.has_onednn(), "_linear_pointwise, _reorder_linear_weight moved"
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(12, 8, generator=generator)
     bias = torch.randn(12, generator=generator)
     rows = torch.randn(3, 8, generator=generator)
     arranged = torch_seam.arrange_weight(weight, 16)
     torch.testing.assert_close(
-        torch_seam.arranged_linear(rows, arranged, bias), rows @ weight.T + bias
+        torch_seam.onednn_linear(rows, arranged, bias), rows @ weight.T + bias
     )
+
+
+@pytest.mark.parametrize(
+    ("processor", "faster"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_f": True}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_f": False}, False),
+        ({"cpu_name": "INTEL(R) XEON(R) PLATINUM", "avx512_f": True}, False),
+        ({}, False),
+    ],
+)
+def test_onednn_is_faster_where_mkl_has_no_avx512(processor, faster, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch_seam, "has_onednn", lambda: True)
+    assert torch_seam.has_faster_products.__wrapped__() == faster
+
+
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
+)
+@pytest.mark.parametrize("columns", [False, True])
+def test_onednn_takes_a_weight_as_it_lies(columns):
+    x, weight = torch.randn(2, 3, 8), torch.randn(12, 8)
+    weight = weight.T.contiguous().T if columns else weight
+    torch.testing.assert_close(torch_seam.onednn_linear(x, weight, None), x @ weight.T)

@@ -5,6 +5,7 @@ tests/test_torch_seam.py compares each of them with what it should compute.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -147,8 +148,8 @@ def _sides(call: VarlenCall) -> dict[str, int]:
     return {"window_size_left": left, "window_size_right": right}
 
 
-def has_arranged_products() -> bool:
-    """Return whether torch has oneDNN's linear product for weights that were arranged before."""
+def has_onednn() -> bool:
+    """Return whether torch has oneDNN's linear product, for weights that were arranged or not."""
     # A build without oneDNN lacks these names, or has them and cannot run them.
     names = ("_linear_pointwise", "_reorder_linear_weight")
     known = all(hasattr(torch.ops.mkldnn, name) for name in names)
@@ -160,6 +161,23 @@ def arrange_weight(weight: Tensor, rows: int) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
 
 
-def arranged_linear(x: Tensor, arranged: Tensor, bias: Tensor | None) -> Tensor:
-    """Return `x Wᵀ + bias` for an arranged weight; without gradients."""
-    return torch.ops.mkldnn._linear_pointwise(x.float(), arranged, bias, "none", [], "")
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `x Wᵀ + bias` for a float32 weight, arranged or of any strides; without gradients."""
+    rows = x.float().reshape(-1, x.shape[-1])
+    y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    # No view, as with torch's own: autograd lets nobody write into a view that it did not see made.
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
+
+
+@cache
+def has_faster_products() -> bool:
+    """Return whether oneDNN multiplies float32 matrices faster than `torch.mm`.
+
+    By the processor and not by timing, so that every run on a machine computes the same: `torch.mm`
+    calls MKL, which has AVX-512 for Intel's processors only.
+    """
+    # torch 2.13 documents it, older ones may lack it.
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    is_intel = "intel" in known.get("cpu_name", "intel").lower()
+    has_avx512 = known.get("avx512_f", False)
+    return has_avx512 and not is_intel and torch.backends.mkl.is_available() and has_onednn()

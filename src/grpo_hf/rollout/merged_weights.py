@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ..models.precision import free_memory
-from ..torch_seam import arrange_weight, arranged_linear, has_arranged_products
+from ..torch_seam import arrange_weight, has_onednn, onednn_linear
 from ..trl_seam import lora_is_two_products
 from ..update.cpu_lora import is_left_alone
+from ..update.cpu_products import has_own_forward
 
 MEMORY = 0.5  # merged weights may take this share of the memory that is free
 ROWS = 16  # about as many are decoded at a time; oneDNN arranges weights for that
@@ -62,8 +63,8 @@ def _layers(model: Any) -> list[Any]:
     arranged = []
     for module in model.modules():
         # A forward of its own, such as accelerate's hooks put on a layer, stays.
-        own_forward = type(module) is not nn.Linear or "forward" in vars(module)
-        if module not in inside and not own_forward and _arrangeable(module.weight):
+        plain = type(module) is nn.Linear and not has_own_forward(module)
+        if module not in inside and plain and _arrangeable(module.weight):
             arranged.append(module)
     return adapted + arranged
 
@@ -87,7 +88,7 @@ def _product(layer: Any) -> Callable[[Tensor], Tensor]:
     if not _arrangeable(weight):
         return lambda x: F.linear(x, weight, bias)
     arranged = arrange_weight(weight, ROWS)
-    return lambda x: arranged_linear(x, arranged, bias)
+    return lambda x: onednn_linear(x, arranged, bias)
 
 
 def _base(layer: Any) -> Any:
@@ -100,7 +101,7 @@ def _arrangeable(weight: Tensor) -> bool:
     The functions that it uses are those of compiled models.
     """
     is_float32_on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return is_float32_on_cpu and has_arranged_products()
+    return is_float32_on_cpu and has_onednn()
 
 
 def copied_bytes(model: Any) -> int:

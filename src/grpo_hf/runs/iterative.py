@@ -49,6 +49,7 @@ from ..run_files import say, write_whole
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
 from ..update.cpu_lora import join_products
+from ..update.cpu_products import multiply_faster
 from .checkpoints import clear_without_checkpoint, load_policy, save_policy
 from .finished import push_run
 
@@ -156,6 +157,7 @@ class IterativeGRPO:
         self.folder = Path(args.output_dir)
         # The trainer will do the same. A process that resumes may begin with any phase, and every
         # phase has to round as it did in a run without an interruption.
+        multiply_faster(model)
         join_products(model)
 
     def run(self, iterations: int) -> RewardModel:

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .cpu_products import linear
+
 TILE = 128  # tokens whose logits are alive at a time
 
 
@@ -66,14 +68,12 @@ class _SelectedLogProbs(torch.autograd.Function):
         gradient: bool,
     ) -> tuple[Tensor, Tensor | None]:
         hidden = hidden / temperature
-        # One tile of logits for all: it stays in the cache, where a matrix of S rows would not.
-        logits = hidden.new_empty(min(TILE, len(hidden)), len(weight))
         log_probs = hidden.new_empty(len(hidden))
         downhill = torch.empty_like(hidden) if entropy or gradient else None  # Σ_v p_v W_v - W_y
         for start in range(0, len(hidden), TILE):
             tile = slice(start, start + TILE)
             label = labels[tile, None]
-            z = torch.mm(hidden[tile], weight.T, out=logits[: len(label)])
+            z = linear(hidden[tile], weight)
             chosen = z.gather(1, label)
             largest = z.amax(1, keepdim=True)
             weights = z.sub_(largest).exp_()
@@ -84,7 +84,7 @@ class _SelectedLogProbs(torch.autograd.Function):
                 # Before the product: p_y may be nearly 1, and the difference of two products of
                 # about W_y would be rounding.
                 weights.scatter_add_(1, label, -total)
-                torch.mm(weights, weight, out=downhill[tile]).div_(total)
+                downhill[tile] = linear(weights, weight.T).div_(total)
         entropies = None
         if entropy and downhill is not None:
             entropies = -log_probs - (hidden * downhill).sum(1)
@@ -115,9 +115,9 @@ def _entropy_gradient(scaled: Tensor, weight: Tensor) -> Tensor:
     gradient = torch.empty_like(scaled)
     for start in range(0, len(scaled), TILE):
         tile = slice(start, start + TILE)
-        log_p = (scaled[tile] @ weight.T).log_softmax(1)
+        log_p = linear(scaled[tile], weight).log_softmax(1)
         p = log_p.exp()
         # Of the same numbers, so that the weights below add up to 0.
         entropies = -(p * log_p).sum(1, keepdim=True)
-        torch.mm(p.mul_(log_p.add_(entropies)).neg_(), weight, out=gradient[tile])
+        gradient[tile] = linear(p.mul_(log_p.add_(entropies)).neg_(), weight.T)
     return gradient

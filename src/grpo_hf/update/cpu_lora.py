@@ -16,9 +16,9 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from ..trl_seam import lora_is_two_products, own_hooks
+from .cpu_products import has_own_forward, is_float32_on_cpu, linear, product_of_columns
 
 
 def join_products(model: nn.Module) -> None:
@@ -57,7 +57,7 @@ def is_left_alone(layer: LoraLinear) -> bool:
 
 def _is_intercepted(module: nn.Module) -> bool:
     """Return whether a call of a module is more than its class's forward."""
-    return bool(own_hooks(module)) or "forward" in vars(module)
+    return bool(own_hooks(module)) or has_own_forward(module)
 
 
 def _is_plain(layer: Any, adapter: str, x: Tensor) -> bool:
@@ -71,10 +71,8 @@ def _is_plain(layer: Any, adapter: str, x: Tensor) -> bool:
         and (isinstance(dropout, nn.Identity) or not dropout.training)
         and type(base) is nn.Linear
         and not any(weight.requires_grad for weight in base.parameters())
-        and x.dtype == base.weight.dtype == layer.lora_A[adapter].weight.dtype == torch.float32
         and x.dim() > 1
-        and x.device.type == base.weight.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
+        and is_float32_on_cpu(x, base.weight, layer.lora_A[adapter].weight)
     )
 
 
@@ -89,10 +87,10 @@ class _LoraLinear(torch.autograd.Function):
         b: Tensor,
         scaling: float,
     ) -> Tensor:
-        inner = F.linear(x, a).flatten(0, -2)  # (N, r)
+        inner = linear(x, a).flatten(0, -2)  # (N, r)
         ctx.save_for_backward(x, weight, a, b, inner)
         ctx.scaling = scaling
-        y = F.linear(x, weight, bias)
+        y = linear(x, weight, bias)
         # Into the layer's own output: a sum of two results would read both and write a third.
         y.view(-1, y.shape[-1]).addmm_(inner, b.T, alpha=scaling)
         return y
@@ -102,11 +100,11 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, inner = ctx.saved_tensors
         grad = grad_y.flatten(0, -2)  # (N, O)
-        back = (grad @ b).mul_(ctx.scaling)  # (N, r)
+        back = linear(grad, b.T).mul_(ctx.scaling)  # (N, r)
         grad_x = None
         # The first layer's input needs none, and its product is as large as all the others.
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(back, a).view_as(x)
-        grad_a = back.T @ x.flatten(0, -2)
-        grad_b = (grad.T @ inner).mul_(ctx.scaling)
+            grad_x = linear(grad, weight.T).addmm_(back, a).view_as(x)
+        grad_a = product_of_columns(back, x.flatten(0, -2))
+        grad_b = product_of_columns(grad, inner).mul_(ctx.scaling)
         return grad_x, None, None, grad_a, grad_b, None

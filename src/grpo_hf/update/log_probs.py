@@ -21,6 +21,7 @@ from ..models.adapters import causal_model
 from ..trl_seam import add_forward_hook_once, fused_log_probs
 from .cpu_lm_head import selected_log_probs
 from .cpu_lora import join_products
+from .cpu_products import multiply_faster
 from .forwards import TokenBudget
 from .packing import IGNORED, PackedGroups
 
@@ -45,6 +46,7 @@ def prepare_models(models: Sequence[Any], temperature: float) -> None:
     """
     for model in models:
         take_layouts(causal_model(model), temperature)
+        multiply_faster(model)
     # The policy alone: a reference model has no LoRA layers that train.
     join_products(models[0])
 

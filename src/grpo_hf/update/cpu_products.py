@@ -1,0 +1,102 @@
+"""Products of float32 matrices on a CPU, by the faster one of torch's two libraries.
+
+torch multiplies by MKL, which gives its AVX-512 kernels to Intel's processors alone. oneDNN, which
+torch has beside it, gives them to every processor: on an AMD EPYC that is 2.3 times as fast. So
+there each linear layer of a model, with or without an adapter, multiplies by oneDNN, in the forward
+and in the backward. Elsewhere nothing is changed.
+
+Shapes: N tokens, I and O features in and out.
+"""
+
+import math
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from ..torch_seam import has_faster_products, onednn_linear
+
+# Terms that are added in a row. oneDNN adds all of them so, and rounds more than MKL, which adds
+# parts of about this length.
+TERMS = 320
+# With fewer rows, a copy of a part of a weight costs too much of its product.
+ROWS = 256
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `x Wᵀ + bias` for float32 matrices on a CPU, of any strides; without gradients."""
+    # oneDNN has no sums of nothing.
+    if not has_faster_products() or x.shape[-1] == 0:
+        return F.linear(x, weight, bias)
+    is_cut = weight.T.is_contiguous() or x.numel() >= ROWS * x.shape[-1]
+    parts = math.ceil(x.shape[-1] / TERMS) if is_cut else 1
+    of_x, *others_of_x = x.chunk(parts, -1)
+    of_weight, *others_of_weight = weight.chunk(parts, 1)
+    y = onednn_linear(of_x, _dense(of_weight), bias)
+    for of_x, of_weight in zip(others_of_x, others_of_weight, strict=True):
+        y += onednn_linear(of_x, _dense(of_weight), None)
+    return y
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """Return a weight whose rows or columns lie side by side; for others oneDNN has no kernel."""
+    return weight if weight.is_contiguous() or weight.T.is_contiguous() else weight.contiguous()
+
+
+def multiply_faster(model: nn.Module) -> None:
+    """Let the linear layers of a model multiply by the faster library, if it is not the usual."""
+    if not has_faster_products():
+        return
+    for layer in model.modules():
+        if type(layer) is nn.Linear and "forward" not in vars(layer):
+            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Return whether someone replaced the forward of a module, other than `multiply_faster`."""
+    forward = vars(module).get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not _forward
+
+
+def is_float32_on_cpu(*tensors: Tensor) -> bool:
+    """Return whether these are computed with as they are, in float32 on a CPU."""
+    # Sharded and quantized weights are tensors of classes of their own.
+    plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+    known = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+    return plain and known and not torch.is_autocast_enabled("cpu")
+
+
+def _forward(self: nn.Linear, x: Tensor) -> Tensor:
+    if is_float32_on_cpu(x, self.weight):
+        return _Linear.apply(x, self.weight, self.bias)
+    return nn.Linear.forward(self, x)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad = grad_y.flatten(0, -2) if grad_y.dim() > 1 else grad_y[None]  # (N, O)
+        grad_x = linear(grad, weight.T).view_as(x) if needs_x else None
+        grad_weight = None
+        if needs_weight:
+            grad_weight = product_of_columns(grad, x.reshape(-1, x.shape[-1]))
+        return grad_x, grad_weight, grad.sum(0) if needs_bias else None
+
+
+def product_of_columns(left: Tensor, right: Tensor) -> Tensor:
+    """Return `leftᵀ right`, (O, I), for (N, O) and (N, I)."""
+    # oneDNN copies its first operand into rows, and takes the second one as it lies.
+    if left.shape[1] > right.shape[1]:
+        return linear(right.T, left.T).T
+    return linear(left.T, right.T)
