@@ -27,6 +27,7 @@ from benchmarks.flops import Shape, seen_pairs, useful_flops
 from benchmarks.sides import make_trainer
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.scoring.registry import load_reward
+from grpo_hf.update import cpu_products
 
 # Small enough for the embedded model.
 SMALL = update.Case(
@@ -80,12 +81,16 @@ def test_pairs_are_those_of_a_mask() -> None:
 
 
 @pytest.mark.parametrize("reference", [True, False])
-def test_operations_are_those_that_torch_counts(trainers, reference: bool) -> None:
+def test_operations_are_those_that_torch_counts(
+    trainers, reference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compare the formula with torch's count of matrix products.
 
     torch does not count the attention kernel of a CPU; the test of pairs covers its formula. The
     first layer does not compute the gradient of its inputs, because nothing needs it.
     """
+    # Nor does it count oneDNN's products.
+    monkeypatch.setattr(cpu_products, "has_faster_products", lambda: False)
     trainer = trainers[OURS]
     for layer in trainer.model.modules():
         if isinstance(layer, LoraLayer):

@@ -78,7 +78,10 @@ def _forward(self: nn.Linear, x: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        # A frozen weight needs no input in the backward, and what is not kept takes no memory.
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+        ctx.shape = x.shape
         return linear(x, weight, bias)
 
     @staticmethod
@@ -87,7 +90,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad = grad_y.flatten(0, -2) if grad_y.dim() > 1 else grad_y[None]  # (N, O)
-        grad_x = linear(grad, weight.T).view_as(x) if needs_x else None
+        grad_x = linear(grad, weight.T).view(ctx.shape) if needs_x else None
         grad_weight = None
         if needs_weight:
             grad_weight = product_of_columns(grad, x.reshape(-1, x.shape[-1]))
