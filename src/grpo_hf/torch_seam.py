@@ -163,10 +163,7 @@ def arrange_weight(weight: Tensor, rows: int) -> Tensor:
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return `x Wᵀ + bias` for a float32 weight, arranged or of any strides; without gradients."""
-    rows = x.float().reshape(-1, x.shape[-1])
-    y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    # No view, as with torch's own: autograd lets nobody write into a view that it did not see made.
-    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
+    return torch.ops.mkldnn._linear_pointwise(x.float(), weight, bias, "none", [], "")
 
 
 @cache

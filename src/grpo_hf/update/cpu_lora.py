@@ -16,6 +16,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ..trl_seam import lora_is_two_products, own_hooks
 from .cpu_products import has_own_forward, is_float32_on_cpu, linear, product_of_columns
@@ -87,10 +88,11 @@ class _LoraLinear(torch.autograd.Function):
         b: Tensor,
         scaling: float,
     ) -> Tensor:
-        inner = linear(x, a).flatten(0, -2)  # (N, r)
+        inner = F.linear(x, a).flatten(0, -2)  # (N, r)
         ctx.save_for_backward(x, weight, a, b, inner)
         ctx.scaling = scaling
-        y = linear(x, weight, bias)
+        # By torch's own product, as `_Linear` of cpu_products.py: the forward that is learned from.
+        y = F.linear(x, weight, bias)
         # Into the layer's own output: a sum of two results would read both and write a third.
         y.view(-1, y.shape[-1]).addmm_(inner, b.T, alpha=scaling)
         return y
