@@ -20,7 +20,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
-from support.adapters import load, logits, lora
+from support.adapters import is_as, load, logits, lora
 from support.models import decoder
 from transformers import AutoTokenizer, TrainerCallback
 
@@ -377,7 +377,7 @@ def test_a_model_that_is_not_its_files_has_its_start_as_reference(
     assert abs(trainer.state.log_history[0]["kl"]) <= 1e-6
     assert int(watch.batches[0]["completion_ids"].max()) >= len(tokenizer) - 2
     watch.assert_scored_by(original)
-    assert torch.equal(logits(trainer.ref_model), logits(original))
+    assert is_as(logits(trainer.ref_model), logits(original))
 
 
 def test_a_model_by_name_has_its_files_as_reference(
@@ -385,7 +385,7 @@ def test_a_model_by_name_has_its_files_as_reference(
 ) -> None:
     trainer = make_trainer(model=str(tiny_checkpoint), **FAST)
     trainer.train()
-    assert torch.equal(logits(trainer.ref_model), logits(load(tiny_checkpoint)))
+    assert is_as(logits(trainer.ref_model), logits(load(tiny_checkpoint)))
     assert "frozen copy" not in caplog.text
 
 
@@ -413,7 +413,7 @@ def test_files_with_other_weights_are_said(
     trainer = make_trainer(model=model, reference="base", **FAST)
     trainer.train()
     assert "The reference is not the policy as it starts" in caplog.text
-    assert torch.equal(logits(trainer.ref_model), logits(load(tiny_checkpoint)))
+    assert is_as(logits(trainer.ref_model), logits(load(tiny_checkpoint)))
 
 
 def test_a_model_that_has_no_copy_has_trls_reference(
@@ -424,7 +424,7 @@ def test_a_model_that_has_no_copy_has_trls_reference(
         model = load(tiny_checkpoint)
         model.kept = kept
         trainer = make_trainer(model=model)
-        assert torch.equal(logits(trainer.ref_model), logits(load(tiny_checkpoint)))
+        assert is_as(logits(trainer.ref_model), logits(load(tiny_checkpoint)))
     assert "cannot be copied (TypeError" in caplog.text
     assert "cannot be copied (RuntimeError" in caplog.text
 

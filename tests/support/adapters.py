@@ -21,3 +21,11 @@ def lora(**settings: Any) -> LoraConfig:
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=torch.arange(3, 13)[None]).logits
+
+
+def is_as(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether the logits of a trainer's model are those of a model that no trainer has had.
+
+    A trainer's may multiply by another library (`update/cpu_products.py`), which rounds otherwise.
+    """
+    return torch.allclose(found, expected, rtol=0, atol=1e-5)
