@@ -19,22 +19,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_hf.runs.program import exit_on_error, quiet
+from grpo_hf.runs.program import train_recipe
 
 HERE = Path(__file__).parent
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the recipe that the flags describe."""
-    quiet()
-    with exit_on_error():
-        from grpo_hf.runs.recipe import read_recipe
-
-        recipe = read_recipe(arguments, default=HERE / "tool_integrated.yaml")
-        # This import takes seconds. It stands here so that a wrong setting is reported before it.
-        from grpo_hf.runs.train import train
-
-        train(recipe)
+    train_recipe(arguments, HERE / "tool_integrated.yaml")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ _SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 # 256 bytes and the special tokens leave room for about 200 pieces of words. The problems use few
 # words, and a small vocabulary keeps the embedding small.
 _VOCABULARY = 480
-# The standard deviation of random weights, as in LlamaConfig.
-INITIALIZER_RANGE = 0.02
 # The tokenizer learns from problems of the cold start, so it has seen no held-out problem.
 _TOKENIZER_PROBLEMS = 2000
 
@@ -78,17 +76,10 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def tiny_model(
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    seed: int = 0,
-    initializer_range: float = INITIALIZER_RANGE,
-) -> LlamaForCausalLM:
+def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> LlamaForCausalLM:
     """Return the model of that configuration with random weights, in float32.
 
     The global random state is set to the seed.
     """
     set_seed(seed)
-    config = tiny_config(tokenizer)
-    config.initializer_range = initializer_range
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(tiny_config(tokenizer))

@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..durability import signals
@@ -29,6 +30,23 @@ def quiet() -> None:
     warnings.filterwarnings(
         "ignore", message="'pin_memory' argument is set as true but no accelerator"
     )
+
+
+def train_recipe(arguments: Sequence[str], default: Path) -> None:
+    """Train the recipe that flags describe, or `default`: a program that adds nothing of its own.
+
+    Args:
+        default: the YAML file, where the flags name none.
+    """
+    quiet()
+    with exit_on_error():
+        from .recipe import read_recipe
+
+        recipe = read_recipe(arguments, default=default)
+        # This import takes seconds. It stands here so that a wrong setting is reported before it.
+        from .train import train
+
+        train(recipe)
 
 
 @contextmanager
