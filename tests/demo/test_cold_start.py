@@ -12,8 +12,6 @@ import grpo_hf.demo.cold_start as module
 from grpo_hf.demo.cold_start import cold_start
 from grpo_hf.demo.word_problems import word_problems
 
-PACES = (module.QUICK, module.USUAL)
-
 
 class Stopped(Exception):
     """An interruption before the first step."""
@@ -75,17 +73,6 @@ def test_settings_have_a_checkpoint_each_and_the_second_run_finds_it(tmp_path: P
     assert cold_start(tmp_path, steps=1, use_cpu=True) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     assert cold_start(tmp_path, steps=1, seed=1, use_cpu=True) != first
-
-
-def test_a_quick_stage_learns_half_the_problems_from_larger_weights(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    quick = started(monkeypatch, tmp_path, steps=2, pace=module.QUICK)
-    usual = started(monkeypatch, tmp_path, steps=2)
-    assert len(quick["train_dataset"]) == len(usual["train_dataset"]) // 2
-    weights = [each["model"].model.layers[0].mlp.up_proj.weight for each in (quick, usual)]
-    assert float(weights[0].std() / weights[1].std()) == pytest.approx(3.0, rel=0.01)
-    assert len({module._checkpoint_folder(tmp_path, 2, 0, None, pace) for pace in PACES}) == 2
 
 
 def test_the_loss_is_printed_every_few_seconds(

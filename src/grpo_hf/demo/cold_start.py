@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -18,10 +18,10 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from .tiny_model import INITIALIZER_RANGE, tiny_model, tiny_tokenizer
+from .tiny_model import tiny_model, tiny_tokenizer
 from .word_problems import word_problems
 
-# Worked problems per optimizer step, all processes together, where no pace is given.
+# Worked problems per optimizer step, all processes together.
 BATCH = 64
 LEARNING_RATE = 3e-3
 # Seconds between two lines about the loss.
@@ -31,24 +31,6 @@ _PAUSE = 5.0
 _REVISION = 1
 
 
-class Pace(NamedTuple):
-    """What decides how much of the time on a CPU the supervised stage takes.
-
-    Args:
-        batch: worked problems per optimizer step, all processes together.
-        initializer_range: the standard deviation of the random weights.
-    """
-
-    batch: int = BATCH
-    initializer_range: float = INITIALIZER_RANGE
-
-
-USUAL = Pace()
-# A matrix of width 128 keeps the size of what it reads at 1/√128 = 0.09. From 0.02, the value for
-# wide models, the first 100 steps do little but make the weights larger.
-QUICK = Pace(batch=32, initializer_range=0.06)
-
-
 def cold_start(
     cache: Path,
     *,
@@ -56,25 +38,23 @@ def cold_start(
     seed: int = 0,
     use_cpu: bool = False,
     worked: list[dict[str, Any]] | None = None,
-    pace: Pace = USUAL,
 ) -> Path:
     """Train the embedded model for `steps` supervised steps, or find an earlier run's checkpoint.
 
     Args:
         cache: folder that keeps the checkpoints, one subfolder per setting.
-        steps: optimizer steps.
+        steps: optimizer steps of 64 worked problems each.
         seed: of the weights and the problems.
         use_cpu: the same as in the run that follows. accelerate keeps one device for the whole
             process: the one that was asked for last.
         worked: rows with `question` and `answer` to learn instead of word problems; they are
             repeated until the steps are done.
-        pace: worked problems of a step, and the size of the first weights.
 
     Returns:
         The folder of an ordinary checkpoint with its tokenizer.
     """
     state = PartialState()
-    folder = _checkpoint_folder(cache, steps, seed, worked, pace)
+    folder = _checkpoint_folder(cache, steps, seed, worked)
     cached = (folder / "config.json").is_file()
     # Every process has looked before the first of them can write.
     state.wait_for_everyone()
@@ -85,9 +65,9 @@ def cold_start(
     # Training writes here; an interrupted stage leaves no folder that looks complete.
     partial = folder.with_suffix(".partial")
     try:
-        rows = worked or islice(word_problems("cold_start", seed=seed), steps * pace.batch)
-        args = _training_arguments(partial, steps, seed, use_cpu, pace.batch)
-        trainer = _supervised_trainer(args, rows, pace.initializer_range)
+        rows = worked or islice(word_problems("cold_start", seed=seed), steps * BATCH)
+        args = _training_arguments(partial, steps, seed, use_cpu)
+        trainer = _supervised_trainer(args, rows)
         trainer.train()
         if state.is_main_process:
             # The checkpoint is in float32, whatever the trainer has made of the model.
@@ -104,24 +84,20 @@ def cold_start(
 
 
 def _checkpoint_folder(
-    cache: Path, steps: int, seed: int, worked: list[dict[str, Any]] | None, pace: Pace
+    cache: Path, steps: int, seed: int, worked: list[dict[str, Any]] | None
 ) -> Path:
     # The number of processes changes the batches, and so the weights.
     settings: tuple[Any, ...] = (_REVISION, steps, seed, PartialState().num_processes)
     if worked is not None:
         settings = (*settings, worked)
-    if pace != USUAL:
-        settings = (*settings, tuple(pace))
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     return cache / f"cold_start-{digest}"
 
 
-def _supervised_trainer(
-    args: SFTConfig, rows: Iterable[dict[str, Any]], initializer_range: float
-) -> SFTTrainer:
+def _supervised_trainer(args: SFTConfig, rows: Iterable[dict[str, Any]]) -> SFTTrainer:
     tokenizer = tiny_tokenizer()
     trainer = SFTTrainer(
-        model=tiny_model(tokenizer, seed=args.seed, initializer_range=initializer_range),
+        model=tiny_model(tokenizer, seed=args.seed),
         args=args,
         train_dataset=_conversations(rows),
         processing_class=tokenizer,
@@ -132,13 +108,11 @@ def _supervised_trainer(
     return trainer
 
 
-def _training_arguments(
-    output_dir: Path, steps: int, seed: int, use_cpu: bool, batch: int
-) -> SFTConfig:
+def _training_arguments(output_dir: Path, steps: int, seed: int, use_cpu: bool) -> SFTConfig:
     return SFTConfig(
         output_dir=str(output_dir),
         max_steps=steps,
-        per_device_train_batch_size=batch // PartialState().num_processes,
+        per_device_train_batch_size=BATCH // PartialState().num_processes,
         learning_rate=LEARNING_RATE,
         # No decay: the same step then has the same rate, however many steps follow.
         lr_scheduler_type="constant_with_warmup",

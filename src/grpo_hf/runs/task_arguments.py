@@ -47,8 +47,6 @@ class TaskArguments:
             for pass@k and maj@k; 0 for greedy answers only.
         cold_start_steps (`int`): supervised steps that teach the embedded model the format before
             GRPO (recipes/gsm8k.py).
-        cold_start_quick (`bool`): half as many problems in each of those steps, from larger random
-            weights: a shorter demo.
     """
 
     dataset_path: str | None = field(
@@ -99,7 +97,4 @@ class TaskArguments:
     )
     cold_start_steps: int = field(
         default=0, metadata={"help": "Supervised steps of the embedded model."}
-    )
-    cold_start_quick: bool = field(
-        default=False, metadata={"help": "Supervised steps on half the problems."}
     )

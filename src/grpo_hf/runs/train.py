@@ -197,7 +197,7 @@ def cold_started(recipe: Recipe) -> str:
     The checkpoint lies beside the run, for the next one.
     """
     # TRL's supervised trainer is not imported for runs that need none.
-    from ..demo.cold_start import QUICK, USUAL, cold_start
+    from ..demo.cold_start import cold_start
 
     training = recipe.training
     cache = Path(training.output_dir).parent
@@ -207,6 +207,5 @@ def cold_started(recipe: Recipe) -> str:
             steps=recipe.task.cold_start_steps,
             seed=training.seed,
             use_cpu=training.use_cpu,
-            pace=QUICK if recipe.task.cold_start_quick else USUAL,
         )
     )
