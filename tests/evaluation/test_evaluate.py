@@ -243,6 +243,13 @@ def test_a_set_without_the_reward_s_column_says_so(run: Path, tmp_path: Path):
         evaluate_run(run, Question(data=[f"{tmp_path}/mine.jsonl"]), [])
 
 
+def test_flags_of_loading_load_the_model(run: Path, capsys: pytest.CaptureFixture[str]):
+    for flags, dtype in (([], "float32"), (["--dtype", "bfloat16"], "bfloat16")):
+        main(["eval", str(run), "--limit", "2", "--json", *flags])
+        (summary,) = json.loads(capsys.readouterr().out)
+        assert summary["settings"]["dtype"] == dtype
+
+
 def test_base_and_adapter_are_seen_on_one_model(run: Path, tmp_path: Path):
     """Check that both sides read the same bytes of the base, and that nothing is left behind."""
     trained = open_run(run)

@@ -30,7 +30,7 @@ from ..trl_seam import name_or_path
 from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names
 from .preflight import rewards_of
 from .recipe import Recipe, read_recipe
-from .trained import TrainedModel, open_run
+from .trained import TrainedModel, open_run, recipe_file
 
 _LIBRARIES = ("grpo-hf", "trl", "transformers", "peft", "torch")
 
@@ -81,7 +81,12 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
     rewards = [eval_reward, *(reward for reward in rewards if reward is not eval_reward)]
     tell = _say if not question.as_json else _say_to_stderr
     trained = open_run(
-        run, base=question.base, trust_remote_code=question.trust_remote_code, say=tell
+        run,
+        base=question.base,
+        trust_remote_code=question.trust_remote_code,
+        say=tell,
+        # With the flags of this evaluation, which may be those of loading.
+        recipe=recipe,
     )
     if not trained.has_adapter:
         raise ConfigError(
@@ -117,14 +122,14 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
 
 
 def _recipe_file(run: Path) -> Path:
-    for folder in (run, run.parent):
-        if (folder / "recipe.yaml").is_file():
-            return folder / "recipe.yaml"
-    raise DataError(
-        f"{run} has no recipe.yaml, which says how prompts are made and what is right. Expected "
-        "the output folder of a run from a recipe. For a run of a script, write one beside the "
-        "adapter: rewards, system_prompt, instruction and max_completion_length."
-    )
+    file = recipe_file(run)
+    if file is None:
+        raise DataError(
+            f"{run} has no recipe.yaml, which says how prompts are made and what is right. "
+            "Expected the output folder of a run from a recipe. For a run of a script, write one "
+            "beside the adapter: rewards, system_prompt, instruction and max_completion_length."
+        )
+    return file
 
 
 def _check(question: Question) -> None:
@@ -199,6 +204,7 @@ def facts_of(model: Any, folder: Path) -> dict[str, Any]:
         "base": name_or_path(model.config),
         "adapter": adapter.hexdigest()[:16],
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantized": bool(getattr(model, "is_quantized", False)),
         "versions": versions,
     }
 

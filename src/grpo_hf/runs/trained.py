@@ -8,7 +8,7 @@ adapter says is known.
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from ..durability import whole_checkpoints
 from ..errors import ConfigError, ModelError
 from ..models import loading
 from ..rollout.sampling import sampling_of
-from .recipe import saved_settings
+from .recipe import Recipe, saved_settings
 from .task_arguments import TaskArguments
 
 _RECIPE = "recipe.yaml"
@@ -104,11 +104,16 @@ class Weights:
 
     folder: Path
     base: str | None
-    note: str = field(default="")
+    note: str = ""
 
 
 def open_run(
-    run: Path, *, base: str | None = None, trust_remote_code: bool = False, say: Any = print
+    run: Path,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    say: Any = print,
+    recipe: Recipe | None = None,
 ) -> TrainedModel:
     """Load the model and the tokenizer of a run, without dropout.
 
@@ -118,6 +123,7 @@ def open_run(
         trust_remote_code: whether code from the base's repository may run. A recipe that came with
             a download does not decide that.
         say: is called with sentences that the user should see.
+        recipe: how to load the model and to use it; by default the run's own recipe.
 
     Raises:
         ModelError: the folder holds no weights, or they do not fit the base.
@@ -125,7 +131,10 @@ def open_run(
     """
     no_bars_in_a_file()
     weights = weights_of(run, base)
-    settings = settings_of(run)
+    if recipe is None:
+        settings = settings_of(run)
+    else:
+        settings = RunSettings(recipe.task, recipe.model, dict(vars(recipe.training)), given=True)
     if weights.note:
         say(weights.note)
     tokenizer = tokenizer_of(weights, settings, trust_remote_code=trust_remote_code)
@@ -149,7 +158,7 @@ def settings_of(run: Path) -> RunSettings:
     Raises:
         ConfigError: the recipe cannot be read.
     """
-    file = next((each for each in (run / _RECIPE, run.parent / _RECIPE) if each.is_file()), None)
+    file = recipe_file(run)
     if file is None:
         # A script loads its model as it likes; its files have the precision that they have.
         return RunSettings(*saved_settings({"dtype": "auto"}), given=False)
@@ -158,6 +167,11 @@ def settings_of(run: Path) -> RunSettings:
         return RunSettings(*saved_settings(values), given=True)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read ({error}). Mend it, or remove it.") from error
+
+
+def recipe_file(run: Path) -> Path | None:
+    """Return the recipe of a run, or of the run that a checkpoint is of, if there is one."""
+    return next((each for each in (run / _RECIPE, run.parent / _RECIPE) if each.is_file()), None)
 
 
 def weights_of(run: Path, base: str | None = None) -> Weights:
