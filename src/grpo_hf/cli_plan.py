@@ -61,8 +61,6 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
     """Show what a recipe needs from the model's config.json alone: its batches, the memory of each
     phase, what fits into which GPU, and tokens, time and cost."""
     from .config_checks import planned_processes
-
-    # This import takes longer than reading a recipe, and a mistake in a recipe should show soon.
     from .runs.plan import Question, gpus_of, plan_text, table_text
     from .runs.recipe import read_recipe
 

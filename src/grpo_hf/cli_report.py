@@ -35,17 +35,9 @@ def add_report_commands(commands: Any) -> None:
 def _report(options: argparse.Namespace, rest: list[str]) -> None:
     """Write one HTML file that says whether a run got better, why, and how one knows: rewards, KL,
     evaluations, samples, settings. Several runs are shown beside each other."""
-    from .reporting.model_card import refresh_card
-    from .run_report.page import write_report
+    from .runs.finished import write_page
 
-    page = write_report(options.run, options.to, pictures=not options.no_pictures)
-    if len(options.run) == 1:
-        # It shows the curves that are beside the page.
-        refresh_card(options.run[0])
-    print(page)
-    # The card of a run shows the curves that are beside its page.
-    if options.to is None and len(options.run) == 1:
-        refresh_card(options.run[0])
+    print(write_page(options.run, options.to, pictures=not options.no_pictures))
 
 
 def _plot(options: argparse.Namespace, rest: list[str]) -> None:

@@ -1,7 +1,6 @@
 """The commands that begin a task: `grpo-hf init`, `settings` and `schema`."""
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -227,11 +226,6 @@ def _console() -> "Console":
 def _schema(options: argparse.Namespace, rest: list[str]) -> None:
     """Print a JSON schema of recipes. An editor that knows YAML completes and checks the keys of a
     file that names it: # yaml-language-server: $schema=./recipe.schema.json"""
+    from .runs.recipe_schema import schema_text
+
     print(schema_text())
-
-
-def schema_text() -> str:
-    """Return the JSON schema of recipes as text."""
-    from .runs.recipe_schema import recipe_schema
-
-    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False)

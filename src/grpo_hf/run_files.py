@@ -16,6 +16,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+# The numbers of a run, a line each time it logs.
+METRICS_FILE = "metrics.jsonl"
 # The file that a run holds a lock on, and nobody else's business.
 RUN_FILE = ".run"
 

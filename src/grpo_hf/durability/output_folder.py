@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OutputExistsError
-from ..reporting.metrics_file import METRICS_FILE
-from ..run_files import RUN_FILE
+from ..run_files import METRICS_FILE, RUN_FILE
 from .resume import AUTO, TRUE, wish_of
 
 # What a run leaves behind; recipe.yaml and notes of the user are not among it.

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from ..reporting.metrics_file import METRICS_FILE
-from ..run_files import read_lines
+from ..run_files import METRICS_FILE, read_lines
 from .geometry import Geometry
 
 _HOUR = 3600

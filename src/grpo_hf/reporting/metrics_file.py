@@ -11,7 +11,6 @@ from transformers import TrainerCallback
 from .. import run_files
 from .phases import CLOCK, PhaseClock
 
-METRICS_FILE = "metrics.jsonl"
 # Lines that wait for a disk that has space again; later ones push out the oldest.
 _MOST_WAITING = 10_000
 
@@ -49,7 +48,7 @@ class MetricsFile(TrainerCallback):
         if not self._waiting:
             return
         # Appending and closing each time leaves a complete file when the run is killed.
-        if run_files.append_lines(Path(args.output_dir) / METRICS_FILE, self._waiting):
+        if run_files.append_lines(Path(args.output_dir) / run_files.METRICS_FILE, self._waiting):
             self._waiting.clear()
 
 
@@ -81,7 +80,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     A run that was resumed may have logged a step twice; the last row of a step counts.
     """
     row_by_step = {}
-    for row in run_files.read_lines(folder / METRICS_FILE):
+    for row in run_files.read_lines(folder / run_files.METRICS_FILE):
         # Other rows are the summary at the end of training, and evaluations.
         if "reward" in row:
             row_by_step[row["step"]] = row

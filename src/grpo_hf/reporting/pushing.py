@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import ConfigError, HubUnreachable
-from ..run_files import RUN_FILE, say
+from ..run_files import METRICS_FILE, RUN_FILE, say
 from .model_card import CARD_FILE, refresh_card
 from .public_names import without_folders
 
@@ -29,7 +29,7 @@ from .public_names import without_folders
 _PUSHED = (
     "README.md",
     "recipe.yaml",
-    "metrics.jsonl",
+    METRICS_FILE,
     "evaluations/*.json",
     "report/*.png",
     "*.safetensors",

@@ -11,8 +11,7 @@ from rich.table import Table
 
 from ..evaluation.comparison import EVALUATION_FILE
 from ..evaluation.statistics import Comparison
-from ..run_files import say
-from .metrics_file import METRICS_FILE
+from ..run_files import METRICS_FILE, say
 
 # Written by run_report, which comes after this room.
 _PAGE = "report.html"

@@ -15,7 +15,8 @@ import yaml
 from .. import run_files
 from ..data.completions import completion_text
 from ..evaluation.comparison import EVALUATION_FILE
-from .metrics_file import METRICS_FILE, read_metrics
+from ..run_files import METRICS_FILE
+from .metrics_file import read_metrics
 from .token_credit import CREDIT_FILE, Group
 
 # Rewards of this library that look at the form of a completion alone.

@@ -3,6 +3,7 @@
 It is what TRL 1.16 does in a rollout with `tools`, for evaluations that have no trainer.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ def conversing(
     """
     # A tool's turn is rendered without the description of the tools, as in TRL.
     options = {**(template_options or {}), "chat_template": prepare_tool_calls(tokenizer)}
-    context = model.config.get_text_config().max_position_embeddings
+    config = model.config.get_text_config()
+    # Some architectures have no limit, such as state-space models.
+    context = getattr(config, "max_position_embeddings", None) or math.inf
     with continuing(model, tokenizer, sampling) as sample:
 
         def converse(asked: list[list[int]], tokens: int) -> list[Messages]:
@@ -106,6 +109,6 @@ class _Answer:
         self.messages.append(message)
         return message.get("tool_calls") or []
 
-    def fits(self, more: list[int], tokens: int, context: int) -> bool:
+    def fits(self, more: list[int], tokens: int, context: float) -> bool:
         length = len(self.ids) + len(more)
         return length <= tokens and len(self.prompt) + length < context

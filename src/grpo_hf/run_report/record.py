@@ -12,12 +12,11 @@ import yaml
 from ..errors import DataError
 from ..reporting.environment import read_starts
 from ..reporting.token_credit import CREDIT_FILE
-from ..run_files import read_lines
+from ..run_files import METRICS_FILE, read_lines
 
 logger = logging.getLogger(__name__)
 
 # Their writers import what takes seconds to import.
-METRICS_FILE = "metrics.jsonl"
 ANSWERS_FILE = "evaluation.jsonl"
 EVALUATIONS = "evaluations"
 

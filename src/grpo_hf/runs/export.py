@@ -34,7 +34,6 @@ from .trained import (
 )
 
 SAFETENSORS, GGUF = "safetensors", "gguf"
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 _CONVERTER = "convert_hf_to_gguf.py"
 # The folder of llama.cpp, as its own tools name it.
 _CONVERTER_FOLDER = "LLAMA_CPP"

@@ -4,15 +4,14 @@ Each function imports what it needs when it runs, so that a mistake in a name sh
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, OutputExistsError
-from ..run_files import read_lines
+from ..run_files import METRICS_FILE, read_lines
 
 logger = logging.getLogger(__name__)
-
-_METRICS_FILE = "metrics.jsonl"
 
 
 def report(*runs: Path, page: Path | None = None) -> Path | None:
@@ -26,14 +25,7 @@ def report(*runs: Path, page: Path | None = None) -> Path | None:
         Where the page lies, or None.
     """
     try:
-        from ..reporting.model_card import refresh_card
-        from ..run_report.page import write_report
-
-        page = write_report(runs, page)
-        if len(runs) == 1:
-            # It shows the curves that are beside the page.
-            refresh_card(runs[0])
-        return page
+        return write_page(runs, page)
     # It says what to do, and another try would find the same.
     except DataError as error:
         logger.warning(f"No report was written: {error}")
@@ -45,6 +37,22 @@ def report(*runs: Path, page: Path | None = None) -> Path | None:
             f"grpo-hf report {' '.join(map(str, runs))}"
         )
         return None
+
+
+def write_page(runs: Sequence[Path], page: Path | None = None, *, pictures: bool = True) -> Path:
+    """Write the report of runs and, of one, the card anew; arguments and errors of `write_report`.
+
+    Returns:
+        Where the page lies.
+    """
+    from ..reporting.model_card import refresh_card
+    from ..run_report.page import write_report
+
+    page = write_report(runs, page, pictures=pictures)
+    if len(runs) == 1:
+        # It shows the curves that are beside the page.
+        refresh_card(runs[0])
+    return page
 
 
 def show_credit(run: Path, step: int | None, page: Path | None) -> None:
@@ -125,8 +133,8 @@ def push_run(folder: Path, repo: str, args: Any) -> None:
 
 
 def _check_run(folder: Path) -> None:
-    if not (folder / _METRICS_FILE).is_file():
-        raise DataError(f"{folder} is not the output folder of a run: it has no {_METRICS_FILE}.")
+    if not (folder / METRICS_FILE).is_file():
+        raise DataError(f"{folder} is not the output folder of a run: it has no {METRICS_FILE}.")
 
 
 def _credit_row(run: Path, step: int | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The JSON schema of a recipe, for editors: what each key is called, takes and does."""
 
+import json
 from types import NoneType
 from typing import Any, get_origin
 
@@ -22,6 +23,11 @@ def recipe_schema() -> dict[str, Any]:
         "properties": properties,
         "additionalProperties": False,
     }
+
+
+def schema_text() -> str:
+    """Return the JSON schema of a recipe as text."""
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False)
 
 
 def _property(setting: Setting) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..data.rows import PROMPT_COLUMNS
 from ..errors import OutputExistsError
 from ..runs.defaults import defaults_for
-from ..runs.recipe_schema import recipe_schema
+from ..runs.recipe_schema import schema_text
 from ..scoring.registry import load_reward, split_spec
 from .data_facts import DataFacts, kind_of_answers
 
@@ -109,7 +109,7 @@ def write_task(plan: Plan) -> list[Path]:
     texts = {RECIPE: recipe_text(plan)}
     if plan.named_reward is None:
         texts[REWARD] = reward_text(plan)
-    texts[SCHEMA] = json.dumps(recipe_schema(), indent=1, ensure_ascii=False)
+    texts[SCHEMA] = schema_text()
     written = []
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
