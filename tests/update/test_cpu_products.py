@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.skipif(
 def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Multiply by oneDNN whatever the processor; the list has the shape of each product's input."""
     shapes = []
+    # Before its products are counted.
+    assert cpu_products._is_right()
 
     def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         shapes.append(tuple(x.shape))
@@ -122,6 +125,45 @@ def test_an_output_may_be_written_into() -> None:
     y += 1
     y.sum().backward()
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(2, 3, -1))
+
+
+def test_a_layer_is_saved_and_read_as_a_whole(tmp_path: Path) -> None:
+    layer = linear_layer()
+    torch.save(layer, tmp_path / "layer.pt")
+    read = torch.load(tmp_path / "layer.pt", weights_only=False)
+    x = torch.randn(3, 12)
+    expected = layer(x)
+    layer.weight.data.zero_()
+    assert torch.equal(read(x), expected)
+
+
+def test_a_gradient_of_a_gradient_is_that_of_torchs_products() -> None:
+    layer, x = linear_layer(), torch.randn(3, 12)
+    found = []
+    for forward in (layer, lambda x: nn.functional.linear(x, layer.weight, layer.bias)):
+        layer.zero_grad()
+        given = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(forward(given).pow(3).sum(), given, create_graph=True)
+        first.pow(2).sum().backward()
+        found.append([given.grad, *(weight.grad for weight in layer.parameters())])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_products_that_are_others_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cpu_products, "onednn_linear", lambda x, w, b: torch.zeros(len(x), len(w)))
+    monkeypatch.setattr(cpu_products, "_is_right", cpu_products._is_right.__wrapped__)
+    layer = linear_layer()
+    assert "forward" not in vars(layer)
+    assert "oneDNN's are others on this machine" in caplog.text
+
+
+def test_layers_that_are_not_float32_stay_as_they_are() -> None:
+    layer = nn.Linear(12, 20, dtype=torch.bfloat16)
+    cpu_products.multiply_faster(layer)
+    assert "forward" not in vars(layer)
 
 
 def test_it_is_no_forward_of_a_users_own() -> None:
