@@ -1,5 +1,6 @@
 """Whole runs of recipes: evaluations during the training, and what rewards see of the data."""
 
+import errno
 import json
 
 import pytest
@@ -11,8 +12,8 @@ from trl.scripts import grpo as trl_grpo
 
 from grpo_hf.cli import main
 from grpo_hf.errors import ConfigError, GrpoError
-from grpo_hf.reporting.metrics_file import METRICS_FILE
-from grpo_hf.runs import preflight
+from grpo_hf.run_files import METRICS_FILE
+from grpo_hf.runs import preflight, training_evaluations
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.runs.train import train
 
@@ -113,6 +114,20 @@ def test_accuracies_during_the_training_and_more_sets_at_its_end(make, tmp_path,
     again = json.loads(capsys.readouterr().out)
     assert [found["set"] for found in again] == ["held_out", "other"]
     assert again[0]["difference"] == summary["difference"]
+
+
+def test_an_evaluation_that_cannot_be_written_costs_nothing_else(
+    make, tmp_path, caplog, monkeypatch
+):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training_evaluations, "evaluate", full)
+    rows = [{"prompt": f"Say {number}."} for number in range(12)]
+    recipe = make({"train": rows[:8], "test": rows[8:]}, eval_rows=3, eval_samples=2)
+    assert train(recipe) is not None
+    assert "evaluations cannot be written (No space left on device)" in caplog.text
+    assert (tmp_path / "run/README.md").is_file()
 
 
 def test_evaluations_during_the_training(make, tmp_path, capsys):

@@ -21,7 +21,7 @@ from ..evaluation.summary_text import report_of
 from ..models import adapters
 from ..rollout.conversations import ToolUse
 from ..rollout.sampling import sampling_of
-from ..run_files import say
+from ..run_files import say, written_or_said
 from ..scoring.model_tools import call_tool
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
@@ -84,7 +84,9 @@ def evaluate_sets(trainer: GRPOTrainer, sets: Sequence[EvaluationSet], samples: 
         for note in found.notes:
             _say(f"note: {note}")
         _say(f"evaluating base and adapter on {len(found.rows)} problems of {found.name}")
+        # The card, the report and a push follow.
         with (
+            written_or_said(str(run / EVALUATIONS)),
             judging(found.rewards, args) as rewards,
             EvaluationProgress(found.name, len(found.rows)) as progress,
         ):
@@ -98,10 +100,14 @@ def evaluate_sets(trainer: GRPOTrainer, sets: Sequence[EvaluationSet], samples: 
                 trainer_state=trainer.state,
                 progress=progress.update,
             )
-        shown = StringIO()
-        console = Console(file=shown, force_terminal=sys.stdout.isatty(), highlight=False)
-        console.print(report_of(summary, run / EVALUATIONS))
-        _say(shown.getvalue().rstrip("\n"))
+            _say(_shown(report_of(summary, run / EVALUATIONS)))
+
+
+def _shown(report: Any) -> str:
+    """Return what rich makes of a report."""
+    shown = StringIO()
+    Console(file=shown, force_terminal=sys.stdout.isatty(), highlight=False).print(report)
+    return shown.getvalue().rstrip("\n")
 
 
 class HeldOutAccuracy(TrainerCallback):
