@@ -27,8 +27,9 @@ from grpo_hf.reporting.gaming import (
     write_findings,
 )
 from grpo_hf.reporting.gaming_watch import GamingWatch
-from grpo_hf.reporting.metrics_file import METRICS_FILE, MetricsFile
+from grpo_hf.reporting.metrics_file import MetricsFile
 from grpo_hf.reporting.token_credit import CREDIT_FILE, Completion, Group
+from grpo_hf.run_files import METRICS_FILE
 
 LOGGER = "grpo_hf.reporting.gaming_watch"
 # A completion and what its rewards pay, for a share of the run that is done.

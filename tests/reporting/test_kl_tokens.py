@@ -12,8 +12,9 @@ from torch import Tensor
 
 from grpo_hf import GRPOTrainer, run_files
 from grpo_hf.reporting.kl_tokens import KLTokens
-from grpo_hf.reporting.metrics_file import METRICS_FILE, read_metrics
+from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.reporting.spikes import KL_FILE, Line, Token, read_lines, spike_text, spikes
+from grpo_hf.run_files import METRICS_FILE
 
 LORA = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)
 LOGGER = "grpo_hf.reporting.kl_tokens"

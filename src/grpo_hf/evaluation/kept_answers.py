@@ -50,11 +50,6 @@ class KeptAnswers:
         # None may append before all have read.
         self._state.wait_for_everyone()
 
-    @property
-    def found(self) -> int:
-        """How many answers an earlier attempt has left."""
-        return len(self._earlier)
-
     def done(self, side: str, kind: str) -> set[int]:
         """Return the rows that an earlier attempt has answered."""
         return {row for a, b, row in self._earlier if (a, b) == (side, kind)}

@@ -69,12 +69,7 @@ def load_tools(specs: Sequence[str], folder: Path) -> list[Tool]:
         tool = _find(spec, folder)
         try:
             get_json_schema(tool)
-        except (
-            DocstringParsingException,
-            TypeHintParsingException,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (*_NOT_DESCRIBED, TypeError, ValueError) as error:
             raise ConfigError(
                 f"tool {spec!r} has no description for the model: {error} Expected a docstring "
                 "with an `Args:` entry, and a type hint, for each parameter."
