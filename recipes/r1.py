@@ -312,7 +312,7 @@ def write_lines(file: Path, values: Sequence[Any]) -> None:
 def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> None:
     """Run stage sft: train a fresh adapter on the kept samples, and answer the held-out prompts."""
     from grpo_hf.evaluation.answers import greedy_completions
-    from grpo_hf.evaluation.comparison import EVALUATION_FILE
+    from grpo_hf.run_files import EVALUATION_FILE
 
     training = recipe.training
     folder = Path(training.output_dir)
@@ -393,8 +393,7 @@ def show(out: Path, rewards: Sequence[Any], rows: list[dict[str, Any]], training
     from rich.table import Table
 
     from grpo_hf.evaluation.answers import judging
-    from grpo_hf.evaluation.comparison import EVALUATION_FILE
-    from grpo_hf.run_files import read_lines
+    from grpo_hf.run_files import EVALUATION_FILE, read_lines
 
     table = Table(title=f"{len(rows)} held-out prompts, greedy")
     for heading in ("stage", "right", "accuracy", "95% interval"):

@@ -18,6 +18,14 @@ logger = logging.getLogger(__name__)
 
 # The numbers of a run, a line each time it logs.
 METRICS_FILE = "metrics.jsonl"
+# The settings that a recipe gave it.
+RECIPE_FILE = "recipe.yaml"
+# Both answers to each prompt of the comparison at its end, and the folder of other evaluations.
+EVALUATION_FILE = "evaluation.jsonl"
+EVALUATIONS = "evaluations"
+# What the watch over its rewards has found.
+GAMING_FILE = "gaming.json"
+REPORT_FILE = "report.html"
 # The file that a run holds a lock on, and nobody else's business.
 RUN_FILE = ".run"
 

@@ -17,7 +17,7 @@ from support.callbacks import state
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl
 
 from grpo_hf import GRPOConfig, reward_settings, run_files
-from grpo_hf.evaluation.comparison import EVALUATION_FILE, _write_answers
+from grpo_hf.evaluation.comparison import _write_answers
 from grpo_hf.reporting import gaming_watch
 from grpo_hf.reporting.gaming import (
     GAMING_FILE,
@@ -29,7 +29,7 @@ from grpo_hf.reporting.gaming import (
 from grpo_hf.reporting.gaming_watch import GamingWatch
 from grpo_hf.reporting.metrics_file import MetricsFile
 from grpo_hf.reporting.token_credit import CREDIT_FILE, Completion, Group
-from grpo_hf.run_files import METRICS_FILE
+from grpo_hf.run_files import EVALUATION_FILE, METRICS_FILE
 
 LOGGER = "grpo_hf.reporting.gaming_watch"
 # A completion and what its rewards pay, for a share of the run that is done.

@@ -19,7 +19,6 @@ from .statistics import Comparison, compare
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_FILE = "evaluation.jsonl"
 
 Row = dict[str, Any]
 

@@ -25,7 +25,6 @@ from .summary import summary_of
 
 logger = logging.getLogger(__name__)
 
-EVALUATIONS = "evaluations"
 
 # Is told of each batch: the side, greedy or samples, and how many problems this process completed.
 Progress = Callable[[str, str, int], None]

@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..run_files import write_or_say
+from ..run_files import GAMING_FILE, write_or_say
 from . import gaming_rewards, gaming_texts
 from .run_evidence import Evidence, Sample, read_evidence
-
-GAMING_FILE = "gaming.json"
 
 # Samples of a finding: enough to see it, few enough to read.
 _SHOWN = 4

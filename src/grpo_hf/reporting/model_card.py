@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..run_files import say, write_or_say
+from ..run_files import GAMING_FILE, say, write_or_say
 from .card_code import code, example_prompt
 from .card_tables import evaluation_results, evaluation_rows, evaluations_of, result_rows, table
 from .public_names import hub_base, hub_names, license_of, public_name, public_text
@@ -203,7 +203,7 @@ def _limits(folder: Path, card: dict[str, Any]) -> list[str]:
     """Return what a reader should doubt: what a run's own watch found, and what is always so."""
     limits = []
     try:
-        findings = json.loads((folder / "gaming.json").read_text(encoding="utf-8"))
+        findings = json.loads((folder / GAMING_FILE).read_text(encoding="utf-8"))
         limits += [" ".join(str(finding["text"]).split()) for finding in findings]
     except (OSError, ValueError, KeyError, TypeError):
         # A run without findings, or one that was not watched.

@@ -9,12 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluation.comparison import EVALUATION_FILE
 from ..evaluation.statistics import Comparison
-from ..run_files import METRICS_FILE, say
+from ..run_files import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, say
 
 # Written by run_report, which comes after this room.
-_PAGE = "report.html"
 # The commands that follow a run, each with what it is for.
 _NEXT = {
     "chat {run}": "talk to base and adapter, side by side",
@@ -59,8 +57,8 @@ def show(
     console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True, markup=False)
     if comparison is not None:
         console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True, markup=False)
-    if (Path(folder) / _PAGE).is_file():
-        console.print(f"report:  {folder}/{_PAGE}", soft_wrap=True, markup=False)
+    if (Path(folder) / REPORT_FILE).is_file():
+        console.print(f"report:  {folder}/{REPORT_FILE}", soft_wrap=True, markup=False)
     for line in next_steps(folder):
         console.print(line, soft_wrap=True, markup=False)
 

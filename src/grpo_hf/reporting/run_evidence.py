@@ -14,8 +14,7 @@ import yaml
 
 from .. import run_files
 from ..data.completions import completion_text
-from ..evaluation.comparison import EVALUATION_FILE
-from ..run_files import METRICS_FILE
+from ..run_files import EVALUATION_FILE, METRICS_FILE, RECIPE_FILE
 from .metrics_file import read_metrics
 from .token_credit import CREDIT_FILE, Group
 
@@ -109,7 +108,7 @@ def read_evidence(run: Path) -> Evidence:
 
 def _recipe(run: Path) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((run / RECIPE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return recipe if isinstance(recipe, dict) else {}

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ..errors import ConfigError, OutputExistsError
 from ..reporting.spikes import spikes
-from ..run_files import reason_of, write_whole
+from ..run_files import GAMING_FILE, REPORT_FILE, reason_of, write_whole
 from . import facts, samples
 from .charts import Chart, below_each_other, chart_of
 from .curves import all_numbers, panels_of
@@ -23,14 +23,12 @@ from .result_charts import accuracy_chart, at_k_chart
 
 logger = logging.getLogger(__name__)
 
-PAGE_FILE = "report.html"
 PICTURES = "report"
 # Of several runs, beside the page of the first.
 COMPARISON_FILE = "comparison.html"
 COMPARISON_PICTURES = "comparison"
 # By it a page that is written anew is told from a file of somebody's own.
 _MARK = '<meta name="generator" content="grpo-hf">'
-_GAMING_FILE = "gaming.json"
 _MOST_SPIKES = 8
 
 
@@ -92,7 +90,7 @@ def write_report(
     runs = read_runs(folders)
     several = len(runs) > 1
     if page is None:
-        page = folders[0] / (COMPARISON_FILE if several else PAGE_FILE)
+        page = folders[0] / (COMPARISON_FILE if several else REPORT_FILE)
     _check_own(page)
     views = [_view(run, f"r{number}-") for number, run in enumerate(runs, 1)]
     charts = [chart_of(panel) for panel in panels_of(runs)]
@@ -196,7 +194,7 @@ def _findings(run: Path, prefix: str) -> list[Finding] | None:
 def _found_rows(run: Path) -> list[Row] | None:
     """Return the findings on disk, or those of a look at a run that has none there."""
     try:
-        rows = json.loads((run / _GAMING_FILE).read_text(encoding="utf-8"))
+        rows = json.loads((run / GAMING_FILE).read_text(encoding="utf-8"))
         return [row for row in rows if isinstance(row, dict)]
     except (OSError, ValueError, TypeError):
         pass

@@ -12,13 +12,11 @@ import yaml
 from ..errors import DataError
 from ..reporting.environment import read_starts
 from ..reporting.token_credit import CREDIT_FILE
-from ..run_files import METRICS_FILE, read_lines
+from ..run_files import EVALUATION_FILE, EVALUATIONS, METRICS_FILE, RECIPE_FILE, read_lines
 
 logger = logging.getLogger(__name__)
 
 # Their writers import what takes seconds to import.
-ANSWERS_FILE = "evaluation.jsonl"
-EVALUATIONS = "evaluations"
 
 Row = dict[str, Any]
 
@@ -125,8 +123,8 @@ def read_run(folder: Path, name: str) -> RunRecord:
         evaluated=list(evaluated.values()),
         summary=summary,
         starts=read_starts(folder),
-        recipe=_recipe(folder / "recipe.yaml"),
-        answers=_answers(folder / ANSWERS_FILE),
+        recipe=_recipe(folder / RECIPE_FILE),
+        answers=_answers(folder / EVALUATION_FILE),
         sets=list(_sets(folder / EVALUATIONS)),
         rollouts=_rollouts(folder / CREDIT_FILE),
     )

@@ -17,14 +17,14 @@ from transformers import TrainerState
 
 from ..errors import ConfigError, DataError, OutputExistsError
 from ..evaluation.answers import judging
-from ..evaluation.evaluate import EVALUATIONS, evaluate
+from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..evaluation.problem_set import Answering, ProblemSet
 from ..evaluation.summary_text import report_of
 from ..reporting.model_card import refresh_card
 from ..rollout.conversations import ToolUse
 from ..rollout.sampling import sampling_of
-from ..run_files import say
+from ..run_files import EVALUATIONS, say
 from ..scoring.model_tools import call_tool, load_tools
 from ..trl_seam import name_or_path
 from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names

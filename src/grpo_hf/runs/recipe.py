@@ -18,7 +18,7 @@ from trl import ModelConfig, TrlParser
 
 from ..config import GRPOConfig
 from ..errors import ConfigError, OutputExistsError, did_you_mean
-from ..run_files import write_whole
+from ..run_files import RECIPE_FILE, write_whole
 from ..trl_seam import parser_actions
 from .defaults import defaults_for
 from .task_arguments import TaskArguments
@@ -108,7 +108,7 @@ class Recipe:
                 settings[name] = moved
         text = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
         try:
-            write_whole(folder / "recipe.yaml", text)
+            write_whole(folder / RECIPE_FILE, text)
         except OSError as error:
             raise OutputExistsError(
                 f"{folder}/recipe.yaml cannot be written ({error.strerror or error}). Free space "

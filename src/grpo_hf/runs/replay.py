@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..durability.kept_batch import KeptBatch, ReplayedRow, replay_rows
 from ..errors import DataError
+from ..run_files import RECIPE_FILE
 from ..trainer import GRPOTrainer
 from ..trl_seam import loss_of, tokenizer_of
 from .preflight import check_task
@@ -32,7 +33,7 @@ def replay(run: Path, kept: KeptBatch) -> list[str]:
     Raises:
         GrpoError: the recipe is not there, or what it names has moved.
     """
-    file = run / "recipe.yaml"
+    file = run / RECIPE_FILE
     if not file.is_file():
         raise DataError(
             f"{run} has no recipe.yaml, so its model and settings are not known. In the script of "

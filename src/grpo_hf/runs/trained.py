@@ -24,10 +24,10 @@ from ..durability import whole_checkpoints
 from ..errors import ConfigError, ModelError
 from ..models import loading
 from ..rollout.sampling import sampling_of
+from ..run_files import RECIPE_FILE
 from .recipe import Recipe, saved_settings
 from .task_arguments import TaskArguments
 
-_RECIPE = "recipe.yaml"
 _ADAPTER = "adapter_config.json"
 _MODEL = "config.json"
 # A base that a run names by a relative path lies beside the folder that the run was started in.
@@ -171,7 +171,9 @@ def settings_of(run: Path) -> RunSettings:
 
 def recipe_file(run: Path) -> Path | None:
     """Return the recipe of a run, or of the run that a checkpoint is of, if there is one."""
-    return next((each for each in (run / _RECIPE, run.parent / _RECIPE) if each.is_file()), None)
+    return next(
+        (each for each in (run / RECIPE_FILE, run.parent / RECIPE_FILE) if each.is_file()), None
+    )
 
 
 def weights_of(run: Path, base: str | None = None) -> Weights:

@@ -11,8 +11,8 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from ..evaluation.answers import greedy_completions, judging, right_answers
-from ..evaluation.comparison import EVALUATION_FILE, compare_with_base, not_comparable
-from ..evaluation.evaluate import EVALUATIONS, evaluate
+from ..evaluation.comparison import compare_with_base, not_comparable
+from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..evaluation.problem_set import Answering, ProblemSet
 from ..evaluation.statistics import Comparison, accuracy
@@ -21,7 +21,7 @@ from ..evaluation.summary_text import report_of
 from ..models import adapters
 from ..rollout.conversations import ToolUse
 from ..rollout.sampling import sampling_of
-from ..run_files import say, written_or_said
+from ..run_files import EVALUATION_FILE, EVALUATIONS, say, written_or_said
 from ..scoring.model_tools import call_tool
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
