@@ -125,6 +125,17 @@ def say(text: str) -> None:
         warn_once(f"The output cannot be written ({reason_of(error)}). The run goes on.")
 
 
+def say_first(text: str, *, to_stderr: bool = False) -> None:
+    """Print a line in the first process only, where all of them have the same to say."""
+    # The launcher sets RANK, or accelerate. It would know it too, but it is slow to import.
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if to_stderr:
+        print(text, file=sys.stderr, flush=True)
+    else:
+        say(text)
+
+
 def reason_of(error: OSError) -> str:
     """Return what the system says of an error, which is the same for all files and steps."""
     return os.strerror(error.errno) if error.errno else type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from support.processes import launch
+from support.processes import SCRIPTS, launch
 from support.questions import CHATS, one_by_one
 from support.runs import made_run
 
@@ -203,6 +203,13 @@ def test_two_processes_find_what_one_finds(run: Path, tmp_path: Path):
             assert len(set(line[side]["samples"])) == 2
     assert said.count("held_out: 7 problems") == 1, "only the first process shows the results"
     assert not (run / "evaluations" / "held_out.partial").exists()
+
+
+def test_processes_on_different_disks_go_on_and_fail_together(run: Path, tmp_path: Path):
+    said = launch(2, run, tmp_path / "disks", script=SCRIPTS / "evaluating_apart.py")
+    # Both sides: three problems in the first process, and two in the second.
+    for rank, count in enumerate((6, 4)):
+        assert f"process {rank}: File exists, {count} answers" in said
 
 
 def test_data_of_ones_own_has_the_run_s_prompts(run: Path, tmp_path: Path):

@@ -14,10 +14,11 @@ import torch
 import yaml
 from peft import LoraConfig
 from support.callbacks import state
+from support.run_folders import greedy_answers
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl
 
 from grpo_hf import GRPOConfig, reward_settings, run_files
-from grpo_hf.evaluation.comparison import _write_answers
+from grpo_hf.evaluation.comparison import write_answers
 from grpo_hf.reporting import gaming_watch
 from grpo_hf.reporting.gaming import (
     GAMING_FILE,
@@ -89,10 +90,11 @@ class Written:
         run_files.append_lines(self.folder / CREDIT_FILE, [line + "\n"])
 
     def answer(self, base: Sequence[str], adapter: Sequence[str], right: Callable[[str], bool]):
-        answers = {"adapter": adapter, "base": base}
-        rights = {name: [right(text) for text in texts] for name, texts in answers.items()}
+        answers = {}
+        for name, texts in (("adapter", adapter), ("base", base)):
+            answers[name] = greedy_answers(texts, list(map(right, texts)))
         prompts = [[{"role": "user", "content": f"Problem {row}"}] for row in range(len(base))]
-        _write_answers(self.folder / EVALUATION_FILE, prompts, answers, rights)
+        write_answers(self.folder / EVALUATION_FILE, prompts, answers)
         return self.folder
 
 

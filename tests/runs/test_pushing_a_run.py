@@ -104,7 +104,7 @@ def test_a_comparison_that_fails_leaves_a_pushed_adapter(hub, recipe, tmp_path, 
     def fails(*_: Any, **__: Any) -> None:
         raise MemoryError("no memory for the comparison")
 
-    monkeypatch.setattr("grpo_hf.runs.training_evaluations.compare_with_base", fails)
+    monkeypatch.setattr("grpo_hf.runs.training_evaluations.answer_greedily", fails)
     with pytest.raises(MemoryError):
         train(recipe())
     assert "adapter_model.safetensors" in hub.files(REPO)

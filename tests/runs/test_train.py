@@ -12,6 +12,7 @@ from trl.scripts import grpo as trl_grpo
 
 from grpo_hf.cli import main
 from grpo_hf.errors import ConfigError, GrpoError
+from grpo_hf.evaluation import answers, evaluate
 from grpo_hf.run_files import METRICS_FILE
 from grpo_hf.runs import preflight, training_evaluations
 from grpo_hf.runs.recipe import read_recipe
@@ -74,7 +75,25 @@ def whole(completions, answer, **columns):
 """
 
 
-def test_accuracies_during_the_training_and_more_sets_at_its_end(make, tmp_path, capsys):
+@pytest.fixture
+def greedy_passes(monkeypatch) -> list[list[str]]:
+    """The prompts of each pass over a set that is answered greedily."""
+    passes: list[list[str]] = []
+    complete = answers.completed_batches
+
+    def noted(model, tokenizer, prompts, *, copies, **settings):
+        if copies == 1:
+            passes.append([prompt[-1]["content"] for prompt in prompts])
+        return complete(model, tokenizer, prompts, copies=copies, **settings)
+
+    for module in (answers, evaluate):
+        monkeypatch.setattr(module, "completed_batches", noted)
+    return passes
+
+
+def test_accuracies_during_the_training_and_more_sets_at_its_end(
+    make, tmp_path, capsys, greedy_passes
+):
     """Check that the logged accuracies are those of the final comparison, and the sets complete."""
     rows = [{"prompt": f"Say {number}.", "answer": str(number)} for number in range(12)]
     (tmp_path / "whole.py").write_text(ACCURACY)
@@ -93,6 +112,10 @@ def test_accuracies_during_the_training_and_more_sets_at_its_end(make, tmp_path,
         eval_samples=2,
     )
     comparison = train(recipe)
+    # Once by the base, by the adapter at each step, and nothing again at the end.
+    held_out = [asked for asked in greedy_passes if asked[0] == "Say 8."]
+    assert len(held_out) == 3 and {len(asked) for asked in held_out} == {3}
+    assert len(greedy_passes) == 5
     run = tmp_path / "run"
     logged = list(map(json.loads, (run / METRICS_FILE).read_text().splitlines()))
     (final,) = (row for row in logged if row["step"] == 2 and "eval_accuracy" in row)
@@ -122,7 +145,7 @@ def test_an_evaluation_that_cannot_be_written_costs_nothing_else(
     def full(*arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(training_evaluations, "evaluate", full)
+    monkeypatch.setattr(training_evaluations, "evaluate_set", full)
     rows = [{"prompt": f"Say {number}."} for number in range(12)]
     recipe = make({"train": rows[:8], "test": rows[8:]}, eval_rows=3, eval_samples=2)
     assert train(recipe) is not None
@@ -130,7 +153,7 @@ def test_an_evaluation_that_cannot_be_written_costs_nothing_else(
     assert (tmp_path / "run/README.md").is_file()
 
 
-def test_evaluations_during_the_training(make, tmp_path, capsys):
+def test_evaluations_during_the_training(make, tmp_path, capsys, greedy_passes):
     splits = {
         "train": [{"prompt": f"train {number}"} for number in range(8)],
         "test": [{"prompt": f"test {number}"} for number in range(5)],
@@ -147,6 +170,8 @@ def test_evaluations_during_the_training(make, tmp_path, capsys):
     )
     comparison = train(recipe)
     assert comparison is not None and comparison.base.total == 3
+    # The best checkpoint may be another one than the last, so it answers for itself.
+    assert len(greedy_passes) == 4
     rows = list(map(json.loads, (tmp_path / "run" / METRICS_FILE).read_text().splitlines()))
     rewards = {row["step"]: row["eval_reward"] for row in rows if "eval_reward" in row}
     assert list(rewards) == [1, 2]

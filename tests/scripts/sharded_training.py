@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import grpo_hf
 import grpo_hf.errors
-from grpo_hf.evaluation.comparison import compare_with_base
+from grpo_hf.evaluation.comparison import answer_greedily, write_answers
 
 COMMON: dict[str, Any] = {
     "num_generations": 4,
@@ -114,15 +114,20 @@ def train(
 
 def compare(trainer: Any, file: Path) -> None:
     """Compare base and adapter as a run does at its end, on a number of prompts that is odd."""
-    compare_with_base(
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.processing_class,
-        [{"prompt": f"{10**n} pears and {n}: "} for n in range(5)],
-        trainer.run_rewards.entries_for(trainer.reward_funcs)[0],
-        decoding={"max_new_tokens": 6, "batch_size": 2},
-        trainer_state=trainer.state,
-        file=file if trainer.is_world_process_zero() else None,
-    )
+    rows = [{"prompt": f"{10**n} pears and {n}: "} for n in range(5)]
+    answers = {}
+    for side in ("adapter", "base"):
+        answers[side] = answer_greedily(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            rows,
+            trainer.run_rewards.entries_for(trainer.reward_funcs)[0],
+            side=side,
+            decoding={"max_new_tokens": 6, "batch_size": 2},
+            trainer_state=trainer.state,
+        )
+    if trainer.is_world_process_zero():
+        write_answers(file, [row["prompt"] for row in rows], answers)
 
 
 def go_on(checkpoint: str, output: Path, settings: dict[str, Any]) -> None:

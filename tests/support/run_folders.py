@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import yaml
 from support.callbacks import arguments, state
 
-from grpo_hf.evaluation.comparison import _write_answers
+from grpo_hf.evaluation.comparison import GreedyAnswers, write_answers
 from grpo_hf.reporting.environment_file import EnvironmentFile
 from grpo_hf.reporting.metrics_file import MetricsFile
 from grpo_hf.reporting.token_credit import CREDIT_FILE, Completion, Group
 from grpo_hf.run_files import append_lines
+from grpo_hf.scoring.outcomes import Outcome
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"
 
@@ -52,6 +54,11 @@ def credit_group(step: int, prompt: str = "2 + 2 =") -> Group:
     return Group(step, prompt, [good, bad])
 
 
+def greedy_answers(texts: Sequence[str], right: Sequence[bool]) -> GreedyAnswers:
+    """Return the answers of one side, as a reward of right and wrong has judged them."""
+    return GreedyAnswers(list(texts), [Outcome(float(mark)) for mark in right])
+
+
 def write_run(folder: Path, *, steps: int = 10, **settings: Any) -> Path:
     """Write the folder of a run that got better; `settings` go into its recipe."""
     args, file = arguments(folder), MetricsFile()
@@ -67,9 +74,11 @@ def write_run(folder: Path, *, steps: int = 10, **settings: Any) -> Path:
     prompts = [
         [{"role": "user", "content": f"What is {number} + 1? {HOSTILE}"}] for number in range(8)
     ]
-    texts = {"adapter": ["#### 4"] * 8, "base": [HOSTILE] * 8}
-    right = {"adapter": [True] * 7 + [False], "base": [True, False] * 4}
-    _write_answers(folder / "evaluation.jsonl", prompts, texts, right)
+    answers = {
+        "adapter": greedy_answers(["#### 4"] * 8, [True] * 7 + [False]),
+        "base": greedy_answers([HOSTILE] * 8, [True, False] * 4),
+    }
+    write_answers(folder / "evaluation.jsonl", prompts, answers)
     recipe = {"rewards": ["gsm8k", "answer_format"], "learning_rate": 1e-4, "seed": 0} | settings
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder

@@ -100,9 +100,7 @@ def completed_batches(
     Args:
         done: places of prompts that are completed already. A batch is left out if all of it is.
     """
-    state = PartialState()
-    # Every n-th prompt, so that sorted data gives no process all the long ones.
-    mine = range(state.process_index, len(prompts), state.num_processes)
+    mine = own_places(len(prompts))
     shown = template_options
     if tool_use is not None:
         shown = tool_use.template_options(tokenizer, template_options)
@@ -126,6 +124,13 @@ def completed_batches(
             for number, row in enumerate(batch):
                 groups[mine[row]] = list(completions[number * copies : (number + 1) * copies])
             yield groups
+
+
+def own_places(count: int) -> range:
+    """Return the places of the prompts that this process answers, of `count` in all."""
+    state = PartialState()
+    # Every n-th, so that sorted data gives no process all the long ones.
+    return range(state.process_index, count, state.num_processes)
 
 
 @contextmanager

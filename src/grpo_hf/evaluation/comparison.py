@@ -3,6 +3,8 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from ..data.completions import Completion, completion_text
 from ..models import adapters
 from ..models.shards import is_sharded
 from ..run_files import write_or_say
+from ..scoring.outcomes import Outcome
 from ..scoring.scored_reward import ScoredReward
-from .answers import greedy_completions, right_answers
+from .answers import greedy_completions, is_right, judged
 from .statistics import Comparison, compare
 
 logger = logging.getLogger(__name__)
@@ -41,79 +44,85 @@ def not_comparable(model: Any, *, uses_tools: bool = False) -> str | None:
     return None
 
 
-def compare_with_base(
+@dataclass(frozen=True)
+class GreedyAnswers:
+    """One side's greedy answers to the prompts of a set, in order.
+
+    Args:
+        outcomes: what the reward that decides says of each.
+    """
+
+    completions: list[Completion]
+    outcomes: list[Outcome]
+
+    @property
+    def right(self) -> list[bool | None]:
+        """Whether each is right; None where the reward failed."""
+        return list(map(is_right, self.outcomes))
+
+
+def answer_greedily(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Row],
     reward: ScoredReward,
     *,
+    side: str,
     decoding: Mapping[str, Any],
     trainer_state: Any = None,
-    file: Path | None = None,
     progress: Callable[[str, str, int], None] = lambda side, kind, count: None,
-) -> Comparison | None:
-    """Answer held-out prompts greedily with and without the adapter, and compare the answers.
+) -> GreedyAnswers:
+    """Answer the prompts of a set with or without the adapter, and judge the answers.
 
     Args:
         model: the policy, unwrapped.
         rows: of the data, with `prompt` and the columns that the reward reads.
         reward: an answer is right where it gives its full mark.
+        side: `"adapter"` or `"base"`.
         decoding: what `greedy_completions` takes beside the prompts.
         trainer_state: for rewards that read it.
-        file: keeps both answers to every prompt; `None` on processes that do not write.
-        progress: is told of each side, what it does, and how many more prompts it has done.
+        progress: is told of the side, what it does, and how many more prompts it has done.
+    """
+    prompts = [row["prompt"] for row in rows]
+    done = partial(progress, side, "greedy")
+    with adapters.as_base(model) if side == "base" else nullcontext():
+        completions = greedy_completions(model, tokenizer, prompts, progress=done, **decoding)
+    # A reward may be slower than the answers were.
+    progress(side, "judging", 0)
+    # Rewards may read token ids. Those of the text are near enough for a comparison.
+    texts = list(map(completion_text, completions))
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    outcomes = judged(reward, rows, completions, completion_ids=ids, trainer_state=trainer_state)
+    return GreedyAnswers(completions, outcomes)
+
+
+def compare_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> Comparison | None:
+    """Compare the answers of both sides to the same prompts.
 
     Returns:
         The comparison, without prompts on which the reward failed; None where none is left.
     """
-    prompts = [row["prompt"] for row in rows]
-
-    def answered(side: str) -> list[Completion]:
-        done = partial(progress, side, "greedy")
-        return greedy_completions(model, tokenizer, prompts, progress=done, **decoding)
-
-    answers = {"adapter": answered("adapter")}
-    with adapters.as_base(model):
-        answers["base"] = answered("base")
-    right = {}
-    for name, completions in answers.items():
-        # A reward may be slower than the answers were.
-        progress(name, "judging", 0)
-        # Rewards may read token ids. Those of the text are near enough for a comparison.
-        texts = list(map(completion_text, completions))
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        right[name] = right_answers(
-            reward, rows, completions, completion_ids=ids, trainer_state=trainer_state
-        )
-    if file is not None:
-        _write_answers(file, prompts, answers, right)
-    base = []
-    adapter = []
-    for base_is_right, adapter_is_right in zip(right["base"], right["adapter"], strict=True):
+    pairs = []
+    for base_is_right, adapter_is_right in zip(base.right, adapter.right, strict=True):
         # None says that the reward failed, which is nothing about the answer.
         if base_is_right is not None and adapter_is_right is not None:
-            base.append(base_is_right)
-            adapter.append(adapter_is_right)
+            pairs.append((base_is_right, adapter_is_right))
     # A prompt counts for both or for neither, since the comparison is paired.
-    failed = len(prompts) - len(base)
+    failed = len(base.outcomes) - len(pairs)
     if failed:
         logger.warning(
-            f"The reward failed on {failed} of {len(prompts)} prompts, which are left out."
+            f"The reward failed on {failed} of {len(base.outcomes)} prompts, which are left out."
         )
-    return compare(base, adapter) if base else None
+    return compare(*zip(*pairs, strict=True)) if pairs else None
 
 
-def _write_answers(
-    file: Path,
-    prompts: Sequence[Any],
-    answers: Mapping[str, Sequence[Completion]],
-    right: Mapping[str, Sequence[bool | None]],
-) -> None:
+def write_answers(file: Path, prompts: Sequence[Any], answers: Mapping[str, GreedyAnswers]) -> None:
+    """Write both sides' answers to every prompt, or say once why that cannot be done."""
     lines = []
     for index, prompt in enumerate(prompts):
         record: dict[str, Any] = {"prompt": prompt}
-        for name in answers:
-            record[name] = {"answer": answers[name][index], "right": right[name][index]}
+        for name, found in answers.items():
+            record[name] = {"answer": found.completions[index], "right": found.right[index]}
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     # Written anew: a resumed run compares once more, at its own end.
     write_or_say(file, "".join(lines))

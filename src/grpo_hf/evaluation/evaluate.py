@@ -7,7 +7,7 @@ RUN/evaluations/NAME.partial/   answers so far, while an evaluation is under way
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from ..data.completions import Completion, completion_text
 from ..models import adapters
 from ..rollout.sampling import GREEDY
 from ..run_files import write_whole
-from .answers import completed_batches, is_right, judged
-from .kept_answers import Answer, KeptAnswers
+from .answers import completed_batches, is_right, judged, own_places
+from .comparison import GreedyAnswers
+from .kept_answers import Answer, KeptAnswers, by_main
 from .problem_set import SIDES, Answering, ProblemSet, digest_of
 from .summary import summary_of
 
@@ -57,7 +58,8 @@ def evaluate(
         OSError: the results cannot be written.
     """
     settings = _settings_of(problems, answering, facts or {})
-    finished = finished_summary(folder, problems.name, settings)
+    # Others may see another disk, and all of them answer or none does.
+    finished = by_main(lambda: finished_summary(folder, problems.name, settings))
     if finished is not None:
         return finished
     kept = KeptAnswers(folder / f"{problems.name}.partial", settings)
@@ -66,15 +68,20 @@ def evaluate(
             for kind in ("greedy", "samples") if answering.samples else ("greedy",):
                 done = kept.done(side, kind)
                 progress(side, kind, 0)
-                batches = _batches(model, tokenizer, problems, answering, kind, done)
+                known = problems.answered.get(side) if kind == "greedy" else None
+                if known is None:
+                    batches = _batches(model, tokenizer, problems, answering, kind, done)
+                else:
+                    batches = [_taken(known, done)]
                 for groups in batches:
-                    answers = _judged_answers(tokenizer, problems, groups, kind, trainer_state)
+                    answers = _judged_answers(
+                        tokenizer, problems, groups, known, kind, trainer_state
+                    )
                     kept.keep({"side": side, **answer} for answer in answers)
                     progress(side, kind, len(groups))
     lines = _lines(problems, kept.all())
     summary = _summary(problems, answering, lines, settings)
-    if PartialState().is_main_process:
-        _write(folder, problems.name, lines, summary)
+    by_main(lambda: _write(folder, problems.name, lines, summary))
     kept.remove()
     return summary
 
@@ -85,10 +92,11 @@ def finished_summary(folder: Path, name: str, settings: dict[str, Any]) -> dict[
     if not file.is_file():
         return None
     try:
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        summary: Any = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return summary if summary.get("settings") == settings else None
+    of_this = isinstance(summary, dict) and summary.get("settings") == settings
+    return summary if of_this else None
 
 
 def _settings_of(
@@ -113,32 +121,45 @@ def _batches(
     answering: Answering,
     kind: str,
     done: set[int],
-) -> Any:
+) -> Iterable[dict[int, list[Completion]]]:
     prompts = [row["prompt"] for row in problems.rows]
     copies = answering.samples if kind == "samples" else 1
+    decoding = answering.decoding | {"batch_size": max(1, answering.batch_size // copies)}
     return completed_batches(
         model,
         tokenizer,
         prompts,
         copies=copies,
         sampling=answering.sampling if kind == "samples" else GREEDY,
-        max_new_tokens=answering.max_new_tokens,
-        batch_size=max(1, answering.batch_size // copies),
         seed=answering.seed,
-        template_options=answering.template_options,
-        tool_use=answering.tool_use,
         done=done,
+        **decoding,
     )
+
+
+def _taken(known: GreedyAnswers, done: set[int]) -> dict[int, list[Completion]]:
+    """Return this process's share of answers that are there already, as one batch."""
+    groups = {}
+    for place in own_places(len(known.completions)):
+        if place not in done:
+            groups[place] = [known.completions[place]]
+    return groups
 
 
 def _judged_answers(
     tokenizer: Any,
     problems: ProblemSet,
     groups: dict[int, list[Completion]],
+    known: GreedyAnswers | None,
     kind: str,
     trainer_state: Any,
 ) -> list[Answer]:
-    """Return the answers of a batch with what the rewards say of them."""
+    """Return the answers of a batch with what the rewards say of them.
+
+    Args:
+        known: where the answers are from, if they were there already and the first reward has
+            judged them.
+    """
     completions: list[Completion] = []
     rows: list[dict[str, Any]] = []
     for place, group in groups.items():
@@ -155,7 +176,10 @@ def _judged_answers(
     outcomes = {}
     # A sample is judged right or wrong, and a greedy answer by every reward.
     for reward in problems.rewards if kind == "greedy" else problems.rewards[:1]:
-        outcomes[reward.__name__] = judged(reward, rows, completions, **more)
+        if known is not None and reward is problems.reward:
+            outcomes[reward.__name__] = [known.outcomes[place] for place in groups]
+        else:
+            outcomes[reward.__name__] = judged(reward, rows, completions, **more)
     right = list(map(is_right, outcomes[problems.reward.__name__]))
     answers = []
     start = 0

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .answers import own_places
+
 # Seconds between two lines where there is no terminal.
 _BETWEEN_LINES = 10.0
 
@@ -30,11 +32,10 @@ class EvaluationProgress:
     """
 
     def __init__(self, name: str, problems: int, *, silent: bool = False) -> None:
-        state = PartialState()
-        self._silent = silent or not state.is_main_process
+        self._silent = silent or not PartialState().is_main_process
         self._name = name
         # What this process answers; the others answer as many.
-        self._problems = len(range(state.process_index, problems, state.num_processes))
+        self._problems = len(own_places(problems))
         self._pass = ""
         self._task: Any = None
         self._done = 0

@@ -6,20 +6,19 @@ with the same settings, and for no other.
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
-from ..run_files import append_lines, read_lines, write_whole
+from ..run_files import append_lines, read_lines, reason_of, warn_once, write_whole
 
+T = TypeVar("T")
 # An answer: {"side", "kind", "row", "texts", "right", "answers", "rewards"}.
 Answer = dict[str, Any]
 Key = tuple[str, str, int]
-
-_SETTINGS = "settings.json"
 
 
 def key_of(answer: Answer) -> Key:
@@ -27,59 +26,82 @@ def key_of(answer: Answer) -> Key:
     return answer["side"], answer["kind"], answer["row"]
 
 
+def by_main(work: Callable[[], T]) -> T:
+    """Let the main process do something with files, and return in all processes what it found.
+
+    Raises:
+        OSError: it failed there. All processes raise it, as none may wait for one that has left.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return work()
+    told: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            told[0] = work()
+        except OSError as error:
+            told[1] = error
+    found, failed = broadcast_object_list(told)
+    if failed is not None:
+        raise failed
+    result: T = found
+    return result
+
+
 class KeptAnswers:
     """The answers of an evaluation, those of an earlier attempt among them.
 
+    No process waits for another here, nor fails where the disk does.
+
     Args:
         folder: for the files, while the evaluation is under way.
-        settings: what decides the answers.
+        settings: what decides the answers; the number of processes is among it.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self._folder = folder
         self._state = PartialState()
-        self._mine: list[Answer] = []
-        # Before the others read them.
-        if self._state.is_main_process:
-            self._begin(settings)
-        self._state.wait_for_everyone()
-        self._earlier: dict[Key, Answer] = {}
-        for file in sorted(folder.glob("*.jsonl")):
-            for answer in read_lines(file):
-                self._earlier[key_of(answer)] = answer
-        # None may append before all have read.
-        self._state.wait_for_everyone()
+        # Its own alone: another process may be on another machine, which has the others.
+        file = folder / f"{self._state.process_index}.jsonl"
+        self._file: Path | None = file
+        self._answers: dict[Key, Answer] = {}
+        # As JSON gives them back.
+        head = json.loads(json.dumps({"settings": settings}))
+        try:
+            kept = read_lines(file) if file.is_file() else []
+            if kept[:1] == [head]:
+                self._answers = {key_of(answer): answer for answer in kept[1:]}
+            else:
+                write_whole(file, json.dumps(head) + "\n")
+        except OSError as error:
+            warn_once(
+                f"{file} is not to be used ({reason_of(error)}). The evaluation goes on, and "
+                "cannot be resumed."
+            )
+            self._file = None
 
     def done(self, side: str, kind: str) -> set[int]:
-        """Return the rows that an earlier attempt has answered."""
-        return {row for a, b, row in self._earlier if (a, b) == (side, kind)}
+        """Return the rows that this process has answered, in an earlier attempt or in this one."""
+        return {row for a, b, row in self._answers if (a, b) == (side, kind)}
 
     def keep(self, answers: Iterable[Answer]) -> None:
         """Write the answers of a batch."""
-        answers = list(answers)
-        self._mine += answers
         lines = []
         for answer in answers:
+            self._answers[key_of(answer)] = answer
             lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
         # Where the disk is full, the evaluation goes on and cannot be resumed.
-        append_lines(self._folder / f"{self._state.process_index}.jsonl", lines)
+        if self._file is not None:
+            append_lines(self._file, lines)
 
     def all(self) -> dict[Key, Answer]:
         """Return the answers of all processes."""
-        answers = dict(self._earlier)
-        for answer in gather_object(self._mine):
+        answers = {}
+        for answer in gather_object(list(self._answers.values())):
             answers[key_of(answer)] = answer
         return answers
 
     def remove(self) -> None:
-        """Remove the files; the evaluation is done."""
-        self._state.wait_for_everyone()
-        if self._state.is_main_process:
+        """Remove the files; the evaluation is done in all processes."""
+        if self._state.is_local_main_process:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _begin(self, settings: dict[str, Any]) -> None:
-        file = self._folder / _SETTINGS
-        text = json.dumps(settings, indent=1, sort_keys=True)
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            write_whole(file, text)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..rollout.conversations import ToolUse
 from ..scoring.scored_reward import ScoredReward
+from .comparison import GreedyAnswers
 
 SIDES = ("base", "adapter")
 
@@ -22,6 +23,7 @@ class ProblemSet:
         rewards: an answer is right where the first of them gives its full mark.
         category: the column by which results are shown apart, if any.
         source: where the rows come from.
+        answered: greedy answers that are there already, by side, judged by the first reward.
     """
 
     name: str
@@ -29,6 +31,7 @@ class ProblemSet:
     rewards: list[ScoredReward]
     category: str | None = None
     source: str = ""
+    answered: Mapping[str, GreedyAnswers] = field(default_factory=dict)
 
     @property
     def reward(self) -> ScoredReward:
@@ -71,6 +74,16 @@ class Answering:
     seed: int = 0
     template_options: dict[str, Any] | None = None
     tool_use: ToolUse | None = None
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How prompts are answered, beside how tokens are drawn; see `completed_batches`."""
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+            "template_options": self.template_options,
+            "tool_use": self.tool_use,
+        }
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the answers, in a form that JSON keeps."""

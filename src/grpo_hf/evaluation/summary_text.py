@@ -10,6 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ..run_files import read_lines, reason_of
+
 # Flips whose texts are shown, and characters of a text.
 _SHOWN_FLIPS = 1
 _SHOWN_CHARACTERS = 300
@@ -111,15 +113,18 @@ def _flips(flips: dict[str, list[int]], answers: Path) -> list[Text]:
     wanted = set(gained[:_SHOWN_FLIPS] + lost[:_SHOWN_FLIPS])
     if not wanted:
         return parts
-    with answers.open(encoding="utf-8") as lines:
-        for text in lines:
-            line = json.loads(text)
-            if line["row"] in wanted:
-                kind = "wrong to right" if line["row"] in gained else "right to wrong"
-                parts.append(Text(f"row {line['row']}, {kind}:", style="bold"))
-                parts.append(Text(f"  asked:   {_short(_last_said(line['prompt']))}"))
-                for side in ("base", "adapter"):
-                    parts.append(Text(f"  {side + ':':9}{_short(line[side]['greedy'])}"))
+    try:
+        lines = read_lines(answers)
+    except OSError as error:
+        # The numbers are known, and other processes go on.
+        return [*parts, Text(f"{answers} cannot be read ({reason_of(error)}).")]
+    for line in lines:
+        if line["row"] in wanted:
+            kind = "wrong to right" if line["row"] in gained else "right to wrong"
+            parts.append(Text(f"row {line['row']}, {kind}:", style="bold"))
+            parts.append(Text(f"  asked:   {_short(_last_said(line['prompt']))}"))
+            for side in ("base", "adapter"):
+                parts.append(Text(f"  {side + ':':9}{_short(line[side]['greedy'])}"))
     return parts
 
 

@@ -4,10 +4,12 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import TrainerState
 
 from ..errors import ConfigError, DataError, OutputExistsError
 from ..evaluation.answers import judging
+from ..evaluation.comparison import GreedyAnswers
 from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..evaluation.problem_set import Answering, ProblemSet
@@ -24,11 +27,11 @@ from ..evaluation.summary_text import report_of
 from ..reporting.model_card import refresh_card
 from ..rollout.conversations import ToolUse
 from ..rollout.sampling import sampling_of
-from ..run_files import EVALUATIONS, say
-from ..scoring.model_tools import call_tool, load_tools
+from ..run_files import EVALUATIONS, say, say_first
+from ..scoring.model_tools import Tool, call_tool, load_tools
 from ..trl_seam import name_or_path
 from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names
-from .preflight import rewards_of
+from .preflight import judges_of, rewards_of
 from .recipe import Recipe, read_recipe
 from .trained import TrainedModel, open_run, recipe_file
 
@@ -77,9 +80,9 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
     home = file.parent
     _check(question)
     asked = _asked(question, recipe)
-    rewards, eval_reward = rewards_of(recipe)
-    rewards = [eval_reward, *(reward for reward in rewards if reward is not eval_reward)]
-    tell = _say if not question.as_json else _say_to_stderr
+    rewards = judges_of(*rewards_of(recipe))
+    # With --json, standard output has nothing else.
+    tell = partial(say_first, to_stderr=question.as_json)
     trained = open_run(
         run,
         base=question.base,
@@ -109,15 +112,16 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
             tell(f"note: {note}")
     summaries = []
     try:
+        answering = _answering(trained, recipe, question)
         for found in sets:
-            summaries.append(_evaluate_set(trained, recipe, found, question, home))
+            summaries.append(_evaluate(trained, recipe, found, answering, home, question.as_json))
     except KeyboardInterrupt:
         tell("The answers so far are kept: the same command goes on with them.")
         raise
     if PartialState().is_main_process:
         refresh_card(home)
     if question.as_json:
-        _say(json.dumps(summaries, indent=1, ensure_ascii=False))
+        say_first(json.dumps(summaries, indent=1, ensure_ascii=False))
     return summaries
 
 
@@ -146,44 +150,135 @@ def _asked(question: Question, recipe: Recipe) -> list[str]:
     return asked
 
 
-def _evaluate_set(
-    trained: TrainedModel, recipe: Recipe, found: EvaluationSet, question: Question, home: Path
-) -> dict[str, Any]:
+def _answering(trained: TrainedModel, recipe: Recipe, question: Question) -> Answering:
     training = recipe.training
+    return answering_of(
+        training,
+        load_tools(recipe.task.tools, recipe.folder),
+        max_new_tokens=training.max_completion_length or trained.settings.max_new_tokens,
+        samples=question.samples,
+        batch_size=question.batch_size,
+    )
+
+
+def _evaluate(
+    trained: TrainedModel,
+    recipe: Recipe,
+    found: EvaluationSet,
+    answering: Answering,
+    home: Path,
+    silent: bool,
+) -> dict[str, Any]:
     folder = home / EVALUATIONS
     if trained.folder.name.startswith("checkpoint-"):
         # Beside each other, so that two checkpoints can be compared.
         folder /= trained.folder.name
-    tools = load_tools(recipe.task.tools, recipe.folder)
-    batch_size = max(training.per_device_eval_batch_size, training.per_device_train_batch_size)
-    answering = Answering(
-        max_new_tokens=training.max_completion_length or trained.settings.max_new_tokens,
-        batch_size=question.batch_size or batch_size,
-        samples=question.samples,
+    policy = Policy(
+        trained.model, trained.tokenizer, trained.folder, recipe.training, TrainerState()
+    )
+    with _written(folder):
+        summary = evaluate_set(policy, found, answering, folder, silent=silent)
+        if not silent:
+            show_summary(summary, folder)
+    return summary
+
+
+def answering_of(
+    training: Any,
+    tools: Sequence[Tool],
+    *,
+    max_new_tokens: int,
+    samples: int = 0,
+    batch_size: int | None = None,
+) -> Answering:
+    """Return how the prompts of a run are answered in an evaluation.
+
+    Args:
+        training: settings of the run.
+        tools: what the model may call, which is what it may call in training.
+        batch_size: completions that are written at a time; None for the run's.
+    """
+    use = None
+    if tools:
+        use = ToolUse(tools, call_tool, training.max_tool_calling_iterations)
+    # Both fit by the user's word, and answering keeps no gradients.
+    fits = max(training.per_device_eval_batch_size, training.per_device_train_batch_size)
+    return Answering(
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size or fits,
+        samples=samples,
         sampling=sampling_of(training),
         seed=training.seed,
         template_options=training.chat_template_kwargs,
-        tool_use=ToolUse(tools, call_tool, training.max_tool_calling_iterations) if tools else None,
+        tool_use=use,
     )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A base with an adapter on it, whose answers are evaluated.
+
+    Args:
+        folder: that holds the adapter.
+        training: settings of its run.
+        state: of its trainer, for rewards that read it.
+    """
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+    training: Any
+    state: TrainerState
+
+
+def evaluate_set(
+    policy: Policy,
+    found: EvaluationSet,
+    answering: Answering,
+    folder: Path,
+    *,
+    answered: Mapping[str, GreedyAnswers] | None = None,
+    silent: bool = False,
+) -> dict[str, Any]:
+    """Evaluate base and adapter on a set, and return the summary.
+
+    Args:
+        folder: of the evaluations of a run.
+        answered: greedy answers that are there already, by side.
+        silent: whether no progress is shown.
+
+    Raises:
+        OSError: the results cannot be written.
+    """
     with (
-        judging(found.rewards, training) as rewards,
-        _written(folder),
-        EvaluationProgress(found.name, len(found.rows), silent=question.as_json) as progress,
+        judging(found.rewards, policy.training) as rewards,
+        EvaluationProgress(found.name, len(found.rows), silent=silent) as progress,
     ):
-        summary = evaluate(
-            trained.model,
-            trained.tokenizer,
-            ProblemSet(found.name, found.rows, rewards, found.category, found.source),
+        return evaluate(
+            policy.model,
+            policy.tokenizer,
+            ProblemSet(
+                found.name, found.rows, rewards, found.category, found.source, answered or {}
+            ),
             answering,
             folder,
-            facts=facts_of(trained.model, trained.folder),
-            trainer_state=TrainerState(),
+            facts=facts_of(policy.model, policy.folder),
+            trainer_state=policy.state,
             progress=progress.update,
         )
-    if not question.as_json and PartialState().is_main_process:
-        console = Console(highlight=False)
+
+
+def show_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Print the tables of a set, in the first process only.
+
+    Args:
+        folder: that holds the answers.
+    """
+    if PartialState().is_main_process:
+        shown = StringIO()
+        console = Console(file=shown, force_terminal=sys.stdout.isatty(), highlight=False)
         console.print(report_of(summary, folder))
-    return summary
+        say(shown.getvalue().rstrip("\n"))
 
 
 def facts_of(model: Any, folder: Path) -> dict[str, Any]:
@@ -218,13 +313,3 @@ def _written(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written ({error.strerror or error}). Free space there, or make it "
             "writable; the answers so far are kept where they could be."
         ) from error
-
-
-def _say(text: str) -> None:
-    if PartialState().is_main_process:
-        say(text)
-
-
-def _say_to_stderr(text: str) -> None:
-    if PartialState().is_main_process:
-        print(text, file=sys.stderr, flush=True)

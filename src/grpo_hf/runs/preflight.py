@@ -287,6 +287,11 @@ def rewards_of(recipe: Recipe) -> tuple[list[Reward], Reward]:
     return rewards, by_name[task.eval_reward]
 
 
+def judges_of(rewards: Sequence[Reward], eval_reward: Reward) -> list[Reward]:
+    """Return rewards in the order of an evaluation, in which the first says what is right."""
+    return [eval_reward, *(reward for reward in rewards if reward is not eval_reward)]
+
+
 def _check_weights(training: GRPOConfig, rewards: Sequence[Reward]) -> None:
     """Check that there is one weight per reward; the process reward is the last of them."""
     counted = list(rewards)

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 from ..durability import signals
 from ..durability.launchers import leave_with_launcher
 from ..errors import GrpoError
+from ..run_files import say_first
 
 
 def quiet() -> None:
@@ -60,7 +60,7 @@ def exit_on_error() -> Iterator[None]:
         with signals.handled(_stop):
             yield
     except GrpoError as error:
-        _say(f"error: {error}")
+        say_first(f"error: {error}", to_stderr=True)
         raise SystemExit(2) from None
     except signals.Left:
         signals.end_on_next()
@@ -70,10 +70,11 @@ def exit_on_error() -> Iterator[None]:
         number = getattr(error, "number", signal.SIGINT)
         # A run that was interrupted has said what became of it.
         if not isinstance(error, signals.Interrupted):
-            _say(
+            say_first(
                 f"{signals.name_of(number)}: stopped while no run was training. The same command "
                 "starts again, or goes on from the last checkpoint, if there is one, with "
-                "--resume_from_checkpoint auto."
+                "--resume_from_checkpoint auto.",
+                to_stderr=True,
             )
         raise SystemExit(signals.exit_code(number)) from None
 
@@ -82,10 +83,3 @@ def _stop(number: int, frame: Any) -> None:
     """Unwind, so that what is half-made is cleared away; the second time leave at once."""
     signals.end_on_next()
     raise signals.Stopped(number)
-
-
-def _say(text: str) -> None:
-    """Print to stderr in the first process only: every process raises the same error."""
-    # The launcher sets RANK. accelerate would know it too, but it is slow to import.
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr)

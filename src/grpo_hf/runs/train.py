@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from peft import PeftModel, get_peft_model
 from transformers import set_seed
 from transformers.utils import logging
@@ -17,7 +16,7 @@ from ..models import adapters, loading
 from ..reporting import report
 from ..reporting.gaming_watch import say_findings
 from ..rollout import vllm_engine
-from ..run_files import say
+from ..run_files import say_first
 from ..trainer import GRPOTrainer
 from . import finished, preflight, training_evaluations
 from .defaults import describe
@@ -43,28 +42,32 @@ def train(recipe: Recipe) -> Comparison | None:
     task = preflight.check_task(recipe, may_stream=True, may_use_tools=True)
     prompts = prompts_of(recipe, task)
     for note in task.notes + prompts.notes + describe(recipe.chosen):
-        _say(f"note: {note}")
+        say_first(f"note: {note}")
     specs = ", ".join(reward.spec for reward in task.rewards)
     # A stream does not say how many there are.
     count = f"{len(prompts.train):,} prompts" if task.stream is None else "prompts"
-    _say(f"{count} from {task.train.source}; rewards: {specs}")
+    say_first(f"{count} from {task.train.source}; rewards: {specs}")
     sets = training_evaluations.read_sets(recipe, task, prompts)
     trainer = make_trainer(recipe, task, prompts)
-    if trainer.eval_dataset is not None:
-        trainer.add_callback(training_evaluations.HeldOutAccuracy(trainer, prompts, task))
+    held_out = None
+    if prompts.held_out is not None:
+        rows = prompts.held_out.to_list()
+        held_out = training_evaluations.HeldOut(trainer, rows, task.eval_reward)
+        if trainer.eval_dataset is not None:
+            trainer.add_callback(training_evaluations.HeldOutAccuracy(trainer, held_out))
     # Before training, so that an interrupted run leaves its recipe behind.
     if trainer.is_world_process_zero():
         run = Path(recipe.training.output_dir)
         recipe.save(run)
-        if prompts.held_out is not None:
-            keep_held_out(run, prompts.held_out.to_list())
+        if held_out is not None:
+            keep_held_out(run, held_out.rows)
     trainer.train(resume_from_checkpoint=task.resume)
     # Before the comparison, which may fail on a reward; the adapter is what the run was for.
     trl_seam.save_model_here(trainer)
     # The comparison is the model's own work, for which the engine's memory is better free.
     vllm_engine.close_engines()
     try:
-        comparison = _evaluate(trainer, prompts, task, sets, recipe.task.eval_samples)
+        comparison = _evaluate(trainer, held_out, sets, recipe.task.eval_samples)
     except Exception:
         _push(trainer)
         raise
@@ -80,21 +83,20 @@ def train(recipe: Recipe) -> Comparison | None:
 
 def _evaluate(
     trainer: GRPOTrainer,
-    prompts: preflight.Prompts,
-    task: preflight.Task,
+    held_out: training_evaluations.HeldOut | None,
     sets: Sequence[EvaluationSet],
     samples: int,
 ) -> Comparison | None:
     """Compare with the base if there are prompts for that, and write the card."""
     comparison = None
-    if prompts.held_out is not None:
-        comparison = training_evaluations.compare(trainer, prompts.held_out, task.eval_reward)
-        judge = {"reward": task.eval_reward.name, "means": task.eval_reward.purpose}
+    if held_out is not None:
+        comparison = training_evaluations.compare(trainer, held_out)
+        judge = {"reward": held_out.reward.name, "means": held_out.reward.purpose}
         trainer.results = comparison.as_dict() | judge if comparison is not None else {}
         # Again: the answers of the comparison are evidence, too, and the card names what was found.
         if trainer.is_world_process_zero():
             say_findings(Path(trainer.args.output_dir))
-    training_evaluations.evaluate_sets(trainer, sets, samples)
+    training_evaluations.evaluate_sets(trainer, sets, samples, held_out)
     # A card that is pushed has the repository's name, as transformers names it.
     pushed_name = trainer.args.push_to_hub and trainer.args.hub_model_id
     trainer.create_model_card(model_name=pushed_name.split("/")[-1] if pushed_name else None)
@@ -141,11 +143,6 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
     trainer.dataset_source = task.train.source
     trainer.prompt_form = form_of_prompts(recipe, task.train, prompts.tokenizer)[0]
     return trainer
-
-
-def _say(text: str) -> None:
-    if PartialState().is_main_process:
-        say(text)
 
 
 def prompts_of(recipe: Recipe, task: preflight.Task) -> preflight.Prompts:

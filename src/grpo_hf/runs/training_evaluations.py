@@ -1,33 +1,28 @@
 """What a run evaluates by itself: held-out prompts at `eval_steps`, and all its sets at the end."""
 
-import sys
-from collections.abc import Sequence
-from io import StringIO
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from rich.console import Console
 from transformers import TrainerCallback
 
-from ..evaluation.answers import greedy_completions, judging, right_answers
-from ..evaluation.comparison import compare_with_base, not_comparable
-from ..evaluation.evaluate import evaluate
+from ..evaluation.comparison import (
+    GreedyAnswers,
+    answer_greedily,
+    compare_answers,
+    not_comparable,
+    write_answers,
+)
 from ..evaluation.evaluation_progress import EvaluationProgress
-from ..evaluation.problem_set import Answering, ProblemSet
+from ..evaluation.problem_set import Answering
 from ..evaluation.statistics import Comparison, accuracy
 from ..evaluation.statistics import compare as comparison_of
-from ..evaluation.summary_text import report_of
-from ..models import adapters
-from ..rollout.conversations import ToolUse
-from ..rollout.sampling import sampling_of
-from ..run_files import EVALUATION_FILE, EVALUATIONS, say, written_or_said
-from ..scoring.model_tools import call_tool
+from ..run_files import EVALUATION_FILE, EVALUATIONS, say_first, written_or_said
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
-from .evaluating import facts_of
+from .evaluating import Policy, answering_of, evaluate_set, show_summary
 from .evaluation_sets import EvaluationSet, SetReader, check_names
-from .preflight import Prompts, Task
+from .preflight import Prompts, Task, judges_of
 from .recipe import Recipe
 
 
@@ -38,9 +33,8 @@ def read_sets(recipe: Recipe, task: Task, prompts: Prompts) -> list[EvaluationSe
         GrpoError: a set is not there, or lacks a column.
     """
     check_names(recipe.task.eval_data)
-    rewards = [task.eval_reward, *(each for each in task.rewards if each is not task.eval_reward)]
     run = Path(recipe.training.output_dir)
-    reader = SetReader(run, recipe, rewards, prompts.tokenizer)
+    reader = SetReader(run, recipe, judges_of(task.rewards, task.eval_reward), prompts.tokenizer)
     sets = [reader.read(asked) for asked in recipe.task.eval_data]
     if recipe.task.eval_samples and prompts.held_out is not None:
         source = task.held_out.source if task.held_out is not None else ""
@@ -48,66 +42,104 @@ def read_sets(recipe: Recipe, task: Task, prompts: Prompts) -> list[EvaluationSe
     return sets
 
 
-def compare(trainer: GRPOTrainer, held_out: Any, reward: Reward) -> Comparison | None:
+class HeldOut:
+    """The held-out prompts of a run, which are answered greedily once.
+
+    The base answers once in a run, and the adapter once at each step at which it is asked.
+
+    Args:
+        rows: with `prompt` and the columns that the reward reads.
+        reward: an answer is right where it gives its full mark.
+    """
+
+    def __init__(
+        self, trainer: GRPOTrainer, rows: Sequence[dict[str, Any]], reward: Reward
+    ) -> None:
+        self.rows = list(rows)
+        self.reward = reward
+        self._trainer = trainer
+        self._answers: dict[str, GreedyAnswers] = {}
+        self._step: int | None = None
+
+    def answers(
+        self,
+        side: str,
+        progress: Callable[[str, str, int], None] = lambda side, kind, count: None,
+    ) -> GreedyAnswers:
+        """Return one side's answers, made now if they are not there yet."""
+        trainer = self._trainer
+        if side == "adapter" and self._step != trainer.state.global_step:
+            self.forget_adapter()
+        if side not in self._answers:
+            self._answers[side] = answer_greedily(
+                trainer.accelerator.unwrap_model(trainer.model),
+                trainer.processing_class,
+                self.rows,
+                # It has a process already.
+                trainer.run_rewards.entries_for([self.reward])[0],
+                side=side,
+                decoding=_answering(trainer).decoding,
+                trainer_state=trainer.state,
+                progress=progress,
+            )
+        if side == "adapter":
+            self._step = trainer.state.global_step
+        return self._answers[side]
+
+    def forget_adapter(self) -> None:
+        """Forget what the adapter has answered, since it is another one now."""
+        self._answers.pop("adapter", None)
+
+    def answers_to(self, found: EvaluationSet) -> Mapping[str, GreedyAnswers]:
+        """Return the answers that are there already to the problems of a set."""
+        same = found.rewards[0] is self.reward and found.rows == self.rows
+        return dict(self._answers) if same else {}
+
+
+def compare(trainer: GRPOTrainer, held_out: HeldOut) -> Comparison | None:
     """Compare base and adapter on held-out prompts, or say why that cannot be done."""
     reason = not_comparable(trainer.model, uses_tools=bool(trainer.tools))
     if reason is not None:
-        _say(f"note: no comparison with the base: {reason}")
+        say_first(f"note: no comparison with the base: {reason}")
         return None
-    _say(f"comparing base and adapter on {len(held_out)} held-out prompts")
-    file = Path(trainer.args.output_dir) / EVALUATION_FILE
-    with EvaluationProgress("comparison", len(held_out)) as progress:
-        return compare_with_base(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            held_out.to_list(),
-            # It has a process already.
-            trainer.run_rewards.entries_for([reward])[0],
-            decoding=_decoding(trainer),
-            trainer_state=trainer.state,
-            file=file if trainer.is_world_process_zero() else None,
-            progress=progress.update,
-        )
+    say_first(f"comparing base and adapter on {len(held_out.rows)} held-out prompts")
+    answers = {}
+    with EvaluationProgress("comparison", len(held_out.rows)) as progress:
+        for side in ("adapter", "base"):
+            answers[side] = held_out.answers(side, progress.update)
+    if trainer.is_world_process_zero():
+        file = Path(trainer.args.output_dir) / EVALUATION_FILE
+        write_answers(file, [row["prompt"] for row in held_out.rows], answers)
+    return compare_answers(**answers)
 
 
-def evaluate_sets(trainer: GRPOTrainer, sets: Sequence[EvaluationSet], samples: int) -> None:
-    """Evaluate base and adapter on sets at the end of a run, and print the results."""
+def evaluate_sets(
+    trainer: GRPOTrainer, sets: Sequence[EvaluationSet], samples: int, held_out: HeldOut | None
+) -> None:
+    """Evaluate base and adapter on sets at the end of a run, and print the results.
+
+    Args:
+        held_out: prompts that are answered already, and may be one of the sets.
+    """
     if not_comparable(trainer.model, uses_tools=bool(trainer.tools)) is not None:
         return
-    args = trainer.args
-    run = Path(args.output_dir)
+    run = Path(trainer.args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    answering = Answering(
-        samples=samples, sampling=sampling_of(args), seed=args.seed, **_decoding(trainer)
-    )
+    policy = Policy(model, trainer.processing_class, run, trainer.args, trainer.state)
     for found in sets:
         for note in found.notes:
-            _say(f"note: {note}")
-        _say(f"evaluating base and adapter on {len(found.rows)} problems of {found.name}")
+            say_first(f"note: {note}")
+        say_first(f"evaluating base and adapter on {len(found.rows)} problems of {found.name}")
         # The card, the report and a push follow.
-        with (
-            written_or_said(str(run / EVALUATIONS)),
-            judging(found.rewards, args) as rewards,
-            EvaluationProgress(found.name, len(found.rows)) as progress,
-        ):
-            summary = evaluate(
-                model,
-                trainer.processing_class,
-                ProblemSet(found.name, found.rows, rewards, found.category, found.source),
-                answering,
+        with written_or_said(str(run / EVALUATIONS)):
+            summary = evaluate_set(
+                policy,
+                found,
+                _answering(trainer, samples),
                 run / EVALUATIONS,
-                facts=facts_of(model, run),
-                trainer_state=trainer.state,
-                progress=progress.update,
+                answered=held_out.answers_to(found) if held_out is not None else {},
             )
-            _say(_shown(report_of(summary, run / EVALUATIONS)))
-
-
-def _shown(report: Any) -> str:
-    """Return what rich makes of a report."""
-    shown = StringIO()
-    Console(file=shown, force_terminal=sys.stdout.isatty(), highlight=False).print(report)
-    return shown.getvalue().rstrip("\n")
+            show_summary(summary, run / EVALUATIONS)
 
 
 class HeldOutAccuracy(TrainerCallback):
@@ -117,38 +149,26 @@ class HeldOutAccuracy(TrainerCallback):
     its interval are metrics of the evaluation, so `metric_for_best_model: accuracy` works.
     """
 
-    def __init__(self, trainer: GRPOTrainer, prompts: Prompts, task: Task) -> None:
+    def __init__(self, trainer: GRPOTrainer, held_out: HeldOut) -> None:
         self._trainer = trainer
-        self._rows = prompts.held_out.to_list() if prompts.held_out is not None else []
-        self._reward = task.eval_reward
-        self._base: list[bool | None] | None = None
+        self._held_out = held_out
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **more: Any
     ) -> None:
         trainer = self._trainer
-        if not_comparable(trainer.model, uses_tools=bool(trainer.tools)) is not None:
-            found = self._numbers(self._right(), None)
-        else:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            if self._base is None:
-                with adapters.as_base(model):
-                    self._base = self._right()
-            found = self._numbers(self._right(), self._base)
+        base = None
+        if not_comparable(trainer.model, uses_tools=bool(trainer.tools)) is None:
+            base = self._held_out.answers("base").right
+        found = self._numbers(self._held_out.answers("adapter").right, base)
         # The same dictionary decides which checkpoint is the best.
         metrics.update(found)
         trainer.log(found)
 
-    def _right(self) -> list[bool | None]:
-        trainer = self._trainer
-        completions = greedy_completions(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            [row["prompt"] for row in self._rows],
-            **_decoding(trainer),
-        )
-        reward = trainer.run_rewards.entries_for([self._reward])[0]
-        return right_answers(reward, self._rows, completions, trainer_state=trainer.state)
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        # The best checkpoint has taken the place of the last one.
+        if args.load_best_model_at_end:
+            self._held_out.forget_adapter()
 
     def _numbers(
         self, adapter: Sequence[bool | None], base: Sequence[bool | None] | None
@@ -173,25 +193,8 @@ class HeldOutAccuracy(TrainerCallback):
         }
 
 
-def _decoding(trainer: GRPOTrainer) -> dict[str, Any]:
-    """Return how a run's prompts are answered, beside which tokens are drawn."""
+def _answering(trainer: GRPOTrainer, samples: int = 0) -> Answering:
     args = trainer.args
-    return {
-        "max_new_tokens": trainer.max_completion_length,
-        "template_options": args.chat_template_kwargs,
-        "tool_use": _tool_use(trainer),
-        # Both fit by the user's word, and answering keeps no gradients.
-        "batch_size": max(args.per_device_eval_batch_size, args.per_device_train_batch_size),
-    }
-
-
-def _tool_use(trainer: GRPOTrainer) -> ToolUse | None:
-    """Return what the model may call in an evaluation, which is what it may call in training."""
-    if not trainer.tools:
-        return None
-    return ToolUse(trainer.tools, call_tool, trainer.args.max_tool_calling_iterations)
-
-
-def _say(text: str) -> None:
-    if PartialState().is_main_process:
-        say(text)
+    return answering_of(
+        args, trainer.tools, max_new_tokens=trainer.max_completion_length, samples=samples
+    )
