@@ -16,7 +16,7 @@ from grpo_hf.data.prompts import prompt_token_ids
 from grpo_hf.errors import ConfigError
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.rollout.conversations import ToolUse, conversing
-from grpo_hf.rollout.sampling import GREEDY
+from grpo_hf.rollout.sampling import GREEDY, continuing
 from grpo_hf.run_files import read_lines
 from grpo_hf.runs.preflight import check_model, check_task
 from grpo_hf.runs.recipe import read_recipe
@@ -38,7 +38,8 @@ def model(tokenizer):
 def answers(model, tokenizer, tokens, most_rounds=None):
     use = ToolUse([python], call_tool, most_rounds)
     ids = prompt_token_ids(PROMPTS, tokenizer, use.template_options(tokenizer))
-    with conversing(model, tokenizer, GREEDY, use) as converse:
+    with continuing(model, tokenizer, GREEDY) as sample:
+        converse = conversing(sample, model, tokenizer, use)
         return converse(ids, tokens)
 
 

@@ -12,6 +12,7 @@ from peft import PeftModel
 from support.processes import SCRIPTS, launch
 from support.questions import CHATS, one_by_one
 from support.runs import made_run
+from support.vllm import FakeLLM, FakeServer, vllm_installed
 
 from grpo_hf.cli import main
 from grpo_hf.errors import ConfigError, DataError
@@ -210,6 +211,55 @@ def test_processes_on_different_disks_go_on_and_fail_together(run: Path, tmp_pat
     # Both sides: three problems in the first process, and two in the second.
     for rank, count in enumerate((6, 4)):
         assert f"process {rank}: File exists, {count} answers" in said
+
+
+@pytest.mark.parametrize("place", ["here", "server"])
+def test_vllm_writes_the_answers_of_both_sides(
+    run: Path, tiny_checkpoint: Path, place: str, capsys: pytest.CaptureFixture[str]
+):
+    main(["eval", str(run), "--json"])
+    alone, expected = json.loads(capsys.readouterr().out), lines_of(run)
+    flags = ["--samples", "2", "--json", "--use_vllm", "true"]
+    with vllm_installed(), FakeServer(str(tiny_checkpoint)) as server:
+        if place == "server":
+            flags += ["--vllm_mode", "server", "--vllm_server_base_url", server.url]
+        main(["eval", str(run), *flags])
+        assert len(FakeLLM.started) == (place == "here")
+    (summary,) = json.loads(capsys.readouterr().out)
+    assert summary["settings"]["engine"] == "vllm"
+    assert summary["difference"]["accuracy"] == alone[0]["difference"]["accuracy"]
+    different = 0
+    for line, by_transformers in zip(lines_of(run), expected, strict=True):
+        for side in ("base", "adapter"):
+            assert line[side]["greedy"] == by_transformers[side]["greedy"]
+            different += len(set(line[side]["samples"])) == 2
+    assert different >= 12, "copies of a prompt are drawn apart"
+    if place == "here":
+        # One batch for each kind of answer, of each side, beside the three prompts of the check.
+        assert FakeLLM.started[0].calls.count("generate") == 3 + 4
+        assert FakeLLM.started[0].calls[-1] == "shutdown"
+    else:
+        assert not server.adapters, "it is left as it was"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ([], "vLLM is not installed here"),
+        (["--vllm_mode", "server", "--vllm_server_base_url", "http://127.0.0.1:9"], "does not ans"),
+        (["--vllm_mode", "server", "--vllm_sync", "merged"], "not installed here"),
+    ],
+)
+def test_without_vllm_transformers_writes_them_and_a_line_says_so(
+    run: Path, capsys: pytest.CaptureFixture[str], flags: list[str], reason: str
+):
+    more = ["--use_vllm", "true", "--vllm_server_timeout", "0.1", *flags]
+    main(["eval", str(run), "--limit", "2", "--json", *more])
+    said = capsys.readouterr()
+    (summary,) = json.loads(said.out)
+    assert summary["problems"] == 2 and "engine" not in summary["settings"]
+    (note,) = [line for line in said.err.splitlines() if "transformers writes the answers" in line]
+    assert reason in note
 
 
 def test_data_of_ones_own_has_the_run_s_prompts(run: Path, tmp_path: Path):

@@ -110,18 +110,22 @@ class FakeLLM:
             ids = prompt["prompt_token_ids"]
             if len(ids) >= self.llm_engine.model_config.max_model_len:
                 raise ValueError(f"a prompt of {len(ids)} tokens is too long")
-            tokens, log_probs, _ = sample(
-                model,
-                ids,
-                max_tokens=sampling_params.max_tokens,
-                temperature=sampling_params.temperature,
-                ends=1,
-            )
-            listed = []
-            for token, value in zip(tokens, log_probs, strict=True):
-                listed.append({token: SimpleNamespace(logprob=value, rank=1)})
-            completion = SimpleNamespace(token_ids=tokens, logprobs=listed)
-            outputs.append(SimpleNamespace(prompt_token_ids=ids, outputs=[completion]))
+            if getattr(sampling_params, "seed", None) is not None:
+                torch.manual_seed(sampling_params.seed)
+            completions = []
+            for _ in range(getattr(sampling_params, "n", 1)):
+                tokens, log_probs, _ = sample(
+                    model,
+                    ids,
+                    max_tokens=sampling_params.max_tokens,
+                    temperature=sampling_params.temperature,
+                    ends=1,
+                )
+                listed = []
+                for token, value in zip(tokens, log_probs, strict=True):
+                    listed.append({token: SimpleNamespace(logprob=value, rank=1)})
+                completions.append(SimpleNamespace(token_ids=tokens, logprobs=listed))
+            outputs.append(SimpleNamespace(prompt_token_ids=ids, outputs=completions))
         return outputs
 
 

@@ -5,7 +5,7 @@ accuracies, pass@k and maj@k of that.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from accelerate import PartialState
@@ -18,7 +18,7 @@ from ..data.prompts import prompt_token_ids
 from ..models.random_state import own_random_numbers
 from ..models.shards import in_step
 from ..rollout.conversations import ToolUse, conversing
-from ..rollout.sampling import GREEDY, continuing
+from ..rollout.sampling import GREEDY, Continues, Sample, continuing
 from ..scoring.judging import score_completions
 from ..scoring.outcomes import Outcome
 from ..scoring.reward import Reward
@@ -90,6 +90,7 @@ def completed_batches(
     seed: int = 0,
     template_options: dict[str, Any] | None = None,
     tool_use: ToolUse | None = None,
+    continues: Continues = continuing,
     done: Collection[int] = (),
 ) -> Iterator[dict[int, list[Completion]]]:
     """Yield `copies` completions of this process's prompts, batch by batch, by place of the prompt.
@@ -98,6 +99,7 @@ def completed_batches(
     before it.
 
     Args:
+        continues: writes tokens after others, as `continuing` does.
         done: places of prompts that are completed already. A batch is left out if all of it is.
     """
     mine = own_places(len(prompts))
@@ -111,7 +113,8 @@ def completed_batches(
     for batch in parts(by_length, batch_size):
         if not all(mine[row] in done for row in batch):
             left.append(batch)
-    with _answering(model, tokenizer, sampling, tool_use, template_options) as answer:
+    writing = continues(model, tokenizer, sampling)
+    with _answering(writing, model, tokenizer, tool_use, template_options) as answer:
         for batch in in_step(model, left):
             repeated = []
             # The copies of a prompt have to be neighbours: the model then reads the prompt once.
@@ -135,9 +138,9 @@ def own_places(count: int) -> range:
 
 @contextmanager
 def _answering(
+    writing: AbstractContextManager[Sample],
     model: Any,
     tokenizer: Any,
-    sampling: Mapping[str, Any],
     tool_use: ToolUse | None,
     template_options: dict[str, Any] | None,
 ) -> Iterator[Callable[[list[list[int]], int], Sequence[Completion]]]:
@@ -146,16 +149,15 @@ def _answering(
     The prompts of processes with sharded weights have to be read in step, and calls of tools end
     at different times.
     """
-    if tool_use is not None:
-        with conversing(model, tokenizer, sampling, tool_use, template_options) as converse:
-            yield converse
-        return
-    with continuing(model, tokenizer, sampling) as sample:
+    with writing as sample:
 
         def answer(prompts: list[list[int]], tokens: int) -> Sequence[Completion]:
             return tokenizer.batch_decode(sample(prompts, tokens), skip_special_tokens=True)
 
-        yield answer
+        if tool_use is None:
+            yield answer
+        else:
+            yield conversing(sample, model, tokenizer, tool_use, template_options)
 
 
 def _gathered(

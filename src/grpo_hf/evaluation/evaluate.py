@@ -8,14 +8,12 @@ RUN/evaluations/NAME.partial/   answers so far, while an evaluation is under way
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from ..data.completions import Completion, completion_text
-from ..models import adapters
 from ..rollout.sampling import GREEDY
 from ..run_files import write_whole
 from .answers import completed_batches, is_right, judged, own_places
@@ -64,7 +62,7 @@ def evaluate(
         return finished
     kept = KeptAnswers(folder / f"{problems.name}.partial", settings)
     for side in SIDES:
-        with adapters.as_base(model) if side == "base" else nullcontext():
+        with answering.seen_as(side, model):
             for kind in ("greedy", "samples") if answering.samples else ("greedy",):
                 done = kept.done(side, kind)
                 progress(side, kind, 0)

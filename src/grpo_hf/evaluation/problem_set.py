@@ -2,11 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..models import adapters
 from ..rollout.conversations import ToolUse
+from ..rollout.sampling import continuing
+from ..rollout.vllm_answers import VllmAnswers
 from ..scoring.scored_reward import ScoredReward
 from .comparison import GreedyAnswers
 
@@ -65,6 +69,7 @@ class Answering:
         seed: of the samples.
         template_options: keyword arguments of the chat template.
         tool_use: what the model may call.
+        engine: writes the answers in place of transformers.
     """
 
     max_new_tokens: int
@@ -74,6 +79,7 @@ class Answering:
     seed: int = 0
     template_options: dict[str, Any] | None = None
     tool_use: ToolUse | None = None
+    engine: VllmAnswers | None = None
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -83,7 +89,22 @@ class Answering:
             "batch_size": self.batch_size,
             "template_options": self.template_options,
             "tool_use": self.tool_use,
+            "continues": self.engine.continuing if self.engine is not None else continuing,
         }
+
+    @contextmanager
+    def seen_as(self, side: str, model: Any) -> Iterator[None]:
+        """Let the base or the adapter answer for a block.
+
+        Args:
+            model: the policy.
+        """
+        with ExitStack() as stack:
+            if side == "base":
+                stack.enter_context(adapters.as_base(model))
+                if self.engine is not None:
+                    stack.enter_context(self.engine.as_base())
+            yield
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the answers, in a form that JSON keeps."""
@@ -96,6 +117,9 @@ class Answering:
         # Greedy answers do not depend on these.
         if self.samples:
             settings |= {"sampling": dict(self.sampling), "seed": self.seed}
+        # It rounds otherwise.
+        if self.engine is not None:
+            settings["engine"] = "vllm"
         if self.tool_use is not None:
             settings["tools"] = [tool.__name__ for tool in self.tool_use.tools]
         plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))

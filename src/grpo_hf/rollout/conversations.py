@@ -4,13 +4,12 @@ It is what TRL 1.16 does in a rollout with `tools`, for evaluations that have no
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..trl_seam import prepare_tool_calls, read_answer, tool_turn_ids
-from .sampling import continuing
+from .sampling import Sample
 
 Messages = list[dict[str, Any]]
 
@@ -45,21 +44,20 @@ class ToolUse:
         return {**(options or {}), **described, "chat_template": template}
 
 
-@contextmanager
 def conversing(
+    sample: Sample,
     model: Any,
     tokenizer: Any,
-    sampling: Mapping[str, Any],
     use: ToolUse,
     template_options: Mapping[str, Any] | None = None,
-) -> Iterator[Callable[[list[list[int]], int], list[Messages]]]:
-    """Yield a function that answers lists of tokens in turns, the model's and those of tools.
+) -> Callable[[list[list[int]], int], list[Messages]]:
+    """Return a function that answers lists of tokens in turns, the model's and those of tools.
 
     It takes the lists and how many tokens an answer may have at most, results of tools included. A
     result that does not fit is left out, and the answer ends with the call (TRL 1.16).
 
     Args:
-        sampling: settings of `generate`; see `continuing`.
+        sample: writes the turns of the model; see `sampling.continuing`.
         template_options: other arguments of the chat template.
     """
     # A tool's turn is rendered without the description of the tools, as in TRL.
@@ -67,29 +65,28 @@ def conversing(
     config = model.config.get_text_config()
     # Some architectures have no limit, such as state-space models.
     context = getattr(config, "max_position_embeddings", None) or math.inf
-    with continuing(model, tokenizer, sampling) as sample:
 
-        def converse(asked: list[list[int]], tokens: int) -> list[Messages]:
-            answers = [_Answer(prompt, [], []) for prompt in asked]
-            going_on = answers
-            rounds = 0
-            while going_on:
-                written = sample([answer.prompt + answer.ids for answer in going_on], tokens)
-                called = []
-                for answer, ids in zip(going_on, written, strict=True):
-                    calls = answer.take(tokenizer, ids[: tokens - len(answer.ids)], use)
-                    if calls and rounds != use.most_rounds:
-                        turns = [use.call(use.tools, call) for call in calls]
-                        more = tool_turn_ids(tokenizer, turns, options)
-                        if answer.fits(more, tokens, context):
-                            answer.ids += more
-                            answer.messages += turns
-                            called.append(answer)
-                going_on = called
-                rounds += 1
-            return [answer.messages for answer in answers]
+    def converse(asked: list[list[int]], tokens: int) -> list[Messages]:
+        answers = [_Answer(prompt, [], []) for prompt in asked]
+        going_on = answers
+        rounds = 0
+        while going_on:
+            written = sample([answer.prompt + answer.ids for answer in going_on], tokens)
+            called = []
+            for answer, ids in zip(going_on, written, strict=True):
+                calls = answer.take(tokenizer, ids[: tokens - len(answer.ids)], use)
+                if calls and rounds != use.most_rounds:
+                    turns = [use.call(use.tools, call) for call in calls]
+                    more = tool_turn_ids(tokenizer, turns, options)
+                    if answer.fits(more, tokens, context):
+                        answer.ids += more
+                        answer.messages += turns
+                        called.append(answer)
+            going_on = called
+            rounds += 1
+        return [answer.messages for answer in answers]
 
-        yield converse
+    return converse
 
 
 @dataclass

@@ -9,7 +9,7 @@ to repeat them.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,11 @@ import torch
 from ..config import GRPOConfig
 from ..models.shards import is_sharded
 from .generate import GroupedSampling
+
+# From lists of tokens, and how many more there may be, to what was written after them.
+Sample = Callable[[list[list[int]], int], list[list[int]]]
+# Takes a model, its tokenizer and settings of `generate`.
+Continues = Callable[[Any, Any, Mapping[str, Any]], AbstractContextManager[Sample]]
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 # A model's own generation settings may have others.
@@ -57,9 +62,7 @@ def generation_settings(model: Any, tokenizer: Any, sampling: Mapping[str, Any])
 
 
 @contextmanager
-def continuing(
-    model: Any, tokenizer: Any, sampling: Mapping[str, Any]
-) -> Iterator[Callable[[list[list[int]], int], list[list[int]]]]:
+def continuing(model: Any, tokenizer: Any, sampling: Mapping[str, Any]) -> Iterator[Sample]:
     """Yield a function that continues lists of tokens.
 
     It takes the lists and how many tokens it may add at most, and stops after the end of the turn.

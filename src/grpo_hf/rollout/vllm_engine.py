@@ -29,6 +29,7 @@ from .vllm_process import ProcessEngine, end_engines, engine_dtype, on_cpu, star
 from .vllm_servers import Servers
 from .vllm_sync import ADAPTER, MERGED, choose_sync, is_quantized, served_rank, why_not_adapter
 
+_TRL_SAMPLER = "VLLMGeneration"
 # What has to be undone when a run ends.
 _undo: list[Callable[[], None]] = []
 
@@ -51,8 +52,8 @@ def made_here(call: Mapping[str, Any]) -> Iterator[None]:
     is_adapted = isinstance(model, PeftModel)
     config = model.active_peft_config if is_adapted else call.get("peft_config")
     choose_sync(args, config, quantized=is_quantized(model, args.model_init_kwargs))
-    name = "VLLMGeneration"
-    with replaced_in_trl(name, partial(_sampler, found_in_trl(name), args)):
+    make = found_in_trl(_TRL_SAMPLER)
+    with replaced_in_trl(_TRL_SAMPLER, partial(_sampler, make, args)):
         yield
 
 
@@ -86,8 +87,7 @@ def _sampler(make: Any, args: Any, **settings: Any) -> Any:
     if reason is not None:
         sync = MERGED
     if sync == ADAPTER:
-        sampler = _server_sampler if settings["mode"] == "server" else _process_sampler
-        return sampler(make, args, settings)
+        return adapter_sampler(args, settings, make)
     if config is not None and reason is not None:
         warn_once(f"vLLM is sent all weights, with the adapter merged in, because {reason}.")
     with vllm_parts(LLM=partial(start_engine, on_cpu(accelerator))), _explained(settings):
@@ -97,6 +97,21 @@ def _sampler(make: Any, args: Any, **settings: Any) -> Any:
     alone = settings["mode"] == "colocate" and settings["tensor_parallel_size"] == 1
     generation.continue_tokens = partial(_continue, generation) if alone else None
     return generation
+
+
+def adapter_sampler(args: Any, settings: Any, make: Any = None) -> Any:
+    """Return TRL's sampler for a policy that vLLM is given as base and adapter.
+
+    Args:
+        settings: see `_sampler`.
+        make: TRL's class, where it is replaced now.
+
+    Raises:
+        EngineError: vLLM does not start, or no server answers.
+    """
+    make = make or found_in_trl(_TRL_SAMPLER)
+    sampler = _server_sampler if settings["mode"] == "server" else _process_sampler
+    return sampler(make, args, settings)
 
 
 def _why_not_beside(model: Any) -> str | None:

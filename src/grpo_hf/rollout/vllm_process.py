@@ -2,7 +2,8 @@
 
 import gc
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,33 @@ class ProcessEngine:
                 f"vLLM cannot sample this ({error}). --vllm_max_model_length is the room for a "
                 "prompt and its completion, and generation_kwargs are settings of vLLM's."
             ) from error
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Sample without the adapter for a block."""
+        adapter, self._adapter = self._adapter, None
+        try:
+            yield
+        finally:
+            self._adapter = adapter
+
+    def complete(self, prompts: Sequence[list[int]], **sampling: Any) -> list[list[int]]:
+        """Return the tokens of `n` completions of each prompt, those of one side by side.
+
+        Args:
+            sampling: settings of vLLM's `SamplingParams`, `n` and `max_tokens` among them.
+        """
+        from vllm import SamplingParams
+
+        outputs = self.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            sampling_params=SamplingParams(**sampling),
+            use_tqdm=False,
+        )
+        written = []
+        for output in outputs:
+            written += [list(completion.token_ids) for completion in output.outputs]
+        return written
 
     def sleep(self, level: int = 1, **named: Any) -> Any:
         """Move the base out of the way. At level 2, TRL's, vLLM would drop it."""

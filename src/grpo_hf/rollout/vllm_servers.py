@@ -12,8 +12,9 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,6 @@ class Servers:
         """
         for url in self.urls:
             self._wait_for(url)
-        self._base = self._ask(self.urls[0], "/v1/models")["data"][0]["id"]
         for url in self.urls:
             if not self._loads_adapters(url):
                 raise EngineError(
@@ -87,6 +87,24 @@ class Servers:
         if self._adapter is not None:
             name, self._adapter = self._adapter[0], None
             self._at_all(lambda url: self._unload_at(url, name))
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Sample without the adapter for a block; the servers keep it."""
+        adapter, self._adapter = self._adapter, None
+        try:
+            yield
+        finally:
+            self._adapter = adapter
+
+    def complete(self, prompts: Sequence[list[int]], **sampling: Any) -> list[list[int]]:
+        """Return the tokens of `n` completions of each prompt, those of one side by side.
+
+        Args:
+            sampling: settings of a request, `n` and `max_tokens` among them.
+        """
+        written: list[list[int]] = self.generate(prompts, logprobs=0, **sampling)["completion_ids"]
+        return written
 
     def generate(
         self, prompts: Sequence[list[int]], features: Any = None, **sampling: Any
@@ -130,10 +148,15 @@ class Servers:
         between two temperatures.
         """
         if self._processed is None:
+            base = self._name_of_base()
             highest = []
             for temperature in (0.5, 2.0):
                 # Several prompts: after a token that a model knows nothing of, all are as likely.
-                body = {"model": self._base, "prompt": [[1], [5, 3], [2, 7, 4]], "max_tokens": 1}
+                body = {
+                    "model": base,
+                    "prompt": [[1], [5, 3], [2, 7, 4]],
+                    "max_tokens": 1,
+                }
                 body |= {"temperature": temperature, "seed": 0, "logprobs": 1}
                 choices = self._ask(self.urls[0], "/v1/completions", body)["choices"]
                 tops = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
@@ -148,13 +171,19 @@ class Servers:
 
     # Requests
 
+    def _name_of_base(self) -> str:
+        """Return under which name servers know the base; the first process alone waits for them."""
+        if not self._base:
+            self._base = self._ask(self.urls[0], "/v1/models")["data"][0]["id"]
+        return self._base
+
     def _complete(
         self, url: str, prompts: list[list[int]], body: Mapping[str, Any]
     ) -> list[list[Any]]:
         """Return the completions of some prompts by one server."""
 
         def request() -> dict[str, Any]:
-            model = self._adapter[0] if self._adapter else self._base
+            model = self._adapter[0] if self._adapter else self._name_of_base()
             return {**body, "model": model, "prompt": prompts}
 
         choices = self._ask(url, "/v1/completions", request)["choices"]

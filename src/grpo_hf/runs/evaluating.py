@@ -6,7 +6,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from io import StringIO
@@ -27,6 +27,8 @@ from ..evaluation.summary_text import report_of
 from ..reporting.model_card import refresh_card
 from ..rollout.conversations import ToolUse
 from ..rollout.sampling import sampling_of
+from ..rollout.vllm_answers import VllmAnswers, start_answers
+from ..rollout.vllm_engine import close_engines
 from ..run_files import EVALUATIONS, say, say_first
 from ..scoring.model_tools import Tool, call_tool, load_tools
 from ..trl_seam import name_or_path
@@ -35,6 +37,8 @@ from .preflight import judges_of, rewards_of
 from .recipe import Recipe, read_recipe
 from .trained import TrainedModel, open_run, recipe_file
 
+# Completions that vLLM is asked for at a time. It takes as many of them at once as fit.
+_ENGINE_BATCH = 256
 _LIBRARIES = ("grpo-hf", "trl", "transformers", "peft", "torch")
 
 
@@ -110,14 +114,19 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
     for found in sets:
         for note in found.notes:
             tell(f"note: {note}")
+    engine = None
+    if recipe.training.use_vllm:
+        engine = start_answers(trained.model, trained.tokenizer, recipe.training, tell)
     summaries = []
     try:
-        answering = _answering(trained, recipe, question)
+        answering = _answering(trained, recipe, question, engine)
         for found in sets:
             summaries.append(_evaluate(trained, recipe, found, answering, home, question.as_json))
     except KeyboardInterrupt:
         tell("The answers so far are kept: the same command goes on with them.")
         raise
+    finally:
+        close_engines()
     if PartialState().is_main_process:
         refresh_card(home)
     if question.as_json:
@@ -150,15 +159,18 @@ def _asked(question: Question, recipe: Recipe) -> list[str]:
     return asked
 
 
-def _answering(trained: TrainedModel, recipe: Recipe, question: Question) -> Answering:
+def _answering(
+    trained: TrainedModel, recipe: Recipe, question: Question, engine: VllmAnswers | None
+) -> Answering:
     training = recipe.training
-    return answering_of(
+    answering = answering_of(
         training,
         load_tools(recipe.task.tools, recipe.folder),
         max_new_tokens=training.max_completion_length or trained.settings.max_new_tokens,
         samples=question.samples,
-        batch_size=question.batch_size,
+        batch_size=question.batch_size or (None if engine is None else _ENGINE_BATCH),
     )
+    return replace(answering, engine=engine)
 
 
 def _evaluate(
