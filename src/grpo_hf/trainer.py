@@ -43,8 +43,7 @@ class GRPOTrainer(DurableTrainer):
     is checked to be 0, and the base is checked to be unchanged after training.
 
     Raises:
-        GrpoError: a reward, adapter or setting that does not fit; in `train()` another run's
-            folder, or a reference that is not where it has to be. See errors.py.
+        GrpoError: a reward, adapter, setting, folder or reference that does not fit: errors.py.
     """
 
     __signature__ = signature(TRLGRPOTrainer)
@@ -170,7 +169,8 @@ class GRPOTrainer(DurableTrainer):
         batch, rewards = self._roll_out(inputs)
         if self.model.training:
             run, tokenizer = trl_seam.context_of(self), trl_seam.tokenizer_of(self)
-            scored = credit_file.Scored(rewards, self.reward_weights, self.reward_func_names)
+            weights, names = self.reward_weights, self.reward_func_names
+            scored = credit_file.Scored(rewards, weights, names, self._steps)
             credit_file.record_credit(batch, scored, tokenizer, run, self.args, self.state)
             if option(self.args, "dynamic_sampling"):
                 plan = trl_seam.refill_plan(self)
@@ -190,7 +190,7 @@ class GRPOTrainer(DurableTrainer):
         if not self.model.training:
             return batch, rewards
         args, run, tokenizer = self.args, trl_seam.context_of(self), trl_seam.tokenizer_of(self)
-        steps = step_scores.steps_of_rollout(scorer.scores, batch, rewards, tokenizer, run)
+        steps = self._steps = step_scores.of_rollout(scorer.scores, batch, rewards, tokenizer, run)
         settings = token_advantages.settings_of(args, self.reward_weights, packs=bool(self.packs))
         credit = token_advantages.credit_tokens(batch, rewards, steps, settings, run, self.critic)
         trl_seam.log_metrics(self, credit.metrics | step_scores.metrics(scorer.scores, steps))

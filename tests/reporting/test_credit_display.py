@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from support.credit import HOSTILE, MULTILINGUAL, completion
+from support.run_folders import credit_group
 
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.reporting.credit_display import colour, share, to_html, to_text
@@ -130,6 +131,11 @@ class TestPages:
         assert tuple(backgrounds[start]) == tuple(backgrounds[start + 2]) == colour(1.0)
         assert tuple(backgrounds[text.plain.index(" b<")]) == colour(-0.5)
         assert start + 4 not in backgrounds  # the mark itself
+
+    def test_a_step_has_its_reward(self):
+        group = credit_group(3)
+        assert "+ 2⏎\n[step 0.9]│#### 4[step 0.25]<|end|>" in to_text(group).plain
+        assert 'title="+1, step 0.9"' in to_html([group])
 
     def test_a_group_without_a_signal_has_no_colour(self):
         group = Group(1, "p", [completion(["a", "b"], [0.0, 0.0])])

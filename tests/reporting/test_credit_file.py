@@ -12,7 +12,7 @@ from peft import LoraConfig
 from support.credit import batch_of
 from transformers import TrainerState
 
-from grpo_hf import GRPOConfig, reward_settings
+from grpo_hf import GRPOConfig, StepRewards, reward_settings
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.reporting import credit_file
 from grpo_hf.reporting.credit_file import Scored, logged_step, record_credit
@@ -33,6 +33,16 @@ def tokenizer() -> Any:
 def has_digit(completions: list[str], **_: Any) -> list[float]:
     """Pay for a digit; about every other group of an untrained model then has equal rewards."""
     return [float(any(map(str.isdigit, text))) for text in completions]
+
+
+@reward_settings(in_process=True)
+def halves(completions: list[str], **_: Any) -> list[StepRewards]:
+    """Judge both halves of a completion."""
+    judged = []
+    for text in completions:
+        ends = sorted({len(text) // 2, len(text)} - {0})
+        judged.append(StepRewards(ends, [0.25, 0.75][: len(ends)]))
+    return judged
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -126,6 +136,17 @@ class TestRuns:
                     if position not in one["special"]:
                         text += token
                 assert one["reward"] == float(any(map(str.isdigit, text)))
+
+    def test_steps_keep_their_rewards(self, make_trainer: Any, tmp_path: Path):
+        trainer = make_trainer(reward_funcs=[halves], peft_config=LORA, max_steps=1)
+        trainer.train()
+        (row,) = lines(tmp_path / "run")
+        for one in row["completions"]:
+            steps = one["steps"]["halves"]
+            length = len(one["tokens"]) - len(one["special"])
+            assert [reward for _, reward in steps] == [0.25, 0.75][: len(steps)]
+            assert [end for end, _ in steps][-1] in (length - 1, length)
+            assert all(0 <= end < len(one["tokens"]) for end, _ in steps)
 
     def test_a_resumed_run_appends(self, make_trainer: Any, tmp_path: Path):
         make_trainer(peft_config=LORA, max_steps=2, save_strategy="steps", save_steps=1).train()

@@ -22,7 +22,7 @@ def tokenizer() -> Any:
 
 
 def scores(*totals: float | None) -> list[Score]:
-    return [Score(total, {"only": total}) for total in totals]
+    return [Score(total, {"only": total}, {}) for total in totals]
 
 
 def sentencepiece_like() -> Tokenizer:

@@ -100,7 +100,7 @@ class TestPage:
         assert {"up", "down"} <= {attrs["class"].split()[0] for attrs in spans}
         # The first step earned 1.0, which is full colour, and the tokens after it 0.5.
         assert {"--s:1.00", "--s:0.50", "--s:0.70"} <= {attrs["style"] for attrs in spans}
-        assert "2 + 2\n+1#### 4" in page.text
+        assert "2 + 2\nstep 0.9: +1#### 4step 0.25" in page.text
 
     def test_a_spike_is_named_by_its_token(self, page: Page):
         assert 'KL 17 at step 5 comes from one token: "9" after "= "' in page.text

@@ -24,12 +24,12 @@ def watched_rollouts() -> Iterator[list[Rollout]]:
     """Collect the rollouts for training that are made inside the block, in order."""
     seen: list[Rollout] = []
     scored: list[Scores] = []
-    steps_of_rollout = step_scores.steps_of_rollout
+    of_rollout = step_scores.of_rollout
     credit_tokens = token_advantages.credit_tokens
 
     def watched_steps(scores: Scores, *others: Any) -> Any:
         scored.append(scores)
-        return steps_of_rollout(scores, *others)
+        return of_rollout(scores, *others)
 
     def watched_credit(batch: Any, *others: Any) -> Any:
         credit = credit_tokens(batch, *others)
@@ -37,7 +37,7 @@ def watched_rollouts() -> Iterator[list[Rollout]]:
         return credit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_scores, "steps_of_rollout", watched_steps)
+        patch.setattr(step_scores, "of_rollout", watched_steps)
         patch.setattr(token_advantages, "credit_tokens", watched_credit)
         yield seen
 

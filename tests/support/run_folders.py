@@ -49,7 +49,9 @@ def metrics(step: int, peak: int | None = None) -> dict[str, float]:
 
 def credit_group(step: int, prompt: str = "2 + 2 =") -> Group:
     """Return a rollout of two completions, of which the first has two steps."""
-    good = Completion(["2 ", "+ 2\n", "#### ", "4", "<|end|>"], [1.0, 1.0, 0.5, 0.5, 0.5], [4], 1.0)
+    tokens, advantages = ["2 ", "+ 2\n", "#### ", "4", "<|end|>"], [1.0, 1.0, 0.5, 0.5, 0.5]
+    steps = {"judge": [[1, 0.9], [3, 0.25]]}
+    good = Completion(tokens, advantages, [4], 1.0, steps=steps)
     bad = Completion([HOSTILE, " 5", "<|end|>"], [-0.7, -0.7, -0.7], [2], 0.0)
     return Group(step, prompt, [good, bad])
 

@@ -44,27 +44,33 @@ PICTURES = _control_pictures()
 class Piece(NamedTuple):
     """A token as it is shown.
 
-    `starts_step` says that its advantage differs from the advantage of the token before it.
+    `starts_step` says that its advantage differs from the advantage of the token before it, and
+    `rewards` are those of the steps that end with it.
     """
 
     text: str
     advantage: float
     special: bool
     starts_step: bool
+    rewards: tuple[float, ...] = ()
 
 
 def pieces(completion: Completion) -> Iterator[Piece]:
     """Yield the tokens of a completion that have a text."""
     before = None
+    ends = completion.steps_at
+    rewards: list[float] = []
     tokens = zip(completion.tokens, completion.advantages, strict=True)
     for position, (text, advantage) in enumerate(tokens):
+        rewards += ends.get(position, [])
         # The text of an incomplete character comes with a later token.
         if not text:
             continue
         starts_step = before is not None and advantage != before
         special = position in completion.special
-        yield Piece(text.translate(PICTURES), advantage, special, starts_step)
+        yield Piece(text.translate(PICTURES), advantage, special, starts_step, tuple(rewards))
         before = advantage
+        rewards = []
 
 
 def share(advantage: float, scale: float) -> float:
@@ -109,7 +115,8 @@ def summary(completion: Completion) -> str:
 def to_text(group: Group) -> Text:
     """Return a group for a terminal, with the advantage as the background of each token.
 
-    White space is shown as ⏎, · and ⇥, and │ stands where the advantage changes.
+    White space is shown as ⏎, · and ⇥, and │ stands where the advantage changes. After a step
+    stands its reward, if a reward speaks of steps.
     """
     text = Text(f"step {group.step}  ")
     for portion in (-1.0, -0.5, 0.0, 0.5, 1.0):
@@ -135,6 +142,17 @@ def _append_piece(text: Text, piece: Piece, scale: float) -> None:
     if piece.special:
         style += Style(bold=True)
     text.append(shown.replace("\n", "⏎\n"), style)
+    if piece.rewards:
+        text.append(f"[{step_rewards(piece.rewards)}]", "dim")
+
+
+def step_rewards(rewards: Sequence[float]) -> str:
+    """Return the rewards of a step in words.
+
+    >>> step_rewards([0.91, 0.5])
+    'step 0.91, 0.5'
+    """
+    return f"step {', '.join(format(reward, '.3g') for reward in rewards)}"
 
 
 def _style(portion: float) -> Style:
@@ -194,6 +212,8 @@ def _span(piece: Piece, portion: float) -> str:
     text = text.replace("\n", '<i class="line">\n</i>')
     style = f"--share:{abs(portion):.3f}"
     title = f"{piece.advantage:+.4g}"
+    if piece.rewards:
+        title += f", {step_rewards(piece.rewards)}"
     return f'<span class="{" ".join(classes)}" style="{style}" title="{title}">{text}</span>'
 
 

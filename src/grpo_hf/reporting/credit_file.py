@@ -5,8 +5,8 @@ Shapes: B rows of a rollout on this process, C the width of its completions, W p
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import run_files
 from ..algorithm.advantages import weighted_sum
+from ..algorithm.token_advantages import Steps
 from ..config import option
 from ..run_context import RunContext
 from ..trl_seam import Batch
@@ -32,11 +33,14 @@ class Scored:
         rewards (W·B, F): of all processes, NaN for None.
         weights (F,): of the rewards.
         names (F,): of the rewards.
+        steps: by the column of each step reward, the steps of all W·B completions: the token that
+            ends each, and its reward.
     """
 
     rewards: Tensor
     weights: Tensor
     names: Sequence[str]
+    steps: Mapping[int, Sequence[Steps]] = field(default_factory=dict)
 
 
 def record_credit(
@@ -67,13 +71,25 @@ def _scores_of_rows(scored: Scored) -> list[Score]:
     """Return what each row earned; NaN is no JSON, and becomes None."""
     totals = weighted_sum(scored.rewards, scored.weights).tolist()
     scores = []
-    for total, values in zip(totals, scored.rewards.tolist(), strict=True):
+    for row, (total, values) in enumerate(zip(totals, scored.rewards.tolist(), strict=True)):
         by_name = {}
         # A subclass may add rewards that have no name.
         for name, value in zip(scored.names, values, strict=False):
             by_name[name] = finite(value)
-        scores.append(Score(None if math.isnan(total) else total, by_name))
+        scores.append(
+            Score(None if math.isnan(total) else total, by_name, _steps_of_row(scored, row))
+        )
     return scores
+
+
+def _steps_of_row(scored: Scored, row: int) -> dict[str, list[list[float]]]:
+    steps = {}
+    for column, of_rows in scored.steps.items():
+        found: list[list[float]] = []
+        for end, reward in zip(*of_rows[row], strict=True):
+            found.append([end, float(f"{reward:.4g}")])
+        steps[scored.names[column]] = found
+    return steps
 
 
 def logged_step(args: Any, state: Any) -> int | None:

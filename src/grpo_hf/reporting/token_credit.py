@@ -23,10 +23,14 @@ _OVERLAP = 2
 
 
 class Score(NamedTuple):
-    """What a completion earned: the weighted sum, and each reward by name; None if not judged."""
+    """What a completion earned: the weighted sum, and each reward by name; None if not judged.
+
+    `steps` has, for each step reward, the token that ends each step, and the step's reward.
+    """
 
     total: float | None
     by_name: dict[str, float | None]
+    steps: dict[str, list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Completion:
         reward: the weighted sum of the rewards, or None where no reward could judge it.
         rewards: each reward by name, None where it could not judge the completion; empty in files
             of versions that did not keep them.
+        steps: for each step reward, the position of the token that ends each step, and the step's
+            reward as it was given, before the group is compared.
     """
 
     tokens: list[str]
@@ -47,6 +53,16 @@ class Completion:
     special: list[int]
     reward: float | None
     rewards: dict[str, float | None] = field(default_factory=dict)
+    steps: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @property
+    def steps_at(self) -> dict[int, list[float]]:
+        """The rewards of the steps that end at each token, of all step rewards in their order."""
+        found: dict[int, list[float]] = {}
+        for steps in self.steps.values():
+            for position, reward in steps:
+                found.setdefault(int(position), []).append(reward)
+        return found
 
     @property
     def text(self) -> str:
@@ -111,10 +127,19 @@ def credited_group(
                 special=[position for position, token in enumerate(ids) if token in special],
                 reward=scores[row].total,
                 rewards=scores[row].by_name,
+                steps=_among(scores[row].steps, kept.tolist()),
             )
         )
     prompt = batch["prompt_ids"][first][batch["prompt_mask"][first].bool()].tolist()
     return Group(step, tokenizer.decode(prompt), completions)
+
+
+def _among(steps: dict[str, list[list[float]]], kept: list[bool]) -> dict[str, list[list[float]]]:
+    """Return steps whose ends are counted among the tokens that are kept."""
+    counted = {}
+    for name, ends in steps.items():
+        counted[name] = [[sum(kept[: int(end)]), reward] for end, reward in ends if kept[int(end)]]
+    return counted
 
 
 def _token_advantages(batch: dict[str, Any]) -> Any:

@@ -1,10 +1,10 @@
 """Texts of a run as the page shows them: rollouts with their credit, answers before and after."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..reporting.credit_display import pieces, share, summary
+from ..reporting.credit_display import pieces, share, step_rewards, summary
 from ..reporting.token_credit import Completion, Group
 from .record import Rollout, Row, RunRecord
 
@@ -27,6 +27,7 @@ class Segment:
     Args:
         share: of the largest advantage of the group, from -1 to 1.
         ends_step: whether the next token has another advantage.
+        step: the reward of the step that ends here, in words; nothing where none does.
         special: whether it is a token such as the end of the turn.
     """
 
@@ -35,6 +36,7 @@ class Segment:
     share: float
     ends_step: bool
     special: bool
+    step: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,23 +173,31 @@ def _sample(rollout: Rollout, index: int, prefix: str) -> Sample:
 
 def _completion(row: Row) -> Completion:
     # Later versions may write more of a completion.
-    return Completion(row["tokens"], row["advantages"], row["special"], row["reward"])
+    steps = row.get("steps")
+    return Completion(
+        row["tokens"],
+        row["advantages"],
+        row["special"],
+        row["reward"],
+        steps=steps if isinstance(steps, dict) else {},
+    )
 
 
 def _segments(completion: Completion, scale: float) -> list[Segment]:
     """Join neighbouring tokens that have the same advantage."""
     joined: list[Segment] = []
     for piece in pieces(completion):
+        step = step_rewards(piece.rewards) if piece.rewards else ""
         last = joined[-1] if joined else None
-        if last and last.advantage == piece.advantage and last.special == piece.special:
-            joined[-1] = Segment(
-                last.text + piece.text, last.advantage, last.share, False, last.special
-            )
+        # What ends a step ends its segment, and the step's reward stands there.
+        same = last and last.advantage == piece.advantage and last.special == piece.special
+        if last and same and not last.step:
+            joined[-1] = replace(last, text=last.text + piece.text, step=step)
             continue
         if last and piece.starts_step:
-            joined[-1] = Segment(last.text, last.advantage, last.share, True, last.special)
+            joined[-1] = replace(last, ends_step=True)
         portion = share(piece.advantage, scale)
-        joined.append(Segment(piece.text, piece.advantage, portion, False, piece.special))
+        joined.append(Segment(piece.text, piece.advantage, portion, False, piece.special, step))
     return joined
 
 
@@ -207,9 +217,7 @@ def _cut(segments: list[Segment]) -> tuple[list[Segment], int]:
             break
         text = segment.text[:room]
         room -= len(text)
-        kept.append(
-            Segment(text, segment.advantage, segment.share, segment.ends_step, segment.special)
-        )
+        kept.append(replace(segment, text=text))
     return kept, max(0, length - _MOST_CHARACTERS)
 
 

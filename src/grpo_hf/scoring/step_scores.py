@@ -20,7 +20,7 @@ from .steps import step_end_tokens
 logger = logging.getLogger(__name__)
 
 
-def steps_of_rollout(
+def of_rollout(
     scores: Scores, batch: Batch, rewards: Tensor, tokenizer: Any, run: RunContext
 ) -> dict[int, list[Steps]]:
     """Return the steps of all completions, by the column of each reward that speaks of steps.
