@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hf.errors import ConfigError
+from grpo_hf.run_files import REPORT_FILE
 from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
@@ -211,7 +212,7 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
     # In one piece, so that the paths can be copied.
     console.print(f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True)
     policies = [loop.folder / f"iteration-{number}/policy" for number in range(1, iterations + 1)]
-    page = report(*policies, page=loop.folder / "report.html") if policies else None
+    page = report(*policies, page=loop.folder / REPORT_FILE) if policies else None
     if page:
         console.print(f"report: {page}", soft_wrap=True)
 

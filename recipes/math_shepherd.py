@@ -37,6 +37,7 @@ from statistics import StatisticsError, correlation, fmean
 from typing import Any
 
 from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.run_files import REPORT_FILE
 from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
             fresh = labeller.label("held-out", held_out, 1, settings.eval_continuations)
         results = evaluate(model, labels, fresh)
         write_results(out / RESULTS, {**vars(settings), **recipe.given}, results)
-        show(results, len(held_out), settings.eval_continuations)
+        show(results, len(held_out), settings.eval_continuations, out / REPORT_FILE)
 
 
 def flags() -> argparse.ArgumentParser:
@@ -315,10 +316,11 @@ def write_results(file: Path, settings: dict[str, Any], results: dict[str, Any])
     file.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
 
 
-def show(results: dict[str, Any], problems: int, continuations: int) -> None:
-    """Print the results as a table."""
-    from rich.console import Console
+def show(results: dict[str, Any], problems: int, continuations: int, page: Path) -> None:
+    """Print the results as a table, which is also the report of the run."""
     from rich.table import Table
+
+    from grpo_hf.runs.finished import show_and_keep
 
     title = f"{problems} held-out problems; steps valued by {continuations} continuations"
     table = Table("score", "steps", "number", "correlation", "AUC", title=title)
@@ -329,7 +331,7 @@ def show(results: dict[str, Any], problems: int, continuations: int) -> None:
                 # None: the measure is not defined for these steps.
                 cells.append("" if result[key] is None else f"{result[key]:.3f}")
             table.add_row(*cells)
-    Console(highlight=False, width=CONSOLE_WIDTH).print(table)
+    show_and_keep([table], page, width=CONSOLE_WIDTH)
 
 
 if __name__ == "__main__":

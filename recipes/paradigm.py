@@ -46,6 +46,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from grpo_hf.errors import DataError, OutputExistsError
+from grpo_hf.run_files import REPORT_FILE
 from grpo_hf.runs.program import exit_on_error, quiet
 
 HERE = Path(__file__).parent
@@ -125,6 +126,7 @@ def main(arguments: Sequence[str]) -> None:
         results = read_results(out)
         show(results)
         draw(results, out)
+        write_report(results, out)
 
 
 def flags() -> argparse.ArgumentParser:
@@ -672,6 +674,19 @@ def draw(results: Results, out: Path) -> None:
         figure.savefig(out / f"{name}.png", dpi=120)
         pyplot.close(figure)
         print(f"figure: {out / name}.png", flush=True)
+
+
+def write_report(results: Results, out: Path) -> None:
+    """Write the methods that sample as they train beside each other, of the first seed on disk."""
+    from grpo_hf.runs.finished import report
+
+    runs = []
+    for name in ONLINE:
+        for seed in sorted(results.get(name, {}))[:1]:
+            runs.append(out / f"seed{seed}" / name)
+    page = report(*runs, page=out / REPORT_FILE) if runs else None
+    if page:
+        print(f"report: {page}", flush=True)
 
 
 def draw_curves(axes: Any, results: Results) -> None:

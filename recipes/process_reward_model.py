@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.run_files import REPORT_FILE
 from grpo_hf.runs.program import exit_on_error, quiet
 
 RESULTS = "results.json"
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str]) -> None:
         results = judge(train, held_out, scores)
         # The file marks the folder as used, so a run that fails before can be repeated.
         write_results(results, settings)
-        show(results)
+        show(results, settings.output_dir / REPORT_FILE)
 
 
 def read(folder: Path) -> list[Trace]:
@@ -473,10 +474,11 @@ def write_results(results: dict[str, Any], settings: argparse.Namespace) -> None
     (settings.output_dir / RESULTS).write_text(report + "\n", encoding="utf-8")
 
 
-def show(results: dict[str, Any]) -> None:
-    """Print the results as a table."""
-    from rich.console import Console
+def show(results: dict[str, Any], page: Path) -> None:
+    """Print the results as a table, which is also the report of the run."""
     from rich.table import Table
+
+    from grpo_hf.runs.finished import show_and_keep
 
     table = Table(*HEADINGS, title="first mistakes of held-out traces")
     for task, result in results.items():
@@ -492,7 +494,7 @@ def show(results: dict[str, Any]) -> None:
             # Empty if no place has both a right step and a first mistake.
             "" if share_won is None else f"{share_won:.3f}",
         )
-    Console(highlight=False, width=CONSOLE_WIDTH).print(table)
+    show_and_keep([table], page, width=CONSOLE_WIDTH)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def test_a_run_from_cold_start_to_table(
     said = capsys.readouterr().out
     assert "training: 6 problems" in said and "held-out: 4 problems" in said and "step " in said
     assert "mean of the step's number" in said
+    assert "correlation" in (tmp_path / "run" / "report.html").read_text()
     report = json.loads((tmp_path / "run" / "results.json").read_text())
     assert report["settings"]["eval_continuations"] == 3 and report["settings"]["eval_rows"] == 4
     for found in report["results"].values():

@@ -95,6 +95,8 @@ def test_every_method_spends_the_budget_and_is_run_once(
     assert "seed3: " not in capsys.readouterr().out
     (out / "accuracy.png").unlink()
     recipe.main(["--plot", *flags])
+    page = (out / "report.html").read_text()
+    assert all(name in page for name in ("online_rft", "ppo", "grpo_process"))
     for name in ("accuracy", "maj_and_pass_at_k"):
         assert (out / f"{name}.png").stat().st_size > 1000
     with pytest.raises(SystemExit):

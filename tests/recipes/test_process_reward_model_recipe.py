@@ -116,6 +116,7 @@ def test_a_run_learns_to_find_mistakes(
     assert "48 traces" in said
     assert "step 48/48" in said
     assert "first mistakes of held-out traces" in said
+    assert "first mistakes of held-out traces" in (tmp_path / "run" / "report.html").read_text()
     results: dict[str, Any] = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]
     assert set(results) == {"sums", "words", "all"}
     assert results["all"]["share"] > 0.9 > 0.5 > results["all"]["chance"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, OutputExistsError
-from ..run_files import METRICS_FILE, read_lines
+from ..run_files import METRICS_FILE, read_lines, say, write_or_say
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,22 @@ def write_page(runs: Sequence[Path], page: Path | None = None, *, pictures: bool
         # It shows the curves that are beside the page.
         refresh_card(runs[0])
     return page
+
+
+def show_and_keep(shown: Sequence[Any], page: Path, *, width: int | None = None) -> None:
+    """Print results, and keep them as a page: of work that is no run, which `report` could show.
+
+    Args:
+        shown: tables and lines, as rich prints them.
+        width: characters of a line.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, width=width, record=True)
+    for one in shown:
+        console.print(one)
+    write_or_say(page, console.export_html())
+    say(f"report: {page}")
 
 
 def show_credit(run: Path, step: int | None, page: Path | None) -> None:
