@@ -77,7 +77,7 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
     if reward in written:
         _run_examples(reward)
     check_recipe(recipe)
-    _say_what_comes_next(recipe, reward if reward in written else None)
+    _say_what_comes_next(recipe, plan.output_dir, reward if reward in written else None)
 
 
 def _default_model() -> str:
@@ -142,10 +142,7 @@ def _run_examples(reward: Path) -> None:
     print(f"the examples in {reward} {said}")
 
 
-def _say_what_comes_next(recipe: Path, reward: Path | None) -> None:
-    import yaml
-
-    run = yaml.safe_load(recipe.read_text(encoding="utf-8"))["output_dir"]
+def _say_what_comes_next(recipe: Path, run: str, reward: Path | None) -> None:
     steps = []
     if reward is not None:
         steps.append((f"python -m doctest {reward}", "after a change of the reward"))

@@ -37,7 +37,7 @@ def test_a_run_is_its_base_with_its_adapter_and_its_settings(tmp_path: Path, tin
     assert trained.has_adapter and trained.base == str(tiny_checkpoint)
     assert not trained.model.training
     assert trained.settings.sampling["temperature"] == 0.5
-    assert trained.settings.max_new_tokens == 12 and trained.settings.given
+    assert trained.settings.max_new_tokens == 12
 
 
 def test_settings_for_other_devices_do_not_matter(run: Path):
@@ -49,7 +49,7 @@ def test_settings_for_other_devices_do_not_matter(run: Path):
 def test_a_run_of_a_script_has_defaults(tmp_path: Path, tiny_checkpoint: Path):
     made_run(tmp_path / "run", tiny_checkpoint)
     settings = open_run(tmp_path / "run").settings
-    assert not settings.given and settings.task.system_prompt is None
+    assert settings.task.system_prompt is None
     assert settings.sampling["temperature"] == 1.0
 
 

@@ -45,7 +45,7 @@ def _as_it_is(row: Row) -> Row:
 
 
 def _math_problem(row: Row) -> Row:
-    return {**row, "question": row["problem"], "answer": row["answer"]}
+    return {**row, "question": row["problem"]}
 
 
 def _svamp_problem(row: Row) -> Row:

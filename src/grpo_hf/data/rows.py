@@ -5,7 +5,7 @@ A row keeps all its columns, because rewards read them by name, and gets the col
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +13,8 @@ from datasets import Dataset
 from ..errors import DataError, ModelError, did_you_mean
 from .readers import PLACE, BadRow, Row, Split, check_filled
 
+# Of so many rows one is held out at most.
+_FEW = 5
 PROMPT_COLUMNS = ("prompt", "messages", "question", "problem")
 
 
@@ -64,6 +66,16 @@ def column_names(rows: Sequence[Row]) -> list[str]:
     return list(names)
 
 
+def usual_prompt_column(columns: Container[str]) -> str | None:
+    """Return the first of `PROMPT_COLUMNS` that is among the columns, or None."""
+    return next((name for name in PROMPT_COLUMNS if name in columns), None)
+
+
+def rows_to_hold_out(count: int, wanted: int) -> int:
+    """Return how many rows of a single file are held out, where nobody says: a fifth at most."""
+    return min(wanted, max(1, count // _FEW)) if count > 1 else 0
+
+
 def prompt_column(split: Split, wanted: str | None = None) -> str:
     """Return the name of the column that holds the prompt.
 
@@ -80,9 +92,9 @@ def prompt_column(split: Split, wanted: str | None = None) -> str:
         )
     if wanted:
         return wanted
-    for name in PROMPT_COLUMNS:
-        if name in columns:
-            return name
+    usual = usual_prompt_column(columns)
+    if usual is not None:
+        return usual
     raise DataError(
         f"{split.source}: no column {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]} to "
         f"take the prompt from. The columns are {', '.join(columns)}. Name one with "

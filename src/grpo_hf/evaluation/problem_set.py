@@ -11,6 +11,7 @@ from ..models import adapters
 from ..rollout.conversations import ToolUse
 from ..rollout.sampling import continuing
 from ..rollout.vllm_answers import VllmAnswers
+from ..scoring.gold import GOLD_COLUMNS
 from ..scoring.scored_reward import ScoredReward
 from .comparison import GreedyAnswers
 
@@ -43,7 +44,8 @@ class ProblemSet:
 
     def gold(self, row: dict[str, Any]) -> Any:
         """Return what the reward compares with: its column, or its columns by name."""
-        names = self.reward.reward.columns or tuple(_GOLD_COLUMNS)
+        # Rewards that take any column do not say which of them is the gold answer.
+        names = self.reward.reward.columns or GOLD_COLUMNS
         gold = {name: row[name] for name in names if name in row}
         return next(iter(gold.values())) if len(gold) == 1 else gold or None
 
@@ -51,10 +53,6 @@ class ProblemSet:
         """Return the category of a row, if it has one."""
         value = row.get(self.category) if self.category is not None else None
         return None if value is None else str(value)
-
-
-# Rewards that take any column do not say which of them is the gold answer.
-_GOLD_COLUMNS = ("answer", "solution", "target", "label", "test_list")
 
 
 @dataclass(frozen=True)

@@ -70,18 +70,8 @@ def read_model_config(
         )
 
 
-def generation_limit(
-    name: str,
-    *,
-    revision: str = "main",
-    gguf_file: str | None = None,
-    trust_remote_code: bool = False,
-) -> int | None:
-    """Return the most new tokens that a model is meant to generate, where its files say so.
-
-    Args:
-        gguf_file, trust_remote_code: as of the other readers; neither changes the answer.
-    """
+def generation_limit(name: str, *, revision: str = "main") -> int | None:
+    """Return the most new tokens that a model is meant to generate, where its files say so."""
     try:
         config = GenerationConfig.from_pretrained(name, revision=revision)
     # A model need not have the file, and a Hub that does not answer is named by other readers.

@@ -1,4 +1,4 @@
-"""Rotary positions that change once a text is longer than those of the pretraining."""
+"""How long a text may be: a model's context, and rotary positions that change with the length."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,6 +7,18 @@ from typing import Any
 _BY_LENGTH = ("dynamic", "longrope")
 # Where the length stands from which on they do: beside the type, or in the configuration itself.
 _LENGTHS = ("original_max_position_embeddings", "max_position_embeddings")
+
+
+def context_of(config: Any) -> int | None:
+    """Return how many tokens a model reads at most.
+
+    Some architectures have no limit, such as state-space models: it is None then.
+
+    Args:
+        config: of a model, of which the part that reads text counts.
+    """
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit or None
 
 
 def stretching_positions(config: Any) -> Iterator[tuple[str, int]]:

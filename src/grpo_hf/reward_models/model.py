@@ -32,6 +32,7 @@ from ..data.prompts import prompt_token_ids
 from ..errors import DataError
 from ..models import adapters
 from ..models.kept_weights import role_weights
+from ..models.positions import context_of
 from ..models.random_state import own_random_numbers
 from ..models.shards import in_step
 from ..reporting.pushing import pushed_files
@@ -58,12 +59,10 @@ class RewardModel:
         if self.tokenizer.pad_token is None:
             # As in TRL.
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        config = adapters.causal_model(model).config.get_text_config()
         self.longest = self.tokenizer.model_max_length
-        # Some architectures, such as recurrent ones, declare no number of positions.
-        positions = getattr(config, "max_position_embeddings", None)
-        if positions:
-            self.longest = min(positions, self.longest)
+        context = context_of(adapters.causal_model(model).config)
+        if context is not None:
+            self.longest = min(context, self.longest)
         self.max_length = min(max_length, self.longest)
 
     @classmethod

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..models.positions import context_of
 from ..trl_seam import prepare_tool_calls, read_answer, tool_turn_ids
 from .sampling import Sample
 
@@ -62,9 +63,7 @@ def conversing(
     """
     # A tool's turn is rendered without the description of the tools, as in TRL.
     options = {**(template_options or {}), "chat_template": prepare_tool_calls(tokenizer)}
-    config = model.config.get_text_config()
-    # Some architectures have no limit, such as state-space models.
-    context = getattr(config, "max_position_embeddings", None) or math.inf
+    context = context_of(model.config) or math.inf
 
     def converse(asked: list[list[int]], tokens: int) -> list[Messages]:
         answers = [_Answer(prompt, [], []) for prompt in asked]

@@ -18,6 +18,7 @@ from transformers import TextStreamer
 from ..data.prompts import prompt_builder, prompt_token_ids
 from ..errors import DataError
 from ..models import adapters
+from ..models.positions import context_of
 from ..models.random_state import own_random_numbers
 from ..rollout.sampling import GREEDY, generation_settings
 from .trained import TrainedModel
@@ -109,8 +110,7 @@ class Chat:
         trained = self.trained
         options = trained.settings.training["chat_template_kwargs"]
         (token_ids,) = prompt_token_ids([prompt], trained.tokenizer, options)
-        config = adapters.causal_model(trained.model).config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
+        context = context_of(adapters.causal_model(trained.model).config)
         if context is not None and len(token_ids) + self.max_new_tokens > context:
             raise DataError(
                 f"the conversation has {len(token_ids)} tokens, and an answer may have "

@@ -189,7 +189,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     _check_engine(recipe)
     if task.tools:
         prepare_tool_calls(tokenizer)
-    recipe.shorten_completions(loading.generation_limit(name, **source))
+    recipe.shorten_completions(loading.generation_limit(name, revision=source["revision"]))
     form, notes = form_of_prompts(recipe, task.train, tokenizer)
     # The longest prompt of each split.
     lengths: list[int] = []

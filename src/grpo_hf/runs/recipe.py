@@ -307,15 +307,15 @@ def _converted(value: Any, action: Action, hint: Any) -> Any:
     return _as_flag(value, action)
 
 
+def alternatives_of(hint: Any) -> tuple[Any, ...]:
+    """Return the alternatives of a type hint, or the hint itself."""
+    is_union = get_origin(hint) in (Union, UnionType)
+    return get_args(hint) if is_union else (hint,)
+
+
 def _types_of(hint: Any) -> list[Any]:
     """Return the alternatives of a type hint; `list[str]` counts as `list`."""
-    alternatives = (hint,)
-    if get_origin(hint) in (Union, UnionType):
-        alternatives = get_args(hint)
-    kinds = []
-    for alternative in alternatives:
-        kinds.append(get_origin(alternative) or alternative)
-    return kinds
+    return [get_origin(alternative) or alternative for alternative in alternatives_of(hint)]
 
 
 def _converted_entries(entries: list[Any], action: Action) -> list[Any]:

@@ -18,6 +18,7 @@ from ..data.training_data import check_prompt_count, check_training_data
 from ..demo.tiny_model import tiny_tokenizer
 from ..errors import ConfigError, DataError
 from ..models import loading
+from ..models.positions import context_of
 from ..scoring.reward import Reward
 from ..scoring.signature import require_columns
 from .recipe import EMBEDDED_MODEL, Recipe
@@ -26,8 +27,6 @@ from .recipe import EMBEDDED_MODEL, Recipe
 _RENAME = "--columns {}=<its name there>"
 # So many rows of a stream are read ahead, to check columns and prompts by them.
 _FIRST_ROWS = 64
-# Where nobody says how many, one row of so many is held out at most.
-_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _rows_to_hold_out(recipe: Recipe, train: Split) -> int:
     """
     wanted, count = recipe.task.eval_rows, len(train.rows)
     if "eval_rows" not in recipe.given and count > 1:
-        return min(wanted, max(1, count // _FEW))
+        return rows.rows_to_hold_out(count, wanted)
     if count <= wanted:
         raise DataError(
             f"{train.source} has no split {recipe.task.dataset_test_split!r} and {count} rows, too "
@@ -346,9 +345,8 @@ def check_lengths(
     lengths = []
     for token_ids in _token_ids(dataset, source, tokenizer, training, tools):
         lengths.append(len(token_ids))
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(config)
     longest = max(lengths)
-    # Some architectures have no limit, such as state-space models.
     if context is None:
         return longest
     # TRL takes None as no limit of its own; then only the prompts themselves can be checked.

@@ -8,12 +8,11 @@ import re
 from collections.abc import Container, Iterator
 from dataclasses import MISSING, dataclass
 from inspect import get_annotations
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from ..errors import ConfigError, did_you_mean
 from .defaults import defaults_for
-from .recipe import KINDS, settings_parser, settings_types
+from .recipe import KINDS, alternatives_of, settings_parser, settings_types
 from .task_arguments import TaskArguments
 
 _TASK = "task: data, prompts, rewards, evaluation"
@@ -119,7 +118,7 @@ def all_settings() -> dict[str, Setting]:
             chosen.get(name, _default(fields[name])),
             _default(fields[name]),
             text,
-            _alternatives(hints[name]),
+            alternatives_of(hints[name]),
         )
     return settings
 
@@ -229,12 +228,6 @@ def _plain(lines: list[str]) -> str:
     text = " ".join(" ".join(lines).split())
     text = _LINK.sub(r"`\1`", text)
     return text[:1].upper() + text[1:]
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """Return the alternatives of a type hint, or the hint itself."""
-    is_union = get_origin(hint) in (Union, UnionType)
-    return get_args(hint) if is_union else (hint,)
 
 
 def _type_name(hint: Any) -> str:

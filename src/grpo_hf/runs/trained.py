@@ -42,13 +42,11 @@ class RunSettings:
         task: of which the system prompt and the instruction are part of each prompt.
         model: TRL's `ModelConfig`: the precision of the base, and where it comes from.
         training: those of `GRPOConfig` by name, as given or by default.
-        given: whether the run left a recipe behind.
     """
 
     task: TaskArguments
     model: Any
     training: dict[str, Any]
-    given: bool
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def open_run(
     if recipe is None:
         settings = settings_of(run)
     else:
-        settings = RunSettings(recipe.task, recipe.model, dict(vars(recipe.training)), given=True)
+        settings = RunSettings(recipe.task, recipe.model, dict(vars(recipe.training)))
     if weights.note:
         say(weights.note)
     tokenizer = tokenizer_of(weights, settings, trust_remote_code=trust_remote_code)
@@ -161,10 +159,10 @@ def settings_of(run: Path) -> RunSettings:
     file = recipe_file(run)
     if file is None:
         # A script loads its model as it likes; its files have the precision that they have.
-        return RunSettings(*saved_settings({"dtype": "auto"}), given=False)
+        return RunSettings(*saved_settings({"dtype": "auto"}))
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        return RunSettings(*saved_settings(values), given=True)
+        return RunSettings(*saved_settings(values))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read ({error}). Mend it, or remove it.") from error
 

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from ..data.readers import EMBEDDED, SUFFIXES, Split, read_split
-from ..data.rows import PROMPT_COLUMNS, column_names
+from ..data.rows import column_names, usual_prompt_column
 from ..errors import DataError, did_you_mean
 from ..scoring.gold import GOLD_COLUMNS
 
@@ -141,9 +141,9 @@ def guess_prompt(facts: DataFacts) -> str:
     Raises:
         DataError: no column holds texts or messages.
     """
-    for name in PROMPT_COLUMNS:
-        if name in facts.columns:
-            return name
+    usual = usual_prompt_column(facts.columns)
+    if usual is not None:
+        return usual
     readable = []
     for column in facts.columns.values():
         if column.kind in ("text", "messages") and column.name.lower() not in _ANSWER_COLUMNS:

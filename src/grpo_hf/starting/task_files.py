@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..data.rows import PROMPT_COLUMNS
+from ..data.rows import rows_to_hold_out, usual_prompt_column
 from ..errors import OutputExistsError
 from ..runs.defaults import defaults_for
 from ..runs.recipe_schema import schema_text
@@ -78,6 +78,11 @@ class Plan:
         return self.reward or (self.kind if self.kind in ("gsm8k", "math") else None)
 
     @property
+    def output_dir(self) -> str:
+        """Where its run goes."""
+        return f"runs/{self.folder.resolve().name}"
+
+    @property
     def gold_parameter(self) -> str:
         """The name of the answer's column in the written reward."""
         name = self.gold or "answer"
@@ -141,12 +146,14 @@ def recipe_text(plan: Plan) -> str:
         path=plan.folder / RECIPE,
         model=plan.model,
         place=plan.facts.place,
-        prompt_column=None if plan.prompt == _prompt_by_default(plan) else plan.prompt,
+        prompt_column=None
+        if plan.prompt == usual_prompt_column(plan.facts.columns)
+        else plan.prompt,
         columns=_renames(plan),
         # Another reward may want another form.
         instruction=None if plan.reward else instruction,
         rewards=[spec],
-        output_dir=f"runs/{plan.folder.resolve().name}",
+        output_dir=plan.output_dir,
         max_steps=_STEPS,
         length=_length(plan, form),
         eval_rows=_rows_to_hold_out(plan.facts),
@@ -197,11 +204,6 @@ def _labels(plan: Plan) -> Sequence[str]:
     return sorted({str(value).strip().casefold() for value in plan.facts.values(plan.gold)})
 
 
-def _prompt_by_default(plan: Plan) -> str | None:
-    """Return the column that a recipe takes as the prompt if it names none."""
-    return next((name for name in PROMPT_COLUMNS if name in plan.facts.columns), None)
-
-
 def _renames(plan: Plan) -> list[str]:
     """Return the entries of `columns`: the reward's name of the answer, and the data's."""
     if plan.gold is None:
@@ -233,4 +235,4 @@ def _rows_to_hold_out(facts: DataFacts) -> int | None:
     """Return how many rows are held out; None where there is a split for that."""
     if facts.has_test_split:
         return None
-    return min(_MOST_HELD_OUT, len(facts.split.rows) // 5)
+    return rows_to_hold_out(len(facts.split.rows), _MOST_HELD_OUT)
