@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.durability import finite
@@ -307,6 +307,22 @@ def test_a_broken_base_is_blamed_before_training(make_trainer: MakeTrainer) -> N
     with pytest.raises(ModelError, match=r"^the base model has .*layers\.0\.mlp\.up_proj\.weight"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
+def test_four_bits_that_lie_in_floats_are_no_numbers(
+    make_trainer: MakeTrainer, tiny_checkpoint: Path, storage: torch.dtype
+) -> None:
+    """FSDP shards 4-bit weights that are stored as floats; their bits may read as NaN."""
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage=storage)
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, quantization_config=bits)
+    packed = base.get_submodule("model.layers.0.mlp.up_proj").weight
+    # The largest value in every place.
+    packed.data.view(torch.uint8).fill_(255)
+    assert packed.dtype == storage and packed.isnan().any()
+    trainer = make_trainer(model=base, peft_config=LORA, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
 
 
 def test_a_broken_adapter_is_not_the_bases_fault(make_trainer: MakeTrainer) -> None:

@@ -186,7 +186,14 @@ def largest_weight(model: Any) -> float | None:
 
 def readable_weights(model: Any, *, trains: bool) -> Iterator[tuple[str, Tensor]]:
     """Yield names and weights that are floating-point numbers in memory, frozen or not."""
+    # bitsandbytes may store 4 bits in floats, which FSDP needs; as numbers they mean nothing.
+    packed = set()
+    for module in model.modules():
+        if hasattr(module, "quant_state"):
+            packed.add(id(getattr(module, "weight", None)))
     for name, weight in model.named_parameters():
+        if id(weight) in packed:
+            continue
         # FSDP2 gives each process a part, which may be empty, and ZeRO-3 gives an empty weight.
         part = weight.to_local() if hasattr(weight, "to_local") else weight
         is_dense = part.layout == torch.strided and not part.is_meta
