@@ -36,6 +36,8 @@ CASES: dict[str, tuple[str, Precision, dict[str, Any]]] = {
     "TRL's update": ("Llama", EXACT, {"packed": False}),
     "norms of heads": ("Qwen3", EXACT, {}),
     "no adapter": ("Llama", EXACT, {"adapter": False}),
+    "experts": ("Mixtral", EXACT, {"packed": False}),
+    "experts, checkpointing": ("Mixtral", EXACT, {"packed": False, "checkpointing": True}),
     "bfloat16": ("Llama", HALF, {}),
     "autocast": ("Llama", AUTOCAST, {}),
     "autocast of bfloat16": ("Llama", HALF_AUTOCAST, {}),

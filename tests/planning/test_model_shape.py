@@ -11,6 +11,7 @@ from support.models import decoder, lora
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from grpo_hf.errors import NotPlannableError
+from grpo_hf.planning import model_shape
 from grpo_hf.planning.known_shapes import known_models
 from grpo_hf.planning.model_shape import shape_of
 
@@ -61,6 +62,38 @@ def test_widths_of_a_layer() -> None:
 def test_layers_that_are_built_differently_are_counted_each() -> None:
     kinds = shape_of(decoder("Lfm2").config).layers
     assert sorted(number for _, number in kinds) == [1, 2]
+
+
+def test_a_model_without_attention_is_refused_with_the_reason() -> None:
+    with pytest.raises(NotPlannableError, match=r"'mamba' has no num_attention_heads.*measured"):
+        shape_of(transformers.MambaConfig())
+
+
+def test_matrices_of_gpt_2_are_read_without_an_adapter_too() -> None:
+    config = decoder("GPT2").config
+    (layer, _), (adapted, _) = (shape_of(config, adapter).layers[0] for adapter in (None, lora()))
+    assert layer.inputs == adapted.inputs > 0
+    assert layer.matrices == adapted.matrices > 0
+
+
+def test_widths_may_differ_from_layer_to_layer() -> None:
+    config = transformers.Gemma3nTextConfig(num_hidden_layers=3, intermediate_size=[64, 96, 64])
+    assert model_shape._inner_width(config, config.hidden_size) == 96
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        ("Mixtral", "activations of experts are estimated"),
+        ("Lfm2", "layers of the kind conv are counted as attention"),
+        ("GPT2", "a layer of 'gpt2' is counted as one of a Llama"),
+        ("Llama", ""),
+    ],
+)
+def test_what_is_counted_roughly_is_said(architecture: str, said: str) -> None:
+    notes = shape_of(decoder(architecture).config).notes
+    assert said in " ".join(notes)
+    assert bool(notes) == bool(said)
 
 
 def test_a_model_that_is_no_decoder_is_refused() -> None:

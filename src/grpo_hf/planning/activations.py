@@ -33,12 +33,14 @@ def saved_terms(run: RunFacts, tokens: int) -> list[Term]:
             Term("activations", f"one layer again: {source}", tokens * size)
             for source, size in _parts(run, largest)
         ]
+        again += _experts(run, run.shape.largest("wrapped"))
         return [kept, *again, *_autocast_copies(run, run.shape.largest("matrices"))]
     sizes: dict[str, int] = {}
     for layer, count in run.shape.layers:
         for source, size in _parts(run, layer):
             sizes[source] = sizes.get(source, 0) + tokens * size * count
     terms = [Term("activations", f"{source}, L times", size) for source, size in sizes.items()]
+    terms += _experts(run, run.shape.total("wrapped"))
     return [*terms, *_autocast_copies(run, run.shape.total("matrices"))]
 
 
@@ -95,6 +97,14 @@ def _dropout_input(run: RunFacts) -> int:
     return run.precision.adapter
 
 
+def _experts(run: RunFacts, wrapped: int) -> list[Term]:
+    """Return the weights of experts that PEFT adds their adapter to, for as long as they serve."""
+    if not wrapped:
+        return []
+    size = wrapped * run.precision.weights
+    return [Term("activations", "weights of experts with the adapter in them", size)]
+
+
 def _autocast_copies(run: RunFacts, matrices: int) -> list[Term]:
     """Return the copies in half precision that autocast makes of float32 matrices, and keeps."""
     if not run.precision.autocast or run.precision.weights == 2 or run.precision.quantized:
@@ -106,7 +116,9 @@ def passing_bytes(run: RunFacts, tokens: int) -> int:
     """Return what the backward of a layer holds beside what was kept: gradients of (T, I)."""
     inner = run.shape.largest("inner")
     gradients = 2 if run.shape.layers[0][0].gated else 1
-    return tokens * inner * run.precision.products * gradients + _whole_matrix(run)
+    # The gradient of such weights, and what the adapter adds to them.
+    experts = 2 * run.shape.largest("wrapped") * run.precision.weights
+    return tokens * inner * run.precision.products * gradients + _whole_matrix(run) + experts
 
 
 def _whole_matrix(run: RunFacts) -> int:
@@ -127,7 +139,9 @@ def forward_bytes(run: RunFacts, tokens: int) -> int:
     products = run.precision.products
     of_width = (products + 3 * run.precision.stream) * run.shape.width
     positions = 2 * run.precision.stream * run.shape.head_dim
-    return tokens * (wide * inner * products + of_width + positions) + _whole_matrix(run)
+    experts = 2 * run.shape.largest("wrapped") * run.precision.weights
+    each = wide * inner * products + of_width + positions
+    return tokens * each + _whole_matrix(run) + experts
 
 
 def head_terms(run: RunFacts, rows: int, *, backward: bool) -> list[Term]:

@@ -190,7 +190,9 @@ def merged_term(run: RunFacts) -> Term:
     """
     shape = run.shape
     size = 0
-    if run.uses_adapter and run.precision.quantized is None:
+    # Where it is on experts, a rollout computes from the adapter as it is.
+    folds = run.uses_adapter and not shape.total("wrapped")
+    if folds and run.precision.quantized is None:
         size = shape.total("adapted") * run.precision.weights
         if run.device == "cpu" and run.precision.weights == 4:
             # Arranged for a CPU: all matrices, and the head.

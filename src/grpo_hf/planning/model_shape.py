@@ -10,15 +10,21 @@ feed-forward part for one token, r rank of the adapter, V vocabulary.
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, get_peft_model
+from peft.tuners.lora import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import NotPlannableError
+
+# Families whose layers keep for their backward what a Llama's do.
+_ALIKE = {"llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2"}
+_ALIKE |= {"gemma3_text", "granite", "olmo2", "olmo3", "phi3"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class LayerShape:
         matrix: parameters of the largest matrix.
         matrices: parameters of all matrices.
         adapted: parameters of the matrices with an adapter.
+        wrapped: parameters of experts with an adapter, which PEFT 0.21 adds to them in a copy.
         trained: parameters that train.
     """
 
@@ -55,6 +62,7 @@ class LayerShape:
     matrix: int
     matrices: int
     adapted: int
+    wrapped: int
     trained: int
 
 
@@ -176,7 +184,8 @@ class _Sizes:
             if not isinstance(number, int) or number < 1:
                 raise NotPlannableError(
                     f"the configuration of {getattr(text, 'model_type', 'this model')!r} has no "
-                    f"{name}"
+                    f"{name}, and a plan is of decoder layers with attention. What such a model "
+                    "takes can be measured: train it for two steps (--max_steps 2)"
                 )
             found[name] = number
         heads = found["num_attention_heads"]
@@ -199,6 +208,8 @@ def _inner_width(text: Any, width: int) -> int:
     """
     for name in ("intermediate_size", "ffn_dim", "n_inner"):
         inner = getattr(text, name, None)
+        if isinstance(inner, list | tuple) and inner:
+            inner = max(inner)  # one for each layer, as in Gemma 3n
         if isinstance(inner, int):
             break
     else:
@@ -211,13 +222,20 @@ def _inner_width(text: Any, width: int) -> int:
 
 
 def _notes(text: Any) -> tuple[str, ...]:
+    """Return what is not counted as it is."""
     notes = []
     if isinstance(getattr(text, "num_experts_per_tok", None), int):
         notes.append("the activations of experts are estimated from the width of the active ones")
+    if isinstance(getattr(text, "kv_lora_rank", None), int):
+        notes.append("queries, keys and values are counted without their latent form")
     kinds = set(getattr(text, "layer_types", None) or [])
     others = sorted(kinds - {"full_attention", "sliding_attention"})
     if others:
         notes.append(f"layers of the kind {', '.join(others)} are counted as attention")
+    if not notes and text.model_type not in _ALIKE:
+        notes.append(
+            f"a layer of {text.model_type!r} is counted as one of a Llama, with its own widths"
+        )
     return tuple(notes)
 
 
@@ -265,22 +283,29 @@ def _layer_shape(layer: nn.Module, sizes: _Sizes) -> LayerShape:
     inside = set()
     for module in adapted:
         inside.update(set(module.modules()) - {module})
-    matrices: list[tuple[str, Any]] = []
+    matrices: list[_Matrix] = []
     for name, module in layer.named_modules():
-        if module in inside or not hasattr(module, "in_features"):
+        if module in inside or isinstance(module, ParamWrapper):
             continue
-        matrices.append((name, module))
+        if hasattr(module, "in_features"):
+            sides = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            # GPT-2's, until PEFT has wrapped them.
+            sides = (module.nx, module.nf)
+        else:
+            continue
+        matrices.append(_Matrix(name, *sides, _rank(module), isinstance(module, BaseTunerLayer)))
     # Without an adapter every matrix trains, and keeps its input.
-    reading = [(name, m) for name, m in matrices if not adapted or isinstance(m, BaseTunerLayer)]
-    weights = [m.in_features * m.out_features for _, m in matrices]
+    reading = [matrix for matrix in matrices if not adapted or matrix.is_adapted]
+    weights = [matrix.size for matrix in matrices]
     trained = _count(layer, trained=True)
     of_base = _count(layer) - (trained if adapted else 0)
-    wide = [m for _, m in matrices if m.out_features == sizes.inner]
-    fused = any(m.out_features == 2 * sizes.inner for _, m in matrices)
+    wide = [matrix for matrix in matrices if matrix.outputs == sizes.inner]
+    fused = any(matrix.outputs == 2 * sizes.inner for matrix in matrices)
     return LayerShape(
-        inputs=sum(m.in_features for _, m in reading),
+        inputs=sum(matrix.inputs for matrix in reading),
         distinct=sum(_distinct_inputs(reading)),
-        ranks=sum(_rank(m) for _, m in reading),
+        ranks=sum(matrix.rank for matrix in reading),
         inner=sizes.inner,
         gated=len(wide) > 1 or fused or not wide,
         queries=sizes.heads * sizes.head_dim,
@@ -290,12 +315,27 @@ def _layer_shape(layer: nn.Module, sizes: _Sizes) -> LayerShape:
         parameters=of_base,
         matrix=max(weights, default=of_base),
         matrices=sum(weights),
-        adapted=sum(m.in_features * m.out_features for m in adapted if hasattr(m, "in_features")),
+        adapted=sum(matrix.size for matrix in matrices if matrix.is_adapted),
+        wrapped=sum(_wrapped(module) for module in adapted),
         trained=trained,
     )
 
 
-def _distinct_inputs(matrices: list[tuple[str, Any]]) -> list[int]:
+class _Matrix(NamedTuple):
+    """One matrix of a layer, with the rank of its adapter."""
+
+    name: str
+    inputs: int
+    outputs: int
+    rank: int
+    is_adapted: bool
+
+    @property
+    def size(self) -> int:
+        return self.inputs * self.outputs
+
+
+def _distinct_inputs(matrices: list[_Matrix]) -> list[int]:
     """Return the widths of inputs, once where matrices side by side read the same.
 
     Those are the queries', keys' and values', and a gate and what it gates. What leads back to the
@@ -303,14 +343,22 @@ def _distinct_inputs(matrices: list[tuple[str, Any]]) -> list[int]:
     """
     seen = set()
     widths = []
-    for name, module in matrices:
+    for matrix in matrices:
+        name = matrix.name
         part = name.rpartition(".")[0]
         last = name.endswith(("o_proj", "down_proj", "out_proj", "c_proj", "dense", "fc2", "wo"))
-        key = name if last else (part, module.in_features)
+        key = name if last else (part, matrix.inputs)
         if key not in seen:
             seen.add(key)
-            widths.append(module.in_features)
+            widths.append(matrix.inputs)
     return widths
+
+
+def _wrapped(module: Any) -> int:
+    """Return the parameters of experts, which are one tensor."""
+    if not isinstance(module, ParamWrapper):
+        return 0
+    return module.num_experts * module.in_features * module.out_features
 
 
 def _rank(module: Any) -> int:
