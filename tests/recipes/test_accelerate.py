@@ -1,10 +1,12 @@
 """The configurations of recipes/accelerate: accelerate reads them, and recipes start with them."""
 
-import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from support import processes
+from support.sharding import environment_of
+from support.vllm import FakeServer
 
 from grpo_hf import cli
 from grpo_hf.config_checks import planned_processes
@@ -156,51 +160,88 @@ def test_a_run_with_it_can_be_planned(
     assert "MEMORY OF ONE DEVICE" in capsys.readouterr().out
 
 
-def flags_of_two_steps(model: Path, folder: Path) -> list[str]:
+SHARDED = {"fsdp2", "fsdp2_qlora", "zero2", "zero3"}
+NO_DEEPSPEED = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
+)
+# What the configurations say beside the launcher, on a CPU.
+FLAGS = {
+    "fsdp2_qlora": "--load_in_4bit true --bnb_4bit_quant_storage float32",
+    "zero2": "--use_peft false",
+    "zero3": "--use_peft false",
+    "vllm_colocate": "--use_vllm true --vllm_mode colocate --vllm_enable_sleep_mode true",
+    "vllm_servers": "--use_vllm true --vllm_mode server --vllm_server_base_url",
+}
+
+
+def flags_of_two_steps(model: Path, folder: Path, processes: int) -> list[str]:
+    """Flags of a run whose groups would be torn by another number of processes."""
     rows = folder / "rows.jsonl"
     rows.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n' * 8)
     return f"""
         --model_name_or_path {model} --dataset_path {rows} --output_dir {folder}/run
-        --dtype float32 --use_cpu true --max_steps 2 --max_completion_length 4 --eval_rows 0
-        --per_device_train_batch_size 4 --num_generations 4 --gradient_accumulation_steps 1
-        --report_to none --save_strategy no --logging_steps 1 --warmup_steps 0
+        --dtype float32 --max_steps 2 --max_completion_length 4 --eval_rows 0
+        --per_device_train_batch_size {4 // processes} --num_generations 4
+        --gradient_accumulation_steps 1 --report_to none --save_strategy no --logging_steps 1
+        --warmup_steps 0
     """.split()
 
 
-@pytest.mark.slow
-def test_a_recipe_starts_with_sharded_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    environment = sharding_environment("fsdp2") | {"ACCELERATE_USE_CPU": "true"}
-    recipe = ROOT / "recipes" / "gsm8k.yaml"
-    flags = flags_of_two_steps(tiny_checkpoint, tmp_path)
-    said = processes.launch(
-        2, json.dumps(environment), recipe, *flags, script=processes.SCRIPTS / "sharded_recipe.py"
-    )
-    assert "step 2/2" in said
-    assert (tmp_path / "run" / "adapter_config.json").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "processes"), [("one_gpu", 1), ("ddp", 2)])
-def test_a_recipe_starts_with_it(
-    name: str, processes: int, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    # The file as it is, but for the device and the number of processes of this machine.
-    settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    settings |= {"use_cpu": True, "num_processes": processes, "mixed_precision": "no"}
-    if processes > 1:
-        settings["distributed_type"] = "MULTI_CPU"
-    file = tmp_path / "accelerate.yaml"
-    file.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-    command += ["-m", "grpo_hf.cli", "train", str(ROOT / "recipes" / "gsm8k.yaml")]
-    flags = flags_of_two_steps(tiny_checkpoint, tmp_path)
-    done = subprocess.run(
-        [*command, *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+def started_with(name: str, flags: list[str], *launcher: str) -> subprocess.Popen[str]:
+    """Start a recipe by `accelerate launch` with a configuration as it is."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(FOLDER / f"{name}.yaml"), "--mixed_precision", "no"]
+    program = [str(processes.SCRIPTS / "recipe_on_a_cpu.py")]
+    if name not in SHARDED | {"vllm_colocate"}:
+        program = ["-m", "grpo_hf.cli", "train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *sys.path])
+    if name.startswith("zero"):
+        environment |= environment_of(name)
+    else:
+        flags = [*flags, "--use_cpu", "true"]
+    return subprocess.Popen(
+        [*command, *launcher, *program, str(ROOT / "recipes" / "gsm8k.yaml"), *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "step 2/2" in done.stdout
-    assert (tmp_path / "run" / "adapter_config.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=NO_DEEPSPEED if name.startswith("zero") else ())
+        for name in STRATEGIES
+    ],
+)
+def test_a_recipe_starts_with_it(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    number = 1 if name == "one_gpu" else 2
+    launcher = ["--num_processes", str(number), "--main_process_port", "0"]
+    flags = [*flags_of_two_steps(tiny_checkpoint, tmp_path, number), *FLAGS.get(name, "").split()]
+    with FakeServer(str(tiny_checkpoint)) as server, ExitStack() as machines:
+        if name == "vllm_servers":
+            flags.append(server.url)
+        if name == "two_nodes":
+            # Two launchers, as on two machines, which find each other by an address.
+            launcher[-1] = str(free_port())
+            launcher += ["--main_process_ip", "127.0.0.1", "--machine_rank"]
+            other = started_with(name, flags, *launcher, "1")
+            machines.enter_context(other)
+            machines.callback(other.kill)
+            launcher.append("0")
+        run = machines.enter_context(started_with(name, flags, *launcher))
+        machines.callback(run.kill)
+        said, errors = run.communicate(timeout=400)
+    assert run.returncode == 0, errors[-3000:]
+    assert "step 2/2" in said
+    weights = "model.safetensors" if name.startswith("zero") else "adapter_config.json"
+    assert (tmp_path / "run" / weights).is_file()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
