@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from peft import LoraConfig, get_peft_model
 from support.programs import load_recipe
+from support.vllm import vllm_installed
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from grpo_hf.durability import whole_checkpoints
@@ -135,6 +137,61 @@ class TestSettings:
     )
     def test_values_that_mean_nothing(self, run, settings, said):
         assert said in run(**settings)
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"vllm_mode": "nonsense"}, "'nonsense'; expected one of 'colocate', 'server'"),
+            ({"vllm_model_impl": "mine"}, "vllm_model_impl is 'mine'; expected one of 'vllm'"),
+            ({"vllm_importance_sampling_mode": "x"}, "expected one of 'token_truncate', 'token_"),
+            ({"vllm_importance_sampling_clip_max": -1.0}, "is -1.0; expected a number above 0"),
+            ({"vllm_gpu_memory_utilization": 2.0}, "2.0; expected a number above 0 up to 1"),
+            ({"vllm_gpu_memory_utilization": float("nan")}, "is nan; expected a number above 0"),
+            ({"vllm_tensor_parallel_size": -1}, "is -1; expected a number from 1 on"),
+            ({"vllm_tensor_parallel_size": 2}, "is 2, and 1 process trains"),
+            ({"vllm_max_model_length": 0}, "vllm_max_model_length is 0; expected"),
+            ({"vllm_max_model_length": 4}, "vllm_max_model_length is 4, and the longest prompt"),
+            ({"vllm_adapter_dir": "/proc/none"}, "nothing can be written into /proc/none"),
+            ({"vllm_mode": "server", "vllm_server_timeout": float("nan")}, "is nan; expected"),
+            ({"vllm_mode": "server", "vllm_server_port": 99999}, "from 1 up to 65535"),
+        ],
+    )
+    def test_vllm_s_settings(self, run, settings, said):
+        with vllm_installed():
+            assert said in run(use_vllm=True, **settings)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "nonsense",
+            "localhost:8000",
+            "http://",
+            "http://a:port",
+            "http://a:99999",
+            "ftp://a:1",
+            "file:///etc/passwd",
+            "http://http://a:80",
+            ",",
+        ],
+    )
+    def test_what_is_no_address_of_a_server(self, run, url):
+        text = run(use_vllm=True, vllm_mode="server", vllm_server_base_url=url)
+        assert f"vllm_server_base_url: {url!r} is no address of a server; expected one as" in text
+
+    @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no.such.host.invalid:80"])
+    def test_nobody_at_the_address_of_a_server(self, run, url, caplog):
+        settings = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": url}
+        began = time.monotonic()
+        text = run(**settings)
+        assert f"the vLLM server {url} does not answer" in text
+        assert "waited for with --vllm_server_timeout" in text and "vllm serve" in text
+        assert "vLLM" not in caplog.text and time.monotonic() - began < 30
+        # Who says for how long is told that it is waited, before the time is up.
+        text = run(**settings, vllm_server_timeout=0.2)
+        assert "for 0.2 s (--vllm_server_timeout)" in text
+        (record,) = (each for each in caplog.records if "vLLM" in each.getMessage())
+        assert f"{url} does not answer" in record.getMessage()
+        assert "It is waited for, 0.2 s at most" in record.getMessage()
 
     @pytest.mark.parametrize("model", ["a folder", "embedded:tiny"])
     def test_matrices_that_the_model_does_not_have(self, run, model):

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transformers
+import trl
 
 from grpo_hf import GRPOConfig, GRPOTrainer, quieting
 
@@ -33,6 +35,16 @@ def test_a_setting_that_is_given_is_warned_about(tmp_path: Path):
     with pytest.warns(FutureWarning, match="`gradient_checkpointing` is deprecated"):
         args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, gradient_checkpointing=False)
     assert not args.activation_checkpointing
+
+
+def test_before_the_new_name_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """transformers 5.19, which vLLM for CPUs wants, has no `activation_checkpointing`."""
+    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    monkeypatch.delattr(transformers.TrainingArguments, "activation_checkpointing")
+    monkeypatch.setattr(trl.GRPOConfig, "__post_init__", lambda self: None)
+    del args.activation_checkpointing
+    args.__post_init__()
+    assert not hasattr(args, "activation_checkpointing")
 
 
 def test_a_warning_with_the_same_words_from_elsewhere_stays():

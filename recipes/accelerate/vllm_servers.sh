@@ -11,8 +11,9 @@ for number in 0 1; do
         --enable-lora --max-lora-rank "${RANK:-16}" --logprobs-mode processed_logprobs &
     servers+=($!)
 done
-# The training waits until the servers answer.
+# The training waits until the servers answer, ten minutes at most.
 accelerate launch --config_file recipes/accelerate/vllm_servers.yaml \
     -m grpo_hf.cli train "$@" --model_name_or_path "$MODEL" \
     --use_vllm true --vllm_mode server \
-    --vllm_server_base_url http://localhost:8000,http://localhost:8001
+    --vllm_server_base_url http://localhost:8000,http://localhost:8001 \
+    --vllm_server_timeout 600

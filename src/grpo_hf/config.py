@@ -7,6 +7,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig as TRLGRPOConfig
 
 from .config_checks import (
+    check_engine,
     check_estimator,
     check_geometry,
     check_kl_term,
@@ -261,14 +262,17 @@ class GRPOConfig(TRLGRPOConfig):
         check_kl_term(self)
         check_estimator(self)
         check_geometry(self)
+        check_engine(self)
         # TRL 1.16 would turn bf16 on wherever fp16 is off, also on devices that do not support it.
         if self.bf16 is None:
             self.bf16: bool | None = (
                 not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
             )
-        # Under its new name TRL's default is no deprecated setting that somebody gave.
+        # Under its new name TRL's default is no deprecated setting that somebody gave. Before
+        # transformers 5.23 there is no new name.
         default = self.__dataclass_fields__["gradient_checkpointing"].default
-        if self.activation_checkpointing is None and self.gradient_checkpointing == default:
+        unset = getattr(self, "activation_checkpointing", False) is None
+        if unset and self.gradient_checkpointing == default:
             self.activation_checkpointing: bool | None = self.gradient_checkpointing
         super().__post_init__()
 

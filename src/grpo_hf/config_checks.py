@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from math import inf, lcm
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from .errors import ConfigError
 
@@ -50,6 +51,36 @@ _RANGES = {
     "adam_beta2": (0.0, 1.0),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
+}
+
+# Of vLLM's settings, which TRL 1.16 would hand on, or refuse in the middle of the first step.
+_ENGINE_CHOICES = {
+    "vllm_mode": ("colocate", "server"),
+    "vllm_model_impl": ("vllm", "transformers", "auto", "terratorch"),
+    "vllm_importance_sampling_mode": (
+        "token_truncate",
+        "token_mask",
+        "sequence_truncate",
+        "sequence_mask",
+    ),
+}
+_PORTS = (1, 65535)
+# By mode, or for both; a share of a GPU, a length and a clip are above 0.
+_TINY = 1e-12
+_ENGINE_RANGES: dict[str | None, dict[str, tuple[float, float]]] = {
+    None: {
+        "vllm_importance_sampling_clip_max": (_TINY, inf),
+        "vllm_importance_sampling_clip_min": (0.0, inf),
+    },
+    "colocate": {
+        "vllm_gpu_memory_utilization": (_TINY, 1.0),
+        "vllm_tensor_parallel_size": (1, inf),
+    },
+    "server": {
+        "vllm_server_port": _PORTS,
+        "vllm_group_port": _PORTS,
+        "vllm_server_timeout": (0.0, inf),
+    },
 }
 
 
@@ -93,6 +124,74 @@ def check_values(args: Any) -> None:
             "mask_truncated_completions leaves out completions without an end-of-sequence token, "
             "so every one that ends at one of the stop_strings. Leave out one of the two."
         )
+
+
+def check_engine(args: Any) -> None:
+    """Check vLLM's settings, where it is used, and those of its mode alone.
+
+    Raises:
+        ConfigError: a value is not possible, or an address is none.
+    """
+    if not args.use_vllm:
+        return
+    for name, known in _ENGINE_CHOICES.items():
+        value = getattr(args, name)
+        if value not in known:
+            raise ConfigError(
+                f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}."
+            )
+    for name, (lowest, highest) in (_ENGINE_RANGES[None] | _ENGINE_RANGES[args.vllm_mode]).items():
+        value = getattr(args, name)
+        if value is not None and not lowest <= value <= highest:
+            raise ConfigError(f"{name} is {value}; expected {_range_text(lowest, highest)}.")
+    if args.vllm_mode == "server":
+        server_addresses(args)
+        return
+    length = args.vllm_max_model_length
+    # At -1 vLLM takes the longest that there is memory for.
+    if length is not None and length != -1 and length < 1:
+        raise ConfigError(f"vllm_max_model_length is {length}; expected a number of tokens.")
+    processes = processes_planned() or int(os.environ.get("WORLD_SIZE", "1"))
+    if processes % args.vllm_tensor_parallel_size:
+        raise ConfigError(
+            f"vllm_tensor_parallel_size is {args.vllm_tensor_parallel_size}, and {processes} "
+            f"process{'es train' if processes > 1 else ' trains'}: each engine takes so many of "
+            "them. Set one that divides their number, as --vllm_tensor_parallel_size 1."
+        )
+
+
+def _range_text(lowest: float, highest: float) -> str:
+    start = "above 0" if lowest == _TINY else f"from {lowest:g} on"
+    if highest == inf:
+        return f"a number {start}"
+    return f"a number {start.removesuffix(' on')} up to {highest:g}"
+
+
+def server_addresses(args: Any) -> list[str]:
+    """Return the addresses of the servers that a run samples at.
+
+    Raises:
+        ConfigError: one is no address of a server.
+    """
+    given = args.vllm_server_base_url
+    name = "vllm_server_host" if given is None else "vllm_server_base_url"
+    if given is None:
+        given = f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+    addresses = given.replace(",", " ").split()
+    for address in addresses or [given]:
+        try:
+            parts = urlsplit(address)
+            is_one = parts.scheme in ("http", "https") and bool(parts.hostname)
+            # A port that is no number raises when it is read, and 0 is none.
+            is_one = is_one and parts.port != 0 and "//" not in parts.path
+        except ValueError:
+            is_one = False
+        if not is_one:
+            raise ConfigError(
+                f"{name}: {address!r} is no address of a server; expected one as "
+                "http://localhost:8000, and several with commas between them."
+            )
+    return [address.rstrip("/") for address in addresses]
 
 
 def check_kl_term(args: Any) -> None:

@@ -546,7 +546,7 @@ STATE_FUNCTIONS: dict[str, StateKind] = {
 def files_of_layers(model: nn.Module) -> list[Any]:
     """Return the modules of Python in which the classes of a model's layers are defined."""
     names = {type(layer).__module__ for layer in model.modules()}
-    return [sys.modules[name] for name in sorted(names)]
+    return [sys.modules[name] for name in sorted(names) if name in sys.modules]
 
 
 # TRL: what a trainer logs

@@ -193,13 +193,23 @@ def test_an_engine_that_does_not_start_is_an_error_of_ours(
         make_trainer(peft_config=LoraConfig(**LORA), **RUN)
 
 
-def test_a_prompt_without_room_is_an_error_of_ours(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(peft_config=LoraConfig(**LORA), **RUN)
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_a_prompt_without_room_is_an_error_of_ours(make_trainer: MakeTrainer, sync: str) -> None:
+    trainer = make_trainer(peft_config=LoraConfig(**LORA), vllm_sync=sync, **RUN)
     (engine,) = FakeLLM.started
-    trainer.vllm_generation.sync_weights()
+    if sync == "adapter":
+        trainer.vllm_generation.sync_weights()
     engine.llm_engine.model_config.max_model_len = 3
     with pytest.raises(EngineError, match="--vllm_max_model_length"):
         trainer.vllm_generation.generate([[4, 5, 6, 7]], None, 1)
+
+
+def test_a_server_of_trl_s_that_fails_is_named() -> None:
+    def fails(*_: Any) -> None:
+        raise Exception("Request failed: 500, CUDA error")  # as TRL 1.16 does it
+
+    with pytest.raises(EngineError, match=r"http://a:1 does not sample .*CUDA error"):
+        vllm_engine._generate_there(fails, ["http://a:1"], [[4]], None, 1)
 
 
 def test_monte_carlo_values_are_sampled_by_the_engine(

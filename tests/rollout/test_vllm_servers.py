@@ -1,6 +1,7 @@
 """Several servers that are asked as one, over HTTP."""
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -164,9 +165,30 @@ def test_a_folder_that_a_server_does_not_see(servers: list[FakeServer]) -> None:
         asked.load("run-1", Path("/nowhere/run-1"))
 
 
-def test_no_address(tiny_checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match="'localhost'"):
-        Servers(["localhost"], patience=0.1, command="vllm serve BASE").wait()
+def test_one_that_is_away_is_said_at_once(
+    servers: list[FakeServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = client(servers[:1], patience=30)
+    servers[0].__exit__()
+    back = threading.Timer(0.3, servers[0].start_again)
+    back.start()
+    assert len(asked.generate([[5]], **GREEDY)["completion_ids"]) == 1
+    back.join()
+    (said,) = caplog.messages
+    assert f"{servers[0].url} does not answer" in said and "30 s at most" in said
+
+
+def test_nobody_is_waited_for_only_where_that_is_asked(servers: list[FakeServer]) -> None:
+    urls = [servers[0].url, "http://127.0.0.1:9"]
+    asked = Servers(urls, patience=240, command="vllm serve BASE", waits=False)
+    with pytest.raises(EngineError, match="waited for with --vllm_server_timeout") as caught:
+        asked.wait()
+    assert urls[1] in str(caught.value)
+
+
+def test_servers_of_trl_s_way_need_no_adapters(tiny_checkpoint: Path) -> None:
+    with FakeServer(str(tiny_checkpoint), updates=False) as server:
+        Servers([server.url], patience=0.1, command="").wait(with_adapters=False)
 
 
 def test_images_are_refused(servers: list[FakeServer]) -> None:

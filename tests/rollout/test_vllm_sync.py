@@ -4,6 +4,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import trl
 from peft import AdaLoraConfig, LoHaConfig, LoraConfig
 
 from grpo_hf import GRPOConfig
@@ -107,3 +108,10 @@ def test_only_servers_with_adapters_do_without_vllm_here(tmp_path: Any) -> None:
 def test_another_word_is_refused(tmp_path: Any) -> None:
     with pytest.raises(ConfigError, match="vllm_sync is 'lora'"):
         arguments(tmp_path, vllm_sync="lora")
+
+
+def test_settings_of_trl_s_class_are_checked(tmp_path: Any) -> None:
+    settings = {"use_cpu": True, "bf16": False, "use_vllm": True, "vllm_mode": "nonsense"}
+    args = trl.GRPOConfig(output_dir=str(tmp_path), **settings)
+    with pytest.raises(ConfigError, match="vllm_mode is 'nonsense'"):
+        choose_sync(args, LoraConfig(**PLAIN))

@@ -5,6 +5,7 @@ adapter's name and folder: the same ones again would give states of older weight
 """
 
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..errors import EngineError
+from ..errors import ConfigError, EngineError
 
 
 class AdapterFolder:
@@ -68,6 +69,23 @@ class AdapterFolder:
         """Remove the folder, where nothing else is in it."""
         with suppress(OSError):
             self._folder.rmdir()
+
+
+def check_adapter_folder(folder: Path) -> None:
+    """Check that versions can be written into a folder, which may not be there yet.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".grpo-", dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"vllm_adapter_dir: nothing can be written into {folder} ({error.strerror or error}). "
+            "Give another folder, which the servers can read as well."
+        ) from error
 
 
 def name_of_run() -> str:

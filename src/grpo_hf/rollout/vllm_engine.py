@@ -19,15 +19,31 @@ from peft import PeftModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..config import option
+from ..config_checks import server_addresses
 from ..errors import ConfigError, EngineError, GrpoError
 from ..run_files import warn_once
 from ..trl_seam import found_in_trl, name_or_path, replaced_in_trl, vllm_parts, weights_are_awake
 from .vllm_adapter import AdapterFolder, name_of_run
 from .vllm_check import check_samples
 from .vllm_merged import merged_copies
-from .vllm_process import ProcessEngine, end_engines, engine_dtype, on_cpu, start_engine
+from .vllm_process import (
+    PlainEngine,
+    ProcessEngine,
+    end_engines,
+    engine_dtype,
+    on_cpu,
+    start_engine,
+)
 from .vllm_servers import Servers
-from .vllm_sync import ADAPTER, MERGED, choose_sync, is_quantized, served_rank, why_not_adapter
+from .vllm_sync import (
+    ADAPTER,
+    MERGED,
+    choose_sync,
+    is_quantized,
+    serve_command,
+    served_rank,
+    why_not_adapter,
+)
 
 _TRL_SAMPLER = "VLLMGeneration"
 # What has to be undone when a run ends.
@@ -90,8 +106,14 @@ def _sampler(make: Any, args: Any, **settings: Any) -> Any:
         return adapter_sampler(args, settings, make)
     if config is not None and reason is not None:
         warn_once(f"vLLM is sent all weights, with the adapter merged in, because {reason}.")
-    with vllm_parts(LLM=partial(start_engine, on_cpu(accelerator))), _explained(settings):
+
+    def start(**of_trl: Any) -> PlainEngine:
+        return PlainEngine(start_engine(on_cpu(accelerator), **of_trl))
+
+    with vllm_parts(LLM=start), _explained(settings):
         generation = make(**settings)
+    if settings["mode"] == "server":
+        generation.generate = partial(_generate_there, generation.generate, server_addresses(args))
     copies = config is not None and not _is_sharded(accelerator)
     generation.sync_weights = partial(_send_all, generation.sync_weights, model, copies)
     alone = settings["mode"] == "colocate" and settings["tensor_parallel_size"] == 1
@@ -155,11 +177,8 @@ def _process_sampler(make: Any, args: Any, settings: Any) -> Any:
 def _server_sampler(make: Any, args: Any, settings: Any) -> Any:
     """Return a sampler that asks servers, which are given the adapter."""
     accelerator, model = settings["accelerator"], settings["model"]
-    host = f"http://{settings['server_host']}:{settings['server_port']}"
-    urls = (settings["server_base_url"] or host).replace(",", " ").split()
-    servers = Servers(
-        urls, patience=settings["server_timeout"], command=command_of(model, settings)
-    )
+    base = name_or_path(model.config)
+    servers = servers_of(args, base, model.active_peft_config, sync=ADAPTER)
     if accelerator.is_main_process:
         servers.wait()
     # TRL would ask vLLM's own package for the address of this machine, to send weights from.
@@ -184,13 +203,30 @@ def _attached(generation: Any, sync: "AdapterSync", continues: Any) -> Any:
     return generation
 
 
-def command_of(model: Any, settings: Any) -> str:
-    """Return the command that starts a server for a policy."""
-    rank = served_rank(model.active_peft_config)
-    port = f" --port {settings['server_port']}" if not settings["server_base_url"] else ""
-    return (
-        f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {name_or_path(model.config)}{port} "
-        f"--enable-lora --max-lora-rank {rank} --logprobs-mode processed_logprobs"
+def find_servers(args: Any, base: str, config: Any, *, sync: str, waits: bool) -> None:
+    """Wait for the servers of a run, before its model loads.
+
+    Args:
+        base: name or folder of the model.
+        config: of the policy's adapter, or None.
+        sync: which way they get weights.
+        waits: whether one is waited for where nobody answers, as the run says it.
+
+    Raises:
+        EngineError: one does not answer, or was started otherwise.
+    """
+    servers = servers_of(args, base, config, sync=sync, waits=waits)
+    servers.wait(with_adapters=sync == ADAPTER)
+
+
+def servers_of(args: Any, base: str, config: Any, *, sync: str, waits: bool = True) -> Servers:
+    """Return the servers of a run; nobody is asked yet. Arguments are those of `find_servers`."""
+    port = args.vllm_server_port if args.vllm_server_base_url is None else None
+    return Servers(
+        server_addresses(args),
+        patience=args.vllm_server_timeout,
+        command=serve_command(base, config, sync=sync, port=port),
+        waits=waits,
     )
 
 
@@ -294,6 +330,24 @@ def _send_all(sync: Callable[[], None], model: Any, copies: bool) -> None:
             f"vLLM does not take the weights that it is sent ({type(error).__name__}: {error}); "
             "vLLM for CPUs takes none at all. --vllm_sync adapter sends a LoRA adapter alone, and "
             "--use_vllm false samples with transformers."
+        ) from error
+
+
+def _generate_there(generate: Any, urls: list[str], *positional: Any, **named: Any) -> Any:
+    """Sample at the server that TRL sends all weights to.
+
+    Raises:
+        EngineError: it does not answer, or refuses.
+    """
+    try:
+        return generate(*positional, **named)
+    except GrpoError:
+        raise
+    # TRL 1.16 raises a bare Exception for what the server answers.
+    except Exception as error:
+        raise EngineError(
+            f"the vLLM server {', '.join(urls)} does not sample ({type(error).__name__}: {error}). "
+            "Start it again; --resume_from_checkpoint auto goes on from the last checkpoint."
         ) from error
 
 

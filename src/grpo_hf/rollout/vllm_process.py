@@ -16,18 +16,40 @@ from ..errors import EngineError
 _started: dict[str, Any] = {}
 
 
-class ProcessEngine:
-    """An engine of this process, sampling with the adapter that was loaded last.
+class PlainEngine:
+    """An engine of this process, whose refusals are errors of ours.
 
     Everything else is the engine's own.
     """
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
-        self._adapter: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
+
+    def generate(self, *positional: Any, **named: Any) -> Any:
+        """Sample.
+
+        Raises:
+            EngineError: a prompt or a setting is not possible in this engine.
+        """
+        try:
+            return self._llm.generate(*positional, **named)
+        except ValueError as error:
+            raise EngineError(
+                f"vLLM cannot sample this ({error}). --vllm_max_model_length is the room for a "
+                "prompt and its completion; generation_kwargs and vllm_structured_outputs_regex "
+                "are settings of vLLM's."
+            ) from error
+
+
+class ProcessEngine(PlainEngine):
+    """An engine of this process, sampling with the adapter that was loaded last."""
+
+    def __init__(self, llm: Any) -> None:
+        super().__init__(llm)
+        self._adapter: Any = None
 
     def load(self, name: str, folder: Path) -> None:
         """Load an adapter in the place of the one before."""
@@ -45,13 +67,7 @@ class ProcessEngine:
         Raises:
             EngineError: a prompt or a setting is not possible in this engine.
         """
-        try:
-            return self._llm.generate(*positional, **{"lora_request": self._adapter, **named})
-        except ValueError as error:
-            raise EngineError(
-                f"vLLM cannot sample this ({error}). --vllm_max_model_length is the room for a "
-                "prompt and its completion, and generation_kwargs are settings of vLLM's."
-            ) from error
+        return super().generate(*positional, **{"lora_request": self._adapter, **named})
 
     @contextmanager
     def as_base(self) -> Iterator[None]:

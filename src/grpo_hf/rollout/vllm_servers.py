@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -34,31 +35,40 @@ _LOAD = "/v1/load_lora_adapter"
 class Servers:
     """One or several servers, with the methods by which TRL 1.16 asks its client of one."""
 
-    def __init__(self, urls: Sequence[str], *, patience: float, command: str) -> None:
+    def __init__(
+        self, urls: Sequence[str], *, patience: float, command: str, waits: bool = True
+    ) -> None:
         """Prepare; nobody is asked yet.
 
         Args:
             urls: of the servers, as in `http://localhost:8000`.
             patience: how many seconds a server may be away.
             command: starts such a server; for messages.
+            waits: whether a server is waited for at whose address nobody is.
         """
         self.urls = [url.rstrip("/") for url in urls]
         self._patience = patience
         self._command = command
+        self._waits = waits
         self._base = ""
         # What is sampled from: the base, until an adapter is loaded.
         self._adapter: tuple[str, Path] | None = None
         # Whether log-probabilities are those after the temperature; None: nobody has asked.
         self._processed: bool | None = None
 
-    def wait(self) -> None:
-        """Wait until every server is up, and can load adapters.
+    def wait(self, *, with_adapters: bool = True) -> None:
+        """Wait until every server is up.
+
+        Args:
+            with_adapters: whether they have to be able to load adapters.
 
         Raises:
             EngineError: one does not answer in time, or was started otherwise.
         """
         for url in self.urls:
             self._wait_for(url)
+        if not with_adapters:
+            return
         for url in self.urls:
             if not self._loads_adapters(url):
                 raise EngineError(
@@ -225,20 +235,37 @@ class Servers:
         return True
 
     def _wait_for(self, url: str) -> None:
-        """Wait until a server is up."""
+        """Wait until a server is up, and say so."""
         until = time.monotonic() + self._patience
+        is_said = False
         while True:
             try:
                 return self._post(url, "/health", slowest=10)
             except (_Away, _Refused) as error:
+                if isinstance(error, _Away) and error.nobody and not self._waits:
+                    raise self._gone(url, error) from error
                 if time.monotonic() > until:
-                    raise EngineError(
-                        f"the vLLM server {url} does not answer ({error}), for "
-                        f"{self._patience:g} s (--vllm_server_timeout). Start it as\n"
-                        f"  {self._command}\nA run that has begun goes on from its last "
-                        "checkpoint with --resume_from_checkpoint auto."
-                    ) from error
+                    raise self._gone(url, error) from error
+                if not is_said:
+                    is_said = True
+                    logger.warning(
+                        f"The vLLM server {url} does not answer ({error}). It is waited for, "
+                        f"{self._patience:g} s at most (--vllm_server_timeout)."
+                    )
             time.sleep(min(_RETRY, self._patience / 4))
+
+    def _gone(self, url: str, error: Exception) -> EngineError:
+        waited = f", for {self._patience:g} s (--vllm_server_timeout)"
+        start = f"Start it as\n  {self._command}\n"
+        if not self._waits:
+            return EngineError(
+                f"the vLLM server {url} does not answer ({error}). {start}One that is starting is "
+                "waited for with --vllm_server_timeout SECONDS."
+            )
+        return EngineError(
+            f"the vLLM server {url} does not answer ({error}){waited}. {start}A run that has begun "
+            "goes on from its last checkpoint with --resume_from_checkpoint auto."
+        )
 
     def _ask(self, url: str, path: str, body: Any = None) -> Any:
         """Return an answer of a server, which is asked again where it fails.
@@ -251,7 +278,6 @@ class Servers:
                 return self._post(url, path, body() if callable(body) else body)
             except _Away as error:
                 failure: Exception = error
-                logger.warning(f"The vLLM server {url} is away ({error}); waiting for it.")
                 self._wait_for(url)
             except _Refused as error:
                 failure = error
@@ -284,9 +310,10 @@ class Servers:
             raise _Refused(error.code, error.read().decode(errors="replace")) from error
         # An URLError is an OSError, too, and so is a connection that breaks off.
         except (OSError, HTTPException) as error:
-            raise _Away(f"{type(error).__name__}: {getattr(error, 'reason', error)}") from error
-        except ValueError as error:
-            raise ConfigError(f"{url!r} is no address of a server: {error}") from error
+            reason = getattr(error, "reason", error)
+            # A name that is not known, or an address where nobody listens.
+            nobody = isinstance(reason, ConnectionRefusedError | socket.gaierror)
+            raise _Away(f"{type(error).__name__}: {reason}", nobody=nobody) from error
         return json.loads(text) if text.startswith("{") else None
 
     def _at_all(self, action: Callable[[str], None]) -> None:
@@ -303,7 +330,11 @@ class _Refused(Exception):
 
 
 class _Away(Exception):
-    """A server did not answer."""
+    """A server did not answer; there may be nobody at its address."""
+
+    def __init__(self, reason: str, *, nobody: bool) -> None:
+        super().__init__(reason)
+        self.nobody = nobody
 
 
 def _in_parallel(action: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import option
+from ..config_checks import check_engine
 from ..errors import ConfigError
 
 ADAPTER, MERGED = "adapter", "merged"
@@ -65,9 +66,10 @@ def choose_sync(args: Any, config: Any, *, quantized: bool = False, from_gguf: b
         `"adapter"` or `"merged"`.
 
     Raises:
-        ConfigError: the adapter cannot be served as was asked, the base cannot be in vLLM, or vLLM
-            is not installed.
+        ConfigError: a setting of vLLM's is not possible, the adapter cannot be served as was asked,
+            the base cannot be in vLLM, or vLLM is not installed.
     """
+    check_engine(args)
     reason = why_not_adapter(config)
     wish = option(args, "vllm_sync")
     if wish == ADAPTER and reason is not None:
@@ -122,6 +124,28 @@ def why_not_adapter(config: Any) -> str | None:
 def served_rank(config: Any) -> int:
     """Return the rank that vLLM has to be started with for an adapter."""
     return min(rank for rank in _RANKS if rank >= _largest_rank(config))
+
+
+def serve_command(base: str, config: Any, *, sync: str, port: int | None) -> str:
+    """Return the command that starts a server for a policy.
+
+    Args:
+        base: name or folder.
+        config: of the policy's adapter, or None.
+        sync: which way the server gets weights.
+        port: where it is not one of several addresses.
+    """
+    at = "" if port is None else f" --port {port}"
+    options = "--logprobs-mode processed_logprobs"
+    if sync == MERGED:
+        transfer = """--weight-transfer-config '{"backend": "nccl"}'"""
+        return (
+            f"VLLM_SERVER_DEV_MODE=1 vllm serve {base}{at} {transfer} {options} --max-logprobs -1"
+        )
+    return (
+        f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {base}{at} --enable-lora "
+        f"--max-lora-rank {served_rank(config)} {options}"
+    )
 
 
 def is_quantized(model: Any, settings: Mapping[str, Any] | None) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -18,6 +19,8 @@ from ..errors import ConfigError, did_you_mean
 from ..models import adapters, loading
 from ..models.adapter_trial import check_adapter_fits
 from ..reporting.report_to import check_report_to
+from ..rollout.vllm_adapter import check_adapter_folder
+from ..rollout.vllm_engine import find_servers
 from ..rollout.vllm_sync import choose_sync
 from ..scoring.model_tools import Tool, load_tools
 from ..scoring.process_reward import process_reward
@@ -212,6 +215,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     held_out = prompts_of(task.held_out) if task.held_out else None
     if task.stream is not None:
         train = stream_of(recipe, task.rewards, task.train, task.stream, form)
+    _check_room_of_engine(recipe.training, max(lengths))
     warn_if_too_large(recipe, config, lengths[0])
     return Prompts(tokenizer, train, held_out, notes)
 
@@ -230,12 +234,31 @@ def _check_engine(recipe: Recipe) -> None:
     config = loading.lora_config(recipe.model)
     if recipe.task.adapter is not None:
         config = PeftConfig.from_pretrained(recipe.task.adapter)
-    choose_sync(
-        recipe.training,
+    args = recipe.training
+    sync = choose_sync(
+        args,
         config,
         quantized=recipe.model.load_in_4bit or recipe.model.load_in_8bit,
         from_gguf=recipe.task.gguf_file is not None,
     )
+    if args.vllm_adapter_dir is not None:
+        check_adapter_folder(Path(args.vllm_adapter_dir))
+    if args.vllm_mode == "server":
+        # Who says for how long expects that it is waited.
+        waits = "vllm_server_timeout" in recipe.given
+        base = str(recipe.model.model_name_or_path)
+        find_servers(args, base, config, sync=sync, waits=waits)
+
+
+def _check_room_of_engine(args: GRPOConfig, longest: int) -> None:
+    """Check that the longest prompt leaves room for a token in an engine beside the training."""
+    room = args.vllm_max_model_length
+    if args.use_vllm and args.vllm_mode == "colocate" and room and 0 < room <= longest:
+        raise ConfigError(
+            f"vllm_max_model_length is {room}, and the longest prompt has {longest} tokens: vLLM "
+            f"needs room for a completion, too. Set --vllm_max_model_length "
+            f"{longest + (args.max_completion_length or 1)}, or leave it out."
+        )
 
 
 def _check_cold_start(recipe: Recipe) -> None:
