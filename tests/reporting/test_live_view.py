@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from transformers import TrainerControl
 
 from grpo_hf import GRPOConfig
 from grpo_hf.reporting import credit_file, live_view, run_callbacks
@@ -63,7 +64,8 @@ def group(*texts_and_rewards):
 class TestPicture:
     def test_fits_into_a_terminal_of_80_by_24(self, view):
         for step in range(1, 90):
-            view.on_step_end(None, state_at(step), None)
+            view.on_step_begin(None, state_at(step - 1), TrainerControl())
+            view.on_step_end(None, state_at(step), TrainerControl())
             view.on_log(None, state_at(step), None, {**LOGS, "reward": step / 90})
         for listener in credit_file.LISTENERS:
             listener(group(("right \x1b[31m" * 90, 1.2), ("wrong\n" * 90, 0.0), ("none", None)))
@@ -75,6 +77,24 @@ class TestPicture:
         assert "gsm8k 0.250±0.40" in text and "length 42" in text
         assert "best  1.200  right ␛[31m" in text and "worst 0.000  wrong" in text and "…" in text
         assert "\x1b" not in text
+
+    def test_an_evaluation_is_no_update(self, view):
+        view.on_step_begin(None, state_at(0), TrainerControl())
+        view.on_step_end(None, state_at(1), TrainerControl(should_evaluate=True))
+        for phase in ("rollout", "scoring", None):
+            view._phases.hear(phase)
+        time.sleep(0.06)
+        text = picture_of(view)
+        assert "evaluating, 0 s" in text and " 0.1 s" not in text
+        view.on_step_begin(None, state_at(1), TrainerControl())
+        time.sleep(0.06)
+        assert "evaluating" not in picture_of(view) and " 0.1 s" in picture_of(view)
+
+    def test_a_step_on_an_earlier_rollout_keeps_the_rate(self, view):
+        view._last_log -= 10
+        view.on_log(None, state_at(1), None, LOGS)
+        view.on_log(None, state_at(2), None, {"loss": 0.1, "kl": 0.1})
+        assert " 0 tokens/s" not in picture_of(view) and " tokens/s" in picture_of(view)
 
     def test_a_step_without_numbers(self, view):
         view.on_log(None, state_at(1), None, {"loss": 0.1, "reward": float("nan"), "kl": None})
@@ -94,6 +114,7 @@ class TestPhases:
         now = [0.0]
         monkeypatch.setattr(live_view.time, "monotonic", lambda: now[0])
         phases = StepPhases()
+        phases.begin_step()
 
         def spend(phase, seconds):
             phases.hear(phase)
@@ -103,6 +124,9 @@ class TestPhases:
             spend(phase, seconds)
         assert phases.bars() == [("rollout", 1.0, 4), ("scoring", 1.0, 2), ("update", 0.0, 10)]
         phases.end_step()
+        spend("rollout", 7)
+        assert phases.bars() == [(phase, 0.0, 0.0) for phase in ("rollout", "scoring", "update")]
+        phases.begin_step()
         spend("rollout", 3)
         assert phases.bars() == [("rollout", 0.75, 3), ("scoring", 0.0, 0), ("update", 0.0, 0)]
         spend(None, 5)

@@ -74,7 +74,9 @@ class LiveView(ProgressLine):
         self._foot: list[str] = []
         self._group: Group | None = None
         self._steps = (0, 0)
+        self._rate = 0.0
         self._left = ""
+        self._evaluates = False
         self._streams: list[tuple[logging.StreamHandler[Any], Any]] = []
         # It asks for the first picture at once.
         self._live = Live(
@@ -100,8 +102,13 @@ class LiveView(ProgressLine):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._phases.begin_step()
+        self._evaluates = False
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._phases.end_step()
+        self._evaluates = control.should_evaluate
         self._steps = (state.global_step, state.max_steps)
 
     def show_step(
@@ -114,7 +121,9 @@ class LiveView(ProgressLine):
             parts = rollout_parts(logs, self.reward_names)
             # Those two have a curve.
             self._foot = [part for part in parts if not part.startswith(("reward ", "kl "))]
-        self._left = f"{rate:,.0f} tokens/s  {time_text(left)} left"
+        # A step on an earlier rollout samples none.
+        self._rate = rate or self._rate
+        self._left = f"{self._rate:,.0f} tokens/s  {time_text(left)} left"
 
     def close(self) -> None:
         """Leave the last picture on the screen, and let everything print as before."""
@@ -136,7 +145,9 @@ class LiveView(ProgressLine):
         width = min(self._console.width, _WIDTH) - 1
         head = Table.grid(padding=(0, 1))
         done = ProgressBar(max(steps, 1), step, width=max(10, width - 46))
-        head.add_row(f"step {step}/{steps}", done, self._left)
+        waited = self._phases.seconds_between
+        shown = f"evaluating, {waited:.0f} s" if self._evaluates else self._left
+        head.add_row(f"step {step}/{steps}", done, shown)
         rows: list[RenderableType] = [head, self._phase_bars(width), self._curves(width)]
         rows += [Text("  " + "  ".join(self._foot)[: 2 * width], style="dim")] if self._foot else []
         return Rows(Text("─" * width, style="dim"), *rows, *self._samples(width))
@@ -191,34 +202,52 @@ class LiveView(ProgressLine):
 
 
 class StepPhases:
-    """The seconds of each phase of the present step, and what they usually are."""
+    """The seconds of each phase of the present step, and what they usually are.
+
+    What lies between two steps, such as an evaluation, belongs to none.
+    """
 
     def __init__(self) -> None:
         self._usual: dict[str, float] = {}
         self._spent = dict.fromkeys(_BARS, 0.0)
-        self._phase = "update"
+        # None between steps.
+        self._phase: str | None = None
         self._since = time.monotonic()
 
+    @property
+    def seconds_between(self) -> float:
+        """How long no step has been under way; 0 while one is."""
+        return 0.0 if self._phase is not None else time.monotonic() - self._since
+
+    def begin_step(self) -> None:
+        """Begin a step."""
+        self._spent = dict.fromkeys(_BARS, 0.0)
+        self._phase, self._since = "update", time.monotonic()
+
     def hear(self, phase: str | None) -> None:
-        """Go on with another phase; None is the update."""
+        """Go on with another phase; None is the update. An evaluation's phases are no step's."""
+        if self._phase is None:
+            return
         self._count()
         self._phase = "update" if phase is None else phase
         if self._phase not in _BARS:
             self._phase = "scoring"
 
     def end_step(self) -> None:
-        """Begin the next step; what this one took is what is usual."""
+        """End the step; what it took is what is usual."""
         self._count()
         for phase, seconds in self._spent.items():
             # A step on an earlier rollout has no rollout.
             if seconds:
                 self._usual[phase] = seconds
         self._spent = dict.fromkeys(_BARS, 0.0)
-        self._phase = "update"
+        self._phase = None
 
     def bars(self) -> list[tuple[str, float, float]]:
         """Return each phase with the share of it that is done, and its seconds."""
         phase_now, since = self._phase, self._since
+        if phase_now is None:
+            return [(phase, 0.0, 0.0) for phase in _BARS]
         bars = []
         for phase in _BARS:
             seconds = self._spent[phase]
@@ -233,7 +262,8 @@ class StepPhases:
 
     def _count(self) -> None:
         now = time.monotonic()
-        self._spent[self._phase] += now - self._since
+        if self._phase is not None:
+            self._spent[self._phase] += now - self._since
         self._since = now
 
 

@@ -16,9 +16,9 @@ from ..run_files import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, say
 # The commands that follow a run, each with what it is for.
 _NEXT = {
     "chat {run}": "talk to base and adapter, side by side",
-    "eval {run}": "how often it is right: pass@k, maj@k, intervals",
-    "report {run}": "one page: curves, samples, what to doubt",
-    "export {run}": "merged weights or GGUF, for vLLM and Ollama",
+    "eval {run}": "how often it is right: pass@k, maj@k",
+    "report {run}": "one page: curves, samples, doubts",
+    "export {run}": "merged weights or GGUF",
     "push {run} REPO": "to the Hub, private unless --public",
 }
 
