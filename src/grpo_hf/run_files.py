@@ -8,13 +8,15 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
 
 # The numbers of a run, a line each time it logs.
 METRICS_FILE = "metrics.jsonl"
@@ -110,6 +112,27 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             "process that was killed, or a full disk, leaves such lines."
         )
     return rows
+
+
+def in_order(rows: Iterable[Row], step_of: Callable[[Row], int]) -> list[Row]:
+    """Return rows in the order of their steps, without those that a resumed run has made anew.
+
+    A run that goes on from an earlier checkpoint takes back what came after it: of the steps 5, 10,
+    15, 10 the first two and the last one are its history, whatever it reaches later.
+
+    Args:
+        rows: in the order in which they were written.
+        step_of: returns the step of a row.
+
+    >>> in_order([5, 10, 15, 10], lambda step: step)
+    [5, 10]
+    """
+    kept: list[Row] = []
+    for row in rows:
+        while kept and step_of(kept[-1]) >= step_of(row):
+            kept.pop()
+        kept.append(row)
+    return kept
 
 
 def say(text: str) -> None:

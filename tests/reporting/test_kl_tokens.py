@@ -13,7 +13,7 @@ from torch import Tensor
 from grpo_hf import GRPOTrainer, run_files
 from grpo_hf.reporting.kl_tokens import KLTokens
 from grpo_hf.reporting.metrics_file import read_metrics
-from grpo_hf.reporting.spikes import KL_FILE, Line, Token, read_lines, spike_text, spikes
+from grpo_hf.reporting.spikes import KL_FILE, Line, Token, UsualKL, read_lines, spike_text, spikes
 from grpo_hf.run_files import METRICS_FILE
 
 LORA = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)
@@ -140,31 +140,38 @@ def line_of(step: int, mean: float, largest: float, tokens: int = 1000) -> Line:
     return Line(step, mean, mean / 4, largest, tokens, mean * tokens, [token])
 
 
+def usual(means: list[float], maxima: list[float]) -> UsualKL:
+    found = UsualKL()
+    for mean, largest in zip(means, maxima, strict=True):
+        found.add(line_of(1, mean, largest))
+    return found
+
+
 class TestSpikes:
-    USUAL = ([0.0002, 0.03, 0.04, 0.05], [0.1, 2.0, 3.0, 2.5])
+    USUAL = usual([0.0002, 0.03, 0.04, 0.05], [0.1, 2.0, 3.0, 2.5])
 
     def test_it_is_named_by_its_token(self) -> None:
-        text = spike_text(line_of(40, 17.2, 17_100.0), *self.USUAL)
+        text = spike_text(line_of(40, 17.2, 17_100.0), self.USUAL)
         assert text is not None
         assert text.startswith('KL 17.2 at step 40 comes from one token: " 7" after "#### 1"')
         assert "(reference 0.98, policy 0.0003; its KL is 1.71e+04, in step 40)" in text
         assert "Before, KL was 0.035; the median of the 1,000 tokens is 4.3." in text
 
     def test_a_token_that_the_mean_hides_is_one(self) -> None:
-        text = spike_text(line_of(40, 0.1, 150.0, tokens=100_000), *self.USUAL)
+        text = spike_text(line_of(40, 0.1, 150.0, tokens=100_000), self.USUAL)
         assert text is not None and "has 2% of it in one token" in text
 
     @pytest.mark.parametrize(
         ("mean", "largest"), [(0.05, 3.0), (0.3, 20.0), (0.45, 60.0), (0.04, 90.0)]
     )
     def test_noise_and_growth_are_none(self, mean: float, largest: float) -> None:
-        assert spike_text(line_of(40, mean, largest), *self.USUAL) is None
+        assert spike_text(line_of(40, mean, largest), self.USUAL) is None
 
     def test_a_run_whose_kl_is_large_has_none(self) -> None:
-        assert spike_text(line_of(40, 2.5, 140.0), [2.0] * 5, [120.0] * 5) is None
+        assert spike_text(line_of(40, 2.5, 140.0), usual([2.0] * 5, [120.0] * 5)) is None
 
     def test_the_first_lines_have_nothing_to_be_compared_with(self) -> None:
-        assert spike_text(line_of(2, 17.2, 17_100.0), [0.0], [0.0]) is None
+        assert spike_text(line_of(2, 17.2, 17_100.0), usual([0.0], [0.0])) is None
 
     def test_torn_and_foreign_lines_are_passed_over(self, tmp_path: Path) -> None:
         assert spikes(tmp_path) == []
@@ -202,4 +209,5 @@ def test_a_run_says_its_spike_and_keeps_the_texts(
     assert not any(token.completion for line in kept if line.step != 5 for token in line.largest)
     # A run that goes on knows what was usual before.
     trainer.kl_tokens.on_train_begin(trainer.args, trainer.state, None)
-    assert trainer.kl_tokens._means == [line.mean for line in kept]
+    known = usual([line.mean for line in kept], [line.max for line in kept])
+    assert vars(trainer.kl_tokens._usual) == vars(known)

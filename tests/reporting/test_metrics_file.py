@@ -48,9 +48,9 @@ def test_metrics_are_strict_json_whatever_is_logged(tmp_path: Path):
     assert strict_json(line) == {"step": 3, **finite, **nothing}
 
 
-def test_a_repeated_step_counts_as_logged_last(tmp_path: Path):
+def test_what_a_resumed_run_has_made_anew_counts_as_made_last(tmp_path: Path):
     args, file = arguments(tmp_path), begun(tmp_path)
-    for step, reward in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.8), (3, 0.9), (10, 1.0)]:
+    for step, reward in [(1, 0.1), (2, 0.2), (3, 0.3), (9, 0.4), (2, 0.8), (3, 0.9), (10, 1.0)]:
         file.on_log(args, state(step), None, logs={"reward": reward})
     file.on_log(args, state(10), None, logs={"train_runtime": 12.0})
     rows = read_metrics(tmp_path)

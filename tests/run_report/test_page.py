@@ -4,11 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.pages import Page
 from support.run_folders import HOSTILE, write_evaluation, write_run, write_spike
 
 from grpo_hf.errors import ConfigError, DataError, OutputExistsError
@@ -32,32 +31,6 @@ FLAGS = [
 LOADING_TAGS = {"img", "link", "iframe", "object", "embed", "video", "audio", "source", "base"}
 LOADING_ATTRIBUTES = {"src", "srcset", "data", "action", "poster", "background"}
 PNG = b"\x89PNG"
-
-
-class Page(HTMLParser):
-    """A parsed page: its tags with attributes, ids, links, and the text outside of scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, Any]]] = []
-        self.text = ""
-        self._hidden = False
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._hidden = tag in ("script", "style")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._hidden = False
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.text += data
-
-    def values(self, attribute: str) -> list[str]:
-        return [attrs[attribute] for _, attrs in self.tags if attrs.get(attribute)]
 
 
 @pytest.fixture(scope="module")

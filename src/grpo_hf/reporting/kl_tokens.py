@@ -30,7 +30,7 @@ from .. import run_files
 from ..algorithm.objective import importance_ratio, kl_estimate
 from ..config import option
 from ..trl_seam import KLTerm
-from .spikes import KL_FILE, Line, Token, read_lines, spike_text
+from .spikes import KL_FILE, Line, Token, UsualKL, read_lines, spike_text
 from .token_credit import token_texts
 
 # It speaks in the main process alone.
@@ -92,8 +92,7 @@ class KLTokens(TrainerCallback):
         self._notes: deque[_Note] = deque(maxlen=1)
         self._forget()
         # The lines of the run so far, by which a spike is known.
-        self._means: list[float] = []
-        self._maxima: list[float] = []
+        self._usual = UsualKL()
         self._said = 0
 
     def _forget(self) -> None:
@@ -125,12 +124,10 @@ class KLTokens(TrainerCallback):
         """Take up the lines of a run that goes on."""
         self._notes.clear()
         self._forget()
-        self._means.clear()
-        self._maxima.clear()
+        self._usual = UsualKL()
         for line in read_lines(Path(args.output_dir)):
             if line.step <= state.global_step:
-                self._means.append(line.mean)
-                self._maxima.append(line.max)
+                self._usual.add(line)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Log the spread of the step's KL, and close a line where the step is logged."""
@@ -167,9 +164,8 @@ class KLTokens(TrainerCallback):
         self._forget()
         if not state.is_world_process_zero:
             return
-        text = spike_text(line, self._means, self._maxima)
-        self._means.append(line.mean)
-        self._maxima.append(line.max)
+        text = spike_text(line, self._usual)
+        self._usual.add(line)
         self._write(args, line, text)
         if text is not None and self._said < _SAID:
             self._said += 1

@@ -77,14 +77,14 @@ class PhaseTimes(TrainerCallback):
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the logged steps of a run, oldest first.
 
-    A run that was resumed may have logged a step twice; the last row of a step counts.
+    What a resumed run has made anew counts as it was made last.
     """
-    row_by_step = {}
+    rows = []
     for row in run_files.read_lines(folder / run_files.METRICS_FILE):
         # Other rows are the summary at the end of training, and evaluations.
-        if "reward" in row:
-            row_by_step[row["step"]] = row
-    return [row_by_step[step] for step in sorted(row_by_step)]
+        if "reward" in row and isinstance(row.get("step"), int):
+            rows.append(row)
+    return run_files.in_order(rows, step_of=lambda row: int(row["step"]))
 
 
 def finite(value: Any) -> Any:

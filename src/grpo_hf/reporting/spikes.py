@@ -4,10 +4,10 @@ Nothing heavy is imported. `kl_tokens` writes the file while a run trains.
 """
 
 import math
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from .. import run_files
@@ -95,31 +95,63 @@ class Spike:
     tokens: list[Token]
 
 
+class UsualKL:
+    """The KL of the lines so far, by which a spike is known: its medians."""
+
+    def __init__(self) -> None:
+        # Sorted, because a run of many thousand lines asks for the medians at each of them.
+        self._means: list[float] = []
+        self._maxima: list[float] = []
+
+    def add(self, line: Line) -> None:
+        """Count a line."""
+        insort(self._means, line.mean)
+        insort(self._maxima, line.max)
+
+    @property
+    def lines(self) -> int:
+        """How many there were."""
+        return len(self._means)
+
+    @property
+    def mean(self) -> float:
+        """The median of their means."""
+        return _middle(self._means)
+
+    @property
+    def max(self) -> float:
+        """The median of their largest tokens."""
+        return _middle(self._maxima)
+
+
+def _middle(ordered: Sequence[float]) -> float:
+    """Return the median of sorted numbers."""
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
 def spikes(run: Path) -> list[Spike]:
     """Return the spikes of a run's KL, in the order of its steps; none where it kept no tokens."""
     found = []
-    means: list[float] = []
-    maxima: list[float] = []
+    usual = UsualKL()
     for line in read_lines(run):
-        text = spike_text(line, means, maxima)
+        text = spike_text(line, usual)
         if text is not None:
             found.append(Spike(line.step, text, line.mean, line.median, line.max, line.largest))
-        means.append(line.mean)
-        maxima.append(line.max)
+        usual.add(line)
     return found
 
 
 def read_lines(run: Path) -> list[Line]:
-    """Return the lines of a run, oldest first; the last one of a step that was made twice."""
+    """Return the lines of a run, oldest first, without those of steps that were made anew."""
     file = run / KL_FILE
     if not file.is_file():
         return []
-    by_step = {}
+    lines = []
     for row in run_files.read_lines(file):
         line = _line_of(row)
         if line is not None:
-            by_step[line.step] = line
-    return [by_step[step] for step in sorted(by_step)]
+            lines.append(line)
+    return run_files.in_order(lines, step_of=lambda line: line.step)
 
 
 def _line_of(row: dict[str, Any]) -> Line | None:
@@ -132,21 +164,20 @@ def _line_of(row: dict[str, Any]) -> Line | None:
     return Line(**own | {"largest": largest})
 
 
-def spike_text(line: Line, means: Sequence[float], maxima: Sequence[float]) -> str | None:
+def spike_text(line: Line, usual: UsualKL) -> str | None:
     """Return what is said of a line whose KL is far above the lines before it, or None.
 
     Args:
         line: the line.
-        means, maxima: of the lines before.
+        usual: the KL of the lines before it.
     """
-    if len(means) < _FEWEST or not line.largest:
+    if usual.lines < _FEWEST or not line.largest:
         return None
-    usual, usual_max = median(means), median(maxima)
-    by_mean = line.mean >= max(_LEAST_MEAN, _TIMES * usual)
-    by_max = line.max >= max(_LEAST_MAX, _TIMES_MAX * usual_max)
+    by_mean = line.mean >= max(_LEAST_MEAN, _TIMES * usual.mean)
+    by_max = line.max >= max(_LEAST_MAX, _TIMES_MAX * usual.max)
     if not by_mean and not by_max:
         return None
-    return _sentence(line, usual)
+    return _sentence(line, usual.mean)
 
 
 def _sentence(line: Line, usual: float) -> str:

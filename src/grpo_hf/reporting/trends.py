@@ -14,6 +14,7 @@ LEVEL = 0.99
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 # Values of a third: with fewer, its spread is unknown.
 _FEWEST = 3
+FEWEST_VALUES = 3 * _FEWEST
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def change(values: Sequence[float | None]) -> Change | None:
     The interval is Welch's, of two samples with their own spread (Welch 1947).
 
     Args:
-        values: in the order of the steps; None where there is none.
+        values: in the order of the steps; None, NaN or infinite where there is none.
     """
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     size = len(known) // 3
     if size < _FEWEST:
         return None
@@ -133,7 +134,8 @@ def _ranks(values: Sequence[float]) -> list[float]:
     ranks = [0.0] * len(values)
     start = 0
     while start < len(order):
-        end = start
+        # NaN does not even equal itself.
+        end = start + 1
         while end < len(order) and values[order[end]] == values[order[start]]:
             end += 1
         for place in order[start:end]:

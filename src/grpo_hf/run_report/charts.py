@@ -15,7 +15,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from .curves import Curve, Panel, Point, smoothed, thinned, usual_value
+from .curves import Curve, Panel, usual_value
+from .points import Point, number_text, smoothed, thinned
 
 # In pixels; the page shows two or three beside each other, and a phone about one.
 WIDTH = 330
@@ -30,6 +31,8 @@ _MARKERS = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-dow
 _MOST_MARKED = 40
 # Steps of stacked areas.
 _MOST_STACKED = 120
+# Of a logarithmic axis, about.
+_TICKS = 6
 # From here on an axis says "5k".
 _THOUSAND = 1000
 # The variables for a picture in a file, which has no style sheet. Series 1 to 7 are blue,
@@ -237,12 +240,17 @@ def _y_of(panel: Panel) -> Any:
     usual = usual_value(panel.curves) if panel.may_peak else None
     if usual is None:
         axis = alt.Axis(tickCount=5, format=form)
-        return alt.Y("value:Q", scale=alt.Scale(zero=False), axis=axis)
+        # An axis from a number to itself has no second tick, and rounds the label of its first.
+        is_constant = min(values) == max(values)
+        return alt.Y("value:Q", scale=alt.Scale(zero=is_constant), axis=axis)
     ticks = [0.0]
-    for power in range(math.ceil(math.log10(usual)), math.floor(math.log10(max(values))) + 1):
+    first = math.ceil(math.log10(usual))
+    end = math.floor(math.log10(max(values))) + 1
+    # A ratio beyond float32 is 10^38, and would have forty labels.
+    for power in range(first, end, max(1, (end - first) // _TICKS)):
         ticks.append(10.0**power)
     scale = alt.Scale(type="symlog", constant=usual, nice=False)
-    return alt.Y("value:Q", scale=scale, axis=alt.Axis(values=ticks, format="~r"))
+    return alt.Y("value:Q", scale=scale, axis=alt.Axis(values=ticks, format="~g"))
 
 
 def _cycled(values: Sequence[Any], names: Sequence[str]) -> list[Any]:
@@ -301,7 +309,9 @@ def _description(panel: Panel) -> str:
     for curve in panel.curves:
         (start, first), (end, last) = curve.points[0], curve.points[-1]
         name = f"{curve.run} {curve.label}" if len(panel.runs) > 1 else curve.label
-        parts.append(f"{name} {first:.3g} at step {start:.0f}, {last:.3g} at step {end:.0f}")
+        parts.append(
+            f"{name} {number_text(first)} at step {start:.0f}, {number_text(last)} at {end:.0f}"
+        )
     return f"{panel.title}: {'; '.join(parts)}"
 
 

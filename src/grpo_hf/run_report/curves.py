@@ -1,29 +1,22 @@
 """What a run logged as curves, gathered in panels: each answers one question about a training."""
 
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from ..reporting.phases import PREFIX
+from .points import Point, metrics_of, points_of, trailing
 from .record import Row, RunRecord
 
-# Points of a curve on the page: a run of many thousand steps opens as quickly as a short one.
-MOST_POINTS = 240
-# From so many points on, a mean of neighbours is drawn over them.
-SMOOTHED_FROM = 50
-_WINDOWS = 20
 # How many times the median a peak is.
 _PEAK = 30
 # Logged steps that a rate is the mean of.
 _RATED = 4
 # What says little where several runs are compared.
 _LEFT_OUT = {"lengths": ("min", "max"), "clipping": ("low", "high")}
-
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -168,10 +161,14 @@ def panels_of(runs: Sequence[RunRecord]) -> list[Panel]:
     """Return the panels that the runs have numbers for, those that matter most first."""
     panels: list[Panel] = []
     names = tuple(run.name for run in runs)
+    logged = [(metrics_of(run.steps), metrics_of(run.evaluated)) for run in runs]
     for question in _QUESTIONS:
         curves = []
-        for run in runs:
-            curves += list(_curves(question, run))
+        for run, (of_steps, of_evaluations) in zip(runs, logged, strict=True):
+            if question.name == "held_out":
+                curves += list(_curves(question, run.name, run.evaluated, of_evaluations))
+            else:
+                curves += list(_curves(question, run.name, run.steps, of_steps))
         if not _says_something(question.name, curves):
             continue
         may_peak = question.name in ("kl", "gradient")
@@ -194,37 +191,37 @@ def _panel_per_label(panel: Panel) -> Iterator[Panel]:
         values = {value for curve in curves for _, value in curve.points}
         if len(values) == 1 or label in _LEFT_OUT.get(panel.name, ()):
             continue
-        name = f"{panel.name}_{re.sub(r'[^0-9A-Za-z]+', '_', label)}"
+        name = f"{panel.name}_{slug(label)}"
         yield replace(panel, name=name, title=f"{panel.title}: {label}", curves=curves)
 
 
-def _curves(question: _Question, run: RunRecord) -> Iterator[Curve]:
-    rows = run.evaluated if question.name == "held_out" else run.steps
+def slug(text: str) -> str:
+    """Return a text as a part of the name of a file and of an element of the page.
+
+    >>> slug("a set (2)"), slug("长度")
+    ('a_set_2_', '长度')
+    """
+    return re.sub(r"\W+", "_", text)
+
+
+def _curves(
+    question: _Question, run: str, rows: Sequence[Row], metrics: Sequence[str]
+) -> Iterator[Curve]:
     labels: dict[str, str] = {}
-    for row in rows:
-        for metric in row:
-            found = re.fullmatch(question.pattern, metric)
-            if found:
-                labels[metric] = question.labels.get(metric) or next(filter(None, found.groups()))
+    for metric in metrics:
+        found = re.fullmatch(question.pattern, metric)
+        if found:
+            labels[metric] = question.labels.get(metric) or next(filter(None, found.groups()))
     # With a single reward of weight 1 the sum says nothing more.
     sums = [metric for metric in labels if metric in ("reward", "eval_reward")]
     for metric in sums:
-        others = [_points(rows, name) for name in labels if name != metric]
-        if others == [_points(rows, metric)]:
+        others = [points_of(rows, name) for name in labels if name != metric]
+        if others == [points_of(rows, metric)]:
             del labels[metric]
     for metric, label in labels.items():
-        points = _points(rows, metric)
+        points = points_of(rows, metric)
         if points:
-            yield Curve(run.name, label, points)
-
-
-def _points(rows: Sequence[Row], metric: str) -> list[Point]:
-    points = []
-    for row in rows:
-        value = row.get(metric)
-        if isinstance(value, int | float) and math.isfinite(value):
-            points.append((float(row["step"]), float(value)))
-    return points
+            yield Curve(run, label, points)
 
 
 def _says_something(name: str, curves: Sequence[Curve]) -> bool:
@@ -262,7 +259,8 @@ def phase_curves(run: RunRecord) -> list[Curve]:
 
     They are means of a few logged steps, because several steps may share a rollout.
     """
-    phases: dict[str, list[Point]] = {}
+    timed = []
+    names: dict[str, None] = {}
     for row in run.steps:
         whole = row.get("step_time")
         if not isinstance(whole, int | float):
@@ -271,20 +269,17 @@ def phase_curves(run: RunRecord) -> list[Curve]:
         for metric, value in row.items():
             if metric.startswith(PREFIX) and isinstance(value, int | float):
                 parts[metric.removeprefix(PREFIX)] = float(value)
-        left = "update" if parts else "step"
-        parts[left] = max(0.0, whole - sum(parts.values()))
-        for phase, seconds in parts.items():
-            phases.setdefault(phase, []).append((float(row["step"]), seconds))
-    return [Curve(run.name, phase, _trailing(points)) for phase, points in phases.items()]
-
-
-def _trailing(points: Sequence[Point]) -> list[Point]:
-    """Return the mean of each point and the few before it."""
-    means = []
-    for end in range(1, len(points) + 1):
-        near = points[max(0, end - _RATED) : end]
-        means.append((points[end - 1][0], sum(value for _, value in near) / len(near)))
-    return means
+        names.update(dict.fromkeys(parts))
+        timed.append((float(row["step"]), parts, max(0.0, whole - sum(parts.values()))))
+    rest = "update" if names else "step"
+    curves = []
+    for name in [*names, rest]:
+        points = []
+        for step, parts, left in timed:
+            # Areas lie on each other where all have the same steps: a phase may begin later.
+            points.append((step, left if name == rest else parts.get(name, 0.0)))
+        curves.append(Curve(run.name, name, trailing(points, _RATED)))
+    return curves if timed else []
 
 
 def _rate(run: RunRecord) -> list[Point]:
@@ -306,43 +301,6 @@ def _rate(run: RunRecord) -> list[Point]:
     return rates
 
 
-def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Return at most so many points of a curve, and its first, last, lowest and highest among them.
-
-    Of each stretch of steps the lowest and the highest point stay, so that no peak is lost.
-
-    >>> thinned([(0, 1), (1, 9), (2, 1), (3, 1), (4, 0), (5, 1)], most=4)
-    [(0, 1), (1, 9), (4, 0), (5, 1)]
-    """
-    if len(points) <= most:
-        return list(points)
-    kept = {0, len(points) - 1}
-    stretches = max(1, most // 2 - 1)
-    for number in range(stretches):
-        first = number * len(points) // stretches
-        last = (number + 1) * len(points) // stretches
-        stretch = range(first, last)
-        kept.add(min(stretch, key=_value_in(points)))
-        kept.add(max(stretch, key=_value_in(points)))
-    return [points[index] for index in sorted(kept)]
-
-
-def _value_in(points: Sequence[Point]) -> Callable[[int], float]:
-    return lambda index: points[index][1]
-
-
-def smoothed(points: Sequence[Point]) -> list[Point]:
-    """Return the mean of each point and its neighbours; nothing where there are few points."""
-    if len(points) < SMOOTHED_FROM:
-        return []
-    reach = max(1, len(points) // _WINDOWS // 2)
-    means = []
-    for index, (step, _) in enumerate(points):
-        near = points[max(0, index - reach) : index + reach + 1]
-        means.append((step, sum(value for _, value in near) / len(near)))
-    return means
-
-
 def usual_value(curves: Sequence[Curve]) -> float | None:
     """Return the median of curves with peaks far above it, which are better seen in logarithms.
 
@@ -359,12 +317,9 @@ def usual_value(curves: Sequence[Curve]) -> float | None:
 
 def all_numbers(run: RunRecord) -> list[dict[str, Any]]:
     """Return first, last, lowest and highest value of everything that was logged."""
-    metrics: dict[str, None] = {}
-    for row in run.steps:
-        metrics.update(dict.fromkeys(row))
     rows = []
-    for metric in metrics:
-        points = _points(run.steps, metric)
+    for metric in metrics_of(run.steps):
+        points = points_of(run.steps, metric)
         if metric != "step" and points:
             values = [value for _, value in points]
             rows.append(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.statistics import compare
+from .points import number_text, points_of
 from .record import Row, RunRecord
 
 # Of settings, what says where a run lies and not what it does.
@@ -150,30 +151,41 @@ def verdict(results: Sequence[Result]) -> str:
 
 def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     """Return the figures of a run: name, value, and a note."""
-    last = run.steps[-1]
-    rows = [("steps", f"{last['step']:,}", _of_data(run))]
+    # The last step is not logged where logging_steps does not divide their number.
+    steps = run.summary.get("step", run.steps[-1]["step"])
+    rows = [("steps", f"{steps:,}", _of_data(run))]
     for metric, name in (
         ("reward", "reward"),
         ("completions/mean_length", "tokens of a completion"),
         ("entropy", "entropy"),
     ):
-        values = [row[metric] for row in run.steps if isinstance(row.get(metric), int | float)]
+        values = [value for _, value in points_of(run.steps, metric)]
         if values:
-            rows.append((name, f"{values[-1]:.3g}", f"from {values[0]:.3g}"))
-    kl = sorted(row["kl"] for row in run.steps if isinstance(row.get("kl"), int | float))
+            rows.append((name, number_text(values[-1]), f"from {number_text(values[0])}"))
+    kl = sorted(value for _, value in points_of(run.steps, "kl"))
     if kl:
-        rows.append(("KL, median step", f"{kl[len(kl) // 2]:.3g}", f"largest {kl[-1]:.3g}"))
+        middle = number_text(kl[len(kl) // 2])
+        rows.append(("KL, median step", middle, f"largest {number_text(kl[-1])}"))
     seconds = run.summary.get("train_runtime")
     if isinstance(seconds, int | float):
-        tokens = last.get("num_tokens")
-        rate = f"{tokens / seconds:,.0f} tokens/s" if tokens and seconds else ""
-        rows.append(("training time", duration(seconds), rate))
+        rows.append(("training time", duration(seconds), _rate(run, seconds)))
     return rows
 
 
 def _of_data(run: RunRecord) -> str:
-    epoch = run.steps[-1].get("epoch")
-    return f"{epoch:.2g} epochs" if isinstance(epoch, int | float) else ""
+    epoch = run.summary.get("epoch", run.steps[-1].get("epoch"))
+    return f"{number_text(epoch, 2)} epochs" if isinstance(epoch, int | float) else ""
+
+
+def _rate(run: RunRecord, seconds: float) -> str:
+    """Return the tokens per second of the last start, whose time the summary has."""
+    began = int(run.starts[-1].get("step") or 0) if run.starts else 0
+    counted = points_of(run.steps, "num_tokens")
+    if not counted or seconds <= 0:
+        return ""
+    before = max((tokens for step, tokens in counted if step <= began), default=0.0)
+    rate = f"{(counted[-1][1] - before) / seconds:,.0f} tokens/s"
+    return f"{rate} since step {began:,}" if began else rate
 
 
 def duration(seconds: float) -> str:
@@ -231,19 +243,23 @@ def _shown(value: Any) -> str:
 
 
 def starts_of(run: RunRecord) -> list[tuple[str, str]]:
-    """Return what a run was started with, as names and texts; of a resumed run the first start."""
+    """Return what a run was started with, as names and texts; of a resumed run the first start.
+
+    Of the later ones the step, the time and the command are there.
+    """
     if not run.starts:
         return []
     start = run.starts[0]
     machine = start.get("machine") or {}
     memory = machine.get("memory")
-    parts = [machine.get("processor"), f"{machine.get('cores')} cores"]
+    cores = machine.get("cores")
+    parts = [machine.get("processor"), f"{cores} cores" if cores else None]
     if isinstance(memory, int):
         parts.append(f"{memory / 2**30:.0f} GiB")
     parts += machine.get("devices") or []
     versions = start.get("versions") or {}
     rows = [
-        ("started", _joined([one.get("time") for one in run.starts])),
+        ("started", str(start.get("time", ""))),
         ("command", str(start.get("command", ""))),
         ("folder", str(start.get("folder", ""))),
         ("commit", _commit(start.get("commit"))),
@@ -253,6 +269,9 @@ def starts_of(run: RunRecord) -> list[tuple[str, str]]:
         ("machine", _joined([*parts, machine.get("system")])),
         ("versions", _joined([f"{name} {version}" for name, version in versions.items()])),
     ]
+    for later in run.starts[1:]:
+        when = f"at step {later.get('step', '?')}, {later.get('time', '?')}"
+        rows.append(("started again", f"{when}: {later.get('command', '')}"))
     return [(name, text) for name, text in rows if text]
 
 

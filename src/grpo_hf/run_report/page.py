@@ -3,8 +3,9 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,21 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..errors import ConfigError, OutputExistsError
+from ..errors import ConfigError, DataError, OutputExistsError
 from ..reporting.spikes import spikes
-from ..run_files import GAMING_FILE, REPORT_FILE, reason_of, write_whole
+from ..reporting.trends import FEWEST_VALUES
+from ..run_files import GAMING_FILE, METRICS_FILE, REPORT_FILE, reason_of, write_whole
 from . import facts, samples
 from .charts import Chart, below_each_other, chart_of
-from .curves import all_numbers, panels_of
+from .curves import all_numbers, panels_of, slug
+from .points import number_text, points_of
 from .record import Row, RunRecord, read_runs
 from .result_charts import accuracy_chart, at_k_chart
 
 logger = logging.getLogger(__name__)
 
-PICTURES = "report"
 # Of several runs, beside the page of the first.
 COMPARISON_FILE = "comparison.html"
-COMPARISON_PICTURES = "comparison"
 # By it a page that is written anew is told from a file of somebody's own.
 _MARK = '<meta name="generator" content="grpo-hf">'
 _MOST_SPIKES = 8
@@ -53,7 +54,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as the template shows it; `prefix` is before all of its anchors."""
+    """A run as the template shows it.
+
+    Args:
+        prefix: before all of its anchors.
+        rollouts: how many were logged with a reward.
+    """
 
     record: RunRecord
     prefix: str
@@ -61,6 +67,7 @@ class RunView:
     figures: list[tuple[str, str, str]]
     results: list[ResultView]
     findings: list[Finding] | None
+    rollouts: int
     spikes: list[Finding]
     moments: list[samples.Shown]
     again: list[list[samples.Shown]]
@@ -92,13 +99,16 @@ def write_report(
     if page is None:
         page = folders[0] / (COMPARISON_FILE if several else REPORT_FILE)
     _check_own(page)
-    views = [_view(run, f"r{number}-") for number, run in enumerate(runs, 1)]
+    views = []
+    for place, run in enumerate(runs, 1):
+        views.append(_view(run, f"r{place}-", is_alone=not several))
     charts = [chart_of(panel) for panel in panels_of(runs)]
     accuracies = _accuracies(views)
     try:
         write_whole(page, render(views, charts, accuracies))
         if pictures:
-            _write_pictures(page.with_suffix(""), [*accuracies, *charts], views)
+            own = [chart for view in views for shown in view.results for chart in shown.charts]
+            _write_pictures(_beside(page), [*accuracies, *charts, *own])
     except OSError as error:
         raise OutputExistsError(
             f"{error.filename or page} cannot be written ({reason_of(error)}). Give another --to."
@@ -111,7 +121,7 @@ def write_plot(run: Path, picture: Path) -> None:
 
     Raises:
         ConfigError: the picture has an ending that cannot be drawn.
-        DataError: the folder is not that of a run, or has no logged step.
+        DataError: the folder is not that of a run, or has no logged reward and no logged KL.
         OutputExistsError: the picture cannot be written.
     """
     kind = picture.suffix.removeprefix(".")
@@ -121,6 +131,8 @@ def write_plot(run: Path, picture: Path) -> None:
     for panel in panels_of(read_runs([run])):
         if panel.name in ("rewards", "kl"):
             charts.append(chart_of(panel))
+    if not charts:
+        raise DataError(f"{run}: {METRICS_FILE} has neither a reward nor a KL to draw.")
     try:
         picture.write_bytes(below_each_other(charts, run.resolve().name).file(kind))
     except OSError as error:
@@ -138,11 +150,14 @@ def render(views: Sequence[RunView], charts: Sequence[Chart], accuracies: Sequen
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["number"] = _number
+    environment.filters["number"] = partial(number_text, digits=4)
     environment.filters["drawn"] = lambda chart: Markup(chart.svg())
     environment.globals["percent"] = _percent
+    names = [name for view in views for name, _, _ in view.figures]
     return environment.get_template("page.html.jinja").render(
         views=views,
+        fewest_rollouts=FEWEST_VALUES,
+        figure_names=list(dict.fromkeys(names)),
         charts=charts,
         accuracies=accuracies,
         settings=facts.settings_of([view.record for view in views]),
@@ -152,7 +167,7 @@ def render(views: Sequence[RunView], charts: Sequence[Chart], accuracies: Sequen
     )
 
 
-def _view(run: RunRecord, prefix: str) -> RunView:
+def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
     results = facts.results_of(run)
     best, worst = samples.extremes(run, prefix)
     return RunView(
@@ -160,8 +175,9 @@ def _view(run: RunRecord, prefix: str) -> RunView:
         prefix=prefix,
         verdict=facts.verdict(results),
         figures=facts.figures(run),
-        results=[_result_view(run, result, prefix) for result in results],
+        results=[_result_view(run, result, prefix, is_alone=is_alone) for result in results],
         findings=_findings(run.folder, prefix),
+        rollouts=len(points_of(run.steps, "reward")),
         spikes=_spikes(run.folder, prefix),
         moments=samples.moments(run, f"{prefix}moment-"),
         again=samples.same_prompts(run, prefix),
@@ -172,11 +188,20 @@ def _view(run: RunRecord, prefix: str) -> RunView:
     )
 
 
-def _result_view(run: RunRecord, result: facts.Result, prefix: str) -> ResultView:
-    charts = [at_k_chart(result.name, result.at_k)] if result.at_k else []
+def _result_view(
+    run: RunRecord, result: facts.Result, prefix: str, *, is_alone: bool
+) -> ResultView:
+    charts = []
+    if result.at_k:
+        chart = at_k_chart(result.name, result.at_k)
+        if not is_alone:
+            # Several runs may have answered the same set.
+            title = f"{chart.title} ({run.name})"
+            chart = replace(chart, name=f"{prefix}{chart.name}", title=title)
+        charts.append(chart)
     if result.summary is None:
         return ResultView(result, charts, samples.final_changes(run, prefix))
-    changes = samples.changes_of_set(result.summary, f"{prefix}{result.name}")
+    changes = samples.changes_of_set(result.summary, f"{prefix}{slug(result.name)}")
     return ResultView(result, charts, changes)
 
 
@@ -193,9 +218,12 @@ def _findings(run: Path, prefix: str) -> list[Finding] | None:
 
 def _found_rows(run: Path) -> list[Row] | None:
     """Return the findings on disk, or those of a look at a run that has none there."""
+    file = run / GAMING_FILE
     try:
-        rows = json.loads((run / GAMING_FILE).read_text(encoding="utf-8"))
-        return [row for row in rows if isinstance(row, dict)]
+        # A run that goes on has logged more since its watch looked at the end of the last start.
+        if file.stat().st_mtime >= (run / METRICS_FILE).stat().st_mtime:
+            rows = json.loads(file.read_text(encoding="utf-8"))
+            return [row for row in rows if isinstance(row, dict)]
     except (OSError, ValueError, TypeError):
         pass
     # It takes seconds to import, and a run from a recipe has looked itself.
@@ -259,30 +287,26 @@ def _check_own(page: Path) -> None:
         raise OutputExistsError(f"{page} is no report, and is not overwritten. Give another --to.")
 
 
-def _write_pictures(folder: Path, charts: Sequence[Chart], views: Sequence[RunView]) -> None:
+def _beside(page: Path) -> Path:
+    """Return the folder of a page's pictures.
+
+    >>> str(_beside(Path("a/report.html"))), str(_beside(Path("v1.2")))
+    ('a/report', 'v1.2-pictures')
+    """
+    if page.suffix.lower() in (".html", ".htm"):
+        return page.with_suffix("")
+    return page.with_name(f"{page.name}-pictures")
+
+
+def _write_pictures(folder: Path, charts: Sequence[Chart]) -> None:
     """Write the charts as PNG files.
 
     Raises:
         OSError: one of them cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    named = {chart.name: chart for chart in charts}
-    for view in views:
-        for shown in view.results:
-            for chart in shown.charts:
-                own = f"{view.prefix}{chart.name}" if len(views) > 1 else chart.name
-                named[own] = chart
-    for name, chart in named.items():
-        (folder / f"{name}.png").write_bytes(chart.file("png"))
-
-
-def _number(value: float) -> str:
-    """Return a number with four digits.
-
-    >>> _number(1234567.0), _number(0.00012341)
-    ('1.235e+06', '0.0001234')
-    """
-    return f"{value:.4g}"
+    for chart in charts:
+        (folder / f"{chart.name}.png").write_bytes(chart.file("png"))
 
 
 def _percent(interval: facts.Interval, *, signed: bool = False) -> str:

@@ -12,11 +12,16 @@ import yaml
 from ..errors import DataError
 from ..reporting.environment import read_starts
 from ..reporting.token_credit import CREDIT_FILE
-from ..run_files import EVALUATION_FILE, EVALUATIONS, METRICS_FILE, RECIPE_FILE, read_lines
+from ..run_files import (
+    EVALUATION_FILE,
+    EVALUATIONS,
+    METRICS_FILE,
+    RECIPE_FILE,
+    in_order,
+    read_lines,
+)
 
 logger = logging.getLogger(__name__)
-
-# Their writers import what takes seconds to import.
 
 Row = dict[str, Any]
 
@@ -103,24 +108,14 @@ def read_run(folder: Path, name: str) -> RunRecord:
     file = folder / METRICS_FILE
     if not file.is_file():
         raise DataError(f"{folder} is not the output folder of a run: it has no {METRICS_FILE}.")
-    steps: dict[Any, Row] = {}
-    evaluated: dict[Any, Row] = {}
-    summary: Row = {}
-    for row in read_lines(file):
-        # A run that was resumed may have logged a step twice; the last row counts.
-        if "eval_reward" in row:
-            evaluated[row.get("step")] = row
-        elif "train_runtime" in row:
-            summary = row
-        elif isinstance(row.get("step"), int):
-            steps[row["step"]] = row
+    steps, evaluated, summary = _logged(file)
     if not steps:
         raise DataError(f"{folder}: {METRICS_FILE} has no training step. {_cure(summary)}")
     return RunRecord(
         folder=folder,
         name=name,
-        steps=[steps[step] for step in sorted(steps)],
-        evaluated=list(evaluated.values()),
+        steps=steps,
+        evaluated=evaluated,
         summary=summary,
         starts=read_starts(folder),
         recipe=_recipe(folder / RECIPE_FILE),
@@ -128,6 +123,33 @@ def read_run(folder: Path, name: str) -> RunRecord:
         sets=list(_sets(folder / EVALUATIONS)),
         rollouts=_rollouts(folder / CREDIT_FILE),
     )
+
+
+def _logged(file: Path) -> tuple[list[Row], list[Row], Row]:
+    """Return the rows of steps, those of evaluations, and the summary of the training.
+
+    A step that is made again takes back what was logged from there on, the summary as well.
+    """
+    steps: list[Row] = []
+    evaluated: list[Row] = []
+    summary: Row = {}
+    for row in read_lines(file):
+        if not isinstance(row.get("step"), int):
+            continue
+        if "eval_reward" in row:
+            evaluated.append(row)
+        elif "train_runtime" in row:
+            summary = row
+        else:
+            steps.append(row)
+            summary = {}
+            while evaluated and evaluated[-1]["step"] >= row["step"]:
+                evaluated.pop()
+    return in_order(steps, step_of=_step_of), in_order(evaluated, step_of=_step_of), summary
+
+
+def _step_of(row: Row) -> int:
+    return int(row["step"])
 
 
 def _cure(summary: Row) -> str:
@@ -174,7 +196,7 @@ def _sets(folder: Path) -> Iterator[Row]:
 
 def _rollouts(file: Path) -> list[Rollout]:
     """Return where the groups of a credit file lie; those of a long run are too many to keep."""
-    found: dict[int, Rollout] = {}
+    found: list[Rollout] = []
     if not file.is_file():
         return []
     offset = 0
@@ -183,9 +205,11 @@ def _rollouts(file: Path) -> list[Rollout]:
             try:
                 row = json.loads(line)
                 rewards = [completion["reward"] for completion in row["completions"]]
-                found[row["step"]] = Rollout(file, offset, row["step"], row["prompt"], rewards)
+                step = int(row["step"])
+                if rewards:
+                    found.append(Rollout(file, offset, step, str(row["prompt"]), rewards))
             except (ValueError, KeyError, TypeError):
                 # A torn line, as a killed process leaves it.
                 pass
             offset += len(line)
-    return [found[step] for step in sorted(found)]
+    return in_order(found, step_of=lambda rollout: rollout.step)

@@ -1,12 +1,12 @@
 """Charts of evaluations: accuracies with their intervals, pass@k and maj@k."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
 from .charts import COLOURS, DASHES, HEIGHT, Chart, spec_of
+from .curves import slug
 
 
 def accuracy_chart(rows: Sequence[dict[str, Any]]) -> Chart:
@@ -86,8 +86,4 @@ def at_k_chart(name: str, rows: Sequence[dict[str, Any]]) -> Chart:
     caption += "the most frequent answer of k is. As in DeepSeekMath's figure 7."
     ends = [row for row in rows if row["k"] in (ks[0], ks[-1])]
     parts = [f"{row['series']} {row['value']:.1%} at k = {row['k']}" for row in ends]
-    return Chart(f"at_k_{_slug(name)}", title, caption, spec_of(bands + lines), "; ".join(parts))
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "_", name)
+    return Chart(f"at_k_{slug(name)}", title, caption, spec_of(bands + lines), "; ".join(parts))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..reporting.credit_display import pieces, share, step_rewards, summary
+from ..reporting.credit_display import PICTURES, Piece, pieces, share, step_rewards, summary
 from ..reporting.token_credit import Completion, Group
 from .record import Rollout, Row, RunRecord
 
@@ -138,7 +138,7 @@ def extremes(run: RunRecord, prefix: str) -> tuple[list[Shown], list[Shown]]:
             if rollout.prompt not in seen:
                 seen.add(rollout.prompt)
                 sample = _sample(rollout, index, f"{prefix}{name}-")
-                shown.append(Shown(f"Step {step}", rollout.prompt, [sample]))
+                shown.append(Shown(f"Step {step}", _shown_prompt(rollout.prompt), [sample]))
         found.append(shown)
     return found[0], found[1]
 
@@ -154,7 +154,8 @@ def _ends_of(rollout: Rollout, title: str, prefix: str) -> Shown:
         best = max(judged, key=lambda one: (one[0], -one[1]))
         worst = min(judged)
         chosen = [best[1]] if best[0] == worst[0] else [best[1], worst[1]]
-    return Shown(title, rollout.prompt, [_sample(rollout, index, prefix) for index in chosen])
+    ends = [_sample(rollout, index, prefix) for index in chosen]
+    return Shown(title, _shown_prompt(rollout.prompt), ends)
 
 
 def _sample(rollout: Rollout, index: int, prefix: str) -> Sample:
@@ -186,19 +187,27 @@ def _completion(row: Row) -> Completion:
 def _segments(completion: Completion, scale: float) -> list[Segment]:
     """Join neighbouring tokens that have the same advantage."""
     joined: list[Segment] = []
+    runs: list[list[Piece]] = []
     for piece in pieces(completion):
-        step = step_rewards(piece.rewards) if piece.rewards else ""
-        last = joined[-1] if joined else None
+        last = runs[-1][-1] if runs else None
         # What ends a step ends its segment, and the step's reward stands there.
-        same = last and last.advantage == piece.advantage and last.special == piece.special
-        if last and same and not last.step:
-            joined[-1] = replace(last, text=last.text + piece.text, step=step)
-            continue
-        if last and piece.starts_step:
-            joined[-1] = replace(last, ends_step=True)
-        portion = share(piece.advantage, scale)
-        joined.append(Segment(piece.text, piece.advantage, portion, False, piece.special, step))
+        if last and not last.rewards and _credit_of(last) == _credit_of(piece):
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    for same in runs:
+        first, last = same[0], same[-1]
+        if joined and first.starts_step:
+            joined[-1] = replace(joined[-1], ends_step=True)
+        text = "".join(piece.text for piece in same)
+        step = step_rewards(last.rewards) if last.rewards else ""
+        portion = share(first.advantage, scale)
+        joined.append(Segment(text, first.advantage, portion, False, first.special, step))
     return joined
+
+
+def _credit_of(piece: Piece) -> tuple[float, bool]:
+    return piece.advantage, piece.special
 
 
 def plain(text: str) -> tuple[list[Segment], int]:
@@ -219,6 +228,16 @@ def _cut(segments: list[Segment]) -> tuple[list[Segment], int]:
         room -= len(text)
         kept.append(replace(segment, text=text))
     return kept, max(0, length - _MOST_CHARACTERS)
+
+
+def _shown_prompt(prompt: Any) -> str:
+    """Return a prompt as it is shown: of a long one the beginning, and the end, which asks."""
+    text = prompt_text(prompt).translate(PICTURES)
+    left_out = len(text) - _MOST_CHARACTERS
+    if left_out <= 0:
+        return text
+    start, end = text[: _MOST_CHARACTERS // 2], text[-_MOST_CHARACTERS // 2 :]
+    return f"{start}\n… {left_out:,} more characters …\n{end}"
 
 
 def prompt_text(prompt: Any) -> str:
@@ -304,7 +323,7 @@ def _answered(number: int, row: Row, prefix: str) -> Shown:
     title = f"Prompt {number}"
     if row["gold"] is not None:
         title += f", right is {row['gold']}"
-    return Shown(title, prompt_text(row["prompt"]), samples)
+    return Shown(title, _shown_prompt(row["prompt"]), samples)
 
 
 def found_samples(rows: Sequence[Row], prefix: str) -> list[Shown]:
@@ -317,5 +336,5 @@ def found_samples(rows: Sequence[Row], prefix: str) -> list[Shown]:
         title = f"Step {step}" if step is not None else "At the end"
         sample = Sample(f"{prefix}-{number}", "completion", "", segments, cut)
         known = rewards if isinstance(rewards, dict) else {}
-        shown.append(Shown(title, prompt_text(row.get("prompt", "")), [sample], known))
+        shown.append(Shown(title, _shown_prompt(row.get("prompt", "")), [sample], known))
     return shown
