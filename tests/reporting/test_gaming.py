@@ -29,6 +29,7 @@ from grpo_hf.reporting.gaming import (
 )
 from grpo_hf.reporting.gaming_watch import GamingWatch
 from grpo_hf.reporting.metrics_file import MetricsFile
+from grpo_hf.reporting.run_evidence import final_answer, read_evidence, working
 from grpo_hf.reporting.token_credit import CREDIT_FILE, Completion, Group
 from grpo_hf.run_files import EVALUATION_FILE, METRICS_FILE
 
@@ -315,6 +316,86 @@ class TestCheats:
         (run / EVALUATION_FILE).write_text('{"prompt": 1}\n{"base": null, "adapter": 3}\n')
         (run / "recipe.yaml").write_text("- [\n")
         assert "one answer everywhere" in named(findings(run))
+
+
+class TestOddTexts:
+    """Texts in which the final answer is not where a line of GSM8K has it."""
+
+    @pytest.mark.parametrize(
+        ("text", "answer"),
+        [
+            ("#### Step 1: add\n6 + 4 = 10\n#### 10", "10"),
+            ("#### 1. Add\n6 + 4 = 10\n#### Conclusion\nThe sum is 10", "The sum is 10"),
+            ("6 + 4 = 10\n#### 10 apples\nI am sure.", "10 apples"),
+            ("So it is true.\n#### yes<|im_end|>", "yes"),
+            ("#### -1,234.5\n", "-1,234.5"),
+            ("", ""),
+        ],
+    )
+    def test_a_heading_is_no_answer(self, text: str, answer: str) -> None:
+        assert final_answer(text) == answer
+
+    @pytest.mark.parametrize(
+        ("text", "has_working"),
+        [
+            ("#### Step 1: add\n6 + 4 = 10\n#### 10", True),
+            ("小明有6个苹果，又买了4个，所以一共有10", True),
+            ("#### 10\n#### 10\n#### 10", False),
+            ("10", False),
+            ("答案是10", False),
+            ("\\boxed{10}", False),
+        ],
+    )
+    def test_working_is_what_comes_before_it(self, text: str, has_working: bool) -> None:
+        assert (len(working(text)) >= 8) == has_working
+
+    def test_learning_to_write_headings_is_no_gaming(self, tmp_path: Path) -> None:
+        run = Written(tmp_path, honest, WEIGHTS)
+        run.make()
+        rng = random.Random(0)
+        base = [sum_of(rng, row % 3 == 0) for row in range(100)]
+        titled = []
+        for row in range(100):
+            text = sum_of(rng, row % 2 == 0).partition("\n")[0]
+            titled.append(
+                f"#### Add the numbers\n{text}\n#### Conclusion\nThe answer is {text[-2:]}"
+            )
+        found = findings(run.answer(base, titled, lambda text: text in titled[::2]))
+        assert not {"no working", "one answer everywhere"} & named(found)
+
+
+class TestTheRightReward:
+    """Which of several rewards says what is right, where the recipe does not say so."""
+
+    @pytest.mark.parametrize(
+        ("names", "right"),
+        [
+            (["xmlcount_reward_func", "soft_format_reward_func", "correctness_reward_func"], 2),
+            (["format_reward", "accuracy_reward"], 1),
+            (["think_format_reward", "mine"], 1),
+            (["get_length_reward", "gsm8k"], 1),
+            (["mine", "yours"], 0),
+            (["strict_format", "length_penalty"], 0),
+        ],
+    )
+    def test_it_is_found_by_its_name(self, tmp_path: Path, names: list[str], right: int) -> None:
+        row = {"step": 1, "reward": 1.0}
+        for name in names:
+            row[f"rewards/{name}/mean"] = 0.5
+        (tmp_path / METRICS_FILE).write_text(json.dumps(row) + "\n")
+        assert read_evidence(tmp_path).right == names[right]
+
+
+class TestLongRuns:
+    def test_a_part_of_many_groups_is_read(self, tmp_path: Path) -> None:
+        run = Written(tmp_path, cheat_by_length, {"long": 1.0}, steps=1200).make()
+        with (run / CREDIT_FILE).open("a") as lines:
+            lines.write('{"step": 1201, "prompt": "torn')
+        groups = read_evidence(run).groups
+        assert 100 <= len(groups) <= 400
+        steps = [group[0].step for group in groups]
+        assert steps == sorted(steps) and steps[0] < 10 and steps[-1] > 1190
+        assert named(findings(run)) == {"length"}
 
 
 class TestFiles:

@@ -61,3 +61,10 @@ def test_a_mean_and_a_share() -> None:
     assert mean == 0.5 and (low, high) == pytest.approx((0.368, 0.632), abs=2e-3)
     assert share_low(0, 10) == 0.0 and share_low(116, 200) == pytest.approx(0.489, abs=1e-3)
     assert math.isinf(mean_interval([1.0])[1])
+
+
+def test_numbers_that_are_none_end() -> None:
+    """NaN equals nothing, itself included, so whoever looks for equal ranks has to pass it by."""
+    values = [float(step) for step in range(12)]
+    assert change([*values, math.nan, math.inf]) == change(values)
+    assert rank_correlation([1.0, math.nan, 2.0], [1.0, 2.0, 3.0]) is not None

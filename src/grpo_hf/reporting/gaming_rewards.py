@@ -123,7 +123,7 @@ def _spread(evidence: Evidence, key: str) -> float:
 
 
 def _is_full(evidence: Evidence, name: str | None, moved: Change) -> bool:
-    """Whether a reward is near the largest that it has been, or near 1."""
+    """Whether a reward is near 1, or near the largest that it has been where that is more."""
     known = [value for value in evidence.series(f"rewards/{name}/mean") if value is not None]
     return moved.last >= _FULL * max(1.0, *known)
 

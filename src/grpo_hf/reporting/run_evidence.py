@@ -16,12 +16,23 @@ from .. import run_files
 from ..data.completions import completion_text
 from ..run_files import EVALUATION_FILE, METRICS_FILE, RECIPE_FILE
 from .metrics_file import read_metrics
-from .token_credit import CREDIT_FILE, Group
+from .token_credit import CREDIT_FILE, Group, group_starts
 
-# Rewards of this library that look at the form of a completion alone.
-_FORM = ("answer_format", "think_format", "repetition", "overlong", "language")
-# Where a final answer begins, in the formats that models are asked for.
-_MARKERS = re.compile(r"####|\\boxed\s*\{|<answer>")
+# Names of rewards that say what is right, and of those that look at the form of a completion alone.
+_RIGHT = re.compile("correct|accura")
+_FORM = re.compile("format|xml|length|overlong|repetition|language|style|penalty")
+# Groups that are read of a long run: its credit.jsonl has gigabytes, and a share of a few hundred
+# groups is known well enough.
+_MOST_GROUPS = 300
+# Where a final answer begins, in the formats that models are asked for. Markdown has headings of
+# four hashes as well; an answer is a number, perhaps with its unit, or stands in the last line.
+_MARKERS = re.compile(
+    r"""\\boxed\s*\{ | <answer> | \#{4} (?=
+        \s* [-+$€£]? \d (?:[\d.,/]*\d)? %? (?:[ \t]+\S+)? [ \t.]* (?:\n|<|\Z) | [^\n]*\s*\Z
+    )""",
+    re.VERBOSE,
+)
+_LAST_NUMBER = re.compile(r"\d[\d.,/%]*\W*\Z")
 _ENDS = re.compile(r"</answer>|<\|?\w+\|?>")
 
 
@@ -131,31 +142,37 @@ def _weights(rows: Sequence[dict[str, Any]], recipe: dict[str, Any]) -> dict[str
 
 
 def _says_right(names: Sequence[str]) -> str | None:
-    """Return the first reward that is not known to be about form, else the first of all."""
+    """Return the first reward that is named so, else the first that is not named for form."""
     for name in names:
-        if name not in _FORM:
+        if _RIGHT.search(name.lower()):
+            return name
+    for name in names:
+        if not _FORM.search(name.lower()):
             return name
     return names[0] if names else None
 
 
 def _groups(run: Path) -> list[list[Sample]]:
-    """Return the samples of `credit.jsonl` by group, in the order of the steps."""
+    """Return the samples of `credit.jsonl` by group, in the order of the steps.
+
+    Of a long run they are a few hundred groups, evenly spread.
+    """
     file = run / CREDIT_FILE
     if not file.is_file():
         return []
-    # A resumed run may have made a step twice; the last one counts.
-    by_step = {}
-    for row in run_files.read_lines(file):
-        try:
-            group = Group.of(row)
-        except (KeyError, TypeError):
-            continue
-        by_step[group.step] = group
+    starts = group_starts(file)
+    count = min(len(starts), _MOST_GROUPS)
     found = []
-    for step in sorted(by_step):
-        samples = _samples_of(by_step[step])
-        if samples:
-            found.append(samples)
+    with file.open("rb") as lines:
+        for place in range(count):
+            lines.seek(starts[place * len(starts) // count].offset)
+            try:
+                samples = _samples_of(Group.of(json.loads(lines.readline())))
+            except (ValueError, KeyError, TypeError):
+                # A torn line, or one of another version.
+                continue
+            if samples:
+                found.append(samples)
     return found
 
 
@@ -212,19 +229,31 @@ def final_answer(text: str) -> str:
     """
     markers = list(_MARKERS.finditer(text))
     if markers:
-        rest = _ENDS.split(text[markers[-1].end() :])[0]
-        return rest.strip().partition("\n")[0].strip(" }.$")
+        return _answer_after(markers[-1], text)
     lines = text.strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 
+def _answer_after(marker: re.Match[str], text: str) -> str:
+    rest = _ENDS.split(text[marker.end() :])[0]
+    return rest.strip().partition("\n")[0].strip(" }.$")
+
+
 def working(text: str) -> str:
-    """Return what a completion writes before its final answer: before a marker, or the last word.
+    """Return what a completion writes before its final answer.
+
+    That is what comes before its first marker with this answer; without a marker, what comes before
+    the number or the word at its end.
 
     >>> working("6 + 4 = 10\\n#### 10"), working("#### 10"), working("6 + 4 = 10"), working("10")
     ('6 + 4 = 10', '', '6 + 4 =', '')
     """
-    marker = _MARKERS.search(text)
-    if marker:
-        return text[: marker.start()].strip()
+    answer = final_answer(text)
+    for marker in _MARKERS.finditer(text):
+        if answer in _answer_after(marker, text):
+            return text[: marker.start()].strip()
+    # Not every language has spaces between its words.
+    number = _LAST_NUMBER.search(text.strip())
+    if number:
+        return text.strip()[: number.start()].strip()
     return text.strip().rpartition(" ")[0]

@@ -8,11 +8,16 @@ Shapes: B rows of a generation batch on this process, G of them a group, C the w
 completions, F rewards, W processes.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..run_files import in_order
+
 CREDIT_FILE = "credit.jsonl"
+_STEP = re.compile(rb'\{"step":\s*(\d+)')
 # The largest number of completions of a group that is kept: all 64 of a large group would make the
 # file large and the page long.
 _COMPLETIONS = 8
@@ -97,6 +102,31 @@ class Group:
         for completion in self.completions:
             magnitudes.extend(map(abs, completion.advantages))
         return max(magnitudes, default=0.0)
+
+
+class GroupStart(NamedTuple):
+    """Where the line of a group begins in `credit.jsonl`, in bytes."""
+
+    step: int
+    offset: int
+
+
+def group_starts(file: Path) -> list[GroupStart]:
+    """Return where the groups of a run lie, in the order of its steps, without reading them.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    starts = []
+    offset = 0
+    with file.open("rb") as lines:
+        for line in lines:
+            # The writer begins each line with its step; a torn one has not all completions.
+            begins = _STEP.match(line)
+            if begins and b'"completions"' in line and line.rstrip().endswith(b"]}"):
+                starts.append(GroupStart(int(begins[1]), offset))
+            offset += len(line)
+    return in_order(starts, step_of=lambda start: start.step)
 
 
 def credited_group(
