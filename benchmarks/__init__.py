@@ -7,7 +7,9 @@
     peer.py       PyPI's prefix-grouper as a third side of the update
     batches.py    crafted batches, recorded completions, forced lengths
     flops.py      the number of operations that an update needs
-    update.py  rollout.py  step.py  memory.py  scoring.py    one benchmark each
+    update.py  rollout.py  hybrids.py  step.py  memory.py  plan.py  scoring.py    one benchmark each
+    engines.py            rollouts by vLLM beside those of transformers
+    learning_rate.py      one short task at several learning rates
     gpu_check.py  gpu_*.py    all of it on a GPU in 8 minutes, and whether it is right there
     sweep.py  plot.py    the update for several prompt lengths and group sizes, and its picture
     record.py     samples the completions in data/ once

@@ -448,10 +448,13 @@ def test_a_card_grows_with_its_run_and_what_was_edited_stays(card, tmp_path: Pat
     assert results["pass@16"].metric_args == {"interval_95": [0.4, 0.6], "base_model": 0.5}
     assert 'name = "me/mine"' in written.text and "# mine\n" in written.text
 
+    (run / "README.md").write_bytes(b"# My caf\xe9\n")
+    refresh_card(run)
+    assert (run / "README.md").read_bytes() == b"# My caf\xe9\n"
     (run / "README.md").write_text("# My own\n")
     refresh_card(run)
     assert (run / "README.md").read_text() == "# My own\n"
-    assert "README.md was edited, and stays as it is." in capsys.readouterr().out
+    assert capsys.readouterr().out.count("README.md was edited, and stays as it is.") == 2
 
 
 def test_the_prompt_of_a_recipe_is_shown_as_the_model_reads_it(card, tiny_checkpoint: Path):

@@ -35,6 +35,12 @@ def test_the_report_shows_the_comparison_and_where_everything_lies():
     )
 
 
+def test_names_of_rewards_are_no_markup():
+    shown = Console(file=io.StringIO(), width=120, highlight=False)
+    report.show(compare([False], [False]), "runs/demo", "mine.py:judge[/red][bold]", shown)
+    assert shown.file.getvalue().count("mine.py:judge[/red][bold]") == 2
+
+
 def test_a_run_ends_with_the_commands_that_go_on_with_it(tmp_path: Path):
     folder = tmp_path / "a run"
     folder.mkdir()

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..run_files import EVALUATIONS
+
 Evaluation = dict[str, Any]
 
 
 def evaluations_of(folder: Path) -> list[Evaluation]:
     """Return the summaries of a run's evaluations, by the name of their data."""
     found = []
-    for file in sorted(folder.glob("evaluations/*.json")):
+    for file in sorted(folder.glob(f"{EVALUATIONS}/*.json")):
         try:
             summary = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):

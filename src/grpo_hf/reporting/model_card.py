@@ -125,7 +125,7 @@ def refresh_card(
         return
     written = card.pop("sha256", None)
     there = folder / _CARD
-    if there.is_file() and _digest(there.read_text(encoding="utf-8")) != written:
+    if there.is_file() and _digest(_as_text(there)) != written:
         say(f"note: {there} was edited, and stays as it is.")
         return
     if repo is not None:
@@ -141,6 +141,11 @@ def _write(folder: Path, card: dict[str, Any]) -> None:
     write_or_say(folder / _CARD, text)
     facts = card | {"sha256": _digest(text)}
     write_or_say(folder / CARD_FILE, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def _as_text(file: Path) -> str:
+    # Whoever edits a card may save it in another encoding.
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def _digest(text: str) -> str:

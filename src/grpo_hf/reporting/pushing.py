@@ -21,16 +21,27 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import ConfigError, HubUnreachable
-from ..run_files import METRICS_FILE, RUN_FILE, say
+from ..run_files import (
+    EVALUATION_FILE,
+    EVALUATIONS,
+    GAMING_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    RUN_FILE,
+    say,
+)
 from .model_card import CARD_FILE, refresh_card
 from .public_names import without_folders
+from .spikes import KL_FILE
+from .token_credit import CREDIT_FILE
 
 # What a reader of the repository needs, as a folder's patterns.
 _PUSHED = (
     "README.md",
-    "recipe.yaml",
+    RECIPE_FILE,
     METRICS_FILE,
-    "evaluations/*.json",
+    f"{EVALUATIONS}/*.json",
     "report/*.png",
     "*.safetensors",
     "*.safetensors.index.json",
@@ -55,12 +66,12 @@ _PUSHED = (
 )
 # What holds prompts and completions.
 _SAMPLES = (
-    "credit.jsonl",
-    "evaluation.jsonl",
-    "evaluations/*.jsonl",
-    "gaming.json",
-    "kl_tokens.jsonl",
-    "report.html",
+    CREDIT_FILE,
+    EVALUATION_FILE,
+    f"{EVALUATIONS}/*.jsonl",
+    GAMING_FILE,
+    KL_FILE,
+    REPORT_FILE,
     "samples.jsonl",
     "completions/*.parquet",
 )

@@ -7,12 +7,12 @@ from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..evaluation.statistics import Comparison
 from ..run_files import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, say
 
-# Written by run_report, which comes after this room.
 # The commands that follow a run, each with what it is for.
 _NEXT = {
     "chat {run}": "talk to base and adapter, side by side",
@@ -50,7 +50,8 @@ def show(
         if right in ({0}, {comparison.base.total}):
             console.print(
                 f"note: {reward_name} gives its full mark, 1.0, to all answers or to none, so this "
-                "says nothing. Name another reward: --eval_reward NAME."
+                "says nothing. Name another reward: --eval_reward NAME.",
+                markup=False,
             )
     # Paths may hold brackets, which rich reads as markup, and must not be broken into lines.
     console.print(f"model:   {folder}", soft_wrap=True, markup=False)
@@ -78,7 +79,7 @@ def next_steps(folder: str | Path) -> list[str]:
 def _comparison_table(comparison: Comparison, reward_name: str) -> Table:
     table = Table(
         title=f"accuracy on {comparison.base.total} held-out prompts, greedy; right: full mark of "
-        f"{reward_name}"
+        f"{escape(reward_name)}"
     )
     table.add_column("model", justify="left")
     for column in ("right", "accuracy", "95% interval"):
