@@ -1,5 +1,6 @@
 """The demo's supervised stage: its data, its device, its cache, and an interruption."""
 
+import shutil
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,21 @@ def test_a_signal_while_it_trains_or_writes_leaves_nothing(
     with pytest.raises(Stopped):
         cold_start(tmp_path, steps=1, use_cpu=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_begins_at_the_same_time_and_is_faster_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write = LlamaForCausalLM.save_pretrained
+    other = module._checkpoint_folder(tmp_path, 1, 0, None)
+
+    def save(self: Any, folder: Path) -> None:
+        write(self, folder)
+        shutil.copytree(folder, other)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save)
+    assert cold_start(tmp_path, steps=1, use_cpu=True) == other
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_settings_have_a_checkpoint_each_and_the_second_run_finds_it(tmp_path: Path) -> None:

@@ -48,6 +48,23 @@ class TestShortRuns:
         page = page_of(write_run(tmp_path / "short", steps=8))
         assert "8 logged rollouts" in page.text and "Nothing was found." not in page.text
 
+    def test_tiny_numbers_have_an_axis_without_a_row_of_zeros(self, tmp_path: Path):
+        run = log(tmp_path, *({"step": s, "reward": 1.0, "entropy": 3e-6 * s} for s in (1, 2)))
+        html = write_report([run], pictures=False).read_text()
+        entropy = html[html.index('id="chart-entropy"') :].partition("</figure>")[0]
+        assert "3e-6" in entropy and ">0.00000" not in entropy
+
+    def test_a_held_out_answer_is_of_no_step(self, tmp_path: Path):
+        run = write_run(tmp_path / "run", steps=12)
+        rows = []
+        for row in range(30):
+            sides = {"base": {"answer": f"#### {row}", "right": False}}
+            sides["adapter"] = {"answer": "#### 7", "right": False}
+            rows.append(json.dumps({"prompt": f"Problem {row}"} | sides) + "\n")
+        (run / "evaluation.jsonl").write_text("".join(rows))
+        page = page_of(run)
+        assert "One answer everywhere" in page.text and "1 (held-out answer)" in page.text
+
     def test_a_plot_needs_something_to_draw(self, tmp_path: Path):
         run = log(tmp_path, {"step": 1, "loss": 0.5})
         with pytest.raises(DataError, match="neither a reward nor a KL"):

@@ -5,6 +5,7 @@ improve. Its checkpoint is kept for the next run.
 """
 
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -62,8 +63,9 @@ def cold_start(
         state.print(f"cold start: using the checkpoint in {folder}", flush=True)
         return folder
     state.print(f"cold start: {steps} supervised steps on worked problems", flush=True)
-    # Training writes here; an interrupted stage leaves no folder that looks complete.
-    partial = folder.with_suffix(".partial")
+    # Training writes here; an interrupted stage leaves no folder that looks complete, and runs that
+    # begin at the same time do not write into each other's.
+    partial = folder.with_suffix(f".{os.getpid()}.partial")
     try:
         rows = worked or islice(word_problems("cold_start", seed=seed), steps * BATCH)
         args = _training_arguments(partial, steps, seed, use_cpu)
@@ -73,7 +75,7 @@ def cold_start(
             # The checkpoint is in float32, whatever the trainer has made of the model.
             trainer.model.float().save_pretrained(partial)
             trainer.processing_class.save_pretrained(partial)
-            partial.rename(folder)
+            _put(partial, folder)
     finally:
         # It is there only if the stage was interrupted, by Ctrl-C for one.
         if state.is_main_process:
@@ -81,6 +83,20 @@ def cold_start(
     # No process reads the folder before it is there.
     state.wait_for_everyone()
     return folder
+
+
+def _put(partial: Path, folder: Path) -> None:
+    """Give a complete checkpoint its name, or leave that to a run that was faster.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    try:
+        partial.rename(folder)
+    except OSError:
+        # The same setting has the same weights.
+        if not (folder / "config.json").is_file():
+            raise
 
 
 def _checkpoint_folder(

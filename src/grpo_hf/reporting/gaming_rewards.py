@@ -96,13 +96,12 @@ def held_out_no_better(evidence: Evidence) -> Seen | None:
 
 def wrong_answers(evidence: Evidence, answers: Sequence[HeldOut]) -> list[Sample]:
     """Return the adapter's answers as samples, those that are not right first."""
-    step = evidence.span[1]
     samples = []
     for each in sorted(answers, key=lambda each: bool(each.adapter_right)):
         value = None if each.adapter_right is None else float(each.adapter_right)
         earned = {evidence.right: value} if evidence.right else {}
         size = len(each.adapter)
-        samples.append(Sample(step, each.prompt, each.adapter, earned, value, size))
+        samples.append(Sample(None, each.prompt, each.adapter, earned, value, size))
     return samples
 
 
@@ -139,4 +138,4 @@ def _paid_without(evidence: Evidence, name: str) -> list[Sample]:
 
 
 def _order(sample: Sample, name: str, right: str) -> tuple[float, float, int]:
-    return sample.rewards.get(right) or 0.0, -(sample.rewards[name] or 0.0), -sample.step
+    return sample.rewards.get(right) or 0.0, -(sample.rewards[name] or 0.0), -(sample.step or 0)

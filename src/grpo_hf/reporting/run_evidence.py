@@ -41,12 +41,12 @@ class Sample:
     """A completion that shows something.
 
     Args:
-        step: the optimizer step that it was trained on, or the last one for a held-out answer.
+        step: the optimizer step that it was trained on, None for a held-out answer.
         rewards: what it earned, by name.
         length: its tokens; characters where these are not known.
     """
 
-    step: int
+    step: int | None
     prompt: str
     completion: str
     rewards: dict[str, float | None]
@@ -95,7 +95,7 @@ class Evidence:
     @property
     def span(self) -> tuple[int, int]:
         """The first and the last step of the last third of the run."""
-        steps = [row["step"] for row in self.rows] or [group[0].step for group in self.groups]
+        steps = [row["step"] for row in self.rows] or [group[0].step or 0 for group in self.groups]
         if not steps:
             return 0, 0
         return steps[-max(1, len(steps) // 3)], steps[-1]

@@ -35,6 +35,8 @@ _MOST_STACKED = 120
 _TICKS = 6
 # From here on an axis says "5k".
 _THOUSAND = 1000
+# Below, zeros behind the point would be counted.
+_SMALL = 1e-4
 # The variables for a picture in a file, which has no style sheet. Series 1 to 7 are blue,
 # vermillion, green, purple, orange, sky blue and black.
 LIGHT = {
@@ -236,7 +238,7 @@ class _Place:
 def _y_of(panel: Panel) -> Any:
     """Return the axis of values: logarithmic above the usual values where there are peaks."""
     values = [value for curve in panel.curves for _, value in curve.points]
-    form = "~s" if max(map(abs, values)) >= _THOUSAND else "~r"
+    form = _form_of(max(map(abs, values)))
     usual = usual_value(panel.curves) if panel.may_peak else None
     if usual is None:
         axis = alt.Axis(tickCount=5, format=form)
@@ -251,6 +253,13 @@ def _y_of(panel: Panel) -> Any:
         ticks.append(10.0**power)
     scale = alt.Scale(type="symlog", constant=usual, nice=False)
     return alt.Y("value:Q", scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+
+
+def _form_of(largest: float) -> str:
+    """Return the form of an axis' labels, as d3 names it: 5k, 0.5 or 5e-5."""
+    if largest >= _THOUSAND:
+        return "~s"
+    return "~e" if 0 < largest < _SMALL else "~r"
 
 
 def _cycled(values: Sequence[Any], names: Sequence[str]) -> list[Any]:

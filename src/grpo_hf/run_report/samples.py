@@ -333,7 +333,7 @@ def found_samples(rows: Sequence[Row], prefix: str) -> list[Shown]:
         segments, cut = plain(prompt_text(row.get("completion", "")))
         rewards = row.get("rewards")
         step = row.get("step")
-        title = f"Step {step}" if step is not None else "At the end"
+        title = f"Step {step}" if step is not None else "Held-out answer"
         sample = Sample(f"{prefix}-{number}", "completion", "", segments, cut)
         known = rewards if isinstance(rewards, dict) else {}
         shown.append(Shown(title, _shown_prompt(row.get("prompt", "")), [sample], known))
