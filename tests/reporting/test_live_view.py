@@ -86,6 +86,8 @@ class TestPicture:
         time.sleep(0.06)
         text = picture_of(view)
         assert "evaluating, 0 s" in text and " 0.1 s" not in text
+        view.close()
+        assert "evaluating" not in picture_of(view)
         view.on_step_begin(None, state_at(1), TrainerControl())
         time.sleep(0.06)
         assert "evaluating" not in picture_of(view) and " 0.1 s" in picture_of(view)

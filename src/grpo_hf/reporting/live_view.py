@@ -130,6 +130,8 @@ class LiveView(ProgressLine):
         if self not in _shown:
             return
         _shown.remove(self)
+        # The last picture stays.
+        self._evaluates = False
         CLOCK.listeners.remove(self._phases.hear)
         credit_file.LISTENERS.remove(self._show_group)
         for handler, stream in self._streams:

@@ -15,7 +15,7 @@ from ..run_files import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, say
 
 # The commands that follow a run, each with what it is for.
 _NEXT = {
-    "chat {run}": "talk to base and adapter, side by side",
+    "chat {run}": "base and adapter, side by side",
     "eval {run}": "how often it is right: pass@k, maj@k",
     "report {run}": "one page: curves, samples, doubts",
     "export {run}": "merged weights or GGUF",
