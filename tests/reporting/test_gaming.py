@@ -136,6 +136,13 @@ def learning_form(rng: random.Random, done: float) -> tuple[str, dict[str, float
     return sum_of(rng, right), {"right": float(right), "form": float(form)}
 
 
+def even_form(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
+    """Learn a form whose reward differs little between completions, and to be right."""
+    right = rng.random() < 0.2 + 0.3 * done
+    form = min(0.5, 0.2 + 0.4 * done + rng.gauss(0.0, 0.05))
+    return sum_of(rng, right), {"right": float(right), "form": form}
+
+
 def untrained(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
     right = rng.random() < 0.4
     return sum_of(rng, right), {"right": float(right), "form": float(rng.random() < 0.98)}
@@ -145,7 +152,7 @@ WEIGHTS = {"right": 1.0, "form": 0.2}
 
 
 class TestHonestRuns:
-    @pytest.mark.parametrize("write", [honest, growing, learning_form, untrained])
+    @pytest.mark.parametrize("write", [honest, growing, learning_form, even_form, untrained])
     def test_they_are_not_flagged(self, tmp_path: Path, write: Write) -> None:
         for seed in range(12):
             run = Written(tmp_path / f"{seed}", write, WEIGHTS, seed=seed, steps=12 + 4 * seed)

@@ -33,7 +33,8 @@ def components_part(evidence: Evidence) -> Seen | None:
         if other is None or not evidence.weights[name]:
             continue
         moved, effect = other
-        stays = not right[0].rose and right[1] < _STAYS * effect
+        # The other one may rise by many standard deviations, as it hardly differs in a group.
+        stays = not right[0].rose and right[1] < min(_STAYS * effect, _RISE)
         if not moved.rose or effect < _RISE or not stays:
             continue
         if strongest is None or effect > strongest[1]:

@@ -123,7 +123,7 @@ def group_starts(file: Path) -> list[GroupStart]:
         for line in lines:
             # The writer begins each line with its step; a torn one has not all completions.
             begins = _STEP.match(line)
-            if begins and b'"completions"' in line and line.rstrip().endswith(b"]}"):
+            if begins and b'"completions"' in line and line.rstrip().endswith(b"}"):
                 starts.append(GroupStart(int(begins[1]), offset))
             offset += len(line)
     return in_order(starts, step_of=lambda start: start.step)
