@@ -19,6 +19,9 @@ pytestmark = pytest.mark.skipif(
     not torch_seam.has_onednn(), reason="this build of torch has no oneDNN"
 )
 
+# The fixture below replaces it.
+_has_same_bits = cpu_products._has_same_bits
+
 
 @pytest.fixture(autouse=True)
 def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
@@ -33,6 +36,7 @@ def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(cpu_products, "has_faster_products", lambda: True)
     monkeypatch.setattr(cpu_products, "onednn_linear", counted)
+    monkeypatch.setattr(cpu_products, "_has_same_bits", lambda *shape: True)
     return shapes
 
 
@@ -65,7 +69,9 @@ def test_output_and_gradients(
     layer = linear_layer(out, bias=bias, trains=trains)
     x = torch.randn(shape)
     ours = results(layer, layer, x)
-    assert len(on_any_processor) == 1 + (trains and x.numel() > 0)
+    # By MKL for very few rows.
+    forward = x[..., 0].numel() >= cpu_products.FEWEST_ROWS
+    assert len(on_any_processor) == forward + 1 + (trains and x.numel() > 0)
     exact = nn.Linear(12, out, bias=bias).double().requires_grad_(trains)
     exact.load_state_dict(layer.state_dict())
     for got, expected in zip(ours, results(exact, exact, x.double()), strict=True):
@@ -116,6 +122,29 @@ def test_forwards_that_nothing_is_learned_from(
     with torch.no_grad():
         torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     assert on_any_processor == [(14, 12)]
+
+
+@pytest.mark.parametrize("out", [40, 700])
+@pytest.mark.parametrize("features", [12, 192, 200, 383, 384, 500, 576, 1536])
+def test_a_forward_that_is_learned_from_has_torchs_bits(
+    features: int, out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_products, "_has_same_bits", _has_same_bits)
+    torch.manual_seed(0)
+    layer = nn.Linear(features, out)
+    for rows in (*range(1, 8), 64, 300):
+        x = torch.randn(rows, features)
+        expected = nn.functional.linear(x, layer.weight, layer.bias)
+        got = cpu_products.linear_to_the_bit(x, layer.weight, layer.bias)
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.skipif(not torch_seam.has_faster_products(), reason="MKL is fast on this processor")
+def test_sums_in_parts_are_torchs_for_usual_widths() -> None:
+    for shape in ((1536, 576), (576, 1536), (4864, 896), (896, 4864), (2048, 2048)):
+        assert _has_same_bits(*shape)
+    # These are halved by MKL.
+    assert not _has_same_bits(64, 256)
 
 
 def test_an_output_may_be_written_into() -> None:
@@ -190,7 +219,7 @@ def test_long_sums_are_added_in_parts(on_any_processor: list[tuple[int, ...]]) -
     # As weights lie in a backward.
     apart = (cpu_products.linear(x, weight.T.contiguous().T) - exact).norm()
     assert apart < 1.5 * (x @ weight.T - exact).norm()
-    assert len(on_any_processor) == 10
+    assert len(on_any_processor) == 16
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "Mistral", "Gemma3Text", "Phi3"])

@@ -19,7 +19,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..trl_seam import lora_is_two_products, own_hooks
-from .cpu_products import has_own_forward, is_float32_on_cpu, linear, product_of_columns
+from .cpu_products import (
+    has_own_forward,
+    is_float32_on_cpu,
+    linear,
+    linear_to_the_bit,
+    product_of_columns,
+)
 
 
 def join_products(model: nn.Module) -> None:
@@ -41,7 +47,10 @@ def _forward(self: Any, x: Tensor, *positional: Any, **named: Any) -> Tensor:
     ):
         return LoraLinear.forward(self, x, *positional, **named)
     base, a, b = self.base_layer, self.lora_A[adapter].weight, self.lora_B[adapter].weight
-    return _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[adapter])
+    # Outside of the function: nobody may write into a view that was made inside of it.
+    rows = x.reshape(-1, x.shape[-1])
+    y = _LoraLinear.apply(rows, base.weight, base.bias, a, b, self.scaling[adapter])
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def is_left_alone(layer: LoraLinear) -> bool:
@@ -88,25 +97,22 @@ class _LoraLinear(torch.autograd.Function):
         b: Tensor,
         scaling: float,
     ) -> Tensor:
-        inner = F.linear(x, a).flatten(0, -2)  # (N, r)
+        inner = F.linear(x, a)  # (N, r)
         ctx.save_for_backward(x, weight, a, b, inner)
         ctx.scaling = scaling
-        # By torch's own product, as `_Linear` of cpu_products.py: the forward that is learned from.
-        y = F.linear(x, weight, bias)
+        y = linear_to_the_bit(x, weight, bias)
         # Into the layer's own output: a sum of two results would read both and write a third.
-        y.view(-1, y.shape[-1]).addmm_(inner, b.T, alpha=scaling)
-        return y
+        return y.addmm_(inner, b.T, alpha=scaling)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, inner = ctx.saved_tensors
-        grad = grad_y.flatten(0, -2)  # (N, O)
-        back = linear(grad, b.T).mul_(ctx.scaling)  # (N, r)
+        back = linear(grad_y, b.T).mul_(ctx.scaling)  # (N, r)
         grad_x = None
         # The first layer's input needs none, and its product is as large as all the others.
         if ctx.needs_input_grad[0]:
-            grad_x = linear(grad, weight.T).addmm_(back, a).view_as(x)
-        grad_a = product_of_columns(back, x.flatten(0, -2))
-        grad_b = product_of_columns(grad, inner).mul_(ctx.scaling)
+            grad_x = linear(grad_y, weight.T).addmm_(back, a)
+        grad_a = product_of_columns(back, x)
+        grad_b = product_of_columns(grad_y, inner).mul_(ctx.scaling)
         return grad_x, None, None, grad_a, grad_b, None

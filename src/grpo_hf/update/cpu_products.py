@@ -1,20 +1,19 @@
 """Products of float32 matrices on a CPU, by the faster one of torch's two libraries.
 
 torch multiplies by MKL, which gives its AVX-512 kernels to Intel's processors alone. oneDNN, which
-torch has beside it, gives them to every processor: on an AMD EPYC that is 2.3 times as fast. So
-there, where oneDNN's products are measured to be torch's, it multiplies in the backward of each
-linear layer, in all passes of the head, and in forwards of layers without an adapter that nothing
-is learned from, which are those of the reference. Elsewhere nothing is changed.
+torch has beside it, gives them to every processor: on an AMD EPYC that is 2.2 times as fast. So
+there, where oneDNN's products are measured to be torch's, it multiplies in each linear layer and in
+the head. Elsewhere nothing is changed.
 
-The layers' forward that is learned from stays MKL's, as TRL's is: another rounding there is
-amplified by all layers behind it, and moves the gradient of SmolLM2-135M by 1.4e-5, all the others
-by 2e-6.
+A forward that is learned from has to round as TRL's does: another rounding there is amplified by
+all layers behind it, and moves the gradient of SmolLM2-135M by 1.4e-5, all the others by 2e-6. It
+does, to the bit, if oneDNN adds in parts as MKL does (`TERMS`). That is measured once for each
+shape of weight, and MKL multiplies where it does not hold.
 
 Shapes: N tokens, I and O features in and out.
 """
 
 import logging
-import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -27,9 +26,13 @@ from ..torch_seam import has_faster_products, onednn_linear
 
 logger = logging.getLogger(__name__)
 
-# Terms that are added in a row. oneDNN adds all of them so, and the head's gradient has a term for
-# each word of the vocabulary; MKL adds parts of about this length.
-TERMS = 320
+# Terms that MKL adds in a row; the sums of such parts are then added one by one. oneDNN adds all
+# terms in a row, which rounds worse: the head's gradient has a term for each word.
+TERMS = 192
+# Fewer rows are no matrix to MKL, which then adds in another order.
+FEWEST_ROWS = 4
+# Weights of more rows than that are measured on so many.
+_MEASURED_ROWS = 1024
 # Of a product's norm; the two libraries are about 5e-7 apart.
 _APART = 1e-5
 
@@ -42,17 +45,31 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _by_onednn(x, weight, bias)
 
 
+def linear_to_the_bit(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return what `F.linear` does for float32 matrices on a CPU, to the bit; without gradients."""
+    if len(x) < FEWEST_ROWS or not _is_used() or not _has_same_bits(*weight.shape):
+        return F.linear(x, weight, bias)
+    return _in_parts(x, weight, bias)
+
+
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not weight.T.is_contiguous():
-        # For rows that do not lie side by side oneDNN has only its slowest kernel.
         return onednn_linear(x, weight.contiguous(), bias)
-    parts = math.ceil(x.shape[-1] / TERMS)
-    of_x, *others_of_x = x.chunk(parts, -1)
-    of_weight, *others_of_weight = weight.chunk(parts, 1)
-    y = onednn_linear(of_x, of_weight, bias)
-    for of_x, of_weight in zip(others_of_x, others_of_weight, strict=True):
+    return _in_parts(x, weight, bias)
+
+
+def _in_parts(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply part by part of the sums, as MKL does."""
+    parts = list(zip(x.split(TERMS, -1), map(_laid_out, weight.split(TERMS, 1)), strict=True))
+    y = onednn_linear(*parts[0], bias)
+    for of_x, of_weight in parts[1:]:
         y += onednn_linear(of_x, of_weight, None)
     return y
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    # For rows that do not lie side by side oneDNN has only its slowest kernel.
+    return weight if weight.T.is_contiguous() else weight.contiguous()
 
 
 def _is_used() -> bool:
@@ -75,6 +92,18 @@ def _is_right() -> bool:
                 )
                 return False
     return True
+
+
+@cache
+def _has_same_bits(out: int, features: int) -> bool:
+    """Measure once for a shape of weight whether sums in parts are MKL's to the bit."""
+    if features == 0:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, features, generator=generator)
+    weight = torch.randn(min(out, _MEASURED_ROWS), features, generator=generator)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return torch.equal(_in_parts(x, weight), F.linear(x, weight))
 
 
 def multiply_faster(model: nn.Module) -> None:
@@ -119,7 +148,8 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, *_ = ctx.needs_input_grad
         # A frozen weight needs no input in the backward, and what is not kept takes no memory.
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
-        return F.linear(x, weight, bias) if learns else linear(x, weight, bias)
+        multiply = linear_to_the_bit if learns else linear
+        return multiply(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
