@@ -1,7 +1,7 @@
 """Products of float32 matrices on a CPU, by the faster one of torch's two libraries.
 
 torch multiplies by MKL, which gives its AVX-512 kernels to Intel's processors alone. oneDNN, which
-torch has beside it, gives them to every processor: on an AMD EPYC that is 2.2 times as fast. So
+torch has beside it, gives them to every processor: on an AMD EPYC that is about twice as fast. So
 there, where oneDNN's products are measured to be torch's, it multiplies in each linear layer and in
 the head. Elsewhere nothing is changed.
 
