@@ -95,6 +95,29 @@ def move(policy: Any) -> None:
             weight.data += 0.3 * torch.randn_like(weight)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "settings"),
+    [([5] * 500, {}), ([5], {"structured_outputs": "("})],
+    ids=["a prompt", "a pattern"],
+)
+def test_what_the_engine_refuses_is_an_error_of_ours(
+    engine: ProcessEngine, prompt: list[int], settings: dict[str, Any]
+) -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if "structured_outputs" in settings:
+        settings = {"structured_outputs": StructuredOutputsParams(regex="(")}
+    with pytest.raises(EngineError, match="--vllm_max_model_length"):
+        engine.generate(
+            [{"prompt_token_ids": prompt}],
+            sampling_params=SamplingParams(max_tokens=2, **settings),
+            use_tqdm=False,
+        )
+    # It goes on.
+    assert len(greedy_by(engine)) == len(PROMPTS)
+
+
 def test_greedy_tokens_are_those_of_transformers(
     engine: ProcessEngine, policy: Any, tmp_path: Path
 ) -> None:

@@ -67,6 +67,12 @@ class Models:
             return PeftModel.from_pretrained(copy.deepcopy(self.base), folder).eval()
 
 
+class ValidationError(Exception):
+    """vLLM 0.32's, which is no ValueError."""
+
+    __module__ = "vllm.exceptions"
+
+
 class FakeLLM:
     """vLLM's `LLM`; `calls` are the methods that were called, with what matters of them."""
 
@@ -109,7 +115,7 @@ class FakeLLM:
         for prompt in prompts:
             ids = prompt["prompt_token_ids"]
             if len(ids) >= self.llm_engine.model_config.max_model_len:
-                raise ValueError(f"a prompt of {len(ids)} tokens is too long")
+                raise ValidationError(f"a prompt of {len(ids)} tokens is too long")
             if getattr(sampling_params, "seed", None) is not None:
                 torch.manual_seed(sampling_params.seed)
             completions = []

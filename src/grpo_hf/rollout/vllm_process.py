@@ -36,12 +36,20 @@ class PlainEngine:
         """
         try:
             return self._llm.generate(*positional, **named)
-        except ValueError as error:
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
             raise EngineError(
                 f"vLLM cannot sample this ({error}). --vllm_max_model_length is the room for a "
                 "prompt and its completion; generation_kwargs and vllm_structured_outputs_regex "
                 "are settings of vLLM's."
             ) from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether an error is a ValueError, or one of vLLM's own, as vLLM 0.32 has them."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, ValueError) or "vllm" in packages
 
 
 class ProcessEngine(PlainEngine):
