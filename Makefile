@@ -46,9 +46,9 @@ test: $(READY) ## the whole test suite, without the slow proofs; a process per c
 test-slow: $(READY) ## the slow proofs alone: the demo on three seeds, kills, renamed names in the seam, 200 steps of failing rewards, 200 random runs against TRL, all of MBPP
 	$(BIN)/python -m pytest -m slow
 
-test-zero: $(READY) ## ZeRO-2 and ZeRO-3 on two processes of a CPU against one process and TRL; installs DeepSpeed
+test-zero: $(READY) ## ZeRO-2 and ZeRO-3 on two processes of a CPU against one process and TRL, and their recipes; installs DeepSpeed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
-	$(BIN)/python -m pytest tests/test_sharding.py -k zero
+	$(BIN)/python -m pytest tests/test_sharding.py tests/recipes/test_accelerate.py -k zero
 
 faults: $(READY) ## break runs in every way of docs/reliability.md, and write its table of what happened (Linux, root)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/faults.py --write
