@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 # Terms that MKL adds in a row; the sums of such parts are then added one by one. oneDNN adds all
 # terms in a row, which rounds worse: the head's gradient has a term for each word.
 TERMS = 192
-# Fewer rows are no matrix to MKL, which then adds in another order.
-FEWEST_ROWS = 4
+# Fewer than four rows are no matrix to MKL, which then adds in another order. It deals the rows to
+# its threads, and for fewer than so many of each one a share may be as small.
+ROWS_OF_THREAD = 8
 # Weights of more rows than that are measured on so many.
 _MEASURED_ROWS = 1024
 # Of a product's norm; the two libraries are about 5e-7 apart.
@@ -47,9 +48,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_to_the_bit(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return what `F.linear` does for float32 matrices on a CPU, to the bit; without gradients."""
-    if len(x) < FEWEST_ROWS or not _is_used() or not _has_same_bits(*weight.shape):
+    if len(x) < fewest_rows() or not _is_used() or not _has_same_bits(*weight.shape):
         return F.linear(x, weight, bias)
     return _in_parts(x, weight, bias)
+
+
+def fewest_rows() -> int:
+    """Return how many rows sums in parts need to be MKL's to the bit."""
+    return ROWS_OF_THREAD * torch.get_num_threads()
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -100,7 +106,7 @@ def _has_same_bits(out: int, features: int) -> bool:
     if features == 0:
         return False
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(64, features, generator=generator)
+    x = torch.randn(max(64, fewest_rows()), features, generator=generator)
     weight = torch.randn(min(out, _MEASURED_ROWS), features, generator=generator)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return torch.equal(_in_parts(x, weight), F.linear(x, weight))
