@@ -71,6 +71,18 @@ class TestShortRuns:
             write_plot(run, tmp_path / "curve.png")
 
 
+class TestEvaluatedRuns:
+    def test_all_rows_of_an_evaluation_are_one(self, tmp_path: Path):
+        run = write_run(tmp_path / "run", steps=3)
+        # As the trainer logs accuracies, and the second one of two sets.
+        log(run, {"step": 3, "eval_accuracy": 0.5}, {"step": 3, "eval_hard_reward": 0.1})
+        found = read_run(run, "run")
+        assert [row["step"] for row in found.steps] == [1, 2, 3]
+        assert all("reward" in row for row in found.steps)
+        (evaluated,) = found.evaluated
+        assert {"eval_reward", "eval_accuracy", "eval_hard_reward"} <= evaluated.keys()
+
+
 class TestResumedRuns:
     def test_what_a_resumed_run_has_undone_is_not_its_history(self, tmp_path: Path):
         run = write_run(tmp_path / "run", steps=12)

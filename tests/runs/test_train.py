@@ -14,6 +14,7 @@ from grpo_hf.cli import main
 from grpo_hf.errors import ConfigError, GrpoError
 from grpo_hf.evaluation import answers, evaluate
 from grpo_hf.run_files import METRICS_FILE
+from grpo_hf.run_report.record import read_run
 from grpo_hf.runs import preflight, training_evaluations
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.runs.train import train
@@ -122,6 +123,12 @@ def test_accuracies_during_the_training_and_more_sets_at_its_end(
     assert final["eval_accuracy"] == comparison.adapter.value
     assert final["eval_accuracy_base"] == comparison.base.value
     assert final["eval_accuracy_difference_low"] == comparison.low
+    record = read_run(run, "run")
+    for rows_of_record, names in (
+        (record.steps, {"reward", "loss"}),
+        (record.evaluated, {"eval_reward", "eval_accuracy"}),
+    ):
+        assert [row["step"] for row in rows_of_record if names <= row.keys()] == [1, 2]
     for name, problems in (("held_out", 3), ("other", 4)):
         summary = json.loads((run / "evaluations" / f"{name}.json").read_text())
         assert (summary["problems"], summary["samples"]) == (problems, 2)

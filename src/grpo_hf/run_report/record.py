@@ -136,7 +136,10 @@ def _logged(file: Path) -> tuple[list[Row], list[Row], Row]:
     for row in read_lines(file):
         if not isinstance(row.get("step"), int):
             continue
-        if "eval_reward" in row:
+        if any(name.startswith("eval_") for name in row):
+            # An evaluation has a row for rewards, one for accuracies, and one for each of its sets.
+            if evaluated and evaluated[-1]["step"] == row["step"]:
+                row = evaluated.pop() | row
             evaluated.append(row)
         elif "train_runtime" in row:
             summary = row
