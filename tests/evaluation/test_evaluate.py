@@ -15,12 +15,14 @@ from support.runs import made_run
 from support.vllm import FakeLLM, FakeServer, vllm_installed
 
 from grpo_hf.cli import main
-from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.errors import ConfigError, DataError, EngineError
 from grpo_hf.evaluation import evaluate as evaluate_module
 from grpo_hf.evaluation.answers import judging
 from grpo_hf.evaluation.evaluate import evaluate
 from grpo_hf.evaluation.problem_set import Answering, ProblemSet
 from grpo_hf.evaluation.statistics import maj_at_k, pass_at_k
+from grpo_hf.rollout import vllm_engine
+from grpo_hf.runs import evaluating
 from grpo_hf.runs.evaluating import Question, evaluate_run
 from grpo_hf.runs.evaluation_sets import check_names
 from grpo_hf.runs.trained import TrainedModel, open_run
@@ -240,6 +242,46 @@ def test_vllm_writes_the_answers_of_both_sides(
         assert FakeLLM.started[0].calls[-1] == "shutdown"
     else:
         assert not server.adapters, "it is left as it was"
+
+
+@pytest.mark.parametrize("place", ["here", "server"])
+def test_vllm_s_own_settings_count_for_its_samples(
+    run: Path, tiny_checkpoint: Path, place: str, capsys: pytest.CaptureFixture[str]
+):
+    more = {"max_tokens": 1, "logprobs": 1, "stop_token_ids": [9], "n": 5}
+    flags = ["--use_vllm", "true", "--generation_kwargs", json.dumps(more)]
+    with vllm_installed(), FakeServer(str(tiny_checkpoint)) as server:
+        if place == "server":
+            flags += ["--vllm_mode", "server", "--vllm_server_base_url", server.url]
+        main(["eval", str(run), "--samples", "2", "--limit", "2", "--json", *flags])
+        asked = [body for path, body in server.requests if path == "/v1/completions"]
+    (summary,) = json.loads(capsys.readouterr().out)
+    assert summary["settings"]["engine"] == "vllm"
+    for line in lines_of(run):
+        samples = line["adapter"]["samples"]
+        assert len(samples) == 2 and max(map(len, samples)) < len(line["adapter"]["greedy"])
+    if place == "server":
+        assert 9 in asked[-1]["stop_token_ids"] and len(asked[-1]["stop_token_ids"]) > 1
+
+
+def test_another_model_in_vllm_is_closed_before_transformers_writes(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def differs(*_: Any) -> None:
+        raise EngineError("it has another base")
+
+    monkeypatch.setattr(vllm_engine, "check_samples", differs)
+    closed = []
+
+    def evaluated(*given: Any, **more: Any) -> Any:
+        closed.append("shutdown" in FakeLLM.started[0].calls)
+        return evaluate(*given, **more)
+
+    monkeypatch.setattr(evaluating, "evaluate", evaluated)
+    with vllm_installed():
+        main(["eval", str(run), "--limit", "2", "--json", "--use_vllm", "true"])
+    assert closed == [True]
+    assert "it has another base" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,16 @@ def test_refused_before_the_engine_starts(make_trainer: MakeTrainer) -> None:
     assert not FakeLLM.started
 
 
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_settings_that_are_not_vllm_s_are_refused_before_it_starts(
+    make_trainer: MakeTrainer, sync: str
+) -> None:
+    settings = RUN | {"generation_kwargs": {"stop_strings": ["."]}, "vllm_sync": sync}
+    with pytest.raises(ConfigError, match="such as stop in the place of stop_strings"):
+        make_trainer(peft_config=LoraConfig(**LORA), **settings)
+    assert not FakeLLM.started
+
+
 def test_an_engine_that_does_not_start_is_an_error_of_ours(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,15 @@ class ValidationError(Exception):
     __module__ = "vllm.exceptions"
 
 
+class FakeSamplingParams(SimpleNamespace):
+    """vLLM's `SamplingParams`, which refuses names of transformers', and none of TRL's."""
+
+    def __init__(self, **settings: Any) -> None:
+        if "stop_strings" in settings:
+            raise TypeError("Unexpected keyword argument 'stop_strings'")
+        super().__init__(**settings)
+
+
 class FakeLLM:
     """vLLM's `LLM`; `calls` are the methods that were called, with what matters of them."""
 
@@ -148,7 +157,7 @@ def vllm_installed() -> Iterator[type[FakeLLM]]:
     """Let this process find a vLLM for a block."""
     package, lora, request = (ModuleType(name) for name in ("vllm", "lora", "request"))
     package.__spec__ = ModuleSpec("vllm", None)
-    package.LLM, package.SamplingParams = FakeLLM, SimpleNamespace
+    package.LLM, package.SamplingParams = FakeLLM, FakeSamplingParams
     request.LoRARequest = LoRARequest
     modules = {"vllm": package, "vllm.lora": lora, "vllm.lora.request": request}
     FakeLLM.started = []
@@ -159,7 +168,7 @@ def vllm_installed() -> Iterator[type[FakeLLM]]:
             vllm_generation,
             create=True,
             LLM=FakeLLM,
-            SamplingParams=SimpleNamespace,
+            SamplingParams=FakeSamplingParams,
             is_vllm_available=lambda *_: True,
         ),
     ):

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from ..errors import ConfigError, EngineError
 from .sampling import Sample, end_token_ids
-from .vllm_engine import adapter_sampler
+from .vllm_engine import adapter_sampler, close_engines
 from .vllm_sync import ADAPTER, choose_sync, is_quantized, why_not_adapter
 
 
@@ -42,7 +42,9 @@ class VllmAnswers:
             model: the policy, of which the tokens that end a completion are read.
             sampling: settings of `generate`.
         """
-        settings = _settings_of(sampling) | {"stop_token_ids": end_token_ids(model, tokenizer)}
+        settings = _settings_of(sampling)
+        ends = {*end_token_ids(model, tokenizer), *(settings.get("stop_token_ids") or [])}
+        settings["stop_token_ids"] = sorted(ends)
 
         def sample(asked: list[list[int]], tokens: int) -> list[list[int]]:
             # As `generate` does, from torch's generator, which an evaluation seeds for each batch.
@@ -61,7 +63,10 @@ class VllmAnswers:
         for count in {count for _, count in runs}:
             places = [place for place, run in enumerate(runs) if run[1] == count]
             prompts = [runs[place][0] for place in places]
-            rows = self._engine.complete(prompts, n=count, max_tokens=tokens, **settings)
+            # `generation_kwargs` may have a limit as well.
+            limit = min(tokens, settings.get("max_tokens") or tokens)
+            own = {"n": count, "max_tokens": limit}
+            rows = self._engine.complete(prompts, **{**settings, **own})
             for number, place in enumerate(places):
                 written[place] = rows[number * count : (number + 1) * count]
         found = []
@@ -96,6 +101,8 @@ def start_answers(
         reason = str(error)
     else:
         return VllmAnswers(engine)
+    # An engine that started, and was found to be another model, still has its share of the memory.
+    close_engines()
     say(f"note: transformers writes the answers and not vLLM: {reason}")
     return None
 

@@ -29,6 +29,7 @@ from .vllm_merged import merged_copies
 from .vllm_process import (
     PlainEngine,
     ProcessEngine,
+    check_sampling,
     end_engines,
     engine_dtype,
     on_cpu,
@@ -107,6 +108,9 @@ def _sampler(make: Any, args: Any, **settings: Any) -> Any:
     if config is not None and reason is not None:
         warn_once(f"vLLM is sent all weights, with the adapter merged in, because {reason}.")
 
+    if settings["mode"] == "colocate":
+        check_sampling(args)
+
     def start(**of_trl: Any) -> PlainEngine:
         return PlainEngine(start_engine(on_cpu(accelerator), **of_trl))
 
@@ -154,6 +158,7 @@ def _is_sharded(accelerator: Any) -> bool:
 def _process_sampler(make: Any, args: Any, settings: Any) -> Any:
     """Return a sampler with an engine in this process, started on the untouched base."""
     model, accelerator = settings["model"], settings["accelerator"]
+    check_sampling(args)
     extra = {
         "enable_lora": True,
         "max_loras": 1,

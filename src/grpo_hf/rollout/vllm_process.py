@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import EngineError
+from ..errors import ConfigError, EngineError
 
 # By what they were started with: a second trainer on the same base goes on with the engine of the
 # first one, because two may not fit beside each other.
@@ -107,6 +107,28 @@ class ProcessEngine(PlainEngine):
     def sleep(self, level: int = 1, **named: Any) -> Any:
         """Move the base out of the way. At level 2, TRL's, vLLM would drop it."""
         return self._llm.sleep(level=min(level, 1), **named)
+
+
+def check_sampling(args: Any) -> None:
+    """Check that an engine takes the settings that TRL 1.16 hands on to it.
+
+    Raises:
+        ConfigError: one is not vLLM's.
+    """
+    from vllm import SamplingParams
+
+    given = args.generation_kwargs or {}
+    try:
+        # Some are compared with the limit, as min_tokens is.
+        SamplingParams(**{"max_tokens": args.max_completion_length, "logprobs": 0, **given})
+    except Exception as error:
+        # A TypeError names what vLLM does not know.
+        if not (_is_refusal(error) or isinstance(error, TypeError)):
+            raise
+        raise ConfigError(
+            f"generation_kwargs {given}: vLLM does not take them ({error}). With use_vllm they are "
+            "arguments of its SamplingParams, such as stop in the place of stop_strings."
+        ) from error
 
 
 def on_cpu(accelerator: Any) -> dict[str, Any]:

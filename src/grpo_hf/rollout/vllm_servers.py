@@ -113,7 +113,8 @@ class Servers:
         Args:
             sampling: settings of a request, `n` and `max_tokens` among them.
         """
-        written: list[list[int]] = self.generate(prompts, logprobs=0, **sampling)["completion_ids"]
+        answer = self.generate(prompts, **{**sampling, "logprobs": 0})
+        written: list[list[int]] = answer["completion_ids"]
         return written
 
     def generate(
