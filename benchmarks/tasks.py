@@ -1,0 +1,193 @@
+"""The tasks of `benchmarks.learning`: short ones that a small instruct model can sometimes do.
+
+Those on real data read it where it lies: the calculations in GSM8K's worked solutions
+(arXiv 2110.14168, MIT), SVAMP's problems (arXiv 2103.07191, MIT), and the words of BIG-Bench's word
+sorting as BIG-Bench Mistake has them (arXiv 2311.08516, Apache 2.0). Every prompt begins with one
+question and its answer, without which a model of this size starts to talk about mathematics.
+"""
+
+import json
+import operator
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REWARDS = Path(__file__).resolve().parent / "data" / "task_rewards.py"
+# Problems that are held out, and problems on which settings are chosen.
+HELD_OUT = 200
+CHOICE = 100
+
+Problem = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its data and what its recipe says.
+
+    Args:
+        name: how it is asked for.
+        about: what is asked and what is right, in a sentence.
+        source: where the problems come from, in a sentence.
+        reward: the function of `data/task_rewards.py` that says what is right.
+        problems: makes all rows from the folder with the data.
+        settings: of the recipe, beside those that every task shares.
+    """
+
+    name: str
+    about: str
+    source: str
+    reward: str
+    problems: Callable[[Path | None], list[Problem]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def splits(self, data: Path | None) -> tuple[list[Problem], list[Problem], list[Problem]]:
+        """Return the rows for training, for choosing settings, and those that are held out.
+
+        Equal questions count once, so that no question is on two sides.
+
+        Raises:
+            SystemExit: the data of the task is not there.
+        """
+        asked = {row["prompt"][-1]["content"]: row for row in self.problems(data)}
+        rows = list(asked.values())
+        random.Random(0).shuffle(rows)
+        held_out, others = rows[:HELD_OUT], rows[HELD_OUT:]
+        return others[CHOICE:], others[:CHOICE], held_out
+
+
+def _turns(*texts: str) -> list[dict[str, str]]:
+    """Return the messages of a conversation that a user begins."""
+    roles = ("user", "assistant")
+    return [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
+
+
+def _lines(data: Path | None, file: str) -> list[Problem]:
+    if data is None or not (data / file).is_file():
+        where = "--data is not given" if data is None else f"{data} does not hold it"
+        raise SystemExit(
+            f"error: this task reads {file}, and {where}. Name the folder with --data."
+        )
+    text = (data / file).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _products(data: Path | None) -> list[Problem]:
+    rows = []
+    for left in range(3, 30):
+        for right in range(11, 30):
+            question = f"What is {left} times {right}?"
+            prompt = _turns("What is 6 times 19?", "6 times 19 is 114.", question)
+            rows.append({"prompt": prompt, "answer": left * right})
+    return rows
+
+
+# A calculation as the notes of GSM8K's solutions have it: <<48/2=24>>.
+_NOTE = re.compile(r"<<(\d+)([-+*/])(\d+)=\d+>>")
+_SIGNS = {
+    "+": ("plus", operator.add),
+    "-": ("minus", operator.sub),
+    "*": ("times", operator.mul),
+    "/": ("divided by", operator.truediv),
+}
+_LARGEST = 100
+
+
+def _calculations(data: Path | None) -> list[Problem]:
+    rows = []
+    for line in _lines(data, "gsm8k/train.jsonl"):
+        for left, sign, right in _NOTE.findall(line["answer"]):
+            word, calculate = _SIGNS[sign]
+            if max(int(left), int(right)) > _LARGEST:
+                continue
+            answer = calculate(int(left), int(right))
+            # Some notes round a quotient.
+            if answer == int(answer) and answer >= 0:
+                question = f"What is {left} {word} {right}?"
+                prompt = _turns("What is 25 plus 8?", "25 plus 8 is 33.", question)
+                rows.append({"prompt": prompt, "answer": int(answer), "type": word})
+    return rows
+
+
+_OPERATIONS = {
+    "Addition": "addition",
+    "Subtraction": "subtraction",
+    "Multiplication": "multiplication",
+    "Common-Division": "division",
+    # As some rows of the data spell it.
+    "Common-Divison": "division",
+}
+_WHICH = "Is this addition, subtraction, multiplication or division?"
+
+
+def _operations(data: Path | None) -> list[Problem]:
+    rows: dict[str, list[Problem]] = {name: [] for name in _OPERATIONS.values()}
+    example = "Ann had 12 coins and lost 7. How many coins are left?"
+    for line in _lines(data, "svamp/test.jsonl"):
+        body = line["Body"].strip()
+        end = "" if body.endswith((".", "?", "!", ",")) else "."
+        question = f"{body}{end} {line['Question']}\n{_WHICH}"
+        answer = _OPERATIONS[line["Type"]]
+        prompt = _turns(f"{example}\n{_WHICH}", "This is subtraction.", question)
+        rows[answer].append({"prompt": prompt, "answer": answer, "type": answer})
+    # As many of each: more than half of SVAMP is subtraction, which one could always answer.
+    fewest = min(map(len, rows.values()))
+    return [row for some in rows.values() for row in some[:fewest]]
+
+
+_WORDS = 4
+
+
+def _first_words(data: Path | None) -> list[Problem]:
+    rows = []
+    ask = "Which of these words comes first in the alphabet: {}?"
+    example = ask.format("pear, fig, apple, kiwi")
+    for line in _lines(data, "bigbench_mistake/word_sorting.jsonl"):
+        words = [word for word in line["input"].split() if word.isalpha()]
+        for start in range(0, len(words) - _WORDS + 1, _WORDS):
+            some = words[start : start + _WORDS]
+            question = ask.format(", ".join(some))
+            prompt = _turns(example, "apple comes first.", question)
+            rows.append({"prompt": prompt, "answer": min(some)})
+    return rows
+
+
+_ALL = (
+    Task(
+        "products",
+        "The product of a number from 3 to 29 and one from 11 to 29; right is the exact product.",
+        "The problems are generated, and none is asked twice.",
+        "last_number",
+        _products,
+        {"max_completion_length": 16},
+    ),
+    Task(
+        "calculations",
+        "A sum, difference, product or quotient of two numbers up to 100; right is the number.",
+        "They are the calculations in the notes of GSM8K's worked solutions (train split).",
+        "last_number",
+        _calculations,
+        {"max_completion_length": 16},
+    ),
+    Task(
+        "operations",
+        "Which operation solves a word problem, of four that are equally frequent: a guess is "
+        "right in 0.25; right is the operation that the data names.",
+        "The problems are SVAMP's, as many of each of its four types.",
+        "operation",
+        _operations,
+        {"max_completion_length": 12},
+    ),
+    Task(
+        "first_word",
+        "Which of four words comes first in the alphabet: a guess is right in 0.25; right is that "
+        "word as the first of the answer.",
+        "The words are those of BIG-Bench's word sorting.",
+        "first_word",
+        _first_words,
+        {"max_completion_length": 12},
+    ),
+)
+TASKS = {task.name: task for task in _ALL}
