@@ -24,7 +24,7 @@ said = { s=0; while sleep 8; do s=$$((s + 8)); echo "  installing $(1), $$s s"; 
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 install: $(READY) ## make .venv with the pinned dependencies and this package in it
 
@@ -77,6 +77,10 @@ smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model witho
 models/smollm2-135m-instruct/config.json: $(READY)
 	$(BIN)/python recipes/smollm2.py models/smollm2-135m-instruct
 
+smollm2-demo: models/smollm2-135m-instruct/config.json ## a real instruct model learns to multiply: GRPO, base against adapter, report (SEED=1 for another seed)
+	$(BIN)/python -m benchmarks.learning --task products --seeds $(SEED) --threads $(THREADS) \
+		--results runs/learning
+
 bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL: update, rollout, hybrids, step, memory, scoring (THREADS=1 REPEATS=5)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks --threads $(THREADS) --repeats $(REPEATS)
@@ -93,4 +97,4 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 bench gpu-check docs check
+.PHONY: help install demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 smollm2-demo bench gpu-check docs check

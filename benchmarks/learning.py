@@ -175,6 +175,7 @@ def flags() -> argparse.ArgumentParser:
         "--recipe", action="append", default=[], metavar="NAME=VALUE", help="another setting"
     )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning")
+    parser.add_argument("--results", type=Path, default=LEARNING, help="folder of the records")
     parser.add_argument("--page", action="store_true", help="write docs/learning.md, and end")
     return parser
 
@@ -187,7 +188,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """
     arguments = flags().parse_args(given)
     if arguments.page:
-        print(f"written to {write_page(LEARNING, ROOT / 'docs')}")
+        print(f"written to {write_page(arguments.results, ROOT / 'docs')}")
         return
     if arguments.task is None:
         raise SystemExit(f"error: --task names what to learn: {', '.join(TASKS)}.")
@@ -200,10 +201,10 @@ def main(given: Sequence[str] | None = None) -> None:
         show(f"{task.name}, {Path(arguments.model).name}", seeds)
         if not arguments.choose:
             # After every seed, so that a machine that vanishes leaves what it has done.
-            LEARNING.mkdir(parents=True, exist_ok=True)
+            arguments.results.mkdir(parents=True, exist_ok=True)
             record = record_of(task, arguments, recipe, seeds)
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-            (LEARNING / f"{task.name}.json").write_text(text, encoding="utf-8")
+            (arguments.results / f"{task.name}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
