@@ -45,7 +45,9 @@ SETTINGS = {
     "report_to": "none",
     "use_cpu": True,
     "dtype": "float32",
-    "eval_samples": 8,
+    "eval_samples": 4,
+    "learning_rate": 2e-4,
+    "max_steps": 40,
 }
 # The columns of the curves that are written down, and their names in metrics.jsonl.
 CURVES = {"reward": "reward", "kl": "kl", "length": "completions/mean_length"}
@@ -148,7 +150,7 @@ def record_of(task: Task, arguments: argparse.Namespace, recipe: Path, seeds: li
 def show(name: str, seeds: Sequence[Row]) -> None:
     """Print a row for each seed: right answers before and after, and the paired difference."""
     table = Table(title=name)
-    for heading in ("seed", "base", "adapter", "difference (paired)", "pass@8 before", "after"):
+    for heading in ("seed", "base", "adapter", "difference (paired)", "pass@4 before", "after"):
         table.add_column(heading, justify="right")
     for row in seeds:
         difference = row["difference"]["accuracy"]

@@ -1,7 +1,7 @@
 """The tasks of `benchmarks.learning`: short ones that a small instruct model can sometimes do.
 
 Those on real data read it where it lies: the calculations in GSM8K's worked solutions
-(arXiv 2110.14168, MIT), SVAMP's problems (arXiv 2103.07191, MIT), and the words of BIG-Bench's word
+(arXiv 2110.14168, MIT), SVAMP's texts (arXiv 2103.07191, MIT), and the words of BIG-Bench's word
 sorting as BIG-Bench Mistake has them (arXiv 2311.08516, Apache 2.0). Every prompt begins with one
 question and its answer, without which a model of this size starts to talk about mathematics.
 """
@@ -111,46 +111,39 @@ def _calculations(data: Path | None) -> list[Problem]:
     return rows
 
 
-_OPERATIONS = {
-    "Addition": "addition",
-    "Subtraction": "subtraction",
-    "Multiplication": "multiplication",
-    "Common-Division": "division",
-    # As some rows of the data spell it.
-    "Common-Divison": "division",
-}
-_WHICH = "Is this addition, subtraction, multiplication or division?"
-
-
-def _operations(data: Path | None) -> list[Problem]:
-    rows: dict[str, list[Problem]] = {name: [] for name in _OPERATIONS.values()}
-    example = "Ann had 12 coins and lost 7. How many coins are left?"
+def _smallest_numbers(data: Path | None) -> list[Problem]:
+    rows = []
+    ask = "What is the smallest number in this text?"
+    example = f"Ann had 12 coins, lost 7 and found 25 shells.\n{ask}"
     for line in _lines(data, "svamp/test.jsonl"):
         body = line["Body"].strip()
         end = "" if body.endswith((".", "?", "!", ",")) else "."
-        question = f"{body}{end} {line['Question']}\n{_WHICH}"
-        answer = _OPERATIONS[line["Type"]]
-        prompt = _turns(f"{example}\n{_WHICH}", "This is subtraction.", question)
-        rows[answer].append({"prompt": prompt, "answer": answer, "type": answer})
-    # As many of each: more than half of SVAMP is subtraction, which one could always answer.
-    fewest = min(map(len, rows.values()))
-    return [row for some in rows.values() for row in some[:fewest]]
+        text = f"{body}{end} {line['Question']}"
+        numbers = set(map(int, re.findall(r"\d+", text)))
+        if len(numbers) > 1:
+            prompt = _turns(example, "The smallest number is 7.", f"{text}\n{ask}")
+            rows.append({"prompt": prompt, "answer": min(numbers)})
+    return rows
 
 
-_WORDS = 4
+_WORDS = 3
 
 
-def _first_words(data: Path | None) -> list[Problem]:
+def _longest_words(data: Path | None) -> list[Problem]:
     rows = []
-    ask = "Which of these words comes first in the alphabet: {}?"
-    example = ask.format("pear, fig, apple, kiwi")
+    ask = "Which of these words is the longest?"
     for line in _lines(data, "bigbench_mistake/word_sorting.jsonl"):
         words = [word for word in line["input"].split() if word.isalpha()]
         for start in range(0, len(words) - _WORDS + 1, _WORDS):
             some = words[start : start + _WORDS]
-            question = ask.format(", ".join(some))
-            prompt = _turns(example, "apple comes first.", question)
-            rows.append({"prompt": prompt, "answer": min(some)})
+            lengths = sorted(map(len, some))
+            # Only one of them is right.
+            if lengths[-1] > lengths[-2]:
+                question = f"{', '.join(some)}\n{ask}"
+                prompt = _turns(
+                    f"pear, fig, banana\n{ask}", "The longest word is banana.", question
+                )
+                rows.append({"prompt": prompt, "answer": max(some, key=len)})
     return rows
 
 
@@ -172,22 +165,20 @@ _ALL = (
         {"max_completion_length": 16},
     ),
     Task(
-        "operations",
-        "Which operation solves a word problem, of four that are equally frequent: a guess is "
-        "right in 0.25; right is the operation that the data names.",
-        "The problems are SVAMP's, as many of each of its four types.",
-        "operation",
-        _operations,
+        "smallest_number",
+        "The smallest number of a text with at least two; right is the number.",
+        "The texts are SVAMP's word problems.",
+        "last_number",
+        _smallest_numbers,
         {"max_completion_length": 12},
     ),
     Task(
-        "first_word",
-        "Which of four words comes first in the alphabet: a guess is right in 0.25; right is that "
-        "word as the first of the answer.",
+        "longest_word",
+        "The longest of three words, where a guess is right in 0.33; right is the word.",
         "The words are those of BIG-Bench's word sorting.",
-        "first_word",
-        _first_words,
-        {"max_completion_length": 12},
+        "last_word",
+        _longest_words,
+        {"max_completion_length": 16},
     ),
 )
 TASKS = {task.name: task for task in _ALL}

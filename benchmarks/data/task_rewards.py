@@ -6,23 +6,15 @@ from typing import Any
 
 from grpo_hf import completion_text, reward_settings
 
-_OPERATION = re.compile(r"\b(?:addition|subtraction|multiplication|division)\b")
-
 
 def _last_numbers(texts: Sequence[str]) -> list[str | None]:
     found = [re.findall(r"\d+", text.replace(",", "")) for text in texts]
     return [numbers[-1].lstrip("0") or "0" if numbers else None for numbers in found]
 
 
-def _operations(texts: Sequence[str]) -> list[str | None]:
-    """Return the operation that a text names; None where it names none or several."""
-    found = [set(_OPERATION.findall(text.lower())) for text in texts]
-    return [names.pop() if len(names) == 1 else None for names in found]
-
-
-def _first_words(texts: Sequence[str]) -> list[str | None]:
-    found = [re.search(r"[a-z]+", text.lower()) for text in texts]
-    return [word and word.group() for word in found]
+def _last_words(texts: Sequence[str]) -> list[str | None]:
+    found = [re.findall(r"[a-z]+", text.lower()) for text in texts]
+    return [words[-1] if words else None for words in found]
 
 
 def _equal(answers: Sequence[str | None], gold: Sequence[Any]) -> list[float]:
@@ -35,13 +27,7 @@ def last_number(completions: Sequence[Any], answer: Sequence[int], **columns: An
     return _equal(_last_numbers([completion_text(each) for each in completions]), answer)
 
 
-@reward_settings(in_process=True, answers=_operations)
-def operation(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
-    """Pay 1.0 where a completion names the operation, and no other."""
-    return _equal(_operations([completion_text(each) for each in completions]), answer)
-
-
-@reward_settings(in_process=True, answers=_first_words)
-def first_word(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
-    """Pay 1.0 where a completion begins with the word."""
-    return _equal(_first_words([completion_text(each) for each in completions]), answer)
+@reward_settings(in_process=True, answers=_last_words)
+def last_word(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
+    """Pay 1.0 where the last word of a completion is the answer."""
+    return _equal(_last_words([completion_text(each) for each in completions]), answer)
