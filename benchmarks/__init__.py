@@ -10,6 +10,8 @@
     update.py  rollout.py  hybrids.py  step.py  memory.py  plan.py  scoring.py    one benchmark each
     engines.py            rollouts by vLLM beside those of transformers
     learning_rate.py      one short task at several learning rates
+    learning.py           a real model on the tasks of tasks.py, with several seeds
+    learning_page.py      the records of such runs as a page of the documents
     gpu_check.py  gpu_*.py    all of it on a GPU in 8 minutes, and whether it is right there
     sweep.py  plot.py    the update for several prompt lengths and group sizes, and its picture
     record.py     samples the completions in data/ once
