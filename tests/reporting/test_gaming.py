@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -355,6 +356,13 @@ class TestOddTexts:
     )
     def test_working_is_what_comes_before_it(self, text: str, has_working: bool) -> None:
         assert (len(working(text)) >= 8) == has_working
+
+    def test_digits_and_points_without_end_are_read_at_once(self) -> None:
+        began = time.monotonic()
+        for part in ("1", "1.", "...", "0,"):
+            assert working(part * 30_000 + "x") == ""
+            assert working("so " + part * 30_000 + "7") in ("so", "so " + part * 30_000)
+        assert time.monotonic() - began < 5
 
     def test_learning_to_write_headings_is_no_gaming(self, tmp_path: Path) -> None:
         run = Written(tmp_path, honest, WEIGHTS)

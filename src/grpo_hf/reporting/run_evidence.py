@@ -32,7 +32,6 @@ _MARKERS = re.compile(
     )""",
     re.VERBOSE,
 )
-_LAST_NUMBER = re.compile(r"\d[\d.,/%]*\W*\Z")
 _ENDS = re.compile(r"</answer>|<\|?\w+\|?>")
 
 
@@ -253,7 +252,19 @@ def working(text: str) -> str:
         if answer in _answer_after(marker, text):
             return text[: marker.start()].strip()
     # Not every language has spaces between its words.
-    number = _LAST_NUMBER.search(text.strip())
-    if number:
-        return text.strip()[: number.start()].strip()
-    return text.strip().rpartition(" ")[0]
+    before = _before_last_number(text.strip())
+    return text.strip().rpartition(" ")[0] if before is None else before
+
+
+def _before_last_number(text: str) -> str | None:
+    """Return what comes before the number at the end of a text; None if it ends otherwise.
+
+    No pattern: on a completion that repeats digits or points it would try each of them as a start.
+    """
+    start = len(text)
+    while start and not (text[start - 1].isalnum() or text[start - 1] == "_"):
+        start -= 1
+    while start and (text[start - 1].isdecimal() or text[start - 1] in ".,/%"):
+        start -= 1
+    left_out = re.search(r"\d", text[start:])
+    return text[: start + left_out.start()].strip() if left_out else None
