@@ -193,6 +193,13 @@ class TestSettings:
         assert f"{url} does not answer" in record.getMessage()
         assert "It is waited for, 0.2 s at most" in record.getMessage()
 
+    def test_other_machines_need_not_see_the_server(self, run, monkeypatch):
+        url = "http://127.0.0.1:9"
+        settings = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": url}
+        monkeypatch.setenv("GROUP_RANK", "1")
+        with pytest.raises(ModelLoadedError):
+            run(**settings)
+
     @pytest.mark.parametrize("model", ["a folder", "embedded:tiny"])
     def test_matrices_that_the_model_does_not_have(self, run, model):
         settings = {"model_name_or_path": model, "cold_start_steps": 2}

@@ -1,5 +1,6 @@
 """Checks before a run: what can be wrong and can be known before a model is loaded."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -243,7 +244,8 @@ def _check_engine(recipe: Recipe) -> None:
     )
     if args.vllm_adapter_dir is not None:
         check_adapter_folder(Path(args.vllm_adapter_dir))
-    if args.vllm_mode == "server":
+    # On other machines than the first one's, where the launcher counts from 1, nobody samples there.
+    if args.vllm_mode == "server" and os.environ.get("GROUP_RANK", "0") == "0":
         # Who says for how long expects that it is waited.
         waits = "vllm_server_timeout" in recipe.given
         base = str(recipe.model.model_name_or_path)
