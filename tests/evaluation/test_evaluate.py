@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from support.processes import SCRIPTS, launch
 from support.questions import CHATS, one_by_one
@@ -242,6 +243,26 @@ def test_vllm_writes_the_answers_of_both_sides(
         assert FakeLLM.started[0].calls[-1] == "shutdown"
     else:
         assert not server.adapters, "it is left as it was"
+
+
+@pytest.mark.parametrize(
+    "dealt",
+    [
+        {"num_generations": 8, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1},
+        {"num_generations": 4, "per_device_train_batch_size": 3, "generation_batch_size": 24},
+        {"per_device_eval_batch_size": 1, "eval_strategy": "steps", "eval_steps": 5},
+        {"use_vllm": True, "vllm_tensor_parallel_size": 4},
+    ],
+)
+def test_a_run_of_several_processes_is_evaluated_by_one(
+    run: Path, dealt: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    file = run / "recipe.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | dealt))
+    with vllm_installed():
+        main(["eval", str(run), "--limit", "2", "--json"])
+    (summary,) = json.loads(capsys.readouterr().out)
+    assert summary["problems"] == 2
 
 
 @pytest.mark.parametrize("place", ["here", "server"])

@@ -39,6 +39,15 @@ from .trained import TrainedModel, open_run, recipe_file
 
 # Completions that vLLM is asked for at a time. It takes as many of them at once as fit.
 _ENGINE_BATCH = 256
+# How a training dealt its batches and engines over its processes, in a form that fits any number of
+# them: an evaluation may have others.
+_UNDEALT = {
+    "num_generations": 2,
+    "steps_per_generation": 2,
+    "generation_batch_size": None,
+    "eval_strategy": "no",
+    "vllm_tensor_parallel_size": 1,
+}
 _LIBRARIES = ("grpo-hf", "trl", "transformers", "peft", "torch")
 
 
@@ -80,7 +89,7 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
         GrpoError: the first thing that is wrong; see errors.py.
     """
     file = _recipe_file(run)
-    recipe = read_recipe(["--config", str(file), *settings])
+    recipe = read_recipe(["--config", str(file), *settings], instead=_UNDEALT)
     home = file.parent
     _check(question)
     asked = _asked(question, recipe)

@@ -244,7 +244,7 @@ def _check_engine(recipe: Recipe) -> None:
     )
     if args.vllm_adapter_dir is not None:
         check_adapter_folder(Path(args.vllm_adapter_dir))
-    # On other machines than the first one's, where the launcher counts from 1, nobody samples there.
+    # A launcher counts machines from 0, and on others than the first nobody samples at servers.
     if args.vllm_mode == "server" and os.environ.get("GROUP_RANK", "0") == "0":
         # Who says for how long expects that it is waited.
         waits = "vllm_server_timeout" in recipe.given

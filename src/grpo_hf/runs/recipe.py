@@ -7,7 +7,7 @@ configuration system: the parser is TRL's `TrlParser`, and the settings are the 
 
 import os
 from argparse import Action, ArgumentTypeError, Namespace
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -116,8 +116,16 @@ class Recipe:
             ) from error
 
 
-def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Recipe:
+def read_recipe(
+    arguments: Sequence[str],
+    *,
+    default: Path | None = None,
+    instead: Mapping[str, Any] | None = None,
+) -> Recipe:
     """Read `--config FILE` (or `default`) and flags.
+
+    Args:
+        instead: settings in the place of the file's; a flag counts more.
 
     Raises:
         ConfigError: the file is missing or not a mapping, a key or flag is unknown (the message
@@ -128,6 +136,7 @@ def read_recipe(arguments: Sequence[str], *, default: Path | None = None) -> Rec
     file = _config_file(arguments) or default
     parser, known = settings_parser()
     settings = _read_yaml(file, known) if file is not None else {}
+    settings |= instead or {}
     # --help then shows the recipe's values as the defaults.
     parser.set_defaults(**defaults_for(settings), **settings)
     given = settings | _read_flags(parser, arguments, known)
