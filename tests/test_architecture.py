@@ -21,6 +21,7 @@ ORDER = [
     "config_checks",
     "config",
     "run_files",
+    "run_folders",
     "run_context",
     "torch_seam",
     "trl_seam",

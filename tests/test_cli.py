@@ -80,6 +80,16 @@ class TestArguments:
     def test_wrong_commands(self, refused, arguments):
         assert "usage: grpo-hf" in refused(*arguments)
 
+    def test_a_misspelled_command(self, refused):
+        assert "no command 'trian'. Did you mean 'train'? The commands are train, init," in refused(
+            "trian", "mine"
+        )
+        assert "no command 'chek'. Did you mean 'check'? The commands are list, check, test." in (
+            refused("rewards", "chek")
+        )
+        # Alone it lists what there is.
+        assert "train a recipe" in refused() and "score texts" in refused("rewards")
+
     def test_train_reads_the_recipe_and_passes_flags_on(self, refused, tmp_path):
         (tmp_path / "mine.yaml").write_text("rewards: [gsm8k]\n")
         assert "no such recipe. Did you mean 'mine.yaml'?" in refused(

@@ -5,7 +5,7 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,14 +15,19 @@ from .cli_report import add_report_commands
 from .cli_rewards import add_rewards_commands
 from .cli_start import add_start_commands
 from .cli_use import add_use_commands
+from .errors import ConfigError, did_you_mean
+from .run_files import METRICS_FILE
+from .run_folders import recipe_at
 from .runs.program import exit_on_error, quiet
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit with code 2 on an error that the user can correct."""
-    parser = _parser()
+    parser, commands = _parser()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _check_command(parser, commands, given)
     # A recipe's settings are flags too. Their parser is slow to import, so they stay in `rest`.
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(given)
     if rest and not options.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     quiet()
@@ -30,7 +35,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.command(options, rest)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _check_command(
+    parser: argparse.ArgumentParser,
+    commands: Mapping[str, argparse.ArgumentParser],
+    given: Sequence[str],
+) -> None:
+    """End with a list of the commands where none is given, or with the nearest to a wrong one."""
+    if not given:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    name = given[0]
+    if name.startswith("-"):
+        return
+    if name not in commands:
+        parser.error(
+            f"there is no command {name!r}.{did_you_mean(name, commands)} The commands are "
+            f"{', '.join(commands)}."
+        )
+    below = commands[name].get_default("subcommands")
+    if below is not None:
+        _check_command(commands[name], below, given[1:])
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """Return the parser of the command, and those of its subcommands."""
     parser = argparse.ArgumentParser(prog="grpo-hf", description="GRPO on one frozen base model.")
     parser.add_argument("--version", action="version", version=f"grpo-hf {version('grpo-hf')}")
     parser.set_defaults(takes_settings=False)
@@ -60,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--step", type=int, help="a kept step (default: the last)")
     replay.set_defaults(command=_replay)
     add_use_commands(commands)
-    return parser
+    return parser, commands.choices
 
 
 # The docstrings of the commands are what `--help` shows as their descriptions.
@@ -69,9 +97,17 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
     """Train any dataset with any rewards, named in a YAML file and flags. On several devices:
     accelerate launch -m grpo_hf.cli train recipe.yaml."""
+    # Before the imports, which take longer.
+    file = recipe_at(options.recipe)
+    if options.recipe.is_dir() and (options.recipe / METRICS_FILE).is_file():
+        raise ConfigError(
+            f"{options.recipe} is the output folder of a run. To go on with it, give its recipe "
+            f"with --output_dir {options.recipe} --resume_from_checkpoint auto. To run it again: "
+            f"grpo-hf train {file} --output_dir NEW"
+        )
     from .runs.recipe import read_recipe
 
-    recipe = read_recipe(["--config", str(options.recipe), *rest])
+    recipe = read_recipe(["--config", str(file), *rest])
     # This import takes longer than reading a recipe, and a mistake in a recipe should show soon.
     from .runs.train import train
 

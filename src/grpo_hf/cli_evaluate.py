@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .run_folders import check_weights
+
 
 def add_evaluate_command(commands: Any) -> None:
     """Add the command to those of `grpo-hf`."""
@@ -43,6 +45,8 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     maj@k and their paired differences. A command that was stopped goes on where it was. Settings of
     the recipe are flags too: --temperature 0.6. On several devices:
     accelerate launch -m grpo_hf.cli eval RUN."""
+    # Before the imports, which take longer.
+    check_weights(options.run)
     from .runs.evaluating import Question, evaluate_run
 
     question = Question(

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from .run_folders import recipe_at
+
 
 def add_plan_command(commands: Any) -> None:
     """Add the command to those of `grpo-hf`."""
@@ -60,6 +62,8 @@ def _rate(text: str) -> float:
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:
     """Show what a recipe needs from the model's config.json alone: its batches, the memory of each
     phase, what fits into which GPU, and tokens, time and cost."""
+    # Before the imports, which take longer.
+    file = recipe_at(options.recipe)
     from .config_checks import planned_processes
     from .runs.plan import Question, gpus_of, plan_text, table_text
     from .runs.recipe import read_recipe
@@ -75,5 +79,5 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
         device=options.device,
     )
     with planned_processes(gpus_of(question)[0]):
-        recipe = read_recipe(["--config", str(options.recipe), *rest])
+        recipe = read_recipe(["--config", str(file), *rest])
     print((table_text if options.table else plan_text)(recipe, question), end="")

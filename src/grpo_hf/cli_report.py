@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .run_folders import check_run
+
 
 def add_report_commands(commands: Any) -> None:
     """Add the commands to those of `grpo-hf`."""
@@ -35,6 +37,9 @@ def add_report_commands(commands: Any) -> None:
 def _report(options: argparse.Namespace, rest: list[str]) -> None:
     """Write one HTML file that says whether a run got better, why, and how one knows: rewards, KL,
     evaluations, samples, settings. Several runs are shown beside each other."""
+    # Before the imports, which take longer.
+    for run in options.run:
+        check_run(run)
     from .runs.finished import write_page
 
     print(write_page(options.run, options.to, pictures=not options.no_pictures))
@@ -42,6 +47,7 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _plot(options: argparse.Namespace, rest: list[str]) -> None:
     """Draw the mean of every reward and the KL over the steps of a run."""
+    check_run(options.run)
     from .run_report.page import write_plot
 
     write_plot(options.run, options.picture)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, DataError, RewardOutputError
+from .run_folders import recipe_at
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +65,8 @@ def add_rewards_commands(commands: Any) -> None:
         "--column", action="append", default=[], metavar="NAME=VALUE", help="a column, as answer=42"
     )
     test.set_defaults(command=_rewards_test)
+    # Known to who explains a wrong name.
+    group.set_defaults(subcommands=rewards.choices)
 
 
 # The docstrings of the commands are what `--help` shows as their descriptions.
@@ -133,7 +136,8 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(
             f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another."
         )
-    check_recipe(options.recipe, rest, options.rows)
+    # Before the imports, which take longer.
+    check_recipe(recipe_at(options.recipe), rest, options.rows)
 
 
 def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_ROWS) -> None:

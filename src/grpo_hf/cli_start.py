@@ -52,10 +52,13 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
     """Begin a task: look at the data, write a recipe with comments, a reward with examples that are
     a test, and a schema for editors; try them, and say what comes next. Nothing is written over. In
     a terminal it asks for what is not given."""
-    from .starting.data_facts import guess_gold, guess_prompt, look_at
-    from .starting.task_files import RECIPE, REWARD, Plan, refuse_existing, write_task
+    from .starting.task_folder import RECIPE, REWARD, refuse_existing
 
+    # Before the imports, which take longer.
     refuse_existing(options.folder)
+    from .starting.data_facts import guess_gold, guess_prompt, look_at
+    from .starting.task_files import Plan, write_task
+
     data = options.data or _ask(
         "Data: a jsonl, csv or parquet file, or a name on the Hub", "--data"
     )

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, OutputExistsError
+from .run_folders import check_weights
 
 # The flags of `grpo-hf export`, as its settings are called.
 _EXPORT = ["run", "to", "format", "dtype", "outtype", "converter", "base", "trust_remote_code"]
@@ -77,6 +78,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _chat(options: argparse.Namespace, rest: list[str]) -> None:
     """Talk to the base and the adapter of a run, side by side: with the run's system prompt,
     instruction and sampling. Of a pipe each line is a prompt by itself."""
+    # Before the imports, which take longer.
+    check_weights(options.run)
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ConfigError(f"--max_new_tokens is {options.max_new_tokens}; expected 1 or more.")
     from .runs.chat_loop import answer_lines, talk, temperature_of
@@ -104,6 +107,11 @@ def _chat(options: argparse.Namespace, rest: list[str]) -> None:
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
     """Write a copy of the base with the run's adapter in its weights, as safetensors or as a GGUF
     file, and print how vLLM and Ollama serve it. Nothing is overwritten."""
+    check_weights(options.run)
+    if options.to is not None and options.to.exists():
+        raise OutputExistsError(
+            f"{options.to} exists, and is not overwritten. Remove it, or give another --to."
+        )
     from .runs.export import Export, export
 
     asked = vars(options)

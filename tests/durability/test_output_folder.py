@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -71,6 +73,20 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path):
             claim_output_folder(folder)
 
 
+@pytest.mark.parametrize("was_there", [True, False])
+def test_a_program_that_never_begins_leaves_nothing(tmp_path: Path, was_there: bool):
+    folder = tmp_path / "run"
+    if was_there:
+        folder.mkdir()
+    program = (
+        "import sys; from pathlib import Path; from grpo_hf.durability.output_folder import "
+        "claim_output_folder; claim_output_folder(Path(sys.argv[1])); sys.exit(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)])
+    assert done.returncode == 2
+    assert [path.name for path in tmp_path.rglob("*")] == (["run"] if was_there else [])
+
+
 def test_every_process_looks_before_any_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Check that a slow process does not take files of the first process for another run."""
 
@@ -104,11 +120,11 @@ def holder(folder: Path, *how: str) -> Iterator[ForkServerProcess]:
 def test_a_folder_belongs_to_a_run_from_its_first_moment(tmp_path: Path, stage: str):
     folder = tmp_path / "run"
     with holder(folder, stage):
-        said = "another run writes into" if stage == "prepares" else r"another run \(\.run\)"
-        with pytest.raises(OutputExistsError, match=said):
-            claim_output_folder(folder)
-        with pytest.raises(OutputExistsError, match="another run writes into"):
-            claim_output_folder(folder, resume="auto")
+        for resume in (None, "auto"):
+            with pytest.raises(OutputExistsError, match="another run writes into") as caught:
+                claim_output_folder(folder, resume=resume)
+            # Who does what the message says must not end the other run.
+            assert "remove" not in str(caught.value)
     # Nothing has to be removed by hand.
     claim_output_folder(folder, resume="auto")
 

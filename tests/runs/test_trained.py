@@ -9,7 +9,7 @@ from support.runs import made_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_hf.durability import whole_checkpoints
-from grpo_hf.errors import ConfigError, ModelError
+from grpo_hf.errors import ConfigError, DataError, ModelError
 from grpo_hf.runs.trained import open_run, settings_of
 
 TOKENS = torch.arange(10, 42).unsqueeze(0)  # (1, 32) token ids
@@ -106,7 +106,7 @@ def test_an_adapter_of_another_name_is_found(tmp_path: Path, tiny_checkpoint: Pa
 
 
 def test_folders_without_a_run_say_what_was_expected(tmp_path: Path):
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(DataError, match="no such folder"):
         open_run(tmp_path / "nothing")
     with pytest.raises(ModelError, match=r"holds no adapter .* no model .* no whole checkpoint"):
         open_run(tmp_path)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..models.random_state import own_random_numbers
 from ..run_context import RunContext
+from ..run_folders import check_folder
 from ..update.micro_batches import select
 from .finite import OF_ROLLOUT, Verdict, finite_entries, readable_weights
 
@@ -162,8 +163,7 @@ def read_batch(folder: Path, step: int | None = None) -> KeptBatch:
     places = {}
     for place in (folder / KEPT_FOLDER).glob("step-*"):
         places[int(place.name.removeprefix("step-"))] = place
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not the output folder of a run: there is no such folder.")
+    check_folder(folder)
     if not places:
         raise DataError(
             f"{folder} has no batch to replay: a run keeps one when the loss, a gradient or a "

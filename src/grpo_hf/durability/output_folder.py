@@ -4,21 +4,26 @@ From the first moment a run holds a lock on a file in it, which the system relea
 ends, however that happens. When the training begins, the file says so, and stays.
 """
 
+import atexit
 import json
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OutputExistsError
 from ..run_files import METRICS_FILE, RUN_FILE
+from ..run_folders import run_at_work
 from .resume import AUTO, TRUE, wish_of
 
 # What a run leaves behind; recipe.yaml and notes of the user are not among it.
 _RUN_TRACES = (METRICS_FILE, "adapter_config.json", "*.safetensors", "*.bin", "checkpoint-*")
 # The locks that this process holds, until it ends.
 _held: dict[Path, IO[str]] = {}
+# The folders that it has made.
+_made: set[Path] = set()
 
 
 def claim_output_folder(
@@ -41,6 +46,9 @@ def claim_output_folder(
     if accelerator is not None:
         accelerator.wait_for_everyone()
     if trace is not None and not _resumes_here(folder, resume):
+        at_work = run_at_work(folder)
+        if at_work is not None:
+            raise OutputExistsError(_taken(folder, at_work))
         advice = "It has no checkpoint: remove or rename it"
         if any(folder.glob("checkpoint-*")):
             # A cell of a notebook that is run a second time has no command line.
@@ -53,6 +61,7 @@ def claim_output_folder(
             "give this run another --output_dir."
         )
     try:
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         # Only a write tells: permissions say nothing about a read-only disk.
         probe = folder / ".writable"
@@ -61,6 +70,8 @@ def claim_output_folder(
         probe.unlink(missing_ok=True)
         if accelerator.is_main_process if accelerator else os.environ.get("RANK", "0") == "0":
             _hold(folder, begins=accelerator is not None)
+            if is_new:
+                _made.add(folder.resolve())
     # Ours is an OSError as well.
     except OutputExistsError:
         raise
@@ -83,18 +94,36 @@ def _hold(folder: Path, *, begins: bool) -> None:
         file = place.open("a+", encoding="utf-8")
         if not _is_locked(file):
             file.close()
-            raise OutputExistsError(
-                f"another run writes into {folder} now. Give this run another --output_dir, or end "
-                "that one first."
-            )
+            raise OutputExistsError(_taken(folder, run_at_work(folder)))
         if not _held:
             _let_go_in_children()
+            atexit.register(_leave_nothing)
         _held[place] = file
     if begins:
         held = _held[place]
         held.truncate(0)
         json.dump({"process": os.getpid(), "machine": socket.gethostname()}, held)
         held.flush()
+
+
+def _taken(folder: Path, at_work: str | None) -> str:
+    """Return what is said where another run trains now; who removed its folder would end it."""
+    who = "" if at_work is None else f": a run is training there ({at_work})"
+    return (
+        f"another run writes into {folder} now{who}. Give this run another --output_dir, or end "
+        "that one first."
+    )
+
+
+def _leave_nothing() -> None:
+    """Remove locks under which no run began, and the folders that were made for them."""
+    for place, file in _held.items():
+        with suppress(OSError):
+            if not os.fstat(file.fileno()).st_size:
+                place.unlink()
+                if place.parent in _made:
+                    # It stays where it holds anything.
+                    place.parent.rmdir()
 
 
 def _let_go_in_children() -> None:

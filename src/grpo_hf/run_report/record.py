@@ -20,6 +20,7 @@ from ..run_files import (
     in_order,
     read_lines,
 )
+from ..run_folders import check_run
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +107,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
         DataError: the folder is not that of a run, or has no logged step.
     """
     file = folder / METRICS_FILE
-    if not file.is_file():
-        raise DataError(f"{folder} is not the output folder of a run: it has no {METRICS_FILE}.")
+    check_run(folder)
     steps, evaluated, summary = _logged(file)
     if not steps:
         raise DataError(f"{folder}: {METRICS_FILE} has no training step. {_cure(summary)}")

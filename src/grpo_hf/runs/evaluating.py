@@ -30,6 +30,7 @@ from ..rollout.sampling import sampling_of
 from ..rollout.vllm_answers import VllmAnswers, start_answers
 from ..rollout.vllm_engine import close_engines
 from ..run_files import EVALUATIONS, say, say_first
+from ..run_folders import check_folder
 from ..scoring.model_tools import Tool, call_tool, load_tools
 from ..trl_seam import name_or_path
 from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names
@@ -144,6 +145,7 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
 
 
 def _recipe_file(run: Path) -> Path:
+    check_folder(run)
     file = recipe_file(run)
     if file is None:
         raise DataError(

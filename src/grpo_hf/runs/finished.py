@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, OutputExistsError
-from ..run_files import METRICS_FILE, read_lines, say, write_or_say
+from ..run_files import read_lines, say, write_or_say
+from ..run_folders import check_run
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def show_credit(run: Path, step: int | None, page: Path | None) -> None:
     from ..reporting.credit_display import to_html, to_text
     from ..reporting.token_credit import Group
 
-    _check_run(run)
+    check_run(run)
     group = Group.of(_credit_row(run, step))
     if page is None:
         # The terminal's own width: a completion is text that may wrap, not a table.
@@ -117,7 +118,7 @@ def push(run: Path, repo: str, *, private: bool, samples: bool, dry_run: bool = 
         DataError: the folder is not that of a run.
         HubUnreachable: the Hub does not answer.
     """
-    _check_run(run)
+    check_run(run)
     from ..reporting.pushing import list_files, push_folder
 
     if dry_run:
@@ -146,11 +147,6 @@ def push_run(folder: Path, repo: str, args: Any) -> None:
         token=args.hub_token,
         revision=args.hub_revision,
     )
-
-
-def _check_run(folder: Path) -> None:
-    if not (folder / METRICS_FILE).is_file():
-        raise DataError(f"{folder} is not the output folder of a run: it has no {METRICS_FILE}.")
 
 
 def _credit_row(run: Path, step: int | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from trl import ModelConfig, TrlParser
 from ..config import GRPOConfig
 from ..errors import ConfigError, OutputExistsError, did_you_mean
 from ..run_files import RECIPE_FILE, write_whole
+from ..run_folders import recipe_at
 from ..trl_seam import parser_actions
 from .defaults import defaults_for
 from .task_arguments import TaskArguments
@@ -134,6 +135,7 @@ def read_recipe(
     arguments = list(arguments)
     # TRL's own --config is not used: it names no similar key, and it sets what `env` holds.
     file = _config_file(arguments) or default
+    file = None if file is None else recipe_at(file)
     parser, known = settings_parser()
     settings = _read_yaml(file, known) if file is not None else {}
     settings |= instead or {}
@@ -265,12 +267,6 @@ def _load_mapping(file: Path) -> dict[str, Any]:
     """Return the mapping at the top of a YAML file."""
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        siblings = []
-        if file.parent.is_dir():
-            for sibling in file.parent.glob("*.yaml"):
-                siblings.append(sibling.name)
-        raise ConfigError(f"{file}: no such recipe.{did_you_mean(file.name, siblings)}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: not a YAML file ({error}).") from error
     if not isinstance(settings, dict):

@@ -25,11 +25,10 @@ from ..errors import ConfigError, ModelError
 from ..models import loading
 from ..rollout.sampling import sampling_of
 from ..run_files import RECIPE_FILE
+from ..run_folders import ADAPTER_FILE, MODEL_FILE, check_folder, no_weights_in
 from .recipe import Recipe, saved_settings
 from .task_arguments import TaskArguments
 
-_ADAPTER = "adapter_config.json"
-_MODEL = "config.json"
 # A base that a run names by a relative path lies beside the folder that the run was started in.
 _LEVELS_ABOVE = 4
 
@@ -178,34 +177,31 @@ def weights_of(run: Path, base: str | None = None) -> Weights:
     """Find the weights of a run: its adapter or model, or else its newest whole checkpoint.
 
     Raises:
-        ModelError: there are none.
+        DataError: there is no such folder.
+        ModelError: it holds none.
     """
-    if not run.is_dir():
-        raise ModelError(f"{run}: no such folder. Expected the output folder of a run.")
+    check_folder(run)
     found = _weights_in(run, base)
     if found is not None:
         return found
     newest = whole_checkpoints.find(run).newest
     found = None if newest is None else _weights_in(newest, base)
     if newest is None or found is None:
-        raise ModelError(
-            f"{run} holds no adapter ({_ADAPTER}), no model ({_MODEL}) and no whole checkpoint. "
-            "Expected the output folder of a run that has saved."
-        )
+        raise ModelError(no_weights_in(run))
     return replace(found, note=f"note: the run has not ended; this is {newest.name}.")
 
 
 def _weights_in(folder: Path, base: str | None) -> Weights | None:
     # PEFT writes an adapter that is not called `default` into a folder of its name.
     named = []
-    for file in sorted(folder.glob(f"*/{_ADAPTER}")):
+    for file in sorted(folder.glob(f"*/{ADAPTER_FILE}")):
         if not file.parent.name.startswith("checkpoint-"):
             named.append(file)
-    for file in (folder / _ADAPTER, *named):
+    for file in (folder / ADAPTER_FILE, *named):
         if file.is_file():
             recorded = PeftConfig.from_pretrained(str(file.parent)).base_model_name_or_path
             return Weights(file.parent, base or _base_at(recorded, folder))
-    return Weights(folder, None) if (folder / _MODEL).is_file() else None
+    return Weights(folder, None) if (folder / MODEL_FILE).is_file() else None
 
 
 def _base_at(recorded: str | None, run: Path) -> str:

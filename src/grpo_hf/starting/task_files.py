@@ -15,10 +15,8 @@ from ..runs.defaults import defaults_for
 from ..runs.recipe_schema import schema_text
 from ..scoring.registry import load_reward, split_spec
 from .data_facts import DataFacts, kind_of_answers
+from .task_folder import RECIPE, REWARD, SCHEMA, refuse_existing
 
-RECIPE = "recipe.yaml"
-REWARD = "reward.py"
-SCHEMA = "recipe.schema.json"
 # What the written reward is called, by what the right answers are.
 _FUNCTIONS = {
     "number": "right_number",
@@ -88,20 +86,6 @@ class Plan:
         name = self.gold or "answer"
         is_name = name.isidentifier() and not keyword.iskeyword(name)
         return name if is_name and name not in _TAKEN else "answer"
-
-
-def refuse_existing(folder: Path) -> None:
-    """Check that no file of a new task is there already.
-
-    Raises:
-        OutputExistsError: names the files.
-    """
-    there = [name for name in (RECIPE, REWARD, SCHEMA) if (folder / name).exists()]
-    if there:
-        raise OutputExistsError(
-            f"{folder} holds {' and '.join(there)} already, and nothing is written over. Give "
-            "another folder, or move the files."
-        )
 
 
 def write_task(plan: Plan) -> list[Path]:

@@ -1,0 +1,23 @@
+"""The names of a new task's files, and whether they are free; nothing heavy is imported."""
+
+from pathlib import Path
+
+from ..errors import OutputExistsError
+
+RECIPE = "recipe.yaml"
+REWARD = "reward.py"
+SCHEMA = "recipe.schema.json"
+
+
+def refuse_existing(folder: Path) -> None:
+    """Check that no file of a new task is there already.
+
+    Raises:
+        OutputExistsError: names the files.
+    """
+    there = [name for name in (RECIPE, REWARD, SCHEMA) if (folder / name).exists()]
+    if there:
+        raise OutputExistsError(
+            f"{folder} holds {' and '.join(there)} already, and nothing is written over. Give "
+            "another folder, or move the files."
+        )
