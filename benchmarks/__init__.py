@@ -18,3 +18,6 @@
 
 The package can be imported from the root of the repository only. It is not installed.
 """
+
+# Before transformers, whose import makes bitsandbytes log a line that this import keeps out.
+import grpo_hf as grpo_hf

@@ -272,6 +272,11 @@ class TestData:
         text = run(dataset_path=str(tmp_path / "trian.jsonl"))
         assert "trian.jsonl: no such dataset file or folder. Did you mean 'train.jsonl'?" in text
 
+    def test_a_common_ending_makes_no_names_alike(self, run, tmp_path):
+        (tmp_path / "zh.jsonl").touch()
+        text = run(dataset_path=str(tmp_path / "nothere.jsonl"))
+        assert "nothere.jsonl: no such dataset file or folder. Expected a" in text
+
     def test_missing_split(self, run):
         assert "the split 'training' was asked for" in run(dataset_train_split="training")
 

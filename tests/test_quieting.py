@@ -13,6 +13,7 @@ import trl
 
 from grpo_hf import GRPOConfig, GRPOTrainer, quieting
 
+ROOT = Path(__file__).parents[1]
 MakeTrainer = Callable[..., GRPOTrainer]
 
 
@@ -64,9 +65,16 @@ def test_one_line_of_bitsandbytes_is_dropped(caplog: pytest.LogCaptureFixture):
 
 
 @pytest.mark.slow
-def test_importing_the_trainer_prints_nothing():
-    program = "from grpo_hf import GRPOTrainer"
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from grpo_hf import GRPOTrainer",
+        "import grpo_hf.errors, transformers.integrations.bitsandbytes, bitsandbytes",
+        "import benchmarks.update",
+    ],
+)
+def test_importing_prints_nothing(program: str):
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert (done.stdout, done.stderr) == ("", "")

@@ -33,6 +33,9 @@ __all__ = [
     "split_steps",
 ]
 
+# Before any import below that makes bitsandbytes log it.
+quieting.drop_kernel_line()
+
 _HOMES = {
     "GRPOConfig": "config",
     "GRPOTrainer": "trainer",
@@ -52,8 +55,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that a light part of the library stays light."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Before the import that makes bitsandbytes log it.
-    quieting.drop_kernel_line()
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 

@@ -20,13 +20,15 @@ def add_evaluate_command(commands: Any) -> None:
         default=[],
         metavar="SET",
         help="gsm8k, math500, svamp, mgsm_en, mgsm_de, mgsm_zh, mbpp, countdown, held_out; "
-        "NAME=PATH for a local copy or data of your own (default: held_out, and the recipe's "
-        "eval_data)",
+        "PATH or NAME=PATH for a local copy or data of your own (default: held_out, and the "
+        "recipe's eval_data)",
     )
     command.add_argument(
         "--samples", type=int, default=0, metavar="N", help="sampled answers per problem (0)"
     )
-    command.add_argument("--limit", type=int, metavar="N", help="the first N problems of a set")
+    command.add_argument(
+        "--limit", type=int, metavar="N", help="the first N problems of a set (all)"
+    )
     command.add_argument(
         "--batch_size", type=int, metavar="N", help="answers at a time (the run's)"
     )

@@ -27,6 +27,7 @@ exit code 2 (`exit_on_error`).
 
 import difflib
 from collections.abc import Iterable
+from pathlib import PurePath
 
 
 class GrpoError(Exception):
@@ -138,3 +139,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         # A caller puts the result into its message, and needs no case for "nothing is close".
         return ""
     return f" Did you mean '{close[0]}'?"
+
+
+def did_you_mean_file(name: str, siblings: Iterable[str]) -> str:
+    """Return what `did_you_mean` does for the name of a file.
+
+    An ending that both names have would make any two of them look alike.
+
+    >>> did_you_mean_file("nothere.jsonl", ["zh.jsonl"])
+    ''
+    >>> did_you_mean_file("train.json", ["train.jsonl"])
+    " Did you mean 'train.jsonl'?"
+    """
+    stem = PurePath(name).stem
+    near = [other for other in siblings if difflib.get_close_matches(stem, [PurePath(other).stem])]
+    return did_you_mean(name, near)

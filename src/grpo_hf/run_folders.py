@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .errors import ConfigError, DataError, ModelError, did_you_mean
+from .errors import ConfigError, DataError, ModelError, did_you_mean, did_you_mean_file
 from .run_files import METRICS_FILE, RECIPE_FILE, RUN_FILE
 
 # Files of which one makes a folder that of an adapter, or of a model.
@@ -39,7 +39,7 @@ def recipe_at(place: Path) -> Path:
         )
     if not place.exists():
         siblings = sorted(each.name for each in place.parent.glob("*.y*ml"))
-        raise ConfigError(f"{place}: no such recipe.{did_you_mean(place.name, siblings)}")
+        raise ConfigError(f"{place}: no such recipe.{did_you_mean_file(place.name, siblings)}")
     return place
 
 

@@ -12,6 +12,7 @@ from grpo_hf import GRPOConfig
 from grpo_hf.models.loading import lora_config
 from grpo_hf.runs import preflight
 from grpo_hf.runs.defaults import describe
+from grpo_hf.runs.output_checks import first_checkpoint
 from grpo_hf.runs.recipe import read_recipe
 
 TRLS = TRLGRPOConfig.__dataclass_fields__
@@ -113,6 +114,22 @@ class TestSettings:
         assert "lora_target_modules all-linear" in line
         assert "learning_rate" not in line and "use_peft" not in line
         assert describe({"use_peft": True}) == []
+
+    @pytest.mark.parametrize(
+        "settings, said",
+        [
+            ({"max_steps": 40}, "at the end, step 40, because save_steps is 500"),
+            ({"max_steps": 40, "save_steps": 40}, "at the end, step 40"),
+            ({"max_steps": 40, "save_steps": 10}, "at step 10 (save_steps)."),
+            ({"max_steps": 40, "save_steps": 0.3}, "at step 12 (save_steps)."),
+            ({}, "at step 500 (save_steps), or at the end of a shorter run"),
+            ({"save_steps": 0.3}, "after 30% of the steps"),
+            ({"save_strategy": "epoch"}, "epoch"),
+            ({"save_strategy": "no"}, "no checkpoints are saved"),
+        ],
+    )
+    def test_when_it_saves_for_the_first_time_is_said(self, recipe, settings, said):
+        assert said in first_checkpoint(recipe(**settings).training)
 
     def test_the_saved_recipe_has_them_all(self, recipe, tmp_path):
         read = recipe()

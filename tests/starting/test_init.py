@@ -90,6 +90,21 @@ def test_what_is_written_works(kind, data, begun):
         assert all(paid < 1 for paid in reward(list(map(str, others)), answer=gold))
 
 
+def test_the_values_in_its_comments_are_the_defaults(data, begun):
+    """What a line changes is seen only where its value is the one that holds without it."""
+    folder, _ = begun(data(lambda n: {"question": f"{n}?", "answer": n}))
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    _, comments = text.split("with the values that it has otherwise:")
+    shown = yaml.safe_load(comments.replace("\n# ", "\n"))
+    assert len(shown) >= 7
+    recipe = read_recipe(["--config", str(folder / "recipe.yaml"), "--use_cpu"])
+    for name, value in shown.items():
+        holder = recipe.model if hasattr(recipe.model, name) else recipe.training
+        assert getattr(holder, name) == value, name
+    # It has a checkpoint long before its end.
+    assert recipe.training.save_steps * 2 <= recipe.training.max_steps
+
+
 class TestColumns:
     def test_of_any_name(self, data, begun):
         file = data(lambda n: {"Text of it": f"Say {n}, please", "class": n, "id": f"x{n}"})

@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
 from ..demo.word_problems import word_problems
-from ..errors import DataError, HubUnreachable, did_you_mean
+from ..errors import DataError, HubUnreachable, did_you_mean, did_you_mean_file
 
 EMBEDDED = "embedded:word_problems"
 # A folder may hold a split in several formats; the first of these suffixes wins.
@@ -134,7 +134,7 @@ def split_file(path: Path, split: str, optional: bool) -> Path | None:
         return _single_file(path, split, optional)
     if path.is_dir():
         return _file_in_folder(path, split, optional)
-    hint = did_you_mean(path.name, _names_beside(path))
+    hint = did_you_mean_file(path.name, _names_beside(path))
     raise DataError(
         f"{path}: no such dataset file or folder.{hint} Expected a "
         f"folder with train.jsonl (or {', '.join(SUFFIXES[1:])}), or one such file."

@@ -1,8 +1,10 @@
 """Checks of where a run's results go: a free output folder, a checkpoint to resume, the Hub."""
 
+import math
 import os
 from pathlib import Path
 
+from ..config import GRPOConfig
 from ..durability.output_folder import claim_output_folder
 from ..durability.resume import AUTO, TRUE, checkpoint_for, is_at_its_end, wish_of
 from ..durability.whole_checkpoints import recover, step_of
@@ -41,6 +43,26 @@ def checkpoint_to_resume(recipe: Recipe) -> str | None:
             f"{'--max_steps' if most > 0 else '--num_train_epochs'} to go on."
         )
     return TRUE if wish_of(wish) == TRUE else str(checkpoint)
+
+
+def first_checkpoint(args: GRPOConfig) -> str:
+    """Return a sentence that says when a run saves for the first time."""
+    if args.save_strategy == "no":
+        return "no checkpoints are saved (save_strategy), so a run that is killed starts again."
+    if args.save_strategy != "steps":
+        return f"the first checkpoint is saved as save_strategy says: {args.save_strategy.value}."
+    most, every = args.max_steps, args.save_steps
+    # A share of all steps, rounded as transformers rounds it.
+    first = math.ceil(every * most) if 0 < every < 1 and most > 0 else every
+    if 0 < most <= first:
+        return (
+            f"the first checkpoint is saved at the end, step {most}, because save_steps is "
+            f"{every:g}. A smaller --save_steps saves on the way."
+        )
+    if first < 1:
+        return f"the first checkpoint is saved after {first:.0%} of the steps (save_steps)."
+    end = "" if most > 0 else ", or at the end of a shorter run"
+    return f"the first checkpoint is saved at step {first:g} (save_steps){end}."
 
 
 def check_hub_login(recipe: Recipe) -> None:

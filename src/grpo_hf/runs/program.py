@@ -18,7 +18,7 @@ from ..run_files import say_first
 def quiet() -> None:
     """Silence progress bars and warnings that a user of this library can do nothing about.
 
-    Programs call it before the heavy imports; importing grpo_hf silences nothing.
+    Programs call it before the heavy imports; importing grpo_hf silences one line (quieting.py).
     """
     # The bars of datasets are about mapping, which takes milliseconds here.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -21,6 +21,7 @@ from ..trainer import GRPOTrainer
 from . import finished, preflight, training_evaluations
 from .defaults import describe
 from .evaluation_sets import EvaluationSet, keep_held_out
+from .output_checks import first_checkpoint
 from .recipe import EMBEDDED_MODEL, Recipe
 from .run_data import form_of_prompts
 
@@ -41,7 +42,8 @@ def train(recipe: Recipe) -> Comparison | None:
         logging.disable_progress_bar()
     task = preflight.check_task(recipe, may_stream=True, may_use_tools=True)
     prompts = prompts_of(recipe, task)
-    for note in task.notes + prompts.notes + describe(recipe.chosen):
+    notes = task.notes + prompts.notes + describe(recipe.chosen)
+    for note in [*notes, first_checkpoint(recipe.training)]:
         say_first(f"note: {note}")
     specs = ", ".join(reward.spec for reward in task.rewards)
     # A stream does not say how many there are.

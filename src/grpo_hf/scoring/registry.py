@@ -16,7 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard, TypeVar
 
-from ..errors import RewardError, RewardNotFound, RewardSpecError, did_you_mean
+from ..errors import (
+    RewardError,
+    RewardNotFound,
+    RewardSpecError,
+    did_you_mean,
+    did_you_mean_file,
+)
 from .reward import Reward, address, callable_name, definition_of
 from .signature import checked_reward
 
@@ -294,7 +300,7 @@ def _file_hint(path: Path) -> str:
     here = Path(path.name).resolve()
     if here.is_file():
         return f" It is relative to the recipe; the one in the current folder is {here}."
-    return did_you_mean(path.name, [sibling.name for sibling in path.parent.glob("*.py")])
+    return did_you_mean_file(path.name, [sibling.name for sibling in path.parent.glob("*.py")])
 
 
 def file_modules() -> list[str]:
