@@ -19,7 +19,7 @@ def add_plan_command(commands: Any) -> None:
         "--accelerate", type=Path, metavar="FILE", help="configuration of accelerate to plan for"
     )
     plan.add_argument(
-        "--prompt_tokens", type=_count, default=256, metavar="N", help="tokens of a prompt (256)"
+        "--prompt_tokens", type=_count, metavar="N", help="tokens of a prompt (those of the data)"
     )
     plan.add_argument(
         "--completion_tokens",
@@ -60,8 +60,9 @@ def _rate(text: str) -> float:
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:
-    """Show what a recipe needs from the model's config.json alone: its batches, the memory of each
-    phase, what fits into which GPU, and tokens, time and cost."""
+    """Show what a recipe needs, from the model's config.json and the lengths of the data's prompts,
+    without weights: batches, the memory of each phase, what fits where, tokens, and at a known rate
+    time and cost."""
     # Before the imports, which take longer.
     file = recipe_at(options.recipe)
     from .config_checks import planned_processes

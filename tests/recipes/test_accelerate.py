@@ -157,7 +157,7 @@ def test_a_run_with_it_can_be_planned(
     recipe = ROOT / "recipes" / "gsm8k.yaml"
     settings = ["--model_name_or_path", str(tiny_checkpoint), "--prompt_tokens", "32"]
     cli.main(["plan", str(recipe), "--accelerate", str(file), *settings])
-    assert "MEMORY OF ONE DEVICE" in capsys.readouterr().out
+    assert "MEMORY OF ONE GPU" in capsys.readouterr().out
 
 
 SHARDED = {"fsdp2", "fsdp2_qlora", "zero2", "zero3"}

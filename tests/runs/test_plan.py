@@ -11,12 +11,12 @@ import psutil
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from grpo_hf import cli
 from grpo_hf.errors import ConfigError, ModelError
 from grpo_hf.planning.fitting import Fit
-from grpo_hf.runs import plan, preflight
+from grpo_hf.runs import plan, preflight, prompt_lengths
 from grpo_hf.runs.recipe import Recipe, read_recipe
 
 FITS = Fit(2**40, 0, "update", True, None)
@@ -57,6 +57,88 @@ def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert "30 steps write 92,160 tokens" in text
     assert "a step takes 6.3 s, the run 3:08 min" in text
     assert "the run $0.10" in text
+
+
+def with_prompts(model: Path, folder: Path, *lengths: int) -> Path:
+    """Write a recipe whose prompts are so many words long."""
+    rows = [{"prompt": "word " * length, "answer": "1"} for length in lengths]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = folder / "mine.yaml"
+    settings = {"model_name_or_path": str(model), "dataset_path": str(folder / "rows.jsonl")}
+    settings |= {"rewards": ["gsm8k"], "max_steps": 40, "max_completion_length": 16}
+    settings |= {"lora_target_modules": "all-linear", "output_dir": str(folder / "run")}
+    file.write_text(json.dumps(settings))
+    return file
+
+
+class TestPromptLengths:
+    def test_are_those_of_the_data(
+        self, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        recipe = with_prompts(tiny_checkpoint, tmp_path, *[10] * 30, 50)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+        counts = []
+        for length in [10] * 30 + [50]:
+            text = "word " * length
+            if tokenizer.chat_template is not None:
+                messages = [{"role": "user", "content": text}]
+                ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+                counts.append(len(ids["input_ids"]))
+            else:
+                counts.append(len(tokenizer(text)["input_ids"]))
+        mean = round(sum(counts) / 31)
+        text = plan_of(capsys, recipe)
+        assert f"prompts have {mean} tokens on average and {max(counts)} at most, in 31" in text
+        # Memory has to hold the longest, and time is that of the mean: 4 prompts with 8 answers.
+        assert f"1 x {max(counts)} prompt tokens once" in text
+        assert f"counts {32 * (mean + 16):,} with their prompts" in text
+
+    def test_are_guessed_without_a_tokenizer(
+        self, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = with_prompts(tiny_checkpoint, tmp_path, 40)
+        recipe = read_recipe(["--config", str(file), "--use_cpu"])
+        recipe.model.model_name_or_path = "somebody/model"
+        lengths = prompt_lengths.prompt_lengths(recipe, None)
+        assert (lengths.longest, lengths.mean) == (50, 50)
+        assert "the tokenizer is not here" in lengths.source
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"dataset_path": "nothing.jsonl"}, "nothing.jsonl is not here"),
+            ({"dataset_path": None, "dataset_name": "openai/gsm8k"}, "not a local file"),
+            ({"prompt_column": "anser"}, "no such column"),
+        ],
+    )
+    def test_are_usual_ones_where_there_is_no_data(
+        self, settings: dict[str, Any], said: str, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        recipe = read_recipe(
+            ["--config", str(with_prompts(tiny_checkpoint, tmp_path, 40)), "--use_cpu"]
+        )
+        for name, value in settings.items():
+            setattr(recipe.task, name, value)
+        lengths = prompt_lengths.prompt_lengths(recipe, None)
+        assert lengths.mean == 256 and said in lengths.source
+        assert prompt_lengths.prompt_lengths(recipe, 7).longest == 7
+
+
+def test_a_machine_without_a_gpu_is_planned_for(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = with_prompts(tiny_checkpoint, tmp_path, 10)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    text = plan_of(capsys, recipe)
+    assert "rollout of one CPU" in text and "this machine (" in text and "GPU x" not in text
+    # How long a first run takes is measured; the commands are said.
+    assert f"grpo-hf train {recipe} --max_steps 2" in text and "--like runs/rate" in text
+    for flags in (["--device", "cuda"], ["--gpus", 1]):
+        text = plan_of(capsys, recipe, *flags)
+        assert "rollout of one GPU" in text and "this machine" not in text
 
 
 def test_no_weights_are_needed(

@@ -92,15 +92,19 @@ class Geometry:
         return rows
 
 
-def picture(geometry: Geometry) -> list[str]:
-    """Draw the batches of a run: a rollout, a micro-batch of it, an optimizer step."""
+def picture(geometry: Geometry, device: str = "GPU") -> list[str]:
+    """Draw the batches of a run: a rollout, a micro-batch of it, an optimizer step.
+
+    Args:
+        device: what trains, for the text.
+    """
     g = geometry
     rows = g.rollout_rows
     prompts = g.rollout_prompts
     packed = g.row_tokens(g.batch)
     block = g.batch * (g.prompt + g.completion)
     lines = [
-        f"rollout of one GPU: {prompts} prompts x {g.group} completions = {rows} rows",
+        f"rollout of one {device}: {prompts} prompts x {g.group} completions = {rows} rows",
         "",
         f"    prompt 1     [{_bar('p', 4)}] -> {_bar('c', g.group)}",
     ]
@@ -129,7 +133,7 @@ def picture(geometry: Geometry) -> list[str]:
     together = g.gpus * g.batch * g.accumulation
     lines += [
         "",
-        f"optimizer step: {g.gpus} GPU{'s' * (g.gpus > 1)} x {g.batch} rows x "
+        f"optimizer step: {g.gpus} {device}{'s' * (g.gpus > 1)} x {g.batch} rows x "
         f"{_number(g.accumulation, 'micro-batch')} = {together} completions of "
         f"{_number(g.prompts_of(together), 'prompt')}",
     ]

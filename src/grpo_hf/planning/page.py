@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import psutil
+
 from .cost import Cost
 from .fitting import DEVICES, Fit, fit_into
 from .geometry import picture
@@ -21,12 +23,16 @@ class Plan:
 
     Args:
         title: the recipe and the model.
+        on_gpu: the same run on a GPU, for what fits there.
+        rate_hint: how a rate is measured, where none is known.
         notes: what was assumed.
     """
 
     title: str
     run: RunFacts
+    on_gpu: RunFacts
     cost: Cost
+    rate_hint: str
     notes: Sequence[str] = ()
 
 
@@ -41,17 +47,23 @@ def page(plan: Plan) -> str:
         "BATCHES",
         "",
     ]
-    lines += [f"  {line}".rstrip() for line in picture(plan.run.geometry)]
+    lines += [f"  {line}".rstrip() for line in picture(plan.run.geometry, _device(plan.run))]
     phases = phases_of(plan.run)
-    lines += ["", "MEMORY OF ONE DEVICE", "", *_table(phases)]
+    lines += ["", f"MEMORY OF ONE {_device(plan.run)}", "", *_table(phases)]
     peak = max(phases, key=lambda phase: phase.size)
     lines += ["", f"  The peak is {size_text(peak.size)}, in the phase {peak.name}:", ""]
     lines += _details(peak)
     lines += ["", "WHAT FITS", ""]
+    if plan.run.device == "cpu":
+        free = psutil.virtual_memory().available
+        lines.append(
+            f"  this machine ({size_text(free)} free)  {_fit_text(fit_into(plan.run, free))}"
+        )
+        lines += ["", "  and a GPU of"]
     for gigabytes in DEVICES:
-        lines.append(f"  {gigabytes:4} GB  {_fit_text(fit_into(plan.run, gigabytes * GIB))}")
+        lines.append(f"  {gigabytes:4} GB  {_fit_text(fit_into(plan.on_gpu, gigabytes * GIB))}")
     lines += ["", "TOKENS, TIME AND COST", ""]
-    lines += [f"  {line}" for line in cost_lines(plan.cost)]
+    lines += [f"  {line}" for line in cost_lines(plan.cost, plan.rate_hint)]
     if plan.notes:
         lines.append("")
         lines += [f"note: {note}" for note in plan.notes]
@@ -105,8 +117,16 @@ def _fit_text(fit: Fit) -> str:
     return f"no one or two changes make it fit ({taken})"
 
 
-def cost_lines(cost: Cost) -> list[str]:
-    """Return tokens, time and cost of a step and of the run."""
+def _device(run: RunFacts) -> str:
+    return "CPU" if run.device == "cpu" else "GPU"
+
+
+def cost_lines(cost: Cost, rate_hint: str) -> list[str]:
+    """Return tokens, time and cost of a step and of the run.
+
+    Args:
+        rate_hint: what is said where the time is not known.
+    """
     lines = [
         f"a step writes {cost.written:,} tokens, and counts {cost.counted:,} with their prompts"
     ]
@@ -115,10 +135,7 @@ def cost_lines(cost: Cost) -> list[str]:
     else:
         lines.append(f"{cost.steps:,} steps write {cost.written * cost.steps:,} tokens")
     if cost.seconds is None:
-        lines.append(
-            "for times give --tokens_per_second, as the lines of a run print it, or --like RUN"
-        )
-        return lines
+        return lines + rate_hint.split("\n")
     text = f"a step takes {duration(cost.seconds)}"
     if cost.steps is not None:
         text += f", the run {duration(cost.seconds * cost.steps)}"

@@ -27,11 +27,9 @@ from ..planning.precision import Precision
 from ..planning.run_facts import Engine, RunFacts
 from ..run_files import say
 from ..scoring.registry import split_spec
+from .prompt_lengths import USUAL_TOKENS, prompt_lengths
 from .recipe import EMBEDDED_MODEL, Recipe
 from .run_data import model_source
-
-# The length of a prompt where nobody says it: a question of a few sentences.
-PROMPT_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -41,17 +39,17 @@ class Question:
     Args:
         gpus: how many GPUs train; by default as many as `accelerate` says, or one.
         accelerate: a configuration of accelerate, with the number of GPUs and the strategy.
-        prompt_tokens: tokens of a prompt.
+        prompt_tokens: tokens of a prompt; by default those of the recipe's data.
         completion_tokens: tokens of a completion; by default as many as a run allows.
         rate: tokens per second of all GPUs together, as a run prints it.
         like: the folder of an earlier run, for its rate.
         dollars_per_hour: of one GPU.
-        device: `cuda` or `cpu`; by default what the recipe says.
+        device: `cuda` or `cpu`; by default what the recipe says, and a CPU where there is no GPU.
     """
 
     gpus: int | None = None
     accelerate: Path | None = None
-    prompt_tokens: int = PROMPT_TOKENS
+    prompt_tokens: int | None = None
     completion_tokens: int | None = None
     rate: float | None = None
     like: Path | None = None
@@ -67,7 +65,12 @@ def plan_text(recipe: Recipe, question: Question) -> str:
         GrpoError: there is no such model, run or configuration.
     """
     name = recipe.model.model_name_or_path
+    lengths = prompt_lengths(recipe, question.prompt_tokens)
+    question = replace(question, prompt_tokens=lengths.longest, device=device_of(recipe, question))
     run = plan_facts(recipe, question)
+    on_gpu = run
+    if run.device == "cpu":
+        on_gpu = plan_facts(recipe, replace(question, device="cuda"))
     gpus = run.geometry.gpus
     rate = question.rate
     if question.like is not None:
@@ -75,7 +78,9 @@ def plan_text(recipe: Recipe, question: Question) -> str:
     steps = recipe.training.max_steps
     # For the cost a completion may be shorter than the longest, for which there has to be memory.
     written = replace(
-        run.geometry, completion=question.completion_tokens or run.geometry.completion
+        run.geometry,
+        prompt=lengths.mean,
+        completion=question.completion_tokens or run.geometry.completion,
     )
     cost = Cost.of(
         written,
@@ -85,7 +90,29 @@ def plan_text(recipe: Recipe, question: Question) -> str:
     )
     file = recipe.file or "the flags"
     strategy_text = f", {run.strategy} on {gpus} GPUs" if gpus > 1 else ""
-    return page(Plan(f"plan of {file}: {name}{strategy_text}", run, cost, _notes(run, question)))
+    title = f"plan of {file}: {name}{strategy_text}"
+    return page(Plan(title, run, on_gpu, cost, rate_hint(recipe), _notes(run, lengths.source)))
+
+
+def device_of(recipe: Recipe, question: Question) -> str:
+    """Return what a plan is for: `cpu` or `cuda`."""
+    asks_for_gpus = question.gpus is not None or question.accelerate is not None
+    if question.device is not None:
+        return question.device
+    if recipe.training.use_cpu or not (asks_for_gpus or torch.cuda.is_available()):
+        return "cpu"
+    return "cuda"
+
+
+def rate_hint(recipe: Recipe) -> str:
+    """Return the commands that measure the rate of a first run, which is in no configuration."""
+    if recipe.file is None:
+        return "for times give --tokens_per_second, as the lines of a run print it, or --like RUN"
+    short = "--max_steps 2 --eval_rows 0 --output_dir runs/rate"
+    return (
+        f"for times measure two steps: grpo-hf train {recipe.file} {short}\n"
+        f"then:                        grpo-hf plan {recipe.file} --like runs/rate"
+    )
 
 
 def plan_facts(recipe: Recipe, question: Question) -> RunFacts:
@@ -244,7 +271,7 @@ def facts_of(
         # It is on where the device supports it, and this one may be none.
         autocast = True
     precision = Precision.of(recipe.model, config, autocast=autocast)
-    geometry = Geometry.of(args, gpus=gpus, prompt=question.prompt_tokens)
+    geometry = Geometry.of(args, gpus=gpus, prompt=question.prompt_tokens or USUAL_TOKENS)
     if device == "cpu" and precision.quantized is not None and precision.products == 2:
         # bitsandbytes' products in half precision on a CPU depend on the number of rows.
         geometry = replace(geometry, packed=False)
@@ -324,13 +351,15 @@ def _name_and_options(spec: Any) -> tuple[str, Mapping[str, Any]]:
     return split_spec(str(spec))
 
 
-def _notes(run: RunFacts, question: Question) -> list[str]:
+def _notes(run: RunFacts, prompts: str) -> list[str]:
     """Return what the plan takes for granted."""
     notes = [
-        f"prompts are taken to have {run.geometry.prompt} tokens (--prompt_tokens), and for the "
-        f"memory completions {run.geometry.completion}",
+        prompts,
+        f"for the memory completions are taken to have {run.geometry.completion} tokens",
         *run.shape.notes,
     ]
+    if run.device == "cpu":
+        notes.append("this is the plan for a CPU; --device cuda or --gpus N has that for GPUs")
     if run.geometry.packed:
         notes.append("updates are taken to be packed, which a run measures (--packed_update false)")
     return notes
