@@ -61,13 +61,28 @@ def test_bad_lines_are_counted_and_named(write):
     split = read_split(path=str(file))
     assert len(split.rows) == 2
     assert [str(bad) for bad in split.bad] == [
-        "train.jsonl:3: not JSON (Expecting value)",
+        "train.jsonl:3: not JSON: it ends too early, after '{\"question\":'",
         "train.jsonl:4: expected an object, got list",
     ]
     assert split.describe_bad() == (
-        f"2 of 4 rows of {file} left out: train.jsonl:3: not JSON (Expecting value); "
-        "train.jsonl:4: expected an object, got list"
+        f"2 of 4 rows of {file} left out: {split.bad[0]}; train.jsonl:4: expected an object, got "
+        "list"
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"a": "two", "b": "7"', "it ends too early, after '" + '{"a": "two", "b": "7"'),
+        ("{'question': 'two'}", "not JSON from character 2 on: \"'question': 'two'}\""),
+        ('{"a": 1, b: 2}', "not JSON from character 10 on: 'b: 2}'"),
+        ('{"a": 1} ' + "x" * 60, "not JSON from character 10 on: '" + "x" * 40 + "...'"),
+    ],
+)
+def test_a_broken_line_is_shown_where_it_breaks(write, line, said):
+    file = write("train.jsonl", jsonl(ROWS) + line + "\n")
+    (bad,) = read_split(path=str(file)).bad
+    assert said in bad.reason
 
 
 def test_many_bad_lines_are_counted_and_the_first_named(write):

@@ -87,7 +87,7 @@ class TestBuildDataset:
         dataset, checked = build_dataset(split, "question", as_text, ["answer"])
         assert len(dataset) == 1
         assert [str(bad) for bad in checked.bad] == [
-            "train.jsonl:5: not JSON (Expecting value)",
+            "train.jsonl:5: not JSON from character 1 on: 'oops'",
             "train.jsonl:2: prompt is empty; expected text or a list of messages",
             "train.jsonl:3: prompt is empty; expected text or a list of messages",
             "train.jsonl:4: answer is empty",

@@ -60,9 +60,10 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
     write_answers(tmp_path / "evaluation.jsonl", CHATS, answers)
     # Seven prompts, three at a time.
     for side in ("adapter", "base"):
-        counts = [told.pop(0) for _ in range(4)]
-        assert counts[:3] == [(side, "greedy", count) for count in (3, 3, 1)]
-        assert counts[3] == (side, "judging", 0)
+        counts = [told.pop(0) for _ in range(6)]
+        # Said before the first batch: else the other side would seem to be at work.
+        assert counts[:4] == [(side, "greedy", count) for count in (0, 3, 3, 1)]
+        assert counts[4:] == [(side, "judging", 0), (side, "judging", 7)]
 
     lines = (tmp_path / "evaluation.jsonl").read_text().splitlines()
     records = list(map(json.loads, lines))

@@ -27,3 +27,15 @@ def test_a_silent_one_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         progress.update("adapter", "greedy", 2)
         time.sleep(0.1)
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_moves_before_the_first_batch_is_done(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with EvaluationProgress("comparison", 60) as progress:
+        progress.update("base", "greedy", 0)
+        assert progress._bar is not None
+        (task,) = progress._bar.tasks
+        # rich draws a moving bar where the total is not known.
+        assert task.total is None and task.fields["of"] == 60
+        progress.update("base", "greedy", 15)
+        assert (task.completed, task.total) == (15, 60)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,44 @@ from trl import ModelConfig
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.errors import ModelError
-from grpo_hf.models.loading import load_base
+from grpo_hf.models import loading
+from grpo_hf.models.loading import check_local, load_base, read_model_config
 
 MakeTrainer = Callable[..., GRPOTrainer]
+
+
+class TestNamesThatAreNoFolders:
+    @pytest.fixture(autouse=True)
+    def beside_models(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "models" / "smollm2-135m-instruct").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+
+    def test_a_misspelled_folder_is_said_at_once(self) -> None:
+        with pytest.raises(ModelError) as caught:
+            read_model_config("models/smollm2-135m-instuct")
+        assert "no such model folder here. Did you mean 'smollm2-135m-instruct'?" in str(
+            caught.value
+        )
+
+    def test_what_the_hub_may_have_is_left_to_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where a folder has an owner's name, its other models are still on the Hub."""
+        asked = []
+
+        def model_info(self: Any, name: str, timeout: float) -> None:
+            asked.append(name)
+
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+        check_local("models/other", "model", "config.json")
+        assert asked == ["models/other"]
+        # Fetched before, it needs no Hub.
+        monkeypatch.setattr(loading, "HF_HUB_CACHE", str(tmp_path))
+        (tmp_path / "models--models--third").mkdir()
+        check_local("models/third", "model", "config.json")
+        # Without such a folder nobody is asked.
+        check_local("owner/fourth", "model", "config.json")
+        assert asked == ["models/other"]
 
 
 @pytest.mark.parametrize(

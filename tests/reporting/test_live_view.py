@@ -2,6 +2,7 @@
 
 import io
 import logging
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from rich.console import Console
 from transformers import TrainerControl
 
 from grpo_hf import GRPOConfig
+from grpo_hf.durability.leaving import Departure
 from grpo_hf.reporting import credit_file, live_view, run_callbacks
 from grpo_hf.reporting.live_view import LiveView, StepPhases
 from grpo_hf.reporting.phases import CLOCK
@@ -158,6 +160,16 @@ class TestTerminal:
         finally:
             logger.removeHandler(handler)
         assert sys.stdout is stdout and not CLOCK.listeners and not credit_file.LISTENERS
+
+    def test_a_signal_is_said_within_it(self, terminal, view, capfd):
+        departure = Departure()
+        departure._note(signal.SIGTERM, None)
+        assert capfd.readouterr().err == "", "a line of its own would tear the view"
+        view._live.refresh()
+        assert "SIGTERM: the run leaves at the end of a step" in terminal[1].getvalue()
+        view.close()
+        Departure()._note(signal.SIGTERM, None)
+        assert capfd.readouterr().err.startswith("SIGTERM: the run leaves")
 
     def test_an_error_takes_it_away(self, terminal):
         stdout = sys.stdout

@@ -37,8 +37,17 @@ def test_the_report_shows_the_comparison_and_where_everything_lies():
 
 def test_names_of_rewards_are_no_markup():
     shown = Console(file=io.StringIO(), width=120, highlight=False)
-    report.show(compare([False], [False]), "runs/demo", "mine.py:judge[/red][bold]", shown)
+    wrong = [False] * 6
+    report.show(compare(wrong, wrong), "runs/demo", "mine.py:judge[/red][bold]", shown)
     assert shown.file.getvalue().count("mine.py:judge[/red][bold]") == 2
+
+
+def test_too_few_prompts_are_not_blamed_on_the_reward():
+    shown = Console(file=io.StringIO(), width=120, highlight=False)
+    report.show(compare([False], [False]), "runs/demo", "gsm8k", shown)
+    said = shown.file.getvalue()
+    assert "note: 1 held-out prompts are too few to say anything" in said
+    assert "Name another reward" not in said
 
 
 def test_a_run_ends_with_the_commands_that_go_on_with_it(tmp_path: Path):

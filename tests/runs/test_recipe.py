@@ -419,3 +419,42 @@ def test_every_setting_of_trl_as_yaml_is_what_trl_makes_of_it(tmp_path):
     made = TRLGRPOConfig(**given)
     for setting in dataclasses.fields(made):
         assert getattr(read, setting.name) == getattr(made, setting.name), setting.name
+
+
+class TestFilesOfFlags:
+    """A flag means a file of the current folder, as a shell completes it; a recipe's entry, its."""
+
+    @pytest.fixture(autouse=True)
+    def folders(self, tmp_path, monkeypatch):
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        for place, value in (("here", 1), ("mine", 2), ("task", 3)):
+            (tmp_path / place).mkdir(exist_ok=True)
+            (tmp_path / place / "reward.py").write_text(
+                f"def score(completions, **columns):\n    return [{value}] * len(completions)\n"
+            )
+        (tmp_path / "mine" / "only.py").write_text((tmp_path / "mine" / "reward.py").read_text())
+
+    @pytest.mark.parametrize(
+        ("flag", "value"),
+        [
+            ("reward.py:score", 1),
+            ("./reward.py:score", 1),
+            ("../task/reward.py:score", 3),
+            # A file that is not here is the recipe's, as before.
+            ("./only.py:score", 2),
+            (None, 2),
+        ],
+    )
+    def test_are_read_from_the_current_folder(self, recipe, tmp_path, flag, value):
+        flags = [] if flag is None else ["--rewards", flag]
+        file = tmp_path / "mine" / "recipe.yaml"
+        read = recipe("rewards: ['./reward.py:score']\n", *flags, file=file)
+        reward = load_reward(read.task.rewards[0], relative_to=read.folder)
+        assert reward.function(completions=["x"]) == [value]
+        # A saved recipe still means the same file.
+        (tmp_path / "run").mkdir()
+        read.save(tmp_path / "run")
+        saved = read_recipe(["--config", str(tmp_path / "run" / "recipe.yaml"), "--use_cpu=true"])
+        again = load_reward(saved.task.rewards[0], relative_to=saved.folder)
+        assert again.function(completions=["x"]) == [value]

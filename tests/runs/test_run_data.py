@@ -193,6 +193,41 @@ class TestHeldOut:
         with pytest.raises(DataError, match="300 rows, too few to hold out 300"):
             self.rows_of(recipe, 300, eval_rows=300)
 
+    @pytest.mark.parametrize(("count", "said"), [(5, True), (29, True), (30, False)])
+    def test_too_few_to_compare_on_are_said(self, recipe, count, said):
+        made = recipe(repeated("What is 2 + 3?", count))
+        made.given.pop("eval_rows")
+        made.task.eval_rows = 200
+        notes = preflight.check_task(made).notes
+        few = [note for note in notes if "which says nothing" in note]
+        assert bool(few) == said
+        if count == 5:
+            assert few[0].startswith("4 rows for training and 1 for the comparison")
+
+    def test_every_count_of_a_file_has_the_same_total(self, recipe, tmp_path):
+        made = recipe([*repeated("What is 2 + 3?", 20), {"prompt": None, "number": 20}])
+        with (tmp_path / "train.jsonl").open("a") as file:
+            file.write('\n{"prompt": ')
+        made.given.pop("eval_rows")
+        made.task.eval_rows = 200
+        task = preflight.check_task(made)
+        assert "4 of its 21 usable rows are held out" in task.notes[0]
+        notes = checked(made).notes
+        _, _, of_check = preflight.sample_rows(made, 4)
+        for said in (task.train.describe_bad(), *notes, *of_check):
+            if "left out" in said and "held out" not in said:
+                assert " of 22 rows of " in said
+
+
+def test_rows_without_a_right_answer_are_named_before_the_training(recipe, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def same(completions, answer, **columns):\n    return [1.0 for _ in completions]\n"
+    )
+    made = recipe([*repeated("2 + 3 =", 7, answer="5"), {"prompt": "2 + 4 =", "answer": None}])
+    _, samples, notes = preflight.sample_rows(made, 8)
+    assert len(samples) == 7
+    assert notes[0].endswith("train.jsonl left out: train.jsonl:8: answer is empty")
+
 
 class TestOneRewardTwice:
     def names(self, recipe, tmp_path, *specs):

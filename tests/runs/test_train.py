@@ -360,3 +360,22 @@ class TestAgainstTRLsScript:
             for row in rows
         ]
         assert sorted(map(json.dumps, expected)) == sorted(seen)
+
+
+def test_a_finished_run_is_not_compared_again(make, tmp_path, capsys):
+    rows = [{"prompt": f"What is {number} + 3?", "solution": "5"} for number in range(8)]
+    make({"train": rows, "test": rows[:2]}, save_strategy="steps", save_steps=1, eval_rows=2)
+    file = tmp_path / "recipe.yaml"
+
+    def run(*flags):
+        capsys.readouterr()
+        train(read_recipe(["--config", str(file), "--resume_from_checkpoint", "auto", *flags]))
+        return capsys.readouterr().out
+
+    assert "comparing base and adapter on 2" in run()
+    again = run()
+    assert "the run has finished, at step 2" in again and "comparing" not in again
+    # A recipe that asks for more gets it.
+    assert "comparing base and adapter on 1" in run("--eval_rows", "1")
+    assert "comparing base and adapter on 1" in run("--eval_rows", "1", "--max_steps", "3")
+    assert "the run has finished, at step 3" in run("--eval_rows", "1", "--max_steps", "3")

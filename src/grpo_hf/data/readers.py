@@ -27,6 +27,8 @@ _EMBEDDED_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 _EMBEDDED_ROWS = 4096
 # The first bad rows show what is wrong; a message that names thousands would hide it.
 _NAMED_BAD_ROWS = 5
+# Characters of a broken line.
+_SHOWN = 40
 # This key travels with a raw row until its prompt is built, to name the row by file and line.
 PLACE = "__place__"
 
@@ -46,19 +48,28 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a dataset: its usable rows, its bad rows, and the name of its source."""
+    """One split of a dataset: its usable rows, its bad rows, and the name of its source.
+
+    Args:
+        total: the rows of the source, where some of them are held out; by default those here.
+    """
 
     rows: list[Row]
     bad: list[BadRow]
     source: str
+    total: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many rows the source has, whatever became of them."""
+        return len(self.bad) + len(self.rows) if self.total is None else self.total
 
     def describe_bad(self) -> str:
         """Return one sentence that counts the bad rows and names the first of them."""
-        total = len(self.bad) + len(self.rows)
         named = "; ".join(map(str, self.bad[:_NAMED_BAD_ROWS]))
         unnamed = len(self.bad) - _NAMED_BAD_ROWS
         more = f"; and {unnamed} more" if unnamed > 0 else ""
-        return f"{len(self.bad)} of {total} rows of {self.source} left out: {named}{more}"
+        return f"{len(self.bad)} of {self.count} rows of {self.source} left out: {named}{more}"
 
 
 def read_split(
@@ -221,9 +232,18 @@ def _json_lines(file: Path) -> _Rows:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                yield f":{number}", f"not JSON ({error.msg})"
+                yield f":{number}", _fault_of(line, error)
                 continue
             yield f":{number}", _object(row)
+
+
+def _fault_of(line: str, error: json.JSONDecodeError) -> str:
+    """Return where a line stops being JSON, with the text there."""
+    rest = line[error.pos :].strip()
+    if not rest:
+        return f"not JSON: it ends too early, after {line.strip()[-_SHOWN:]!r}"
+    shown = rest if len(rest) <= _SHOWN else f"{rest[:_SHOWN]}..."
+    return f"not JSON from character {error.pos + 1} on: {shown!r}"
 
 
 def _json_array(file: Path) -> _Rows:

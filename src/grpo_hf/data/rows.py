@@ -6,6 +6,7 @@ A row keeps all its columns, because rewards read them by name, and gets the col
 
 import random
 from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
@@ -38,7 +39,7 @@ def rename_columns(split: Split, mapping: dict[str, str]) -> Split:
     rows = []
     for row in split.rows:
         rows.append(_renamed(row, mapping))
-    return Split(rows, split.bad, split.source)
+    return replace(split, rows=rows)
 
 
 def _renamed(row: Row, mapping: dict[str, str]) -> Row:
@@ -123,6 +124,14 @@ def build_dataset(
         DataError: no row is usable, or a column holds what no dataset can.
         ModelError: the prompts are lists of messages, and there is no chat template.
     """
+    checked = usable_rows(split, column, build, needed)
+    return _as_dataset(checked), checked
+
+
+def usable_rows(
+    split: Split, column: str, build: Callable[[Any], list[Row] | str], needed: Iterable[str] = ()
+) -> Split:
+    """Return a split whose rows have their `prompt`; arguments and errors of `build_dataset`."""
     rows: list[Row] = []
     bad = list(split.bad)
     for index, raw in enumerate(split.rows):
@@ -134,9 +143,10 @@ def build_dataset(
         except ValueError as error:
             place = raw.get(PLACE, f"row {index}")
             bad.append(BadRow(place, str(error)))
-    checked = Split(rows, bad, split.source)
+    # What was left out before counts as well, so that every count of a source has the same total.
+    checked = replace(split, rows=rows, bad=bad)
     check_filled(checked)
-    return _as_dataset(checked), checked
+    return checked
 
 
 def with_prompt(
@@ -186,4 +196,5 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
         else:
             rest.append(row)
     # The rest keeps the bad rows: they are counted once, where the training data is described.
-    return Split(held_out, [], f"{split.source}, held out"), Split(rest, split.bad, split.source)
+    kept = replace(split, rows=rest, total=split.count)
+    return Split(held_out, [], f"{split.source}, held out"), kept

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
+from ..reporting.live_view import show_notice
 from . import signals
 
 # Seconds that torch's launcher takes at most to send a signal on.
@@ -85,10 +86,13 @@ class Departure(TrainerCallback):
                 signals.leave_at_once(number)
             return
         self._signal, self._signalled_at = number, time.monotonic()
-        signals.say_now(
+        said = (
             f"{signals.name_of(number)}: the run leaves at the end of a step, with a checkpoint; "
             "Ctrl-C leaves at once."
         )
+        # Within the view that is on the screen a line would be torn.
+        if not show_notice(said):
+            signals.say_now(said)
         raises, self._raises = self._raises, None
         if raises is not None:
             raise raises

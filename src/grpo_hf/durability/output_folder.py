@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OutputExistsError
-from ..run_files import METRICS_FILE, RUN_FILE
+from ..run_files import METRICS_FILE, RUN_FILE, written_or_said
 from ..run_folders import run_at_work
 from .resume import AUTO, TRUE, wish_of
 
@@ -104,6 +104,25 @@ def _hold(folder: Path, *, begins: bool) -> None:
         held.truncate(0)
         json.dump({"process": os.getpid(), "machine": socket.gethostname()}, held)
         held.flush()
+
+
+def note_end(folder: Path, step: int) -> None:
+    """Note in a folder that this process holds that its run is over, with all that follows."""
+    held = _held.get(folder.resolve() / RUN_FILE)
+    if held is not None:
+        with written_or_said(str(folder / RUN_FILE)):
+            held.truncate(0)
+            json.dump({"process": os.getpid(), "machine": socket.gethostname(), "end": step}, held)
+            held.flush()
+
+
+def end_of(folder: Path) -> int | None:
+    """Return the step at which the run of a folder was over; None if it was not."""
+    try:
+        noted = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return noted.get("end") if isinstance(noted, dict) else None
 
 
 def _taken(folder: Path, at_work: str | None) -> str:

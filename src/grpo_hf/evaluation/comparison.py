@@ -17,8 +17,8 @@ from ..models.shards import is_sharded
 from ..run_files import write_or_say
 from ..scoring.outcomes import Outcome
 from ..scoring.scored_reward import ScoredReward
-from .answers import greedy_completions, is_right, judged
-from .statistics import Comparison, compare
+from .answers import greedy_completions, is_right, judged, own_places
+from .statistics import LEAST_PAIRS, Comparison, compare
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,21 @@ def not_comparable(model: Any, *, uses_tools: bool = False) -> str | None:
     if uses_tools and is_sharded(model):
         return "answers that call tools are not made by sharded weights. Compare on one device."
     return None
+
+
+def too_few(held_out: int, train: int) -> list[str]:
+    """Return a sentence on held-out rows that are too few to compare anything on; none if not.
+
+    Args:
+        train: how many rows are left for training.
+    """
+    if held_out >= LEAST_PAIRS:
+        return []
+    return [
+        f"{train} rows for training and {held_out} for the comparison of base and adapter, which "
+        f"says nothing: with fewer than {LEAST_PAIRS} even a change of all may be chance. Give "
+        "more data, or --eval_rows 0 to leave the comparison out."
+    ]
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,8 @@ def answer_greedily(
     """
     prompts = [row["prompt"] for row in rows]
     done = partial(progress, side, "greedy")
+    # A batch may take minutes, and what was said last was of the other side.
+    progress(side, "greedy", 0)
     with adapters.as_base(model) if side == "base" else nullcontext():
         completions = greedy_completions(model, tokenizer, prompts, progress=done, **decoding)
     # A reward may be slower than the answers were.
@@ -93,6 +110,7 @@ def answer_greedily(
     texts = list(map(completion_text, completions))
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     outcomes = judged(reward, rows, completions, completion_ids=ids, trainer_state=trainer_state)
+    progress(side, "judging", len(own_places(len(rows))))
     return GreedyAnswers(completions, outcomes)
 
 

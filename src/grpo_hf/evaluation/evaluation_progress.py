@@ -9,7 +9,6 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
@@ -48,7 +47,7 @@ class EvaluationProgress:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
+                TextColumn("{task.completed:.0f}/{task.fields[of]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
@@ -75,10 +74,11 @@ class EvaluationProgress:
         if name != self._pass:
             self._pass, self._done = name, 0
             if self._bar is not None:
-                self._task = self._bar.add_task(name, total=self._problems)
+                # Without a total the bar moves: until the first batch is done nothing else does.
+                self._task = self._bar.add_task(name, total=None, of=self._problems)
         self._done += count
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
+        if self._bar is not None and self._done:
+            self._bar.update(self._task, completed=self._done, total=self._problems)
 
     def _say_now_and_then(self) -> None:
         while not self._over.wait(_BETWEEN_LINES):

@@ -12,6 +12,8 @@ from .intervals import Values, difference_estimates
 
 # The two-sided 95% quantile of the normal distribution.
 Z_95 = 1.959964
+# Of fewer pairs not even a change of all is unlikely by chance: 2 / 2**5 is more than 5%.
+LEAST_PAIRS = 6
 
 
 @dataclass(frozen=True)

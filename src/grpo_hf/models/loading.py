@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from peft import PeftConfig
 from transformers import (
     AutoConfig,
@@ -37,6 +39,8 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*")
 # Enough to see what a wrong folder is, in a message of one line.
 _NAMED_FILES = 8
+# Seconds for a question to the Hub whose answer may be that there is no such model.
+_HUB_PATIENCE = 10
 
 
 def read_model_config(
@@ -238,14 +242,38 @@ def check_local(name: str, what: str, expected: str) -> None:
                 f"{', '.join(names) or 'nothing'}."
             )
         return
+    siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
+    hint = did_you_mean(folder.name, siblings)
     # A name on the Hub is `name` or `owner/name`; everything else is a path.
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
-        hint = did_you_mean(folder.name, siblings)
         raise ModelError(
             f"{name}: no such {what} folder.{hint} Expected a folder with {expected}, or a Hub "
             "name."
         )
+    # `models/mine` beside other models: the libraries would look for it on the Hub, for a minute
+    # where there is no network.
+    if folder.parent != Path() and siblings and not _is_on_hub(name):
+        raise ModelError(
+            f"{name}: no such {what} folder here.{hint} Expected a folder with {expected}, or a "
+            "name on the Hub, which has none of that name or does not answer."
+        )
+
+
+def _is_on_hub(name: str) -> bool:
+    """Whether the Hub has a model or adapter, or one was fetched from it before; asks once."""
+    if (Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+        return True
+    try:
+        HfApi().model_info(name, timeout=_HUB_PATIENCE)
+    except RepositoryNotFoundError as error:
+        return isinstance(error, GatedRepoError)
+    # It has answered. What it says is explained where the files are fetched.
+    except HfHubHTTPError:
+        return True
+    # The errors of not reaching it differ between clients of HTTP.
+    except Exception:
+        return False
+    return True
 
 
 @contextmanager

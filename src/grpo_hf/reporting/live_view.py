@@ -58,6 +58,16 @@ def ended() -> Iterator[None]:
             view.close()
 
 
+def show_notice(text: str) -> bool:
+    """Show a line below the view, if there is one; return whether.
+
+    A handler of signals may call it: the view is drawn by its own thread, and later.
+    """
+    for view in _shown:
+        view.notice = text
+    return bool(_shown)
+
+
 class LiveView(ProgressLine):
     """Show the phases of the present step, reward and KL over the steps, the best and the worst.
 
@@ -77,6 +87,7 @@ class LiveView(ProgressLine):
         self._rate = 0.0
         self._left = ""
         self._evaluates = False
+        self.notice = ""
         self._streams: list[tuple[logging.StreamHandler[Any], Any]] = []
         # It asks for the first picture at once.
         self._live = Live(
@@ -152,7 +163,8 @@ class LiveView(ProgressLine):
         head.add_row(f"step {step}/{steps}", done, shown)
         rows: list[RenderableType] = [head, self._phase_bars(width), self._curves(width)]
         rows += [Text("  " + "  ".join(self._foot)[: 2 * width], style="dim")] if self._foot else []
-        return Rows(Text("─" * width, style="dim"), *rows, *self._samples(width))
+        below = [Text(self.notice, style="bold")] if self.notice else []
+        return Rows(Text("─" * width, style="dim"), *rows, *self._samples(width), *below)
 
     def _phase_bars(self, width: int) -> Table:
         table = Table.grid(padding=(0, 1))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation.statistics import Comparison
+from ..evaluation.statistics import LEAST_PAIRS, Comparison
 from ..run_files import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, say
 
 # The commands that follow a run, each with what it is for.
@@ -45,9 +45,16 @@ def show(
         return
     if comparison is not None:
         console.print(_comparison_table(comparison, reward_name))
+        total = comparison.base.total
         right = {comparison.base.right, comparison.adapter.right}
         # All right or all wrong on both sides: the reward was not made to tell answers apart.
-        if right in ({0}, {comparison.base.total}):
+        if total < LEAST_PAIRS:
+            console.print(
+                f"note: {total} held-out prompts are too few to say anything: with fewer than "
+                f"{LEAST_PAIRS} even a change of all may be chance.",
+                markup=False,
+            )
+        elif right in ({0}, {total}):
             console.print(
                 f"note: {reward_name} gives its full mark, 1.0, to all answers or to none, so this "
                 "says nothing. Name another reward: --eval_reward NAME.",

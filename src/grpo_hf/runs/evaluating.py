@@ -35,7 +35,7 @@ from ..scoring.model_tools import Tool, call_tool, load_tools
 from ..trl_seam import name_or_path
 from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names
 from .preflight import judges_of, rewards_of
-from .recipe import Recipe, read_recipe
+from .recipe import Recipe, read_recipe, relocated
 from .trained import TrainedModel, open_run, recipe_file
 
 # Completions that vLLM is asked for at a time. It takes as many of them at once as fit.
@@ -202,7 +202,7 @@ def _evaluate(
     with _written(folder):
         summary = evaluate_set(policy, found, answering, folder, silent=silent)
         if not silent:
-            show_summary(summary, folder)
+            show_summary(summary, folder, home)
     return summary
 
 
@@ -291,12 +291,15 @@ def evaluate_set(
         )
 
 
-def show_summary(summary: dict[str, Any], folder: Path) -> None:
+def show_summary(summary: dict[str, Any], folder: Path, home: Path) -> None:
     """Print the tables of a set, in the first process only.
 
     Args:
         folder: that holds the answers.
+        home: that the file of a reward is relative to.
     """
+    # Who reads it may look for the file from here.
+    summary = summary | {"reward": relocated(summary["reward"], home, Path.cwd())}
     if PartialState().is_main_process:
         shown = StringIO()
         console = Console(file=shown, force_terminal=sys.stdout.isatty(), highlight=False)

@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 from ..config import GRPOConfig
-from ..durability.output_folder import claim_output_folder
+from ..durability.output_folder import claim_output_folder, end_of
 from ..durability.resume import AUTO, TRUE, checkpoint_for, is_at_its_end, wish_of
-from ..durability.whole_checkpoints import recover, step_of
+from ..durability.whole_checkpoints import find, recover, step_of
 from ..errors import ConfigError, HubUnreachable
+from ..run_files import RECIPE_FILE
 from .recipe import Recipe
 
 
@@ -63,6 +64,28 @@ def first_checkpoint(args: GRPOConfig) -> str:
         return f"the first checkpoint is saved after {first:.0%} of the steps (save_steps)."
     end = "" if most > 0 else ", or at the end of a shorter run"
     return f"the first checkpoint is saved at step {first:g} (save_steps){end}."
+
+
+def step_of_its_end(recipe: Recipe) -> int | None:
+    """Return the step at which the run that `auto` would go on with is over; None if it is not.
+
+    It is over where all was done that this recipe asks for: training, comparison, card and push.
+    """
+    folder = Path(recipe.training.output_dir)
+    end = end_of(folder)
+    if wish_of(recipe.training.resume_from_checkpoint) != AUTO or end is None:
+        return None
+    # Machines without a common disk would not agree.
+    if os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1"):
+        return None
+    checkpoint = find(folder).newest
+    if checkpoint is None or step_of(checkpoint) != end:
+        return None
+    try:
+        is_same = (folder / RECIPE_FILE).read_text(encoding="utf-8") == recipe.saved_in(folder)
+    except (OSError, ValueError):
+        return None
+    return end if is_same and is_at_its_end(checkpoint, recipe.training) else None
 
 
 def check_hub_login(recipe: Recipe) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from .run_data import (
     dataset_of,
     form_of_prompts,
     model_source,
+    needed_columns,
     read_data,
     stream_of,
     tokenizer_at_hand,
@@ -135,19 +135,19 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
     data = read_data(recipe, rewards)
     train = data.train
     notes = [*data.notes]
-    if train.bad:
-        notes.append(train.describe_bad())
     form, notes_on_form = form_of_prompts(recipe, train, tokenizer_at_hand(recipe))
     build = prompts.prompt_builder(form)
     column = rows.prompt_column(train, recipe.task.prompt_column)
-    samples: list[dict[str, Any]] = []
-    for row in train.rows:
-        # A value that is no prompt raises ValueError; a run leaves such a row out as well.
-        with suppress(ValueError):
-            samples.append({**row, "prompt": build(row[column])})
-        if len(samples) == count:
-            break
-    return rewards, samples, notes + notes_on_form
+    needed = needed_columns(rewards)
+    # All rows, and not only those that are tried: a run leaves out the same ones.
+    checked = rows.usable_rows(train, column, build, needed)
+    splits = [checked]
+    if data.held_out is not None:
+        splits.append(rows.usable_rows(data.held_out, column, build, needed))
+    for split in splits:
+        if split.bad:
+            notes.append(split.describe_bad())
+    return rewards, checked.rows[:count], notes + notes_on_form
 
 
 def check_embedded(recipe: Recipe, task: Task) -> None:

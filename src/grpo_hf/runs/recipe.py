@@ -100,6 +100,16 @@ class Recipe:
         Raises:
             OutputExistsError: it cannot be written.
         """
+        try:
+            write_whole(folder / RECIPE_FILE, self.saved_in(folder))
+        except OSError as error:
+            raise OutputExistsError(
+                f"{folder}/recipe.yaml cannot be written ({error.strerror or error}). Free space "
+                "there, or give another --output_dir."
+            ) from error
+
+    def saved_in(self, folder: Path) -> str:
+        """Return what `save` writes into a folder."""
         settings = _without(self.chosen | self.given, _OF_ONE_RUN)
         for name in _OF_FILES:
             moved = []
@@ -107,14 +117,7 @@ class Recipe:
                 moved.append(relocated(spec, self.folder, folder))
             if moved:
                 settings[name] = moved
-        text = yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
-        try:
-            write_whole(folder / RECIPE_FILE, text)
-        except OSError as error:
-            raise OutputExistsError(
-                f"{folder}/recipe.yaml cannot be written ({error.strerror or error}). Free space "
-                "there, or give another --output_dir."
-            ) from error
+        return str(yaml.safe_dump(settings, sort_keys=True, allow_unicode=True))
 
 
 def read_recipe(
@@ -141,7 +144,10 @@ def read_recipe(
     settings |= instead or {}
     # --help then shows the recipe's values as the defaults.
     parser.set_defaults(**defaults_for(settings), **settings)
-    given = settings | _read_flags(parser, arguments, known)
+    flags = _read_flags(parser, arguments, known)
+    if file is not None:
+        _read_from_here(flags, file.parent)
+    given = settings | flags
     chosen = defaults_for(given)
     try:
         task, model, training = parser.parse_dict(chosen | given)
@@ -236,6 +242,17 @@ def _read_flags(
         if value is not None:
             given[name] = value
     return given
+
+
+def _read_from_here(flags: dict[str, Any], folder: Path) -> None:
+    """Let flags that name files mean those of the current folder, as a shell completes them.
+
+    Args:
+        folder: of the recipe, which the files of a recipe's own entries are relative to.
+    """
+    for name in _OF_FILES:
+        if name in flags:
+            flags[name] = [relocated(spec, Path.cwd(), folder.resolve()) for spec in flags[name]]
 
 
 def _read_yaml(file: Path, known: dict[str, Action]) -> dict[str, Any]:

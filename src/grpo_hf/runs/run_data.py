@@ -1,7 +1,7 @@
 """The data of a run: its rows, read and held out, and its prompts in the form the trainer takes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..data.streams import first_rows_of, open_stream, stream_with_prompts
 from ..data.training_data import check_prompt_count, check_training_data
 from ..demo.tiny_model import tiny_tokenizer
 from ..errors import ConfigError, DataError
+from ..evaluation.comparison import too_few
 from ..models import loading
 from ..models.positions import context_of
 from ..scoring.reward import Reward
@@ -69,17 +70,19 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     test = _read_split(recipe, rewards, task.dataset_test_split, optional=True)
     if test is not None:
         # The first rows, so that all runs are evaluated on the same prompts.
-        return RunData(train, Split(test.rows[: task.eval_rows], test.bad, test.source), [])
+        held_out = replace(test, rows=test.rows[: task.eval_rows], total=test.count)
+        return RunData(train, held_out, too_few(len(held_out.rows), len(train.rows)))
     held_out_count = _rows_to_hold_out(recipe, train)
     # The run's seed chooses the rows, so a resumed run holds out the same ones.
     held_out, rest = rows.hold_out(train, held_out_count, recipe.training.seed)
+    usable = " usable" if train.bad else ""
     note = (
         f"{train.source} has no split {task.dataset_test_split!r}: {held_out_count} of its "
-        f"{len(train.rows)} rows are held out."
+        f"{len(train.rows)}{usable} rows are held out."
     )
     if held_out_count != task.eval_rows:
         note += " That is a fifth of them, as they are few (--eval_rows for another number)."
-    return RunData(rest, held_out, [note])
+    return RunData(rest, held_out, [note, *too_few(held_out_count, len(rest.rows))])
 
 
 def _rows_to_hold_out(recipe: Recipe, train: Split) -> int:
@@ -183,7 +186,7 @@ def stream_of(
     options = recipe.training.chat_template_kwargs or {}
     recipe.training.chat_template_kwargs = {CONTINUE: True} | options
     build = prompts.prompt_builder(form)
-    return stream_with_prompts(stream, recipe.column_map, column, build, _needed(rewards))
+    return stream_with_prompts(stream, recipe.column_map, column, build, needed_columns(rewards))
 
 
 def model_source(recipe: Recipe) -> dict[str, Any]:
@@ -288,10 +291,10 @@ def dataset_of(
     The checked split names the unusable rows among its `bad` ones.
     """
     column = rows.prompt_column(split, recipe.task.prompt_column)
-    return rows.build_dataset(split, column, prompts.prompt_builder(form), _needed(rewards))
+    return rows.build_dataset(split, column, prompts.prompt_builder(form), needed_columns(rewards))
 
 
-def _needed(rewards: Sequence[Reward]) -> list[str]:
+def needed_columns(rewards: Sequence[Reward]) -> list[str]:
     """Return the columns that rewards read."""
     needed: set[str] = set()
     for reward in rewards:

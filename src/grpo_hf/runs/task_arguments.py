@@ -27,12 +27,12 @@ class TaskArguments:
             user, if the tokenizer has a chat template.
         system_prompt (`str`, *optional*): the system message of every prompt.
         instruction (`str`, *optional*): a text that is put below every prompt.
-        rewards (`list[str]`): names, `./file.py:function` relative to the recipe, or
-            `package.module:function`. Options are given as `name(key=value)`, or in YAML as
-            `name: {key: value}`.
+        rewards (`list[str]`): names, `./file.py:function` relative to the recipe (in a flag: to
+            the current folder), or `package.module:function`. Options are given as
+            `name(key=value)`, or in YAML as `name: {key: value}`.
         tools (`list[str]`): functions that the model may call while it answers: `python`, which
-            runs a program in the sandbox, `./file.py:function` relative to the recipe, or
-            `package.module:function`.
+            runs a program in the sandbox, `./file.py:function` relative to the recipe (in a
+            flag: to the current folder), or `package.module:function`.
         adapter (`str`, *optional*): a saved adapter to continue; the reference is then a frozen
             copy of it.
         gguf_file (`str`, *optional*): a GGUF file in the model's folder or repository, which holds

@@ -10,6 +10,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from .. import trl_seam
+from ..durability.output_folder import note_end
 from ..errors import ModelError
 from ..evaluation.statistics import Comparison
 from ..models import adapters, loading
@@ -21,7 +22,7 @@ from ..trainer import GRPOTrainer
 from . import finished, preflight, training_evaluations
 from .defaults import describe
 from .evaluation_sets import EvaluationSet, keep_held_out
-from .output_checks import first_checkpoint
+from .output_checks import first_checkpoint, step_of_its_end
 from .recipe import EMBEDDED_MODEL, Recipe
 from .run_data import form_of_prompts
 
@@ -40,6 +41,14 @@ def train(recipe: Recipe) -> Comparison | None:
     # In a file, a bar would be a line per refresh.
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+    end = step_of_its_end(recipe)
+    if end is not None:
+        run = recipe.training.output_dir
+        say_first(
+            f"{run}: the run has finished, at step {end}, with all that its recipe asks for. "
+            f"A larger --max_steps goes on; `grpo-hf report {run}` shows it."
+        )
+        return None
     task = preflight.check_task(recipe, may_stream=True, may_use_tools=True)
     prompts = prompts_of(recipe, task)
     notes = task.notes + prompts.notes + describe(recipe.chosen)
@@ -80,6 +89,8 @@ def train(recipe: Recipe) -> Comparison | None:
     trainer.end()
     # The last of all: nothing is lost where the network fails.
     _push(trainer)
+    if trainer.is_world_process_zero():
+        note_end(Path(trainer.args.output_dir), trainer.state.global_step)
     return comparison
 
 

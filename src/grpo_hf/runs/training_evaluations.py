@@ -139,7 +139,7 @@ def evaluate_sets(
                 run / EVALUATIONS,
                 answered=held_out.answers_to(found) if held_out is not None else {},
             )
-            show_summary(summary, run / EVALUATIONS)
+            show_summary(summary, run / EVALUATIONS, run)
 
 
 class HeldOutAccuracy(TrainerCallback):

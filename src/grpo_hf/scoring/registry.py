@@ -299,7 +299,10 @@ def _file_hint(path: Path) -> str:
     """Return where the file may be meant to be, as a sentence or nothing."""
     here = Path(path.name).resolve()
     if here.is_file():
-        return f" It is relative to the recipe; the one in the current folder is {here}."
+        return (
+            f" In a recipe it is relative to the recipe, as a flag to the current folder; the one "
+            f"in the current folder is {here}."
+        )
     return did_you_mean_file(path.name, [sibling.name for sibling in path.parent.glob("*.py")])
 
 
