@@ -12,7 +12,10 @@ from support.run_folders import HOSTILE, write_evaluation, write_run, write_spik
 
 from grpo_hf.errors import ConfigError, DataError, OutputExistsError
 from grpo_hf.reporting.gaming import findings
+from grpo_hf.run_report.charts import chart_of
+from grpo_hf.run_report.curves import panels_of, usual_value
 from grpo_hf.run_report.page import write_plot, write_report
+from grpo_hf.run_report.record import read_runs
 from grpo_hf.runs import finished
 
 CHROMIUM = shutil.which("chromium")
@@ -63,6 +66,44 @@ class TestPage:
         ids = {value.removeprefix("chart-") for value in page.values("id")}
         wanted = {"rewards", "kl", "entropy", "lengths", "signal", "clipping", "gradient", "time"}
         assert wanted | {"throughput", "accuracy", "at_k_svamp", "held_out"} <= ids
+
+    def test_a_quiet_curve_is_seen_under_a_loud_one(self, tmp_path: Path):
+        """The largest KL of a token is hundreds of times the median; at step 0 it may be -1e-10."""
+        rows = []
+        for step in range(1, 9):
+            kl = {"kl": 0.02 * step - 0.02 - 1e-10, "kl/median": 0.001 * step, "kl/max": 30 * step}
+            rows.append(json.dumps({"step": step} | kl) + "\n")
+        (tmp_path / "metrics.jsonl").write_text("".join(rows))
+        (panel,) = panels_of(read_runs([tmp_path]))
+        assert usual_value(panel.curves) == pytest.approx(0.0045)
+        chart = chart_of(panel)
+        scale = chart.spec["layer"][0]["encoding"]["y"]["scale"]
+        assert scale["type"] == "symlog" and "logarithmic" in chart.caption
+
+    def test_what_never_changes_has_no_chart(self, tmp_path: Path):
+        def names(clipped: float, kept: float) -> dict[str, list[str]]:
+            rows = []
+            for step in (1, 2, 3):
+                row = {"step": step, "clip_ratio/low_mean": 0.0, "clip_ratio/high_mean": clipped}
+                row |= {"signal/kept_fraction": kept, "completions/clipped_ratio": 0.5}
+                rows.append(json.dumps(row) + "\n")
+            (tmp_path / "metrics.jsonl").write_text("".join(rows))
+            panels = panels_of(read_runs([tmp_path]))
+            return {panel.name: [curve.label for curve in panel.curves] for panel in panels}
+
+        assert names(0.0, 1.0) == {"signal": ["cut off"]}
+        spoken = names(0.1, 0.5)
+        assert spoken["clipping"] == ["low", "high"] and "rows computed" in spoken["signal"]
+
+    def test_charts_are_of_one_size(self, run: Path):
+        sizes = {picture.read_bytes()[16:24] for picture in (run / "report").glob("*.png")}
+        assert len(sizes) == 1
+
+    def test_spikes_are_folded_before_what_it_writes(self, page: Page, run: Path):
+        text = (run / "report.html").read_text()
+        folded, _, rest = text.partition("<summary>Spikes of the KL")
+        assert folded.rstrip().endswith("<details>") and '<section id="samples">' in rest
+        assert "wall time of training" in page.text
 
     def test_it_says_how_it_was_run(self, page: Page):
         for text in ("python", "learning_rate", "0.0001", "torch 2", "clip_ratio/low_mean"):

@@ -137,7 +137,10 @@ def chart_of(panel: Panel) -> Chart:
         layers = _bars(panel)
     else:
         layers = _lines(panel)
-    return Chart(panel.name, panel.title, panel.caption, spec_of(layers), _description(panel))
+    caption = panel.caption
+    if panel.may_peak and usual_value(panel.curves) is not None:
+        caption += " The axis is logarithmic."
+    return Chart(panel.name, panel.title, caption, spec_of(layers), _description(panel))
 
 
 def spec_of(chart: Any) -> dict[str, Any]:

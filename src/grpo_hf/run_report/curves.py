@@ -15,6 +15,8 @@ from .record import Row, RunRecord
 _PEAK = 30
 # Logged steps that a rate is the mean of.
 _RATED = 4
+# Where every row is computed, a line at 1 only looks like a broken chart.
+_SILENT = {"rows computed": 1.0}
 # What says little where several runs are compared.
 _LEFT_OUT = {"lengths": ("min", "max"), "clipping": ("low", "high")}
 
@@ -169,6 +171,7 @@ def panels_of(runs: Sequence[RunRecord]) -> list[Panel]:
                 curves += list(_curves(question, run.name, run.evaluated, of_evaluations))
             else:
                 curves += list(_curves(question, run.name, run.steps, of_steps))
+        curves = _without_silent(curves)
         if not _says_something(question.name, curves):
             continue
         may_peak = question.name in ("kl", "gradient")
@@ -224,11 +227,22 @@ def _curves(
             yield Curve(run, label, points)
 
 
+def _without_silent(curves: Sequence[Curve]) -> list[Curve]:
+    """Leave out the numbers that say something only where they are not what they usually are."""
+    speaking = set()
+    for curve in curves:
+        if any(value != _SILENT.get(curve.label) for _, value in curve.points):
+            speaking.add(curve.label)
+    return [curve for curve in curves if curve.label in speaking]
+
+
 def _says_something(name: str, curves: Sequence[Curve]) -> bool:
-    """Whether there is anything to see; a run on which all went well needs no curve of 1.0."""
+    """Whether there is anything to see; nothing clipped, or all judged, needs no curve."""
     values = set()
     for curve in curves:
         values |= {value for _, value in curve.points}
+    if name == "clipping":
+        return any(values)
     if name in ("judged", "schedule"):
         return len(values) > 1
     return bool(values)
@@ -302,16 +316,21 @@ def _rate(run: RunRecord) -> list[Point]:
 
 
 def usual_value(curves: Sequence[Curve]) -> float | None:
-    """Return the median of curves with peaks far above it, which are better seen in logarithms.
+    """Return the lowest median of curves with values far above it, better seen in logarithms.
 
     Returns:
-        None where there are no such peaks.
+        None where no value is so far above it.
     """
     values = []
+    medians = []
     for curve in curves:
-        values += [value for _, value in curve.points]
-    usual = median(values) if values else 0.0
-    is_peaked = usual > 0 and min(values) >= 0 and max(values) > _PEAK * usual
+        own = [value for _, value in curve.points]
+        values += own
+        medians.append(median(own))
+    # Of the lowest curve, which would lie on the axis under the peaks of another one.
+    usual = min((each for each in medians if each > 0), default=0.0)
+    # A KL of nothing is rounded to either side of 0.
+    is_peaked = usual > 0 and min(values) >= -usual and max(values) > _PEAK * usual
     return usual if is_peaked else None
 
 

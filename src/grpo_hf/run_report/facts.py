@@ -168,7 +168,7 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
         rows.append(("KL, median step", middle, f"largest {number_text(kl[-1])}"))
     seconds = run.summary.get("train_runtime")
     if isinstance(seconds, int | float):
-        rows.append(("training time", duration(seconds), _rate(run, seconds)))
+        rows.append(("wall time of training", duration(seconds), _rate(run, seconds)))
     return rows
 
 

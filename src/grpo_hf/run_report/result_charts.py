@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from .charts import COLOURS, DASHES, HEIGHT, Chart, spec_of
+from .charts import COLOURS, DASHES, Chart, spec_of
 from .curves import slug
 
 
@@ -18,7 +18,7 @@ def accuracy_chart(rows: Sequence[dict[str, Any]]) -> Chart:
     models = ["base", "adapter"]
     colours = alt.Scale(domain=models, range=[COLOURS[1], COLOURS[0]])
     shapes = alt.Scale(domain=models, range=["square", "circle"])
-    axis = alt.Axis(format="~%", tickCount=6)
+    axis = alt.Axis(format="~%", tickCount=4, labelOverlap="greedy", labelSeparation=8)
     chart = alt.Chart(alt.Data(values=list(rows)))
     sets = list(dict.fromkeys(str(row["set"]) for row in rows))
     place = {
@@ -34,7 +34,6 @@ def accuracy_chart(rows: Sequence[dict[str, Any]]) -> Chart:
     )
     parts = [f"{row['set']} {row['model']} {row['value']:.1%}" for row in rows]
     spec = spec_of(bars + points)
-    spec["height"] = min(HEIGHT, 70 + 45 * len(sets))
     title = "Accuracy of base and adapter"
     caption = "Greedy answers to the same prompts, with 95% intervals."
     return Chart("accuracy", title, caption, spec, f"{title}: {'; '.join(parts)}")
