@@ -306,6 +306,30 @@ def test_another_model_in_vllm_is_closed_before_transformers_writes(
 
 
 @pytest.mark.parametrize(
+    ("parts", "asked", "at_once"),
+    [("1", None, 4), ("3", None, 12), ("50", None, 64), ("3", 5, 5)],
+)
+def test_as_many_answers_at_a_time_as_a_run_sampled(
+    run: Path, monkeypatch: pytest.MonkeyPatch, parts: str, asked: int | None, at_once: int
+):
+    sizes = []
+
+    def evaluated(policy: Any, problems: Any, answering: Any, *given: Any, **more: Any) -> Any:
+        sizes.append(answering.batch_size)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluating, "evaluate_set", evaluated)
+    flags = ["--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "2"]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(
+            run,
+            Question(batch_size=asked),
+            [*flags, "--gradient_accumulation_steps", parts],
+        )
+    assert sizes == [at_once]
+
+
+@pytest.mark.parametrize(
     ("flags", "reason"),
     [
         ([], "vLLM is not installed here"),

@@ -40,6 +40,9 @@ from .trained import TrainedModel, open_run, recipe_file
 
 # Completions that vLLM is asked for at a time. It takes as many of them at once as fit.
 _ENGINE_BATCH = 256
+# Completions that are written at a time where a run sampled more: answers are kept batch by batch,
+# and more of them at once are hardly faster.
+_BATCH = 64
 # How a training dealt its batches and engines over its processes, in a form that fits any number of
 # them: an evaluation may have others.
 _UNDEALT = {
@@ -180,6 +183,8 @@ def _answering(
         max_new_tokens=training.max_completion_length or trained.settings.max_new_tokens,
         samples=question.samples,
         batch_size=question.batch_size or (None if engine is None else _ENGINE_BATCH),
+        # What TRL takes where a recipe says nothing.
+        steps_per_generation=training.gradient_accumulation_steps,
     )
     return replace(answering, engine=engine)
 
@@ -213,19 +218,23 @@ def answering_of(
     max_new_tokens: int,
     samples: int = 0,
     batch_size: int | None = None,
+    steps_per_generation: int,
 ) -> Answering:
     """Return how the prompts of a run are answered in an evaluation.
 
     Args:
         training: settings of the run.
         tools: what the model may call, which is what it may call in training.
-        batch_size: completions that are written at a time; None for the run's.
+        batch_size: completions that are written at a time; None for as many as the run sampled at
+            a time, with an upper limit.
+        steps_per_generation: micro-batches whose completions the run sampled at a time.
     """
     use = None
     if tools:
         use = ToolUse(tools, call_tool, training.max_tool_calling_iterations)
-    # Both fit by the user's word, and answering keeps no gradients.
-    fits = max(training.per_device_eval_batch_size, training.per_device_train_batch_size)
+    # Both fit by the user's word.
+    sampled = min(training.per_device_train_batch_size * steps_per_generation, _BATCH)
+    fits = max(training.per_device_eval_batch_size, sampled)
     return Answering(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size or fits,

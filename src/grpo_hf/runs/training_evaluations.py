@@ -196,5 +196,9 @@ class HeldOutAccuracy(TrainerCallback):
 def _answering(trainer: GRPOTrainer, samples: int = 0) -> Answering:
     args = trainer.args
     return answering_of(
-        args, trainer.tools, max_new_tokens=trainer.max_completion_length, samples=samples
+        args,
+        trainer.tools,
+        max_new_tokens=trainer.max_completion_length,
+        samples=samples,
+        steps_per_generation=args.steps_per_generation,
     )
