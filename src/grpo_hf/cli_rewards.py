@@ -13,9 +13,9 @@ from .run_folders import recipe_at
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .scoring.finding import Finding
     from .scoring.outcomes import Outcome
     from .scoring.reward import Reward
-    from .scoring.trial import Finding
 
 # The width of tables in a file or a pipe, where rich would assume 80 columns.
 _WIDTH_WITHOUT_TERMINAL = 160
@@ -137,11 +137,20 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
             f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another."
         )
     # Before the imports, which take longer.
-    check_recipe(recipe_at(options.recipe), rest, options.rows)
+    failed = check_recipe(recipe_at(options.recipe), rest, options.rows)
+    if failed:
+        raise RewardOutputError(
+            f"{', '.join(failed)}: see the note{'s' if len(failed) > 1 else ''} above. `grpo-hf "
+            "rewards test` shows the whole traceback of a failure."
+        )
 
 
-def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_ROWS) -> None:
-    """Try the rewards of a recipe on so many rows, and print what they pay for."""
+def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_ROWS) -> list[str]:
+    """Try the rewards of a recipe on so many rows, and print what they pay for.
+
+    Returns:
+        The names of the rewards that failed on any of them.
+    """
     from rich.table import Table
 
     from .runs.preflight import sample_rows
@@ -163,6 +172,7 @@ def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_RO
     for note in notes:
         # Without markup, because a note may quote a text in square brackets.
         console.print(f"note: {note}", markup=False)
+    return [finding.reward.name for finding in findings if finding.failures]
 
 
 def _finding_cells(finding: "Finding") -> list[str]:

@@ -438,3 +438,34 @@ def test_what_a_reward_may_look_up(
 ) -> None:
     names = ("answer", "gold", "trainer_state")
     assert [may_look_up(reward, name) for name in names] == [answer, gold, trainer_state]
+
+
+@pytest.mark.parametrize(
+    "before, after, is_mistake",
+    [
+        ("", "", True),
+        ("", "completon_text = str\n", False),
+        ("", "def later():\n    global completon_text\n    completon_text = str\n", False),
+        ("from os.path import *\n", "", False),
+        ("globals().update(completon=1)\n", "", False),
+    ],
+)
+def test_a_name_that_its_file_defines_nowhere_is_a_typing_error(
+    before: str, after: str, is_mistake: bool, tmp_path: Path
+) -> None:
+    text = (
+        f"{before}from grpo_hf import completion_text\ndef mine(completions, **_):\n"
+        f"    return [len(completon_text(text)) for text in completions]\n{after}"
+    )
+    file = tmp_path / "typo.py"
+    file.write_text(text)
+    # As where the reward is looked at before the file has been read to its end.
+    names: dict[str, Any] = {"__name__": "typo"}
+    exec(compile(text, str(file), "exec"), names)
+    names.pop("completon_text", None)
+    undefined = references_of(names["mine"]).undefined
+    assert bool(undefined) == is_mistake
+    assert not is_mistake or undefined == (
+        "it refers to completon_text, which typo.py defines nowhere. Did you mean "
+        "'completion_text'?"
+    )

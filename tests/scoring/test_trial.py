@@ -1,6 +1,7 @@
 """What `grpo-hf rewards check` finds: rewards that pay for nothing, that vary, or that compare."""
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from transformers import AutoTokenizer, ProcessorMixin
 
 from grpo_hf import GRPOConfig, reward_settings
 from grpo_hf.cli import main
+from grpo_hf.scoring.finding import Finding
 from grpo_hf.scoring.registry import load_reward
-from grpo_hf.scoring.trial import Finding, examine, prepare_rewards
+from grpo_hf.scoring.scored_reward import ScoredReward
+from grpo_hf.scoring.trial import dry_run, examine, prepare_rewards
 
 ROWS = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(1, 7)]
 CHAT = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
@@ -81,11 +84,79 @@ def test_what_fails_is_said_beside_what_works() -> None:
         return [1 / len(text) for text in completions]
 
     finding, sound = found(broken, "gsm8k")
-    assert (
-        "fails on empty (exception): Traceback" in finding.notes()[0]
-        and "ZeroDivisionError" in finding.notes()[0]
-    )
+    note = finding.notes()[0]
+    assert note.startswith("broken fails on empty: test_trial.py:")
+    assert note.endswith(": ZeroDivisionError: division by zero") and "\n" not in note
     assert finding.pays["empty"] is None and not sound.notes()
+
+
+def test_a_failure_is_a_line_with_its_place_and_the_kinds_it_is_on() -> None:
+    def typo(completions: list[Any], **_: Any) -> list[float]:
+        return [float(len(completons)) for _ in completions]  # type: ignore[name-defined]  # noqa: F821
+
+    def whole(completions: list[Any], **_: Any) -> list[float]:
+        return [float(int(text)) for text in completions]
+
+    mistyped, numbers = found(typo, whole)
+    note = mistyped.notes()[0]
+    assert note.startswith("typo fails on every kind of answer: test_trial.py:")
+    assert note.endswith("NameError: name 'completons' is not defined. Did you mean 'completions'?")
+    failing = numbers.notes()[0]
+    # The same mistake with three texts in its message, one of them of 40,000 characters.
+    assert failing.startswith("whole fails on empty, repeated, prompt copied: test_trial.py:")
+    assert "ValueError: invalid literal for int()" in failing and len(failing) < 250
+
+
+FLOATS = [{**row, "answer": float(row["answer"])} for row in ROWS]
+
+
+def as_text(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
+    """Compare the last whole number with a gold answer that has a decimal point."""
+    right = []
+    for text, gold in zip(completions, answer, strict=True):
+        numbers = re.findall(r"\d+", text)
+        right.append(float(bool(numbers) and numbers[-1] == str(gold)))
+    return right
+
+
+def test_a_reward_that_pays_nothing_for_right_answers_is_named() -> None:
+    (finding,) = found(as_text, rows=FLOATS)
+    (note,) = finding.notes()
+    assert note.startswith(
+        "as_text pays nothing for right answers: answer of row 0 is 2.0 (a float), and the "
+        "completion '2.0' earns 0."
+    )
+    rows = [*ROWS[:3], {**ROWS[3], "answer": "about 8 apples"}]
+    (partly,) = found(as_text, rows=rows)
+    assert "pays nothing for 1 of 4 right answers: answer of row 3 is 'about 8" in partly.notes()[0]
+
+
+def test_forms_and_penalties_are_not_taken_for_it() -> None:
+    def after_hashes(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
+        return [
+            float(text.endswith(f"#### {gold}"))
+            for text, gold in zip(completions, answer, strict=True)
+        ]
+
+    def boxed(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
+        return [
+            float(f"\\boxed{{{gold}}}" in text)
+            for text, gold in zip(completions, answer, strict=True)
+        ]
+
+    def penalty(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
+        return [-float(text != gold) for text, gold in zip(completions, answer, strict=True)]
+
+    for finding in found(after_hashes, boxed, penalty, "answer_format", "repetition"):
+        assert finding.unpaid is None, finding.reward.name
+
+
+def test_a_run_says_so_before_a_model_loads(caplog: pytest.LogCaptureFixture) -> None:
+    for rows, said in ((FLOATS, True), (ROWS, False)):
+        caplog.clear()
+        entry = ScoredReward(load_reward(as_text))
+        dry_run([entry], rows[:2], strict=True)
+        assert ("as_text pays nothing for right answers" in caplog.text) == said
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +177,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "mean reward on 4 rows" in shown and "gsm8k" in shown
     assert "note: polite pays for: empty, repeated, prompt copied, another's answer." in shown
     assert not (tmp_path / "run").exists()
+    (tmp_path / "mine.py").write_text("def broken(completions, **_):\n    return 1.0\n")
+    with pytest.raises(SystemExit) as failed:
+        main(["rewards", "check", str(recipe), "--rows", "4", "--rewards", "./mine.py:broken"])
+    assert failed.value.code == 2
     with pytest.raises(SystemExit) as left:
         main(["rewards", "check", str(recipe), "--rows", "1"])
     assert left.value.code == 2

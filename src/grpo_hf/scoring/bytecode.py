@@ -4,6 +4,7 @@ import dis
 import inspect
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -63,6 +64,30 @@ def codes_of(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from codes_of(constant)
+
+
+def names_bound_in(file: str) -> set[str] | None:
+    """Return the global names that the code of a file binds, or None where that cannot be told.
+
+    It cannot where there is no such file, as in a notebook, and where names come from elsewhere:
+    by `import *`, or by what reaches all variables.
+    """
+    try:
+        module = compile(Path(file).read_bytes(), file, "exec")
+    except (OSError, SyntaxError, ValueError):
+        return None
+    names = set()
+    for code in codes_of(module):
+        if (REACHES_ALL | {"exec", "eval", "setattr", "__import__"}) & set(code.co_names):
+            return None
+        for instruction in dis.get_instructions(code):
+            # Python 3.12 has no operation of its own for it.
+            if "IMPORT_STAR" in f"{instruction.opname} {instruction.argrepr}":
+                return None
+            is_global = instruction.opname == "STORE_GLOBAL"
+            if is_global or (code is module and instruction.opname == "STORE_NAME"):
+                names.add(str(instruction.argval))
+    return names
 
 
 def attributes_in(following: list[dis.Instruction]) -> tuple[str, ...]:

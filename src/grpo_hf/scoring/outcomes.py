@@ -6,6 +6,7 @@ where they are too many (scoring/failures.py).
 """
 
 import asyncio
+import builtins
 import inspect
 import math
 import reprlib
@@ -15,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from numbers import Real
+from types import TracebackType
 from typing import Any
 
 from ..data.completions import completion_text
-from ..errors import RewardSpecError
+from ..errors import RewardSpecError, did_you_mean
 from .reward import Reward
 from .steps import StepRewards
 
@@ -39,6 +41,8 @@ REASONS = (
 _LARGEST = 3.4028234663852886e38
 # Characters of a traceback that are kept, from its end, where the error stands.
 _DETAIL = 4000
+# The modules whose frames come before those of the reward in every traceback.
+_OF_THE_CALL = {__name__, Reward.__module__, "asyncio.runners", "asyncio.base_events"}
 
 
 @dataclass(frozen=True)
@@ -198,9 +202,30 @@ def failed(error: BaseException, count: int, start: float) -> list[Outcome]:
     if isinstance(error, RewardSpecError):
         failure = Failure("settings", str(error))
     else:
-        detail = "".join(traceback.format_exception(error))[-_DETAIL:].strip()
-        failure = Failure("exception", detail)
+        failure = Failure("exception", _described(error)[-_DETAIL:])
     return [Outcome(None, failure, (time.perf_counter() - start) / max(count, 1))] * count
+
+
+def _described(error: BaseException) -> str:
+    """Return the traceback of an error, from the reward's own code on."""
+    frames = error.__traceback__
+    # How this library came to call the reward tells its author nothing.
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OF_THE_CALL:
+        frames = frames.tb_next
+    shown = "".join(traceback.format_exception(type(error), error, frames)).strip()
+    # Python names a similar name by itself from 3.12 on.
+    if isinstance(error, NameError) and frames is not None and "Did you mean" not in shown:
+        similar = _similar_name(error, frames)
+        shown += f".{similar}" if similar else ""
+    return shown
+
+
+def _similar_name(error: NameError, frames: TracebackType) -> str:
+    known = set(vars(builtins))
+    # A comprehension has a frame of its own, without the variables of the function around it.
+    for frame, _ in traceback.walk_tb(frames):
+        known |= {*frame.f_locals, *frame.f_globals}
+    return did_you_mean(str(error.name), sorted(known))
 
 
 def timed_out(seconds: float, advice: str = "") -> Outcome:

@@ -14,10 +14,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from .bytecode import REACHES_ALL, attributes_in, codes_of, sets_of_own
+from ..errors import did_you_mean
+from .bytecode import REACHES_ALL, attributes_in, codes_of, names_bound_in, sets_of_own
 from .constants import (
     attributes_of,
     home_of,
@@ -77,10 +79,12 @@ class References:
 
     Args:
         changeable: why it has to be called where it was defined; empty if it need not.
+        undefined: the same, where it is a name that its file binds nowhere: a typing error.
         bindings: the names that are bound to constants.
     """
 
     changeable: str = ""
+    undefined: str = ""
     bindings: list[Binding] = field(default_factory=list)
 
     def rebound(self) -> str:
@@ -231,11 +235,12 @@ class _Walk:
                 if not sets_of_own(instructions[:place]):
                     self._stop(f"it sets the attribute {name} of something that it shares")
         for name, chains in reads.items():
-            self._look_at_global(name, namespace, chains, sets_attributes)
+            self._look_at_global(name, code.co_filename, namespace, chains, sets_attributes)
 
     def _look_at_global(
         self,
         name: str,
+        file: str,
         namespace: dict[str, Any],
         chains: list[tuple[str, ...]],
         sets_attributes: bool,
@@ -243,12 +248,13 @@ class _Walk:
         """Look at a global variable.
 
         Args:
+            file: where the code that reads it stands.
             chains: the attributes that follow it in the code, as in `numpy.linalg.norm`.
             sets_attributes: whether the code sets attributes of anything.
         """
         value = namespace.get(name, _MISSING)
         if value is _MISSING:
-            self._look_at_builtin(name, namespace)
+            self._look_at_builtin(name, file, namespace)
             return
         self._bound(name, partial(namespace.get, name, _MISSING))
         if isinstance(value, ModuleType):
@@ -258,13 +264,20 @@ class _Walk:
         elif sets_attributes and isinstance(value, FunctionType | type) and self._is_own(value):
             self._stop(f"it may set attributes of {name}")
 
-    def _look_at_builtin(self, name: str, namespace: dict[str, Any]) -> None:
+    def _look_at_builtin(self, name: str, file: str, namespace: dict[str, Any]) -> None:
         builtins = namespace.get("__builtins__", {})
         known = builtins if isinstance(builtins, dict) else vars(builtins)
         if name in _BY_TEXT:
             self._stop(f"it calls {name}()")
         elif name not in known and not name.startswith("__"):
-            self._stop(f"it refers to {name}, which has no value yet")
+            bound = names_bound_in(file)
+            if bound is None or name in bound:
+                self._stop(f"it refers to {name}, which has no value yet")
+                return
+            similar = did_you_mean(name, sorted({*namespace, *known}))
+            reason = f"it refers to {name}, which {Path(file).name} defines nowhere.{similar}"
+            self._stop(reason)
+            self.found.undefined = reason if reason == self.found.changeable else ""
 
     def _look_at_import(self, name: str, names: tuple[str, ...]) -> None:
         """Look at a module that a function imports when it is called."""

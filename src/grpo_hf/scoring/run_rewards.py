@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import RewardSpecError
 from .registry import load_reward
 from .reward import Reward
-from .scored_reward import ScoredReward
+from .scored_reward import STAYS, UNDEFINED, ScoredReward
 from .signature import require_columns
 from .worker_client import CannotTravelError, RewardProcess, pack
 
@@ -149,7 +149,8 @@ def isolate(
             continue
         # What the author says is believed.
         if reward.reward.settings.in_process is None and reward.references.changeable:
-            reward.stay(reward.references.changeable)
+            is_mistake = bool(reward.references.undefined)
+            reward.stay(reward.references.changeable, UNDEFINED if is_mistake else STAYS)
             continue
         if unusable:
             reward.stay(unusable)

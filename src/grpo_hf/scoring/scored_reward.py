@@ -34,6 +34,7 @@ STAYS = (
     "is one of the run: {}. If nothing outside of it changes what it returns, "
     "@reward_settings(in_process=False) has it isolated; in_process=True says that this is meant."
 )
+UNDEFINED = "The reward {!r} will fail where it comes to this: {}"
 CHANGES = "it changes the lists that it is called with, which the rewards after it are called with"
 
 
@@ -57,7 +58,7 @@ class ScoredReward:
         RewardSpecError: an option is impossible.
     """
 
-    def __init__(self, reward: Reward) -> None:
+    def __init__(self, reward: Reward, warned: set[str] | None = None) -> None:
         # Here, because every run makes one of these before a model is loaded or a row is scored.
         reward.check_options()
         self.reward = reward
@@ -75,7 +76,8 @@ class ScoredReward:
         # Whether a reward that failed in a thread fails on the main thread, too. None: not tried;
         # False: it works there, and is no longer begun early.
         self._fails_everywhere: bool | None = None
-        self._warned: set[str] = set()
+        # Shared where the same reward is called in two ways, and should be warned of once.
+        self.warned: set[str] = set() if warned is None else warned
 
     @cached_property
     def references(self) -> References:
@@ -102,9 +104,9 @@ class ScoredReward:
         seconds = self.reward.time_limit(timeout)
         self.patience = Patience(seconds, seconds if self.reward.settings.batched else None)
 
-    def stay(self, reason: str) -> None:
+    def stay(self, reason: str, said: str = STAYS) -> None:
         """Score in this process from now on, and say why."""
-        self.warn_once(logger, "place", STAYS.format(self.__name__, reason))
+        self.warn_once(logger, "place", said.format(self.__name__, reason))
         self._process = None
 
     @property
@@ -200,8 +202,8 @@ class ScoredReward:
 
     def warn_once(self, log: logging.Logger, about: str, message: str) -> None:
         """Log a warning about this reward, the first time that it is about this."""
-        if about not in self._warned:
-            self._warned.add(about)
+        if about not in self.warned:
+            self.warned.add(about)
             log.warning(message)
 
     @property

@@ -8,7 +8,7 @@ be rewarded.
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 from weakref import WeakSet
@@ -17,10 +17,12 @@ from transformers import ProcessorMixin, TrainerState
 
 from ..config import option
 from ..data.completions import message_text
+from ..data.readers import PLACE
 from ..errors import RewardOutputError
-from .gold import GOLD_COLUMNS, gold_texts
+from .finding import AT_ONCE, GOLD, Finding, Unpaid, exploited, failed_kinds, failures_among
+from .gold import gold_texts
 from .judging import score_completions
-from .outcomes import Failure, Outcome
+from .outcomes import Outcome
 from .process_reward import with_process_reward
 from .reward import Reward
 from .run_rewards import RunRewards, callables_of, check_columns, isolate, scored_rewards
@@ -34,6 +36,8 @@ _PLACEHOLDER = "I do not know. "
 # What a model does that has found a reward for length.
 _REPEATED_WORD = "the "
 _REPETITIONS = 10_000
+# How rewards that read a number in a text may want it, where they pay nothing for it alone.
+_FORMS = ("#### {}", "\\boxed{{{}}}", "<answer>{}</answer>")
 # What rounding may leave of a reward of 0, or put between two equal ones.
 _ROUNDING = 1e-9
 # For rewards that read the state of a trainer, which does not exist yet.
@@ -44,74 +48,6 @@ _tried: "WeakSet[Reward]" = WeakSet()
 
 # `prompt`, and the columns of the dataset.
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The results of `examine` for one reward.
-
-    Args:
-        reward: the reward.
-        pays: the mean reward by kind of answer, `None` where it could not be judged. The kinds are
-            the gold answer, an empty text, one word 10,000 times, a copy of the prompt, and the
-            gold answer of another row.
-        gold_column: the column that holds the gold answer; empty where none does.
-        lowest, highest: the lowest and the highest of all rewards.
-        milliseconds: the median time for a completion.
-        deterministic: whether the same answers had the same rewards twice.
-        stays: why a run would call it in the trainer's process; empty if it would not, or if its
-            author says where.
-        alone: whether a completion has the same reward alone as among others.
-        exploited: the kinds that are rewarded and should not be: by more than 0, or by more than
-            the gold answer. The answer of another row counts only above half the reward of the gold
-            answer, because some of them happen to be right.
-        failures: the kinds on which the reward failed, with the reason.
-    """
-
-    reward: Reward
-    pays: dict[str, float | None]
-    gold_column: str
-    lowest: float | None
-    highest: float | None
-    milliseconds: float
-    deterministic: bool
-    stays: str
-    alone: bool
-    exploited: tuple[str, ...]
-    failures: tuple[str, ...]
-
-    def notes(self) -> list[str]:
-        """Return what the user of the reward should look at."""
-        name = self.reward.name
-        notes = []
-        if self.gold_column and self.gold_column not in GOLD_COLUMNS:
-            notes.append(f"{name} reads {self.gold_column}, which is taken for the gold answer.")
-        if self.failures:
-            notes.append(f"{name} fails on {'; '.join(self.failures)}")
-        if self.exploited:
-            notes.append(
-                f"{name} pays for: {', '.join(self.exploited)}. Unless that is what it is for, a "
-                "model will find out."
-            )
-        if not self.deterministic:
-            notes.append(
-                f"{name} gave the same answers different rewards the second time: it counts or is "
-                "random."
-            )
-        if not self.alone:
-            notes.append(
-                f"{name} gives a completion another reward alone than among others: it compares "
-                "them, so it must not be called with batched=False."
-            )
-        if self.stays:
-            notes.append(
-                f"{name} would be called in the trainer's process: {self.stays}. "
-                "@reward_settings(in_process=False) says that nothing outside of it changes what "
-                "it returns, and has it isolated."
-            )
-        if self.lowest is None:
-            notes.append(f"{name} could not judge any of these rows.")
-        return notes
 
 
 def prepare_rewards(constructor: dict[str, Any]) -> tuple[list[Any] | None, RunRewards]:
@@ -191,8 +127,9 @@ def dry_run(
             # Not twice the same: a reward that compares should have something to compare.
             texts = [_PLACEHOLDER * (1 + row) for row in range(len(rows))]
             outcomes = _score(entry, rows, texts, tokenizer, is_trial=True)
-            failures = _failures_among(outcomes)
+            failures = failures_among(outcomes)
             if not failures:
+                _warn_of_unpaid(entry, rows, outcomes, strict=strict)
                 continue
             message = (
                 f"reward {entry.reward.spec} was tried on a few rows of the dataset, and failed "
@@ -204,12 +141,20 @@ def dry_run(
             logger.warning(message)
 
 
-def _failures_among(outcomes: Sequence[Outcome]) -> list[Failure]:
-    failures = []
-    for outcome in outcomes:
-        if outcome.failure is not None:
-            failures.append(outcome.failure)
-    return failures
+def _warn_of_unpaid(
+    entry: ScoredReward, rows: Sequence[Row], wrong: Sequence[Outcome], *, strict: bool
+) -> None:
+    """Warn of a recipe's reward that pays nothing for the right answers of all rows."""
+    # A function of a program may keep a state, which more calls would change.
+    if not strict:
+        return
+    gold = _best_gold(entry, rows)
+    if gold[0] not in entry.reward.columns:
+        return
+    right = _score(entry, rows, gold[1], is_trial=True)
+    unpaid = _unpaid(entry, rows, gold, right, [_mean(wrong)])
+    if unpaid is not None and unpaid.is_all:
+        logger.warning(unpaid.note(entry.reward.name))
 
 
 def untried(rewards: Sequence[Reward]) -> list[Reward]:
@@ -242,9 +187,10 @@ def examine(
     together: list[ScoredReward] = []
     for reward in rewards:
         # The same function twice: called for each completion, and with all of them at once.
+        warned: set[str] = set()
         for entries, batched in ((alone, False), (together, True)):
             settings = replace(reward.settings, batched=batched)
-            entries.append(ScoredReward(replace(reward, settings=settings)))
+            entries.append(ScoredReward(replace(reward, settings=settings), warned))
     process = isolate([*alone, *together], workers=None, timeout=timeout)
     try:
         findings = []
@@ -261,7 +207,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
     gold_column, gold = _best_gold(entry, rows)
     copied = [_text(row["prompt"]) for row in rows]
     kinds = {
-        "gold answer": gold,
+        GOLD: gold,
         "empty": [""] * len(rows),
         "repeated": [_REPEATED_WORD * _REPETITIONS] * len(rows),
         "prompt copied": copied,
@@ -275,11 +221,12 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
     for kind, texts in kinds.items():
         deterministic &= values_of(_score(entry, rows, texts)) == values_of(outcomes[kind])
     at_once = _score(together, rows, gold)
-    alone = values_of(at_once) == values_of(outcomes["gold answer"])
+    alone = values_of(at_once) == values_of(outcomes[GOLD])
     pays = {}
     for kind, of_kind in outcomes.items():
         pays[kind] = _mean(of_kind)
     pays["another's answer"] = _mean(_of_other_answers(outcomes, gold))
+    wrong = [mean for kind, mean in pays.items() if kind != GOLD]
     values = []
     seconds = []
     for of_kind in outcomes.values():
@@ -297,13 +244,17 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
         deterministic=deterministic,
         stays=_stays(entry),
         alone=alone,
-        exploited=_exploited(pays),
-        failures=_failures({**outcomes, "all gold answers in one call": at_once}),
+        exploited=exploited(pays),
+        failures=failed_kinds(entry.reward, {**outcomes, AT_ONCE: at_once}),
+        unpaid=_unpaid(entry, rows, (gold_column, gold), outcomes[GOLD], wrong),
     )
 
 
 def _stays(entry: ScoredReward) -> str:
     is_said = entry.reward.settings.in_process is not None
+    # A name that is mistyped does not make it stay.
+    if entry.references.undefined:
+        return ""
     return "" if is_said else entry.references.changeable
 
 
@@ -318,29 +269,44 @@ def _of_other_answers(outcomes: dict[str, list[Outcome]], gold: list[str]) -> li
     return different
 
 
-def _exploited(pays: dict[str, float | None]) -> tuple[str, ...]:
-    right = pays["gold answer"]
-    kinds = []
-    for kind, mean in pays.items():
-        if kind == "gold answer" or mean is None:
-            continue
-        is_paid = mean > _ROUNDING or (right is not None and mean > right + _ROUNDING)
-        # Some answers happen to be right, so another row's may be paid for now and then.
-        if kind == "another's answer" and right is not None:
-            is_paid = is_paid and mean > right / 2
-        if is_paid:
-            kinds.append(kind)
-    return tuple(kinds)
+def _unpaid(
+    entry: ScoredReward,
+    rows: Sequence[Row],
+    gold: tuple[str, list[str]],
+    outcomes: Sequence[Outcome],
+    wrong: Sequence[float | None],
+) -> Unpaid | None:
+    """Return the right answers that earn nothing, if the reward reads what is right.
 
-
-def _failures(outcomes: dict[str, list[Outcome]]) -> tuple[str, ...]:
-    """Return the kinds of answers on which a reward failed, each with its first failure."""
-    failures = []
-    for kind, of_kind in outcomes.items():
-        # One of each kind is enough to look into.
-        for failure in _failures_among(of_kind)[:1]:
-            failures.append(f"{kind} ({failure.reason}): {failure.detail}")
-    return tuple(failures)
+    Args:
+        gold: the column of right answers, and their texts.
+        outcomes: those of the texts.
+        wrong: mean rewards of wrong answers, which a penalty puts below 0.
+    """
+    column, texts = gold
+    if column not in entry.reward.columns:
+        return None
+    values = values_of(outcomes)
+    judged = []
+    places = []
+    for place, (value, text) in enumerate(zip(values, texts, strict=True)):
+        if text and value is not None:
+            judged.append(value)
+            if value <= _ROUNDING:
+                places.append(place)
+    highest = max([value for value in wrong if value is not None], default=0.0)
+    # A penalty pays nothing, and takes from what is wrong.
+    if not places or (max(judged) <= _ROUNDING and fmean(judged) > highest + _ROUNDING):
+        return None
+    row = rows[places[0]]
+    return Unpaid(
+        row.get(PLACE, f"row {places[0]}"),
+        column,
+        row.get(column),
+        texts[places[0]],
+        len(places),
+        len(judged),
+    )
 
 
 def _score(
@@ -354,7 +320,7 @@ def _score(
     columns = {}
     # TRL passes these two itself, under the names of their plurals.
     for name in rows[0]:
-        if name not in ("prompt", "completion"):
+        if name not in ("prompt", "completion", PLACE):
             columns[name] = [row.get(name) for row in rows]
     return score_completions(
         entry,
@@ -379,10 +345,26 @@ def _best_gold(entry: ScoredReward, rows: Sequence[Row]) -> tuple[str, list[str]
     candidates = gold_texts(rows, entry.reward.columns)
     means = {}
     for name, texts in candidates.items():
-        mean = _mean(_score(entry, rows, texts)) if len(candidates) > 1 else None
+        mean = _mean(_score(entry, rows, texts, is_trial=True)) if len(candidates) > 1 else None
         means[name] = float("-inf") if mean is None else mean
     # Of equals the first, which is called as gold answers are.
-    return max(candidates.items(), key=lambda candidate: means[candidate[0]])
+    name, texts = max(candidates.items(), key=lambda candidate: means[candidate[0]])
+    return name, _in_paid_form(entry, rows, texts) if name in entry.reward.columns else texts
+
+
+def _in_paid_form(entry: ScoredReward, rows: Sequence[Row], texts: list[str]) -> list[str]:
+    """Return right answers as they are, or in the first usual form that is paid where they are not.
+
+    A reward that fails is not called with more.
+    """
+    for form in ("{}", *_FORMS):
+        formed = [form.format(text) if text else text for text in texts]
+        outcomes = _score(entry, rows, formed, is_trial=True)
+        if failures_among(outcomes):
+            break
+        if max(_numbers(outcomes), default=0.0) > _ROUNDING:
+            return formed
+    return texts
 
 
 def _text(prompt: Any) -> str:
