@@ -46,7 +46,7 @@ def other(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     """Yield the folder of a run that another process trains, and the id of the process."""
     run = tmp_path / "mine"
     run.mkdir()
-    (run / "recipe.yaml").write_text("max_steps: 40\nsave_steps: 20\n")
+    (run / "recipe.yaml").write_text("max_steps: 40\nsave_steps: 20.0\n")
     (run / "metrics.jsonl").write_text('{"step": 7}\n{"step": 8, "loss": 1}\n{"step": 9, "lo')
     command = [sys.executable, "-c", TRAINS, str(run)]
     with subprocess.Popen(

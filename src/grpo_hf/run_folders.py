@@ -183,8 +183,9 @@ def _first_save(folder: Path) -> str:
     settings = _settings(folder)
     steps, most = settings.get("save_steps", _SAVE_STEPS), settings.get("max_steps")
     by_steps = settings.get("save_strategy", "steps") == "steps"
-    if not settings or not by_steps or not isinstance(steps, int):
+    # A number below 1 is a share of all steps.
+    if not settings or not by_steps or not isinstance(steps, int | float) or steps < 1:
         return "A run saves at its end, and before as its save_steps say."
     if isinstance(most, int) and 0 < most <= steps:
-        return f"It saves at its end, step {most} (save_steps is {steps})."
-    return f"Its first checkpoint comes at step {steps} (save_steps)."
+        return f"It saves at its end, step {most} (save_steps is {steps:g})."
+    return f"Its first checkpoint comes at step {steps:g} (save_steps)."
