@@ -22,6 +22,7 @@ ORDER = [
     "config",
     "run_files",
     "run_folders",
+    "process_log",
     "run_context",
     "torch_seam",
     "trl_seam",

@@ -163,3 +163,16 @@ class TestHoldOut:
         other = self.numbers(hold_out(self.SPLIT, 20, 2)[0])
         assert first == again != other
         assert first != list(range(20))
+
+
+def test_equal_prompts_are_on_one_side() -> None:
+    alike = [{"prompt": f"{index % 30} + 1?", "place": index} for index in range(100)]
+    held, rest = hold_out(Split(alike, [], "data"), 20, 0, "prompt")
+    prompts = {row["prompt"] for row in held.rows}
+    assert prompts and not prompts & {row["prompt"] for row in rest.rows}
+    assert 15 < len(held.rows) <= 20 and len(held.rows) + len(rest.rows) == 100
+    # One prompt for all rows cannot be separated, and different ones are held out as ever.
+    same = [{"prompt": "?", "place": index} for index in range(10)]
+    assert len(hold_out(Split(same, [], "data"), 2, 0, "prompt")[0].rows) == 2
+    different = Split([{"prompt": str(index)} for index in range(10)], [], "data")
+    assert hold_out(different, 3, 0, "prompt") == hold_out(different, 3, 0)

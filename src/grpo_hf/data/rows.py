@@ -179,15 +179,29 @@ def _as_dataset(split: Split) -> Dataset:
         raise DataError(f"{split.source}: a column cannot be loaded ({error}).") from error
 
 
-def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+def hold_out(split: Split, count: int, seed: int, column: str | None = None) -> tuple[Split, Split]:
     """Split off `count` random rows, the same ones for the same seed.
+
+    Args:
+        column: rows with the same value there stay together, so that no prompt that was trained on
+            is held out. Fewer rows are held out where no more fit; where that would be less than
+            half of them, they are taken one by one.
 
     Returns:
         The rows that are held out, and the rest; both keep the order of the data.
     """
     order = list(range(len(split.rows)))
     random.Random(seed).shuffle(order)
-    picked = set(order[:count])
+    alike: dict[str, list[int]] = {}
+    for index in order:
+        value = index if column is None else split.rows[index].get(column)
+        alike.setdefault(repr(value), []).append(index)
+    picked: set[int] = set()
+    for indices in alike.values():
+        if len(picked) + len(indices) <= count:
+            picked.update(indices)
+    if 2 * len(picked) < count:
+        picked = set(order[:count])
     held_out = []
     rest = []
     for index, row in enumerate(split.rows):

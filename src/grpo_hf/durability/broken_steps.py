@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 from torch import Tensor
 
 from ..config import option
 from ..errors import ConfigError, NotFiniteError
+from ..process_log import get_logger
 from ..run_context import PolicyState, RunContext
 from .finite import Verdict
 from .kept_batch import Fault, faults_of, keep_batch, row_text

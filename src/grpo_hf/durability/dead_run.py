@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from ..config import option
+from ..process_log import get_logger
 from .finite import check_weights, largest_weight
 
 # It speaks in the main process alone.

@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..config import option
 from ..errors import ModelError
+from ..process_log import get_logger
 from ..run_context import RunTraits
 from ..trl_seam import active_adapter, found_in_trl, name_or_path, replaced_in_trl
 from .adapters import add_role, keep_trainable

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from peft import LoraConfig, PeftModel
 
 from ..config import option
 from ..errors import ReferenceDriftError
+from ..process_log import get_logger
 from ..run_context import PolicyState
 from .adapters import flags_kept
 from .digests import digest_of

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
+from ..process_log import get_logger
 from ..run_files import warn_once
 from .gaming import Finding, findings, write_findings
 

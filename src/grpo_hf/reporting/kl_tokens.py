@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
@@ -29,6 +28,7 @@ from transformers import TrainerCallback
 from .. import run_files
 from ..algorithm.objective import importance_ratio, kl_estimate
 from ..config import option
+from ..process_log import get_logger
 from ..trl_seam import KLTerm
 from .spikes import KL_FILE, Line, Token, UsualKL, read_lines, spike_text
 from .token_credit import token_texts

@@ -74,15 +74,21 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
         return RunData(train, held_out, too_few(len(held_out.rows), len(train.rows)))
     held_out_count = _rows_to_hold_out(recipe, train)
     # The run's seed chooses the rows, so a resumed run holds out the same ones.
-    held_out, rest = rows.hold_out(train, held_out_count, recipe.training.seed)
+    column = rows.prompt_column(train, recipe.task.prompt_column)
+    held_out, rest = rows.hold_out(train, held_out_count, recipe.training.seed, column)
     usable = " usable" if train.bad else ""
     note = (
-        f"{train.source} has no split {task.dataset_test_split!r}: {held_out_count} of its "
+        f"{train.source} has no split {task.dataset_test_split!r}: {len(held_out.rows)} of its "
         f"{len(train.rows)}{usable} rows are held out."
     )
     if held_out_count != task.eval_rows:
         note += " That is a fifth of them, as they are few (--eval_rows for another number)."
-    return RunData(rest, held_out, [note, *too_few(held_out_count, len(rest.rows))])
+    sides = [{repr(row.get(column)) for row in side.rows} for side in (held_out, rest)]
+    different = len(sides[0] | sides[1])
+    if different < len(train.rows):
+        where = "are on both sides" if sides[0] & sides[1] else "stay on one side"
+        note += f" There are {different} different prompts; equal ones {where}."
+    return RunData(rest, held_out, [note, *too_few(len(held_out.rows), len(rest.rows))])
 
 
 def _rows_to_hold_out(recipe: Recipe, train: Split) -> int:

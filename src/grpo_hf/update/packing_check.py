@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
@@ -34,6 +33,7 @@ from ..errors import NotPackableError, SeamMovedError
 from ..models.adapters import causal_model
 from ..models.measuring import in_float32, without_dropout, zeros_filled
 from ..models.precision import computes_in_half
+from ..process_log import get_logger
 from ..run_context import RunTraits
 from ..trl_seam import attention_implementation, check_fused_head
 from .log_probs import forward_packed, forward_without_layouts
