@@ -247,7 +247,7 @@ class TestCheats:
     def test_form_that_rises_alone(self, tmp_path: Path) -> None:
         finding = only(
             findings(Written(tmp_path, cheat_by_form, {"right": 1.0, "form": 1.0}).make()),
-            "components part",
+            "another reward rises instead",
         )
         assert finding.text.startswith("form rose from 0.")
         assert "right, which says what is right, went from 0.1" in finding.text.replace(
@@ -262,7 +262,10 @@ class TestCheats:
             return text, {"answer_format": rewards["form"], "mine": rewards["right"]}
 
         run = Written(tmp_path, other_order, {"answer_format": 1.0, "mine": 1.0}).make()
-        assert "mine, which says what is right" in only(findings(run), "components part").text
+        assert (
+            "mine, which says what is right"
+            in only(findings(run), "another reward rises instead").text
+        )
         named_right = {"eval_reward": "answer_format"}
         run = Written(
             tmp_path / "named", other_order, {"answer_format": 1.0, "mine": 1.0}, recipe=named_right
@@ -277,12 +280,12 @@ class TestCheats:
     def test_repetition_that_pays(self, tmp_path: Path) -> None:
         weights = {"right": 1.0, "sure": 1.0}
         found = findings(Written(tmp_path, cheat_by_repetition, weights).make())
-        assert {"repetition", "components part"} <= named(found)
+        assert {"repetition", "another reward rises instead"} <= named(found)
         assert "so it is clear that" in only(found, "repetition").samples[0]["completion"]
 
     def test_one_answer_without_working(self, tmp_path: Path) -> None:
         found = findings(Written(tmp_path, guess, {"right": 1.0}).make())
-        assert named(found) == {"one answer everywhere", "no working"}
+        assert named(found) == {"one answer everywhere", "answers without reasoning"}
         for finding in found:
             assert {each["completion"] for each in finding.samples} == {"#### 10"}
 
@@ -302,7 +305,7 @@ class TestCheats:
         )
         assert finding.samples[0]["completion"] == "#### 10"
         assert finding.samples[0]["prompt"] == "Problem 0"
-        assert "no working" in named(found)
+        assert "answers without reasoning" in named(found)
 
     def test_answers_that_get_no_better(self, tmp_path: Path) -> None:
         run = Written(tmp_path, honest, WEIGHTS)
@@ -376,7 +379,7 @@ class TestOddTexts:
                 f"#### Add the numbers\n{text}\n#### Conclusion\nThe answer is {text[-2:]}"
             )
         found = findings(run.answer(base, titled, lambda text: text in titled[::2]))
-        assert not {"no working", "one answer everywhere"} & named(found)
+        assert not {"answers without reasoning", "one answer everywhere"} & named(found)
 
 
 class TestTheRightReward:
@@ -488,7 +491,7 @@ def ending_model(tiny_checkpoint: Path) -> Any:
     ("rewards", "rate", "expected"),
     [
         ([long], 1e-3, {"length"}),
-        ([right, form], 5e-3, {"components part", "reward from form"}),
+        ([right, form], 5e-3, {"another reward rises instead", "reward from form"}),
     ],
 )
 def test_a_real_run_that_cheats_is_found_out(

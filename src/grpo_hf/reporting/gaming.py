@@ -39,17 +39,28 @@ class Finding:
     steps: list[int]
 
 
+# What to try first, by the name of a sign; docs/gaming.md has more.
+REMEDIES = {
+    "another reward rises instead": "Lower its weight, or pay it only where the answer is right.",
+    "reward from form": "Pay for form only where the answer is right.",
+    "held-out answers no better": "Read them beside those of the training, or use more prompts.",
+    "length": "Take out what grows with length, or add the reward overlong.",
+    "repetition": "Add the reward repetition with a negative weight.",
+    "one answer everywhere": "Take examples out of the prompt, and do not pay for guesses.",
+    "answers without reasoning": "Ask for the reasoning in the prompt, unless none is wanted.",
+}
+
 # A sign returns its sentence, its strength and its samples, or None.
 Sign = Callable[[Evidence], tuple[str, float, Sequence[Sample]] | None]
 
 SIGNS: dict[str, Sign] = {
-    "components part": gaming_rewards.components_part,
+    "another reward rises instead": gaming_rewards.components_part,
     "reward from form": gaming_rewards.reward_from_form,
     "held-out answers no better": gaming_rewards.held_out_no_better,
     "length": gaming_texts.length_pays,
     "repetition": gaming_texts.repeats_itself,
     "one answer everywhere": gaming_texts.one_answer,
-    "no working": gaming_texts.no_working,
+    "answers without reasoning": gaming_texts.no_working,
 }
 
 
