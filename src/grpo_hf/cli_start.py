@@ -80,6 +80,11 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
     if reward in written:
         _run_examples(reward)
     check_recipe(recipe)
+    if plan.reward:
+        print(
+            "note: the reward is yours, so the recipe has no instruction. Say in it what the "
+            "reward pays for, unless your prompts do."
+        )
     _say_what_comes_next(recipe, plan.output_dir, reward if reward in written else None)
 
 
@@ -149,7 +154,7 @@ def _say_what_comes_next(recipe: Path, run: str, reward: Path | None) -> None:
     steps = []
     if reward is not None:
         steps.append((f"python -m doctest {reward}", "after a change of the reward"))
-        steps.append((f"grpo-hf rewards check {recipe}", "what it pays for"))
+    steps.append((f"grpo-hf rewards check {recipe}", "what the reward pays for"))
     steps.append((f"grpo-hf plan {recipe}", "memory, time and cost"))
     steps.append((f"grpo-hf train {recipe}", "train, and compare with the base"))
     steps.append((f"grpo-hf report {run}", "did it get better, why, how sure is that"))

@@ -218,7 +218,11 @@ def test_a_reward_that_is_there_is_named_from_the_recipe(data, begun, tmp_path):
         "    return [float(a == str(b)) for a, b in zip(completions, gold)]\n"
     )
     file = data(lambda n: {"question": f"{n}?", "gold": n})
-    folder, _ = begun(file, "--reward", "./my.py:same")
-    written = yaml.safe_load((folder / "recipe.yaml").read_text())
+    folder, said = begun(file, "--reward", "./my.py:same")
+    text = (folder / "recipe.yaml").read_text()
+    written = yaml.safe_load(text)
     assert written["rewards"] == ["../my.py:same"]
     assert not (folder / "reward.py").exists()
+    # What its reward pays for is its author's to say.
+    assert "instruction" not in written and '# instruction: "Answer with the number' in text
+    assert "the recipe has no instruction" in said and "grpo-hf rewards check mine" in said

@@ -134,8 +134,9 @@ def recipe_text(plan: Plan) -> str:
         if plan.prompt == usual_prompt_column(plan.facts.columns)
         else plan.prompt,
         columns=_renames(plan),
-        # Another reward may want another form.
-        instruction=None if plan.reward else instruction,
+        instruction=instruction,
+        # Another reward may want another form, which only its author knows.
+        instructed=not plan.reward,
         rewards=[spec],
         output_dir=plan.output_dir,
         max_steps=_STEPS,
