@@ -307,6 +307,20 @@ class TestCheats:
         assert finding.samples[0]["prompt"] == "Problem 0"
         assert "answers without reasoning" in named(found)
 
+    @pytest.mark.parametrize(("room", "said"), [(24, False), (48, True), (None, True)])
+    def test_nobody_wants_a_working_for_which_there_is_no_room(
+        self, tmp_path: Path, room: int | None, said: bool
+    ) -> None:
+        recipe = {} if room is None else {"max_completion_length": room}
+        run = Written(tmp_path, untrained, {"right": 1.0, "form": 0.2}, recipe=recipe)
+        run.make()
+        rng = random.Random(0)
+        before = [sum_of(rng, False) for _ in range(60)]
+        answers = [f"#### {number}" for number in range(60)]
+        found = findings(run.answer(before, answers, lambda text: False))
+        assert ("answers without reasoning" in named(found)) == said
+        assert all(finding.advice for finding in found)
+
     def test_answers_that_get_no_better(self, tmp_path: Path) -> None:
         run = Written(tmp_path, honest, WEIGHTS)
         run.make()
@@ -423,7 +437,7 @@ class TestFiles:
         new = write_findings(run)
         assert read_findings(run) == new == findings(run) != []
         assert write_findings(run) == []
-        keys = {"name", "text", "strength", "samples", "steps"}
+        keys = {"name", "text", "strength", "samples", "steps", "advice"}
         assert all(set(row) == keys for row in json.loads((run / GAMING_FILE).read_text()))
 
 

@@ -43,6 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_spike(folder, step=5)
     sample = {"step": 3, "prompt": HOSTILE, "completion": HOSTILE, "rewards": {HOSTILE: 1.0}}
     finding = {"name": "one_answer", "text": HOSTILE, "strength": 1.0, "samples": [sample] * 2}
+    finding["advice"] = "Lower its weight."
     (folder / "gaming.json").write_text(json.dumps([finding]))
     write_report([folder])
     return folder
@@ -61,6 +62,9 @@ class TestPage:
         assert "+20.0% (+15.0 to +25.0)" in page.text and "– sums" in page.text
         for kind, count in (("Right only with the adapter", 3), ("Wrong with both", 1)):
             assert re.search(rf"{kind}\s+{count}\b", page.text)
+
+    def test_a_sign_of_gaming_says_what_to_try(self, page: Page):
+        assert "Lower its weight." in page.text
 
     def test_it_has_the_curves(self, page: Page):
         ids = {value.removeprefix("chart-") for value in page.values("id")}

@@ -30,6 +30,7 @@ class Finding:
             of single completions.
         samples: completions that show it: step, prompt, completion and rewards.
         steps: the first and the last step that it is about.
+        advice: what to try first, in one sentence.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Finding:
     strength: float
     samples: list[dict[str, Any]]
     steps: list[int]
+    advice: str = ""
 
 
 # What to try first, by the name of a sign; docs/gaming.md has more.
@@ -78,7 +80,8 @@ def findings(run: Path) -> list[Finding]:
             text, strength, samples = seen
             shown = [_shown(sample) for sample in samples[:_SHOWN]]
             steps = list(evidence.span)
-            found.append(Finding(name, text, round(float(strength), 3), shown, steps))
+            size = round(float(strength), 3)
+            found.append(Finding(name, text, size, shown, steps, REMEDIES[name]))
     return sorted(found, key=lambda finding: -finding.strength)
 
 

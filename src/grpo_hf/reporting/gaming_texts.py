@@ -28,6 +28,8 @@ _LEARNED = 0.5
 _LONGEST = 40
 # A completion shows its working from so many characters before the answer on: "6 + 4 = 10" has ten.
 _WORKING = 8
+# Fewer tokens than that have no room for a working, so that nobody can have wanted one.
+_ROOM = 48
 # Half of all completions without it, a fifth more than before.
 _WITHOUT, _MORE_WITHOUT = 0.5, 0.2
 
@@ -144,6 +146,8 @@ def _one_answer_in_training(evidence: Evidence) -> Seen | None:
 
 def no_working(evidence: Evidence) -> Seen | None:
     """Completions give the answer alone, which once had a working before it."""
+    if evidence.room is not None and evidence.room < _ROOM:
+        return None
     return _held_out_without_working(evidence) or _training_without_working(evidence)
 
 

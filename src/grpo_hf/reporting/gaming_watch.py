@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from ..process_log import get_logger
 from ..run_files import warn_once
-from .gaming import REMEDIES, Finding, findings, write_findings
+from .gaming import Finding, findings, write_findings
 
 # It speaks in the main process alone.
 logger = get_logger(__name__)
@@ -75,4 +75,4 @@ def found_in(run: Path, look: Callable[[Path], list[Finding]]) -> list[Finding]:
 
 
 def _warn(finding: Finding) -> None:
-    logger.warning(f"Gaming the reward? {finding.text} {REMEDIES[finding.name]} {_ADVICE}")
+    logger.warning(f"Gaming the reward? {finding.text} {finding.advice} {_ADVICE}")

@@ -74,6 +74,7 @@ class Evidence:
         answers: of `evaluation.jsonl`.
         right: the reward that says what is right.
         weights: of the rewards, by name.
+        room: tokens that a completion may have, if the recipe says so.
     """
 
     rows: list[dict[str, Any]]
@@ -81,6 +82,7 @@ class Evidence:
     answers: list[HeldOut]
     right: str | None
     weights: dict[str, float]
+    room: int | None = None
 
     @property
     def others(self) -> list[str]:
@@ -113,6 +115,7 @@ def read_evidence(run: Path) -> Evidence:
         answers=_held_out(run) if last else [],
         right=right if right in weights else _says_right(list(weights)),
         weights=weights,
+        room=room if isinstance(room := recipe.get("max_completion_length"), int) else None,
     )
 
 

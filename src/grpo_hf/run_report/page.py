@@ -44,12 +44,13 @@ class ResultView:
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence about a run, with the samples that show it."""
+    """A sentence about a run, with the samples that show it, and what to try."""
 
     name: str
     text: str
     anchor: str
     shown: list[samples.Shown]
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,8 @@ def _findings(run: Path, prefix: str) -> list[Finding] | None:
     for number, row in enumerate(rows or [], 1):
         anchor = f"{prefix}finding-{number}"
         shown = samples.found_samples(row.get("samples") or [], anchor)
-        found.append(Finding(str(row.get("name")), str(row.get("text")), anchor, shown))
+        name, text, advice = (str(row.get(key) or "") for key in ("name", "text", "advice"))
+        found.append(Finding(name, text, anchor, shown, advice))
     return None if rows is None else found
 
 
