@@ -77,7 +77,7 @@ smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model witho
 models/smollm2-135m-instruct/config.json: $(READY)
 	$(BIN)/python recipes/smollm2.py models/smollm2-135m-instruct
 
-smollm2-demo: models/smollm2-135m-instruct/config.json ## a real instruct model learns to multiply: GRPO, base against adapter, report (SEED=1 for another seed)
+smollm2-demo: models/smollm2-135m-instruct/config.json ## a real instruct model trained to multiply: GRPO, base against adapter, report (SEED=1 for another seed)
 	$(BIN)/python -m benchmarks.learning --task products --seeds $(SEED) --threads $(THREADS) \
 		--results runs/learning
 

@@ -132,7 +132,7 @@ def record_of(task: Task, arguments: argparse.Namespace, recipe: Path, seeds: li
         settings[place] = Path(settings[place]).name
     settings["rewards"] = [reward.rpartition("/")[2] for reward in settings["rewards"]]
     command = f"python -m benchmarks.learning --task {task.name} --seeds"
-    command += "".join(f" {seed}" for seed in arguments.seeds)
+    command += "".join(f" {row['seed']}" for row in seeds)
     for setting in arguments.recipe:
         command += f" --recipe {setting}"
     return {
