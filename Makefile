@@ -77,10 +77,6 @@ smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model witho
 models/smollm2-135m-instruct/config.json: $(READY)
 	$(BIN)/python recipes/smollm2.py models/smollm2-135m-instruct
 
-smollm2-demo: models/smollm2-135m-instruct/config.json ## a real instruct model trained to multiply: GRPO, base against adapter, report (SEED=1 for another seed)
-	$(BIN)/python -m benchmarks.learning --task products --seeds $(SEED) --threads $(THREADS) \
-		--results runs/learning
-
 bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL: update, rollout, hybrids, step, memory, scoring (THREADS=1 REPEATS=5)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks --threads $(THREADS) --repeats $(REPEATS)
@@ -97,4 +93,4 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 smollm2-demo bench gpu-check docs check
+.PHONY: help install demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 bench gpu-check docs check
