@@ -160,6 +160,20 @@ class TestSettings:
         with vllm_installed():
             assert said in run(use_vllm=True, **settings)
 
+    def test_a_prompt_that_vllm_never_reads_may_be_longer_than_its_room(self, run, tmp_path):
+        """A held-out prompt is for the comparison, unless the training evaluates on it."""
+        folder = tmp_path / "data"
+        folder.mkdir()
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        long = {"question": "How many? " * 20, "answer": "4"}
+        (folder / "test.jsonl").write_text(json.dumps(long) + "\n")
+        settings = {"use_vllm": True, "vllm_max_model_length": 60, "dataset_path": str(folder)}
+        with vllm_installed():
+            with pytest.raises(ModelLoadedError):
+                run(**settings)
+            said = run(**settings, eval_strategy="steps", eval_steps=1)
+        assert "vllm_max_model_length is 60, and the longest prompt has" in said
+
     @pytest.mark.parametrize(
         "url",
         [
