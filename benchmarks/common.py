@@ -307,6 +307,25 @@ def _cpu_names() -> list[str]:
     return names
 
 
+def train_alone(recipe: Path, run: Path, settings: Sequence[str], threads: int = 1) -> None:
+    """Train a recipe by `grpo-hf train` in a process of its own, as a user does.
+
+    Args:
+        run: the output folder.
+        settings: further flags.
+        threads: of torch.
+
+    Raises:
+        SystemExit: the run failed.
+    """
+    command = [sys.executable, "-m", "grpo_hf.cli", "train", str(recipe)]
+    command += ["--output_dir", str(run), *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: `{' '.join(command)}` ended with {done.returncode}.")
+
+
 def _git(*arguments: str) -> str | None:
     """Return the output of a git command, or None in a copy without history."""
     try:

@@ -16,8 +16,6 @@ from `--data`, a folder with a folder for each set (`svamp`, `gsm8k`, `bigbench_
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +27,8 @@ from rich.table import Table
 
 from grpo_hf.run_files import METRICS_FILE, read_lines
 
-from .common import MODEL, RESULTS, ROOT, Row, machine
-from .learning_page import write_page
+from .common import MODEL, RESULTS, ROOT, Row, machine, train_alone
+from .learning_page import gain, write_page
 from .tasks import REWARDS, TASKS, Task
 
 LEARNING = RESULTS / "learning"
@@ -83,15 +81,9 @@ def train(recipe: Path, run: Path, seed: int, threads: int) -> Row:
     Raises:
         SystemExit: the run failed.
     """
-    command = [sys.executable, "-m", "grpo_hf.cli", "train", str(recipe)]
-    command += ["--output_dir", str(run), "--seed", str(seed)]
     before = os.times()
     start = time.perf_counter()
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"error: `{' '.join(command)}` ended with {done.returncode}.")
+    train_alone(recipe, run, ["--seed", str(seed)], threads)
     after = os.times()
     cpu = after.children_user + after.children_system
     cpu -= before.children_user + before.children_system
@@ -153,10 +145,8 @@ def show(name: str, seeds: Sequence[Row]) -> None:
     for heading in ("seed", "base", "adapter", "difference (paired)", "pass@4 before", "after"):
         table.add_column(heading, justify="right")
     for row in seeds:
-        difference = row["difference"]["accuracy"]
         cells = [f"{row[side]['accuracy']['value']:.3f}" for side in ("base", "adapter")]
-        interval = f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
-        cells.append(f"{difference['value']:+.3f} {interval}")
+        cells.append(gain(row["difference"]["accuracy"]))
         for side in ("base", "adapter"):
             pass_at: dict[str, Any] = row[side].get("pass_at", {})
             cells.append(f"{list(pass_at.values())[-1]['value']:.3f}" if pass_at else "")

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
+
+from grpo_hf.run_report.points import trailing
 
 from .common import Row
 
@@ -37,7 +38,7 @@ def write_page(records: Path, docs: Path) -> Path:
     environment.filters.update(share=share, gain=gain, settings=settings_text)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = docs / "learning.md"
-    page.write_text(template.render(records=found, mean=fmean), encoding="utf-8")
+    page.write_text(template.render(records=found), encoding="utf-8")
     return page
 
 
@@ -60,10 +61,7 @@ def settings_text(record: Row) -> str:
 
 def running_mean(values: Sequence[float], window: int = WINDOW) -> list[float]:
     """Return the mean of each value and those before it, at most `window` of them."""
-    means = []
-    for end in range(1, len(values) + 1):
-        means.append(fmean(values[max(0, end - window) : end]))
-    return means
+    return [mean for _, mean in trailing(list(enumerate(values)), window)]
 
 
 def draw(record: Row, output: Path) -> None:

@@ -12,10 +12,7 @@ figures.
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -23,9 +20,9 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
-from .common import MODEL, ROOT
+from .common import MODEL, ROOT, train_alone
+from .tasks import REWARDS
 
-REWARD = Path(__file__).resolve().parent / "data" / "last_number.py"
 TINY = "embedded:tiny"
 ROWS = 300
 HELD_OUT = 40
@@ -48,7 +45,7 @@ def write_task(folder: Path, model: str) -> Path:
     recipe.write_text(
         f"model_name_or_path: {model}\n"
         f"dataset_path: {folder / 'products.jsonl'}\n"
-        f'rewards: ["{REWARD}:last_number"]\n'
+        f'rewards: ["{REWARDS}:last_number"]\n'
         f"eval_rows: {HELD_OUT}\n"
         f"max_completion_length: {LONGEST_ANSWER}\n"
         "gradient_accumulation_steps: 2\n"
@@ -61,12 +58,10 @@ def write_task(folder: Path, model: str) -> Path:
 def train(recipe: Path, rate: str, seed: int, arguments: argparse.Namespace) -> Path:
     """Train once, in a process of its own, and return the folder of the run."""
     run = arguments.runs / f"rate_{rate}_seed_{seed}"
-    command = [sys.executable, "-m", "grpo_hf.cli", "train", str(recipe), "--use_cpu", "true"]
     # The order of the prompts: another `seed` would be another cold start of the embedded model.
-    command += ["--output_dir", str(run), "--learning_rate", rate, "--data_seed", str(seed)]
-    command += ["--max_steps", str(arguments.steps), "--logging_steps", "1"]
-    command += ["--save_strategy", "no", "--report_to", "none"]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    settings = ["--use_cpu", "true", "--learning_rate", rate, "--data_seed", str(seed)]
+    settings += ["--max_steps", str(arguments.steps), "--logging_steps", "1"]
+    train_alone(recipe, run, [*settings, "--save_strategy", "no", "--report_to", "none"])
     return run
 
 

@@ -6,7 +6,6 @@ sorting as BIG-Bench Mistake has them (arXiv 2311.08516, Apache 2.0). Every prom
 question and its answer, without which a model of this size starts to talk about mathematics.
 """
 
-import json
 import operator
 import random
 import re
@@ -14,6 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from grpo_hf.data.known_sets import KNOWN_SETS
+from grpo_hf.run_files import read_lines
 
 REWARDS = Path(__file__).resolve().parent / "data" / "task_rewards.py"
 # Problems that are held out, and problems on which settings are chosen.
@@ -70,8 +72,7 @@ def _lines(data: Path | None, file: str) -> list[Problem]:
         raise SystemExit(
             f"error: this task reads {file}, and {where}. Name the folder with --data."
         )
-    text = (data / file).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return read_lines(data / file)
 
 
 def _products(data: Path | None) -> list[Problem]:
@@ -116,9 +117,7 @@ def _smallest_numbers(data: Path | None) -> list[Problem]:
     ask = "What is the smallest number in this text?"
     example = f"Ann had 12 coins, lost 7 and found 25 shells.\n{ask}"
     for line in _lines(data, "svamp/test.jsonl"):
-        body = line["Body"].strip()
-        end = "" if body.endswith((".", "?", "!", ",")) else "."
-        text = f"{body}{end} {line['Question']}"
+        text = KNOWN_SETS["svamp"].make(line)["question"]
         numbers = set(map(int, re.findall(r"\d+", text)))
         if len(numbers) > 1:
             prompt = _turns(example, "The smallest number is 7.", f"{text}\n{ask}")
