@@ -16,6 +16,7 @@ from support.fakehub import FakeHub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_hf import GRPOConfig, GRPOTrainer, reward_settings
+from grpo_hf.cli import main
 from grpo_hf.demo.tiny_model import tiny_model, tiny_tokenizer
 
 # A test that reaches for the network fails at once. The library has read the variable by now.
@@ -73,6 +74,19 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs a command, checks exit code 2, and returns its stderr."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        assert left.value.code == 2
+        return capsys.readouterr().err
+
+    return run
 
 
 @pytest.fixture

@@ -25,19 +25,6 @@ def cli(capsys):
     return run
 
 
-@pytest.fixture
-def refused(capsys):
-    """Return a function that runs a command, checks exit code 2, and returns its stderr."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        assert left.value.code == 2
-        return capsys.readouterr().err
-
-    return run
-
-
 class TestLightness:
     def test_help_within_a_second(self):
         seconds = []

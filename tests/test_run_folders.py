@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from grpo_hf.cli import main
 from grpo_hf.durability.output_folder import claim_output_folder
 from grpo_hf.errors import ConfigError, OutputExistsError
 from grpo_hf.run_folders import recipe_at, run_at_work
@@ -26,19 +25,6 @@ file.flush()
 print(os.getpid(), flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def refused(capsys):
-    """Return a function that runs a command, checks exit code 2, and returns its stderr."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
-        assert left.value.code == 2
-        return capsys.readouterr().err
-
-    return run
 
 
 @pytest.fixture
