@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, OutputExistsError
-from .run_folders import check_weights
+from .errors import ConfigError
+from .run_folders import check_free, check_weights
 
 # The flags of `grpo-hf export`, as its settings are called.
 _EXPORT = ["run", "to", "format", "dtype", "outtype", "converter", "base", "trust_remote_code"]
@@ -108,10 +108,8 @@ def _export(options: argparse.Namespace, rest: list[str]) -> None:
     """Write a copy of the base with the run's adapter in its weights, as safetensors or as a GGUF
     file, and print how vLLM and Ollama serve it. Nothing is overwritten."""
     check_weights(options.run)
-    if options.to is not None and options.to.exists():
-        raise OutputExistsError(
-            f"{options.to} exists, and is not overwritten. Remove it, or give another --to."
-        )
+    if options.to is not None:
+        check_free(options.to)
     from .runs.export import Export, export
 
     asked = vars(options)

@@ -12,7 +12,14 @@ from typing import Any
 
 import yaml
 
-from .errors import ConfigError, DataError, ModelError, did_you_mean, did_you_mean_file
+from .errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    OutputExistsError,
+    did_you_mean,
+    did_you_mean_file,
+)
 from .run_files import METRICS_FILE, RECIPE_FILE, RUN_FILE
 
 # Files of which one makes a folder that of an adapter, or of a model.
@@ -54,6 +61,18 @@ def check_folder(run: Path) -> None:
         raise DataError(
             f"{run}: no such folder.{did_you_mean(run.name, siblings)} Expected the output folder "
             "of a run."
+        )
+
+
+def check_free(place: Path) -> None:
+    """Check that nothing is written over.
+
+    Raises:
+        OutputExistsError: it is there already.
+    """
+    if place.exists():
+        raise OutputExistsError(
+            f"{place} exists, and is not overwritten. Remove it, or give another --to."
         )
 
 
@@ -106,14 +125,14 @@ def run_at_work(folder: Path) -> str | None:
     """Return which other process trains in a folder now, and its step; None if none is known to."""
     if not _is_held(folder / RUN_FILE):
         return None
-    noted = _noted(folder)
+    noted = noted_in(folder)
     process, machine = noted.get("process"), noted.get("machine")
     is_here = machine == socket.gethostname()
     # A notebook may make a second trainer. Of a run that is only starting, nothing is noted yet.
     if process is None or (is_here and (process == os.getpid() or not _is_alive(process))):
         return None
     where = "" if is_here else f" on {machine}"
-    step, steps = _last_step(folder), _settings(folder).get("max_steps")
+    step, steps = _last_step(folder), settings_of(folder).get("max_steps")
     length = f" of {steps}" if isinstance(steps, int) and steps > 0 else ""
     return f"process {process}{where}, step {step or 0}{length}"
 
@@ -144,8 +163,8 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _noted(folder: Path) -> dict[str, Any]:
-    """Return what a run has noted of itself."""
+def noted_in(folder: Path) -> dict[str, Any]:
+    """Return what a run has noted of itself; nothing where it has not, or cannot be read."""
     try:
         noted = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -169,7 +188,7 @@ def _last_step(folder: Path) -> int | None:
     return None
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings of a run's recipe, none where it has no recipe."""
     try:
         values = yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
@@ -180,7 +199,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _first_save(folder: Path) -> str:
     """Return a sentence on when a run saves."""
-    settings = _settings(folder)
+    settings = settings_of(folder)
     steps, most = settings.get("save_steps", _SAVE_STEPS), settings.get("max_steps")
     by_steps = settings.get("save_strategy", "steps") == "steps"
     # A number below 1 is a share of all steps.

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ..errors import OutputExistsError
 from ..run_files import METRICS_FILE, RUN_FILE, written_or_said
-from ..run_folders import run_at_work
+from ..run_folders import noted_in, run_at_work
 from .resume import AUTO, TRUE, wish_of
 
 # What a run leaves behind; recipe.yaml and notes of the user are not among it.
@@ -100,10 +100,14 @@ def _hold(folder: Path, *, begins: bool) -> None:
             atexit.register(_leave_nothing)
         _held[place] = file
     if begins:
-        held = _held[place]
-        held.truncate(0)
-        json.dump({"process": os.getpid(), "machine": socket.gethostname()}, held)
-        held.flush()
+        _note(_held[place])
+
+
+def _note(held: IO[str], **more: Any) -> None:
+    """Write into a lock which process holds it, in the place of what it said before."""
+    held.truncate(0)
+    json.dump({"process": os.getpid(), "machine": socket.gethostname()} | more, held)
+    held.flush()
 
 
 def note_end(folder: Path, step: int) -> None:
@@ -111,18 +115,12 @@ def note_end(folder: Path, step: int) -> None:
     held = _held.get(folder.resolve() / RUN_FILE)
     if held is not None:
         with written_or_said(str(folder / RUN_FILE)):
-            held.truncate(0)
-            json.dump({"process": os.getpid(), "machine": socket.gethostname(), "end": step}, held)
-            held.flush()
+            _note(held, end=step)
 
 
 def end_of(folder: Path) -> int | None:
     """Return the step at which the run of a folder was over; None if it was not."""
-    try:
-        noted = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return noted.get("end") if isinstance(noted, dict) else None
+    return noted_in(folder).get("end")
 
 
 def _taken(folder: Path, at_work: str | None) -> str:

@@ -114,24 +114,37 @@ def answer_greedily(
     return GreedyAnswers(completions, outcomes)
 
 
+def compare_marks(base: Sequence[bool | None], adapter: Sequence[bool | None]) -> Comparison | None:
+    """Compare whether answers of both sides to the same prompts are right.
+
+    A prompt counts for both or for neither, since the comparison is paired.
+
+    Args:
+        base, adapter: by prompt; None where the reward failed, which says nothing of the answer.
+
+    Returns:
+        The comparison, or None where no prompt is left.
+    """
+    pairs = []
+    for base_is_right, adapter_is_right in zip(base, adapter, strict=True):
+        if base_is_right is not None and adapter_is_right is not None:
+            pairs.append((base_is_right, adapter_is_right))
+    return compare(*zip(*pairs, strict=True)) if pairs else None
+
+
 def compare_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> Comparison | None:
     """Compare the answers of both sides to the same prompts.
 
     Returns:
         The comparison, without prompts on which the reward failed; None where none is left.
     """
-    pairs = []
-    for base_is_right, adapter_is_right in zip(base.right, adapter.right, strict=True):
-        # None says that the reward failed, which is nothing about the answer.
-        if base_is_right is not None and adapter_is_right is not None:
-            pairs.append((base_is_right, adapter_is_right))
-    # A prompt counts for both or for neither, since the comparison is paired.
-    failed = len(base.outcomes) - len(pairs)
+    found = compare_marks(base.right, adapter.right)
+    failed = len(base.outcomes) - (found.base.total if found is not None else 0)
     if failed:
         logger.warning(
             f"The reward failed on {failed} of {len(base.outcomes)} prompts, which are left out."
         )
-    return compare(*zip(*pairs, strict=True)) if pairs else None
+    return found
 
 
 def write_answers(file: Path, prompts: Sequence[Any], answers: Mapping[str, GreedyAnswers]) -> None:

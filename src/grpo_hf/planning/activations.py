@@ -116,16 +116,19 @@ def passing_bytes(run: RunFacts, tokens: int) -> int:
     """Return what the backward of a layer holds beside what was kept: gradients of (T, I)."""
     inner = run.shape.largest("inner")
     gradients = 2 if run.shape.layers[0][0].gated else 1
-    # The gradient of such weights, and what the adapter adds to them.
+    return tokens * inner * run.precision.products * gradients + _whole_weights(run)
+
+
+def _whole_weights(run: RunFacts) -> int:
+    """Return the bytes of weights that are there in full while a layer is computed.
+
+    They are the largest quantized matrix while a product reads it, and of experts with an adapter
+    what it adds to them, with the sum in a forward and with the gradient in a backward.
+    """
     experts = 2 * run.shape.largest("wrapped") * run.precision.weights
-    return tokens * inner * run.precision.products * gradients + _whole_matrix(run) + experts
-
-
-def _whole_matrix(run: RunFacts) -> int:
-    """Return the bytes of the largest quantized matrix while a product reads it."""
     if run.precision.quantized is None:
-        return 0
-    return run.shape.largest("matrix") * run.precision.products
+        return experts
+    return experts + run.shape.largest("matrix") * run.precision.products
 
 
 def forward_bytes(run: RunFacts, tokens: int) -> int:
@@ -139,9 +142,7 @@ def forward_bytes(run: RunFacts, tokens: int) -> int:
     products = run.precision.products
     of_width = (products + 3 * run.precision.stream) * run.shape.width
     positions = 2 * run.precision.stream * run.shape.head_dim
-    experts = 2 * run.shape.largest("wrapped") * run.precision.weights
-    each = wide * inner * products + of_width + positions
-    return tokens * each + _whole_matrix(run) + experts
+    return tokens * (wide * inner * products + of_width + positions) + _whole_weights(run)
 
 
 def head_terms(run: RunFacts, rows: int, *, backward: bool) -> list[Term]:

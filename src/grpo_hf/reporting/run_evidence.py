@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .. import run_files
 from ..data.completions import completion_text
-from ..run_files import EVALUATION_FILE, METRICS_FILE, RECIPE_FILE
+from ..run_files import EVALUATION_FILE, METRICS_FILE
+from ..run_folders import settings_of
 from .metrics_file import read_metrics
 from .token_credit import CREDIT_FILE, Group, group_starts
 
@@ -105,7 +104,7 @@ class Evidence:
 def read_evidence(run: Path) -> Evidence:
     """Return what a run's folder tells."""
     rows = read_metrics(run) if (run / METRICS_FILE).is_file() else []
-    recipe = _recipe(run)
+    recipe = settings_of(run)
     weights = _weights(rows, recipe)
     right = recipe.get("eval_reward") or _says_right(list(weights))
     last = rows[-1]["step"] if rows else 0
@@ -117,14 +116,6 @@ def read_evidence(run: Path) -> Evidence:
         weights=weights,
         room=room if isinstance(room := recipe.get("max_completion_length"), int) else None,
     )
-
-
-def _recipe(run: Path) -> dict[str, Any]:
-    try:
-        recipe = yaml.safe_load((run / RECIPE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return recipe if isinstance(recipe, dict) else {}
 
 
 def _weights(rows: Sequence[dict[str, Any]], recipe: dict[str, Any]) -> dict[str, float]:

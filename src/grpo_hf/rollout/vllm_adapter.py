@@ -18,6 +18,22 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..errors import ConfigError, EngineError
 
 
+class AdapterSampler:
+    """What samples from a base with the adapter that was loaded last, or from the base alone."""
+
+    # None: the base alone.
+    _adapter: Any = None
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Sample without the adapter for a block; it stays loaded."""
+        adapter, self._adapter = self._adapter, None
+        try:
+            yield
+        finally:
+            self._adapter = adapter
+
+
 class AdapterFolder:
     """Writes versions of one adapter, of which the newest stays."""
 

@@ -2,14 +2,15 @@
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError, EngineError
+from .vllm_adapter import AdapterSampler
 
 # By what they were started with: a second trainer on the same base goes on with the engine of the
 # first one, because two may not fit beside each other.
@@ -52,12 +53,8 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, ValueError) or "vllm" in packages
 
 
-class ProcessEngine(PlainEngine):
+class ProcessEngine(AdapterSampler, PlainEngine):
     """An engine of this process, sampling with the adapter that was loaded last."""
-
-    def __init__(self, llm: Any) -> None:
-        super().__init__(llm)
-        self._adapter: Any = None
 
     def load(self, name: str, folder: Path) -> None:
         """Load an adapter in the place of the one before."""
@@ -76,15 +73,6 @@ class ProcessEngine(PlainEngine):
             EngineError: a prompt or a setting is not possible in this engine.
         """
         return super().generate(*positional, **{"lora_request": self._adapter, **named})
-
-    @contextmanager
-    def as_base(self) -> Iterator[None]:
-        """Sample without the adapter for a block."""
-        adapter, self._adapter = self._adapter, None
-        try:
-            yield
-        finally:
-            self._adapter = adapter
 
     def complete(self, prompts: Sequence[list[int]], **sampling: Any) -> list[list[int]]:
         """Return the tokens of `n` completions of each prompt, those of one side by side.

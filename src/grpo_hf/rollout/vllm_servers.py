@@ -13,14 +13,14 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, EngineError
+from .vllm_adapter import AdapterSampler
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _ROUNDING = 1e-4  # nats
 _LOAD = "/v1/load_lora_adapter"
 
 
-class Servers:
+class Servers(AdapterSampler):
     """One or several servers, with the methods by which TRL 1.16 asks its client of one."""
 
     def __init__(
@@ -97,15 +97,6 @@ class Servers:
         if self._adapter is not None:
             name, self._adapter = self._adapter[0], None
             self._at_all(lambda url: self._unload_at(url, name))
-
-    @contextmanager
-    def as_base(self) -> Iterator[None]:
-        """Sample without the adapter for a block; the servers keep it."""
-        adapter, self._adapter = self._adapter, None
-        try:
-            yield
-        finally:
-            self._adapter = adapter
 
     def complete(self, prompts: Sequence[list[int]], **sampling: Any) -> list[list[int]]:
         """Return the tokens of `n` completions of each prompt, those of one side by side.

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import DataError
 from ..reporting.environment import read_starts
 from ..reporting.token_credit import CREDIT_FILE
@@ -16,11 +14,10 @@ from ..run_files import (
     EVALUATION_FILE,
     EVALUATIONS,
     METRICS_FILE,
-    RECIPE_FILE,
     in_order,
     read_lines,
 )
-from ..run_folders import check_run
+from ..run_folders import check_run, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +115,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
         evaluated=evaluated,
         summary=summary,
         starts=read_starts(folder),
-        recipe=_recipe(folder / RECIPE_FILE),
+        recipe=settings_of(folder),
         answers=_answers(folder / EVALUATION_FILE),
         sets=list(_sets(folder / EVALUATIONS)),
         rollouts=_rollouts(folder / CREDIT_FILE),
@@ -163,14 +160,6 @@ def _cure(summary: Row) -> str:
         f"The run ended at step {summary.get('step')}, before the first one that logging_steps "
         "logs. A run with --logging_steps 1 logs each."
     )
-
-
-def _recipe(file: Path) -> Row:
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def _answers(file: Path) -> list[Row]:

@@ -21,6 +21,7 @@ from ..models import loading
 from ..models.merging import merge
 from ..rollout.vllm_sync import served_rank, why_not_adapter
 from ..run_files import say
+from ..run_folders import check_free
 from .modelfile import modelfile
 from .trained import (
     RunSettings,
@@ -95,10 +96,7 @@ def export(asked: Export) -> Path:
     """
     no_bars_in_a_file()
     converter = converter_of(asked.converter) if asked.format == GGUF else None
-    if asked.folder.exists():
-        raise OutputExistsError(
-            f"{asked.folder} exists, and is not overwritten. Remove it, or give another --to."
-        )
+    check_free(asked.folder)
     weights = weights_of(asked.run, asked.base)
     if weights.note:
         say(weights.note)

@@ -10,13 +10,13 @@ from ..evaluation.comparison import (
     GreedyAnswers,
     answer_greedily,
     compare_answers,
+    compare_marks,
     not_comparable,
     write_answers,
 )
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..evaluation.problem_set import Answering
 from ..evaluation.statistics import Comparison, accuracy
-from ..evaluation.statistics import compare as comparison_of
 from ..run_files import EVALUATION_FILE, EVALUATIONS, say_first, written_or_said
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
@@ -177,13 +177,9 @@ class HeldOutAccuracy(TrainerCallback):
         if base is None:
             judged = [right for right in adapter if right is not None]
             return {"eval_accuracy": accuracy(judged).value} if judged else {}
-        pairs = []
-        for before, after in zip(base, adapter, strict=True):
-            if before is not None and after is not None:
-                pairs.append((before, after))
-        if not pairs:
+        found = compare_marks(base, adapter)
+        if found is None:
             return {}
-        found = comparison_of(*map(list, zip(*pairs, strict=True)))
         return {
             "eval_accuracy": found.adapter.value,
             "eval_accuracy_base": found.base.value,

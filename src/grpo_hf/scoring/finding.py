@@ -14,7 +14,7 @@ from .reward import Reward, definition_of
 GOLD = "gold answer"
 AT_ONCE = "all gold answers in one call"
 # What rounding may leave of a reward of 0, or put between two equal ones.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 # Characters of an error's message, which may quote a completion of any length.
 _LONGEST = 120
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)
@@ -136,7 +136,7 @@ def exploited(pays: Mapping[str, float | None]) -> tuple[str, ...]:
     for kind, mean in pays.items():
         if kind == GOLD or mean is None:
             continue
-        is_paid = mean > _ROUNDING or (right is not None and mean > right + _ROUNDING)
+        is_paid = mean > ROUNDING or (right is not None and mean > right + ROUNDING)
         # Some answers happen to be right, so another row's may be paid for now and then.
         if kind == "another's answer" and right is not None:
             is_paid = is_paid and mean > right / 2

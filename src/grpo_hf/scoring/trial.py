@@ -19,7 +19,16 @@ from ..config import option
 from ..data.completions import message_text
 from ..data.readers import PLACE
 from ..errors import RewardOutputError
-from .finding import AT_ONCE, GOLD, Finding, Unpaid, exploited, failed_kinds, failures_among
+from .finding import (
+    AT_ONCE,
+    GOLD,
+    ROUNDING,
+    Finding,
+    Unpaid,
+    exploited,
+    failed_kinds,
+    failures_among,
+)
 from .gold import gold_texts
 from .judging import score_completions
 from .outcomes import Outcome
@@ -38,8 +47,6 @@ _REPEATED_WORD = "the "
 _REPETITIONS = 10_000
 # How rewards that read a number in a text may want it, where they pay nothing for it alone.
 _FORMS = ("#### {}", "\\boxed{{{}}}", "<answer>{}</answer>")
-# What rounding may leave of a reward of 0, or put between two equal ones.
-_ROUNDING = 1e-9
 # For rewards that read the state of a trainer, which does not exist yet.
 _STATE = TrainerState(max_steps=1, num_train_epochs=1, epoch=0.0, train_batch_size=1)
 
@@ -292,11 +299,11 @@ def _unpaid(
     for place, (value, text) in enumerate(zip(values, texts, strict=True)):
         if text and value is not None:
             judged.append(value)
-            if value <= _ROUNDING:
+            if value <= ROUNDING:
                 places.append(place)
     highest = max([value for value in wrong if value is not None], default=0.0)
     # A penalty pays nothing, and takes from what is wrong.
-    if not places or (max(judged) <= _ROUNDING and fmean(judged) > highest + _ROUNDING):
+    if not places or (max(judged) <= ROUNDING and fmean(judged) > highest + ROUNDING):
         return None
     row = rows[places[0]]
     return Unpaid(
@@ -362,7 +369,7 @@ def _in_paid_form(entry: ScoredReward, rows: Sequence[Row], texts: list[str]) ->
         outcomes = _score(entry, rows, formed, is_trial=True)
         if failures_among(outcomes):
             break
-        if max(_numbers(outcomes), default=0.0) > _ROUNDING:
+        if max(_numbers(outcomes), default=0.0) > ROUNDING:
             return formed
     return texts
 

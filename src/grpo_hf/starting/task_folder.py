@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..errors import OutputExistsError
+from ..run_files import RECIPE_FILE as RECIPE
 
-RECIPE = "recipe.yaml"
 REWARD = "reward.py"
 SCHEMA = "recipe.schema.json"
 
