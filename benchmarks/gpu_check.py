@@ -5,9 +5,12 @@
     python -m benchmarks.gpu_check --device cpu --size tiny     # tries the command without a GPU
 
 Nothing is downloaded: models have random weights in published shapes (gpu_models.py). Every part is
-a process of its own with a time limit, and the others go on after it fails. At the end, and after
-Ctrl-C, there is a table and a JSON file with what is done so far. The exit code is 1 if a part
-failed or missed its bar.
+a process of its own with a time limit, and the others go on after it fails. All of them start at
+once, because reading the libraries takes longer than most parts; then they wait for their turn.
+Parts that measure no time run beside each other, as many as the GPU has memory for; those that do
+run alone. At the end, and after Ctrl-C, there is a table and a JSON file with what is done so far.
+A file that is there keeps the parts that are not run now. The exit code is 1 if a part failed or
+missed its bar.
 """
 
 import argparse
@@ -18,36 +21,52 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from .common import FILE_WIDTH, RESULTS, ROOT, Row
-from .gpu_rows import BAD, one_gpu
+from .common import FILE_WIDTH, RESULTS, ROOT, Row, machine
+from .gpu_rows import BAD, FAILED, failed, one_gpu
 
-# Seconds of each part, 8 minutes in all on an H100. What a part leaves is the next one's. The first
-# one reads the libraries from a cold disk.
-BUDGETS = {
-    "environment": 40,
-    "kernel": 20,
-    "correctness": 95,
-    "4-bit": 30,
-    "compile": 40,
-    "update": 35,
-    "rollout": 30,
-    "step": 30,
-    "memory": 40,
-    "plan": 25,
-    "vllm": 55,
-    "unsloth": 20,
-    "two GPUs": 20,
+# Parts that measure no time, and their seconds together. The first part reads the libraries from a
+# cold disk.
+TOGETHER = (
+    "environment",
+    "kernel",
+    "correctness: Gemma-3-1B",
+    "correctness: Llama-3.2-1B",
+    "correctness: Qwen2.5-0.5B",
+    "correctness: Qwen2.5-1.5B",
+    "correctness: Qwen3-0.6B",
+    "4-bit",
+    "compile",
+    "memory",
+    "plan",
+)
+SECONDS_TOGETHER = 190
+# The seconds of those that run alone. What a part leaves is the next one's.
+ALONE = {
+    "update": 50,
+    "rollout": 50,
+    "step": 50,
+    "vllm": 70,
+    "unsloth": 30,
+    "two GPUs": 30,
 }
-MINUTES = sum(BUDGETS.values()) / 60
+PARTS = (*TOGETHER, *ALONE)
+# 8 in all on an H100.
+MINUTES = (SECONDS_TOGETHER + sum(ALONE.values())) / 60
+
+# So much memory of the GPU lets one more part run beside the others.
+GIBIBYTES_EACH = 13
 
 # The others see one GPU: transformers would spread a process's batches over all that it sees.
 SEE_ALL = ("environment", "two GPUs")
@@ -64,55 +83,125 @@ class Check:
 
     arguments: argparse.Namespace
     folder: Path
-    rows: list[Row] = field(default_factory=list)
+    found: dict[str, list[Row]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    commits: dict[str, str | None] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    commit: str | None = field(default_factory=lambda: machine()["commit"])
     finished: bool = False
+    interrupted: bool = False
+
+    @property
+    def rows(self) -> list[Row]:
+        """Return the rows of all parts."""
+        return [row for part in PARTS for row in self.found.get(part, [])]
+
+    def keep(self) -> None:
+        """Keep what the file has of parts that are not run now."""
+        if not self.arguments.json.exists():
+            return
+        record = json.loads(self.arguments.json.read_text(encoding="utf-8"))
+        if (record["device"], record["size"]) != (self.arguments.device, self.arguments.size):
+            return
+        for row in record["rows"]:
+            if row["part"] not in self.arguments.parts:
+                self.found.setdefault(row["part"], []).append(row)
+        for part in self.found:
+            self.seconds[part] = record["seconds"][part]
+            self.commits[part] = record["commits"][part]
 
     def run(self) -> None:
-        """Run the parts one after the other."""
-        start = time.monotonic()
-        until = start
-        for part in self.arguments.parts:
-            until += BUDGETS[part] * self.arguments.minutes / MINUTES
-            began = time.monotonic()
-            try:
-                self.run_part(part, until - began)
-            finally:
-                self.seconds[part] = round(time.monotonic() - began, 1)
-                self.rows += self.rows_of(part)
-                self.write()
-            print(f"{part}: {self.seconds[part]:.0f} s", flush=True)
-        self.finished = True
+        """Run all parts: first those that may run beside each other, then the others."""
+        self.keep()
+        scale = self.arguments.minutes / MINUTES
+        until = time.monotonic() + SECONDS_TOGETHER * scale
+        parts = self.arguments.parts
+        processes = {part: self.start(part) for part in parts}
+        pool = ThreadPoolExecutor(self.beside())
+        try:
+            together = []
+            for part in parts:
+                if part in TOGETHER:
+                    together.append(pool.submit(self.run_part, part, processes[part], until))
+            for future in together:
+                future.result()
+            for part in parts:
+                if part in ALONE:
+                    until += ALONE[part] * scale
+                    self.run_part(part, processes[part], until)
+            self.finished = True
+        finally:
+            self.interrupted = not self.finished
+            for process in processes.values():
+                _end(process)
+            pool.shutdown(cancel_futures=True)
+            for part in parts:
+                # What it had done when it was interrupted.
+                if part not in self.found and self.rows_of(part):
+                    self.take(part)
 
-    def run_part(self, part: str, limit: float) -> None:
-        """Run one part in a process of its own; note its end where that is a failure."""
-        log = self.folder / f"{part}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
+    def beside(self) -> int:
+        """Return how many parts run beside each other."""
+        if self.arguments.device == "cpu":
+            return 1
+        size = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return max(1, int(size // GIBIBYTES_EACH))
+
+    def start(self, part: str) -> subprocess.Popen[bytes]:
+        """Start the process of a part, which reads the libraries and waits for its turn."""
+        with self.log(part).open("wb") as output:
+            return subprocess.Popen(
                 self.command(part),
                 cwd=ROOT,
                 env=os.environ | self.environment(part),
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 # Ctrl-C is for the command, which then ends the part and all that it started.
                 start_new_session=True,
             )
-            try:
-                code = process.wait(timeout=limit)
-                reason = f"it ended with code {code}" if code else None
-            except subprocess.TimeoutExpired:
-                reason = f"it ran past its {limit:.0f} s"
-            finally:
-                _end(process)
+
+    def run_part(self, part: str, process: subprocess.Popen[bytes], until: float) -> None:
+        """Let a part's process begin, and wait for it; note its end where that is a failure."""
+        began = time.monotonic()
+        # One that ended while it waited says so by its code.
+        with contextlib.suppress(BrokenPipeError), cast("IO[bytes]", process.stdin) as turn:
+            turn.write(b"\n")
+        try:
+            code = process.wait(timeout=max(0.0, until - began))
+            reason = f"it ended with code {code}" if code else None
+        except subprocess.TimeoutExpired:
+            reason = f"it ran past its {until - began:.0f} s"
+        finally:
+            _end(process)
+        if not self.interrupted:
+            self.finish(part, reason, time.monotonic() - began)
+
+    def finish(self, part: str, reason: str | None, seconds: float) -> None:
+        """Take the rows of a part that ended, and write the file.
+
+        Args:
+            reason: why it failed.
+        """
         rows = self.rows_of(part)
         if reason is None and not rows:
             reason = "it reported nothing"
         if reason is not None:
-            self.note(part, {"name": "the part", "status": "failed", "note": reason})
-        if reason is not None or any(row["status"] == "failed" for row in rows):
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            self.logs[part] = "\n".join(lines[-LOG_LINES:])
+            append(rows_file(self.folder, part), part, failed("the part", reason))
+        with self.lock:
+            self.take(part)
+            self.seconds[part] = round(seconds, 1)
+            self.commits[part] = self.commit
+            if any(row["status"] == FAILED for row in self.found[part]):
+                text = self.log(part).read_text(encoding="utf-8", errors="replace")
+                self.logs[part] = "\n".join(text.splitlines()[-LOG_LINES:])
+            self.write()
+            print(f"{part}: {self.seconds[part]:.0f} s", flush=True)
+
+    def log(self, part: str) -> Path:
+        """Return the file of a part's output."""
+        return self.folder / f"{part}.log"
 
     def command(self, part: str) -> list[str]:
         """Return the command of a part's process."""
@@ -146,22 +235,21 @@ class Check:
                     rows.append(json.loads(line))
         return rows
 
-    def note(self, part: str, row: Row) -> None:
-        """Add a row behind those of a part."""
-        append(rows_file(self.folder, part), part, row)
+    def take(self, part: str) -> None:
+        """Take the rows that a part has written so far."""
+        self.found[part] = self.rows_of(part)
 
     def write(self) -> None:
         """Write what is done so far to the JSON file."""
-        machine = None
-        for row in self.rows:
-            machine = row.get("machine", machine)
+        machines = [row["machine"] for row in self.found.get("environment", [])]
         record = {
             "benchmark": "gpu-check",
-            "machine": machine,
+            "machine": machines[0] if machines else None,
             "device": self.arguments.device,
             "size": self.arguments.size,
             "finished": self.finished,
             "seconds": self.seconds,
+            "commits": self.commits,
             "rows": self.rows,
             "logs": self.logs,
         }
@@ -211,6 +299,8 @@ def run_here(part: str, folder: Path, device: str, size: str) -> None:
     from . import gpu_correctness, gpu_parts
     from .gpu_rows import Work
 
+    if not sys.stdin.readline():
+        raise SystemExit("error: gpu_check ended before this part's turn came")
     action = (gpu_parts.PARTS | gpu_correctness.PARTS)[part]
     for row in action(Work(folder, device, size)):
         append(rows_file(folder, part), part, row)
@@ -267,6 +357,20 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def parts_of(name: str) -> tuple[str, ...]:
+    """Return the parts of that name, or with that word in front.
+
+    Raises:
+        ArgumentTypeError: there is none.
+    """
+    found = tuple(part for part in PARTS if name in (part, part.partition(":")[0]))
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"no part is called {name!r}; there are {', '.join(PARTS)}"
+        )
+    return found
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     flags = argparse.ArgumentParser(
@@ -276,10 +380,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--minutes", type=float, default=MINUTES, help="all parts together; each has its share"
     )
-    flags.add_argument("--parts", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
+    flags.add_argument(
+        "--parts", nargs="+", type=parts_of, default=[PARTS], metavar="PART", help=", ".join(PARTS)
+    )
     flags.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     flags.add_argument("--size", choices=["full", "tiny"], default="full", help="of the models")
-    flags.add_argument("--part", choices=list(BUDGETS), help=argparse.SUPPRESS)
+    flags.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     flags.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return flags
 
@@ -292,6 +398,8 @@ def main(given: Sequence[str] | None = None) -> None:
     """
     arguments = parser().parse_args(given)
     arguments.json = arguments.json.absolute()
+    chosen = {part for parts in arguments.parts for part in parts}
+    arguments.parts = [part for part in PARTS if part in chosen]
     if arguments.part:
         run_here(arguments.part, arguments.folder, arguments.device, arguments.size)
         return

@@ -4,7 +4,6 @@ The numbers are those of the models' `config.json`. The tokenizer is the embedde
 are the first of each vocabulary. In the size `tiny` the same families have two small layers.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from transformers import (
 
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.planning.known_shapes import known_models
+
+from .gpu_rows import written_whole
 
 FULL = "full"
 TINY = "tiny"
@@ -121,11 +122,9 @@ def checkpoint(folder: Path, family: str, size: str, dtype: torch.dtype, device:
     path = folder / f"{family}-{size}".lower()
     if path.exists():
         return str(path)
-    unfinished = path.with_suffix(".unfinished")
-    tokenizer = tiny_tokenizer()
-    tokenizer.padding_side = "left"
-    random_model(config_of(family, size), dtype, device).save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    # A part that is stopped while it writes leaves no half of a model to the next one.
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        tokenizer = tiny_tokenizer()
+        tokenizer.padding_side = "left"
+        random_model(config_of(family, size), dtype, device).save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
     return str(path)

@@ -1,8 +1,10 @@
 """Rows of gpu_check.py: what was checked, its value and bar, and what came of it."""
 
+import contextlib
 import os
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,22 @@ class Work:
 
         folder = self.folder / "tokenizer"
         if not folder.exists():
-            tiny_tokenizer().save_pretrained(folder)
+            with written_whole(folder) as unfinished:
+                tiny_tokenizer().save_pretrained(unfinished)
         return str(folder)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a folder to write into, which becomes `path` at the end.
+
+    A part that is stopped while it writes leaves no half of a folder, and of two that write the
+    same the first one's stays.
+    """
+    unfinished = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}-"))
+    yield unfinished
+    with contextlib.suppress(OSError):
+        os.replace(unfinished, path)
 
 
 def verdict(

@@ -16,9 +16,23 @@ from benchmarks.gpu_correctness import AUTOCAST, FP32, Comparison
 from benchmarks.gpu_rows import Work
 from grpo_hf.rollout import vllm_engine
 
-# Programs in the place of parts: one fails, one hangs, one is well; each has a row before.
-ROW = "import json, sys; print(json.dumps({'part': '%s', **%r}), file=open(sys.argv[1], 'a'))"
+# Programs in the place of parts: one fails, one hangs, one is well; each has a row before. They
+# wait for their turn, as parts do.
+ROW = (
+    "import json, sys; sys.stdin.readline()\n"
+    "print(json.dumps({'part': '%s', **%r}), file=open(sys.argv[1], 'a'), flush=True)"
+)
+MEET = """
+import pathlib, time
+folder = pathlib.Path(sys.argv[1]).parent
+(folder / '%s').touch()
+while not (folder / '%s').exists():
+    time.sleep(0.01)
+"""
 ENDS = {
+    "compile": MEET % ("compile", "plan"),
+    "plan": MEET % ("plan", "compile"),
+    "vllm": "pass",
     "kernel": "raise SystemExit('the kernel is lost')",
     "update": "import time; time.sleep(60)",
     "rollout": "pass",
@@ -64,8 +78,8 @@ def checked(parts: list[str], file: Path, monkeypatch: pytest.MonkeyPatch) -> tu
 
 
 def test_all_parts_have_eight_minutes_together() -> None:
-    assert sum(gpu_check.BUDGETS.values()) <= 8 * 60
-    assert gpu_check.BUDGETS.keys() == (gpu_parts.PARTS | gpu_correctness.PARTS).keys()
+    assert gpu_check.MINUTES <= 8
+    assert set(gpu_check.PARTS) == set(gpu_parts.PARTS | gpu_correctness.PARTS)
 
 
 def test_parts_see_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +96,7 @@ def test_parts_see_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_failure_and_a_hang_end_their_part_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_check, "BUDGETS", dict.fromkeys(gpu_check.BUDGETS, 24))
+    monkeypatch.setattr(gpu_check, "SECONDS_TOGETHER", 40)
     found, code = checked(["kernel", "update", "rollout"], tmp_path / "x.json", monkeypatch)
     seen = [(row["part"], row["name"], row["status"]) for row in found["rows"]]
     assert seen == [
@@ -104,10 +118,39 @@ def test_all_well_is_exit_code_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert code == 0 and found["finished"] and len(found["rows"]) == 1
 
 
+def test_parts_that_measure_no_time_run_beside_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check.Check, "beside", lambda _: 2)
+    # Each of the two waits for the other.
+    found, code = checked(["compile", "plan"], tmp_path / "x.json", monkeypatch)
+    assert code == 0 and [row["part"] for row in found["rows"]] == ["compile", "plan"]
+
+
+def test_the_file_keeps_the_parts_of_earlier_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "x.json"
+    checked(["vllm"], file, monkeypatch)
+    found, _ = checked(["rollout"], file, monkeypatch)
+    assert [row["part"] for row in found["rows"]] == ["rollout", "vllm"]
+    assert found["seconds"].keys() == found["commits"].keys() == {"rollout", "vllm"}
+    found, _ = checked(["rollout"], file, monkeypatch)
+    assert [row["part"] for row in found["rows"]] == ["rollout", "vllm"]
+
+
+def test_a_word_names_all_parts_that_begin_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(gpu_check.parts_of("correctness")) == len(gpu_models.FAMILIES) + 1
+    assert gpu_check.parts_of("two GPUs") == ("two GPUs",)
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--parts", "correct"])
+    assert "no part is called 'correct'" in capsys.readouterr().err
+
+
 def test_an_interrupted_check_has_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, code = checked(["rollout", "step", "kernel"], tmp_path / "x.json", monkeypatch)
+    found, code = checked(["rollout", "step", "vllm"], tmp_path / "x.json", monkeypatch)
     assert [row["part"] for row in found["rows"]] == ["rollout", "step"]
     assert code == 1 and not found["finished"]
     assert "gpu-check, interrupted" in capsys.readouterr().out
@@ -237,4 +280,4 @@ def test_every_part_of_the_command(tmp_path: Path) -> None:
     flags = ["--device", "cpu", "--size", "tiny", "--json", str(tmp_path / "x.json")]
     gpu_check.main([*flags, "--minutes", "60"])
     found = json.loads((tmp_path / "x.json").read_text())
-    assert {row["part"] for row in found["rows"]} == set(gpu_check.BUDGETS)
+    assert {row["part"] for row in found["rows"]} == set(gpu_check.PARTS)
