@@ -228,7 +228,7 @@ class IterativeGRPO:
             processing_class=self.tokenizer,
         )
         trainer.train(resume_from_checkpoint=AUTO)
-        # There is no `trainer.end()` here: it ends the process group, which later phases need.
+        # There is no `end_training()` here: it ends the process group, which later phases need.
         trl_seam.save_model_here(trainer)
         trl_seam.finish_pushes(trainer)
 

@@ -86,7 +86,8 @@ def train(recipe: Recipe) -> Comparison | None:
         # Before what is printed last, which names it.
         finished.report(Path(trainer.args.output_dir))
         report.show(comparison, trainer.args.output_dir, task.eval_reward.name)
-    trainer.end()
+    # transformers before 5.23 has no `Trainer.end`, which does the same.
+    trainer.accelerator.end_training()
     # The last of all: nothing is lost where the network fails.
     _push(trainer)
     if trainer.is_world_process_zero():
