@@ -209,6 +209,8 @@ def cold_started(recipe: Any, difficulty: Difficulty, cache: Path) -> str:
         steps=recipe.task.cold_start_steps,
         seed=seed,
         use_cpu=recipe.training.use_cpu,
+        bf16=bool(recipe.training.bf16),
+        fp16=recipe.training.fp16,
         worked=list(islice(rows, ROWS["cold_start"])),
     )
     return str(checkpoint)

@@ -202,7 +202,13 @@ def teach_embedded(recipe: Any, folder: Path) -> None:
     for number, row in enumerate(rows):
         worked.append({**row, "answer": in_r1_form(row["answer"], number=number)})
     checkpoint = cold_start(
-        folder.parent, steps=steps, seed=seed, use_cpu=recipe.training.use_cpu, worked=worked
+        folder.parent,
+        steps=steps,
+        seed=seed,
+        use_cpu=recipe.training.use_cpu,
+        bf16=bool(recipe.training.bf16),
+        fp16=recipe.training.fp16,
+        worked=worked,
     )
     # `cold_start` names the folder after its settings; here the stage has a fixed folder.
     checkpoint.rename(folder)

@@ -1,12 +1,15 @@
 """The demo's supervised stage: its data, its device, its cache, and an interruption."""
 
 import shutil
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import LlamaForCausalLM
 
 import grpo_hf.demo.cold_start as module
@@ -72,7 +75,7 @@ def test_a_run_that_begins_at_the_same_time_and_is_faster_costs_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write = LlamaForCausalLM.save_pretrained
-    other = module._checkpoint_folder(tmp_path, 1, 0, None)
+    other = module._checkpoint_folder(tmp_path, 1, 0, False, False, None)
 
     def save(self: Any, folder: Path) -> None:
         write(self, folder)
@@ -89,6 +92,21 @@ def test_settings_have_a_checkpoint_each_and_the_second_run_finds_it(tmp_path: P
     assert cold_start(tmp_path, steps=1, use_cpu=True) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     assert cold_start(tmp_path, steps=1, seed=1, use_cpu=True) != first
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """Let accelerate choose a precision again, in the test and after it."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_a_run_in_bf16_may_follow(tmp_path: Path, fresh_accelerator: None) -> None:
+    folder = cold_start(tmp_path, steps=1, use_cpu=True, bf16=True)
+    # accelerate refuses another precision than the first one of a process.
+    assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+    assert folder != module._checkpoint_folder(tmp_path, 1, 0, False, False, None)
 
 
 def test_the_loss_is_printed_every_few_seconds(

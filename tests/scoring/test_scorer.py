@@ -232,6 +232,20 @@ class TestRolloutScorer:
         assert threads == ["rewards"]
         assert [outcome.value for outcome in scorer.scores.outcomes[1]] == values
 
+    @pytest.mark.parametrize(("device", "chosen"), [("cuda", 3), ("cuda:1", 1)])
+    def test_the_thread_uses_the_trainer_s_device(
+        self, scorer, threads, device, chosen, monkeypatch
+    ):
+        # accelerate's device has no number in a single process, and `set_device` wants one.
+        used = []
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda given: used.append(given))
+        completions = list(self.COMPLETIONS)
+        scorer.begin(completions, self.columns(), torch.device(device))
+        values, _, _ = self.asked(scorer, completions, self.columns())
+        assert values == [3.0, 5.0] and threads == ["rewards"]
+        assert used == [chosen]
+
     @pytest.mark.parametrize("changed", ["completions", "completion_ids", "answer"])
     def test_what_has_changed_since_is_scored_anew(self, scorer, threads, changed):
         completions = list(self.COMPLETIONS)

@@ -38,6 +38,8 @@ def cold_start(
     steps: int,
     seed: int = 0,
     use_cpu: bool = False,
+    bf16: bool = False,
+    fp16: bool = False,
     worked: list[dict[str, Any]] | None = None,
 ) -> Path:
     """Train the embedded model for `steps` supervised steps, or find an earlier run's checkpoint.
@@ -48,6 +50,8 @@ def cold_start(
         seed: of the weights and the problems.
         use_cpu: the same as in the run that follows. accelerate keeps one device for the whole
             process: the one that was asked for last.
+        bf16, fp16: the same as in the run that follows. accelerate refuses another mixed precision
+            than the first one of a process.
         worked: rows with `question` and `answer` to learn instead of word problems; they are
             repeated until the steps are done.
 
@@ -55,7 +59,7 @@ def cold_start(
         The folder of an ordinary checkpoint with its tokenizer.
     """
     state = PartialState()
-    folder = _checkpoint_folder(cache, steps, seed, worked)
+    folder = _checkpoint_folder(cache, steps, seed, bf16, fp16, worked)
     cached = (folder / "config.json").is_file()
     # Every process has looked before the first of them can write.
     state.wait_for_everyone()
@@ -68,7 +72,7 @@ def cold_start(
     partial = folder.with_suffix(f".{os.getpid()}.partial")
     try:
         rows = worked or islice(word_problems("cold_start", seed=seed), steps * BATCH)
-        args = _training_arguments(partial, steps, seed, use_cpu)
+        args = _training_arguments(partial, steps, seed, use_cpu, bf16, fp16)
         trainer = _supervised_trainer(args, rows)
         trainer.train()
         if state.is_main_process:
@@ -100,10 +104,17 @@ def _put(partial: Path, folder: Path) -> None:
 
 
 def _checkpoint_folder(
-    cache: Path, steps: int, seed: int, worked: list[dict[str, Any]] | None
+    cache: Path,
+    steps: int,
+    seed: int,
+    bf16: bool,
+    fp16: bool,
+    worked: list[dict[str, Any]] | None,
 ) -> Path:
     # The number of processes changes the batches, and so the weights.
     settings: tuple[Any, ...] = (_REVISION, steps, seed, PartialState().num_processes)
+    if bf16 or fp16:
+        settings = (*settings, "bf16" if bf16 else "fp16")
     if worked is not None:
         settings = (*settings, worked)
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
@@ -124,7 +135,9 @@ def _supervised_trainer(args: SFTConfig, rows: Iterable[dict[str, Any]]) -> SFTT
     return trainer
 
 
-def _training_arguments(output_dir: Path, steps: int, seed: int, use_cpu: bool) -> SFTConfig:
+def _training_arguments(
+    output_dir: Path, steps: int, seed: int, use_cpu: bool, bf16: bool, fp16: bool
+) -> SFTConfig:
     return SFTConfig(
         output_dir=str(output_dir),
         max_steps=steps,
@@ -136,8 +149,8 @@ def _training_arguments(output_dir: Path, steps: int, seed: int, use_cpu: bool) 
         adam_beta2=0.98,
         weight_decay=0.01,
         use_cpu=use_cpu,
-        # TRL turns bf16 on by default; on a CPU it only costs time.
-        bf16=False,
+        bf16=bf16,
+        fp16=fp16,
         # The model is so small that its activations always fit.
         gradient_checkpointing=False,
         # Of these, a line is printed when some seconds have passed.

@@ -15,8 +15,10 @@ def computes_in_half(model: Any, *, autocast: bool) -> bool:
     """
     if autocast or model.dtype in (torch.bfloat16, torch.float16):
         return True
-    # TF32 rounds the inputs of each product to 10 bits, which is what fp16 has.
-    uses_tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    # TF32 rounds the inputs of each product to 10 bits, which is what fp16 has. torch's older flag,
+    # `allow_tf32`, does not know what `tf32=True` and `torch_compile=True` of a run have set.
+    precision = torch.backends.cuda.matmul.fp32_precision
+    uses_tf32 = model.device.type == "cuda" and precision == "tf32"
     # Quantized layers may multiply in half precision, whatever the model says its dtype is.
     return uses_tf32 or getattr(model, "is_quantized", False)
 

@@ -218,5 +218,7 @@ def cold_started(recipe: Recipe) -> str:
             steps=recipe.task.cold_start_steps,
             seed=training.seed,
             use_cpu=training.use_cpu,
+            bf16=bool(training.bf16),
+            fp16=training.fp16,
         )
     )

@@ -112,7 +112,8 @@ class RolloutScorer:
         self._note_begun(completions, columns)
         if jobs:
             # A daemon: a reward that hangs must not keep an interrupted program alive.
-            thread = threading.Thread(target=_run, args=(jobs, device), name="rewards", daemon=True)
+            given = (jobs, _cuda_device(device))
+            thread = threading.Thread(target=_run, args=given, name="rewards", daemon=True)
             thread.start()
 
     def functions(self) -> list[Callable[..., Any]]:
@@ -241,13 +242,22 @@ def _is_same(called_with: dict[str, Any], begun_with: dict[str, Any]) -> bool:
         return False
 
 
-def _run(jobs: list[Callable[[], None]], device: Any) -> None:
-    if device.type == "cuda":
-        # Not at the top: `grpo-hf rewards test` needs no torch, and answers at once without it.
+def _cuda_device(device: Any) -> int | None:
+    """Return the number of the trainer's CUDA device; a single process has it without a number."""
+    if device.type != "cuda":
+        return None
+    # Not at the top: `grpo-hf rewards test` needs no torch, and answers at once without it.
+    import torch
+
+    return torch.cuda.current_device() if device.index is None else int(device.index)
+
+
+def _run(jobs: list[Callable[[], None]], cuda_device: int | None) -> None:
+    if cuda_device is not None:
         import torch
 
         # A new thread begins on device 0, whatever the trainer uses.
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(cuda_device)
     for job in jobs:
         job()
 
