@@ -365,6 +365,7 @@ def supervised(
         warmup_steps=5,
         logging_steps=10,
         bf16=training.bf16,
+        fp16=training.fp16,
         use_cpu=training.use_cpu,
         gradient_checkpointing=training.gradient_checkpointing,
         # No checkpoints. A supervised stage is short: after an interruption it starts again.
