@@ -16,7 +16,6 @@ N distinct prompts, M suffixes (rows without a token have none), S tokens in the
 in all.
 """
 
-from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -88,7 +87,7 @@ class PackedGroups:
         self.convolutions: list[tuple[int, ...]] = []
         self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
         self._contexts: dict[int, tuple[Tensor, Tensor]] = {}
-        self._windows: dict[int, tuple[Spans, Tensor]] = {}
+        self._windows: dict[int, tuple[VarlenCall, Tensor]] = {}
 
     @classmethod
     def pack(
@@ -210,29 +209,28 @@ class PackedGroups:
     @cached_property
     def spans(self) -> Spans:
         """Where sequences end, for attention without a window."""
-        longest_prompt = self.prompts.longest
-        longest_suffix = self.suffixes.longest
-        ends = ends_of(self.suffix_lengths)
-        own = VarlenCall(ends, ends, longest_suffix, longest_suffix, is_causal=True)
-        if not self.shared:
-            return Spans(own)
         # Prompts of one token sort before all others, and share nothing: no sequence is empty.
         empty = self._counts[0].count(0)
-        of_prompts = ends_of(self.prompt_lengths[empty:])
+        ends = ends_of(torch.cat([self.prompt_lengths[empty:], self.suffix_lengths]))
+        longest_prompt = self.prompts.longest
+        longest = max(longest_prompt, self.suffixes.longest)
+        itself = VarlenCall(ends, ends, longest, longest, is_causal=True)
+        if not self.shared:
+            return Spans(itself)
         by_prompt = self.suffix_lengths.new_zeros(len(self.prompt_lengths))
         by_prompt = by_prompt.index_add(0, self.prompt_of, self.suffix_lengths)[empty:]
         sizes = [together.stop - together.start for _, together, _ in self.groups]
-        return Spans(
-            own,
-            VarlenCall(of_prompts, of_prompts, longest_prompt, longest_prompt, is_causal=True),
-            VarlenCall(
-                ends_of(by_prompt), of_prompts, max(sizes[empty:]), longest_prompt, is_causal=False
-            ),
-            alone=sum(sizes[:empty]),
+        together = VarlenCall(
+            ends_of(by_prompt),
+            ends_of(self.prompt_lengths[empty:]),
+            max(sizes[empty:]),
+            longest_prompt,
+            is_causal=False,
         )
+        return Spans(itself, together, first=self.shared + sum(sizes[:empty]))
 
-    def in_window(self, window: int) -> tuple[Spans, Tensor]:
-        """Return where sequences end with a window, and where the keys of suffixes lie in the row.
+    def in_window(self, window: int) -> tuple[VarlenCall, Tensor]:
+        """Return where sequences end with a window, and where their keys lie in the row.
 
         Args:
             window: how many positions a token sees, its own included.
@@ -241,11 +239,7 @@ class PackedGroups:
             self._windows[window] = self._build_window(window)
         return self._windows[window]
 
-    def _build_window(self, window: int) -> tuple[Spans, Tensor]:
-        prompts = None
-        if self.spans.prompts is not None:
-            prompts = replace(self.spans.prompts, is_causal=False, window=window)
-        ends = self.spans.suffixes.ends_q
+    def _build_window(self, window: int) -> tuple[VarlenCall, Tensor]:
         # A suffix's first token sees so many of its prompt.
         before = self.prompt_lengths.clamp(max=window - 1)[self.prompt_of]
         lengths = before + self.suffix_lengths
@@ -256,13 +250,21 @@ class PackedGroups:
         owner = owners_of(lengths, sum(keys))
         prompt_end = self.prompt_lengths.cumsum(0)[self.prompt_of]
         in_prompt = prompt_end[owner] - before[owner] + place
-        in_suffix = self.shared + ends[owner] + place - before[owner]
-        longest = self.suffixes.longest
+        suffix_start = self.shared + self.suffix_lengths.cumsum(0) - self.suffix_lengths
+        in_suffix = suffix_start[owner] + place - before[owner]
+        of_suffixes = torch.where(place < before[owner], in_prompt, in_suffix)
+        of_prompts = torch.arange(self.shared, device=of_suffixes.device)
+        prompts = self.prompt_lengths[self._counts[0].count(0) :]
+        longest = self.prompts.longest
         call = VarlenCall(
-            ends, ends_of(lengths), longest, max(keys), is_causal=False, window=window
+            self.spans.itself.ends_q,
+            ends_of(torch.cat([prompts, lengths])),
+            max(longest, self.suffixes.longest),
+            max(longest, *keys),
+            is_causal=False,
+            window=window,
         )
-        sources = torch.where(place < before[owner], in_prompt, in_suffix)
-        return Spans(call, prompts), sources
+        return call, torch.cat([of_prompts, of_suffixes])
 
     def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """Return what each cell may see, computed once for all layers that share a window.

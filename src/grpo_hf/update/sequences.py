@@ -31,16 +31,15 @@ class Spans:
     """Where the sequences of a packed row end, for kernels that take sequences of any length.
 
     Args:
-        suffixes: to themselves; with a window, to the keys that are gathered for them.
-        prompts: to themselves; None if no prompt has a shared part.
-        together: the suffixes of each prompt, as one sequence, to its shared part.
-        alone: how many tokens are in suffixes whose prompt has no shared part; they come first.
+        itself: prompts and suffixes to themselves.
+        together: the suffixes of each prompt, as one sequence, to its shared part; None if no
+            prompt has one.
+        first: where the suffixes of `together` begin; those in front of it have no shared part.
     """
 
-    suffixes: VarlenCall
-    prompts: VarlenCall | None = None
+    itself: VarlenCall
     together: VarlenCall | None = None
-    alone: int = 0
+    first: int = 0
 
 
 def ends_of(lengths: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
-"""Attention over a packed row in three kernel calls, without padding, masks or copies of prompts.
+"""Attention over a packed row in two kernel calls, without padding, masks or copies of prompts.
 
-    a) prompts to themselves        causal
-    b) suffixes to their prompt     not causal; all suffixes of a prompt are one sequence
-    c) suffixes to themselves       causal
+    a) prompts and suffixes to themselves   causal
+    b) suffixes to their prompt             not causal; all suffixes of a prompt are one sequence
 
-A suffix is answered by b and c, whose outputs o and normalisers ℓ = log Σ exp(scores) join exactly:
+A suffix is answered by both, whose outputs o and normalisers ℓ = log Σ exp(scores) join exactly:
 
-    o = o_b exp(ℓ_b - ℓ) + o_c exp(ℓ_c - ℓ),   ℓ = log(exp ℓ_b + exp ℓ_c).
+    o = o_a exp(ℓ_a - ℓ) + o_b exp(ℓ_b - ℓ),   ℓ = log(exp ℓ_a + exp ℓ_b).
 
 The backward of each call needs the joined o and ℓ and nothing else of the other call, since it
 recomputes the weights as exp(scores - ℓ). A window does not fit b, where all suffixes are one
-sequence: there the keys of a suffix are its prompt's last ones, gathered, and its own.
+sequence: there one call has the keys of a suffix, its prompt's last ones and its own, gathered.
 
 Shapes: as in packing.py, and H query heads, K key and value heads, D values per head; states are
 (T, heads, D) and normalisers (H, T).
@@ -69,180 +68,114 @@ def attend_by_calls(
 
 def way_of(
     operator: Operator, layout: PackedGroups, window: int | None, scaling: float | None
-) -> "_ThreeCalls | _CallsInWindow":
+) -> "_TwoCalls | _CallInWindow":
     """Return how a row is attended to; its forward and backward are plain functions."""
     if window is None:
-        return _ThreeCalls(operator, layout, scaling)
-    return _CallsInWindow(operator, layout, scaling, window)
+        return _TwoCalls(operator, layout, scaling)
+    return _CallInWindow(operator, layout, scaling, window)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, way: Any, *states: Tensor) -> Tensor:
-        output, normalisers = way.forward(states)
-        ctx.save_for_backward(*states, output, *normalisers)
+        output, normaliser = way.forward(states)
+        ctx.save_for_backward(*states, output, normaliser)
         ctx.way = way
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, *normalisers = ctx.saved_tensors
-        return None, *ctx.way.backward(gradient, (query, key, value), output, normalisers)
+        query, key, value, *results = ctx.saved_tensors
+        return None, *ctx.way.backward(gradient, (query, key, value), tuple(results))
 
 
 @dataclass(frozen=True)
-class _Prompts:
-    """Prompts to themselves, call a, of a row that is attended to in one way or the other."""
+class _TwoCalls:
+    """Calls a and b; see the head of this file."""
 
     operator: Operator
     layout: PackedGroups
     scaling: float | None
 
-    def _prompts_forward(self, states: States, call: VarlenCall) -> Results:
-        return self.operator.forward(self._of_prompts(states), call, self.scaling)
-
-    def _prompts_backward(
-        self, gradient: Tensor, states: States, results: Results, call: VarlenCall
-    ) -> States:
-        """Return the gradients of the states of prompts.
-
-        Args:
-            gradient, states: of the whole row.
-            results: the output of the whole row, and the normalisers of prompts.
-        """
-        output, normalisers = results
-        shared = self.layout.shared
-        return self.operator.backward(
-            gradient[:shared],
-            self._of_prompts(states),
-            (output[:shared], normalisers),
-            call,
-            self.scaling,
-        )
-
-    def _of_prompts(self, states: States) -> States:
-        query, key, value = states
-        shared = self.layout.shared
-        return query[:shared], key[:shared], value[:shared]
-
-
-@dataclass(frozen=True)
-class _ThreeCalls(_Prompts):
-    """Calls a, b and c; see the head of this file."""
-
-    def forward(self, states: States) -> tuple[Tensor, list[Tensor]]:
-        """Return the output, and the normalisers of suffixes and then of prompts, if any."""
+    def forward(self, states: States) -> Results:
+        """Return the output and its normalisers."""
         spans = self.layout.spans
-        own, normaliser = self.operator.forward(
-            self._of_suffixes(states), spans.suffixes, self.scaling
-        )
-        if spans.prompts is None or spans.together is None:
-            return own, [normaliser]
-        b, normaliser_b = self.operator.forward(
-            self._to_prompt(states), spans.together, self.scaling
-        )
-        # Suffixes of prompts that share nothing come first, and are answered by c alone.
-        alone = spans.alone
-        joined, normaliser_of_both = join((b, normaliser_b.T), (own[alone:], normaliser.T[alone:]))
-        own = torch.cat([own[:alone], joined.to(own.dtype)])
-        normaliser = torch.cat([normaliser[:, :alone], normaliser_of_both.T], dim=1)
-        prompts, of_prompts = self._prompts_forward(states, spans.prompts)
-        return torch.cat([prompts, own]), [normaliser, of_prompts]
+        output, normaliser = self.operator.forward(states, spans.itself, self.scaling)
+        if spans.together is not None:
+            b = self.operator.forward(self._to_prompt(states), spans.together, self.scaling)
+            first = spans.first
+            a = output[first:], normaliser.T[first:]
+            output[first:], joined = join(a, (b[0], b[1].T))
+            normaliser[:, first:] = joined.T
+        return output, normaliser
 
-    def backward(
-        self, gradient: Tensor, states: States, output: Tensor, normalisers: list[Tensor]
-    ) -> States:
+    def backward(self, gradient: Tensor, states: States, results: Results) -> States:
         """Return the gradients of the states, from what `forward` returned."""
         spans = self.layout.spans
-        shared = self.layout.shared
-        own = self.operator.backward(
-            gradient[shared:],
-            self._of_suffixes(states),
-            (output[shared:], normalisers[0]),
-            spans.suffixes,
-            self.scaling,
-        )
-        if spans.prompts is None or spans.together is None:
-            return own
-        first = shared + spans.alone
-        b = self.operator.backward(
-            gradient[first:],
-            self._to_prompt(states),
-            (output[first:], normalisers[0][:, spans.alone :].contiguous()),
-            spans.together,
-            self.scaling,
-        )
-        results = (output, normalisers[1])
-        prompts = self._prompts_backward(gradient, states, results, spans.prompts)
-        own[0][spans.alone :] += b[0]
-        # A prompt's keys are read by itself and by all of its suffixes.
-        return (
-            torch.cat([prompts[0], own[0]]),
-            torch.cat([prompts[1] + b[1], own[1]]),
-            torch.cat([prompts[2] + b[2], own[2]]),
-        )
+        grads = self.operator.backward(gradient, states, results, spans.itself, self.scaling)
+        if spans.together is not None:
+            first = spans.first
+            output, normaliser = results
+            b = self.operator.backward(
+                gradient[first:],
+                self._to_prompt(states),
+                (output[first:], normaliser[:, first:].contiguous()),
+                spans.together,
+                self.scaling,
+            )
+            # A prompt's keys are read by itself and by all of its suffixes.
+            shared = self.layout.shared
+            # Not +=, which copies what it has added to.
+            grads[0][first:].add_(b[0])
+            grads[1][:shared].add_(b[1])
+            grads[2][:shared].add_(b[2])
+        return grads
 
     def _to_prompt(self, states: States) -> States:
         query, key, value = states
         shared = self.layout.shared
-        return query[shared + self.layout.spans.alone :], key[:shared], value[:shared]
-
-    def _of_suffixes(self, states: States) -> States:
-        query, key, value = states
-        shared = self.layout.shared
-        return query[shared:], key[shared:], value[shared:]
+        return query[self.layout.spans.first :], key[:shared], value[:shared]
 
 
 @dataclass(frozen=True)
-class _CallsInWindow(_Prompts):
-    """Prompts to themselves, and suffixes to the end of their prompt and to themselves."""
+class _CallInWindow:
+    """One call, in which a suffix has the keys of its prompt's end in front of its own."""
 
+    operator: Operator
+    layout: PackedGroups
+    scaling: float | None
     window: int
 
-    def forward(self, states: States) -> tuple[Tensor, list[Tensor]]:
-        """Return the output, and the normalisers of suffixes and then of prompts, if any."""
-        spans, _ = self.layout.in_window(self.window)
-        own, normaliser = self.operator.forward(
-            self._of_suffixes(states), spans.suffixes, self.scaling
-        )
-        if spans.prompts is None:
-            return own, [normaliser]
-        prompts, of_prompts = self._prompts_forward(states, spans.prompts)
-        return torch.cat([prompts, own]), [normaliser, of_prompts]
+    def forward(self, states: States) -> Results:
+        """Return the output and its normalisers."""
+        call, sources = self.layout.in_window(self.window)
+        return self.operator.forward(_gathered(states, sources), call, self.scaling)
 
-    def backward(
-        self, gradient: Tensor, states: States, output: Tensor, normalisers: list[Tensor]
-    ) -> States:
+    def backward(self, gradient: Tensor, states: States, results: Results) -> States:
         """Return the gradients of the states, from what `forward` returned."""
-        spans, sources = self.layout.in_window(self.window)
-        shared = self.layout.shared
-        own = self.operator.backward(
-            gradient[shared:],
-            self._of_suffixes(states),
-            (output[shared:], normalisers[0]),
-            spans.suffixes,
-            self.scaling,
+        call, sources = self.layout.in_window(self.window)
+        # Gathered anew: kept, they would be copies of prompts in every layer.
+        of_query, of_keys, of_values = self.operator.backward(
+            gradient, _gathered(states, sources), results, call, self.scaling
         )
-        # In float32 at least: all suffixes of a prompt add to the gradients of its keys.
-        precise = torch.promote_types(states[1].dtype, torch.float32)
-        of_keys = torch.zeros_like(states[1], dtype=precise)
-        of_keys.index_add_(0, sources, own[1].to(precise))
-        of_values = torch.zeros_like(states[2], dtype=precise)
-        of_values.index_add_(0, sources, own[2].to(precise))
-        of_queries = own[0]
-        if spans.prompts is not None:
-            results = (output, normalisers[1])
-            prompts = self._prompts_backward(gradient, states, results, spans.prompts)
-            of_queries = torch.cat([prompts[0], of_queries])
-            of_keys[:shared] += prompts[1]
-            of_values[:shared] += prompts[2]
-        return of_queries, of_keys.to(states[1].dtype), of_values.to(states[2].dtype)
+        return (
+            of_query,
+            _scattered(of_keys, sources, states[1]),
+            _scattered(of_values, sources, states[2]),
+        )
 
-    def _of_suffixes(self, states: States) -> States:
-        # Gathered anew in the backward: kept, they would be copies of prompts in every layer.
-        query, key, value = states
-        _, sources = self.layout.in_window(self.window)
-        return query[self.layout.shared :], key[sources], value[sources]
+
+def _gathered(states: States, sources: Tensor) -> States:
+    query, key, value = states
+    return query, key[sources], value[sources]
+
+
+def _scattered(gathered: Tensor, sources: Tensor, states: Tensor) -> Tensor:
+    """Return the sum of each token's gradients, in the dtype of the states."""
+    # In float32 at least: all suffixes of a prompt add to the gradients of its keys.
+    precise = torch.promote_types(states.dtype, torch.float32)
+    total = torch.zeros_like(states, dtype=precise)
+    return total.index_add_(0, sources, gathered.to(precise)).to(states.dtype)
 
 
 def join(a: Results, b: Results) -> Results:
