@@ -141,6 +141,16 @@ def test_a_machine_without_a_gpu_is_planned_for(
         assert "rollout of one GPU" in text and "this machine" not in text
 
 
+def test_the_float32_copy_at_the_start_is_said(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = [RECIPES / "gsm8k.yaml", "--model_name_or_path", tiny_checkpoint]
+    # 904,704 parameters of 4 bytes.
+    said = "before the first step the weights are measured in float32, 3 MiB more"
+    assert said in plan_of(capsys, *recipe, "--dtype", "bfloat16")
+    assert "measured in float32" not in plan_of(capsys, *recipe, "--dtype", "float32")
+
+
 def test_no_weights_are_needed(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -362,4 +362,10 @@ def _notes(run: RunFacts, prompts: str) -> list[str]:
         notes.append("this is the plan for a CPU; --device cuda or --gpus N has that for GPUs")
     if run.geometry.packed:
         notes.append("updates are taken to be packed, which a run measures (--packed_update false)")
+    if run.precision.weights == 2 and run.precision.quantized is None and run.weight_shards == 1:
+        copied = size_text(run.shape.parameters * 4)
+        notes.append(
+            f"not counted: before the first step the weights are measured in float32, {copied} "
+            "more, where twice that is free"
+        )
     return notes
