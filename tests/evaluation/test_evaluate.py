@@ -16,6 +16,8 @@ from support.runs import made_run
 from support.vllm import FakeLLM, FakeServer, vllm_installed
 
 from grpo_hf.cli import main
+from grpo_hf.data.overlap import digests_of
+from grpo_hf.data.prompts import PromptForm, prompt_builder
 from grpo_hf.errors import ConfigError, DataError, EngineError
 from grpo_hf.evaluation import evaluate as evaluate_module
 from grpo_hf.evaluation.answers import judging
@@ -25,7 +27,7 @@ from grpo_hf.evaluation.statistics import maj_at_k, pass_at_k
 from grpo_hf.rollout import vllm_engine
 from grpo_hf.runs import evaluating
 from grpo_hf.runs.evaluating import Question, evaluate_run
-from grpo_hf.runs.evaluation_sets import check_names
+from grpo_hf.runs.evaluation_sets import check_names, keep_trained
 from grpo_hf.runs.trained import TrainedModel, open_run
 from grpo_hf.scoring.registry import load_reward
 
@@ -358,6 +360,30 @@ def test_data_of_ones_own_has_the_run_s_prompts(run: Path, tmp_path: Path):
     assert (summary["set"], summary["problems"]) == ("new", 2)
     prompt = lines_of(run, "new")[0]["prompt"]
     assert [message["content"] for message in prompt] == ["Be brief.", "How?"]
+
+
+def test_prompts_that_were_trained_on_are_counted_and_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{"question": f"How many is {number}?", "answer": "e"} for number in range(4)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    form = PromptForm(chat=True)
+    asked = [prompt_builder(form)(row["question"]) for row in rows[1:3]]
+    keep_trained(run, digests_of(asked, form))
+    question = Question(data=["held_out", f"mine={tmp_path}/mine.jsonl"])
+    # Of another length the prompts of the set are the same ones.
+    settings = ["--max_completion_length", "3", "--instruction", "Be brief."]
+    kept, mine = evaluate_run(run, question, settings)
+    assert (kept["in_training"], mine["in_training"]) == (0, 2)
+    assert [line["in_training"] for line in lines_of(run, "mine")] == [False, True, True, False]
+    said = capsys.readouterr().out
+    assert said.count("also in the training data") == 1
+    assert "note: 2 of 4 prompts are also in the training data." in said
+
+
+def test_a_run_that_kept_no_training_prompts_is_evaluated_all_the_same(run: Path):
+    (summary,) = evaluate_run(run, Question(limit=2, as_json=True), [])
+    assert "in_training" not in summary
 
 
 def test_a_reward_that_fails_leaves_the_problem_out(run: Path):

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from support.fakehub import TOKEN, FakeHub
+from support.run_folders import write_evaluation
 from support.runs import made_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -398,6 +399,23 @@ def test_results_are_shown_with_their_intervals(card):
     assert results["base"] == ["0.308", "0.255 to 0.366"]
     assert results["with this adapter"][0] == "1.000"
     assert results["difference (paired)"][0] == f"{182 / 263:+.3f}"
+
+
+def test_prompts_that_were_trained_on_are_named_beside_the_results(card, tmp_path: Path):
+    results = compare([True] * 20 + [False] * 20, [True] * 40).as_dict() | {"in_training": 8}
+    said = "8 of 40 held-out prompts are also in the training data."
+    found = card(results=results)
+    assert said in found.text
+    (result,) = found.data.eval_results
+    assert result.metric_args["prompts_in_training_data"] == 8
+    write_evaluation(tmp_path / "run")
+    file = tmp_path / "run" / "evaluations" / "svamp.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"in_training": 2}))
+    found = card(results=results | {"in_training": 0})
+    assert said not in found.text
+    assert "2 of 2 prompts of svamp are also in the training data." in found.text
+    by_name = {result.dataset_name: result.metric_args for result in found.data.eval_results}
+    assert by_name["svamp"]["prompts_in_training_data"] == 2
 
 
 @pytest.mark.parametrize(

@@ -75,3 +75,10 @@ def test_output_that_nobody_can_take_costs_no_push(monkeypatch):
         assert sys.stdout is not output
         monkeypatch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+
+
+def test_prompts_that_were_trained_on_are_named_below_the_table():
+    shown = Console(file=io.StringIO(), width=100)
+    found = compare([True] * 20 + [False] * 20, [True] * 40)
+    report.show(found, "runs/demo", "gsm8k", shown, in_training=40)
+    assert "40 of 40 held-out prompts are also in the training data." in shown.file.getvalue()

@@ -63,6 +63,15 @@ class TestPage:
         for kind, count in (("Right only with the adapter", 3), ("Wrong with both", 1)):
             assert re.search(rf"{kind}\s+{count}\b", page.text)
 
+    def test_prompts_that_were_trained_on_are_named_at_the_verdict(self, tmp_path: Path):
+        run = write_run(tmp_path / "run")
+        rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+        for place, row in enumerate(rows):
+            row["in_training"] = place < 3
+        (run / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = Page(write_report([run], pictures=False).read_text()).text
+        assert text.count("3 of 8 held-out prompts are also in the training data.") == 2
+
     def test_a_sign_of_gaming_says_what_to_try(self, page: Page):
         assert "Lower its weight." in page.text
 

@@ -219,6 +219,17 @@ class TestHeldOut:
                 assert " of 22 rows of " in said
 
 
+def test_test_rows_that_are_trained_on_are_named(recipe, tmp_path):
+    made = recipe(repeated("What is 2 + 3?") + repeated("Who?"), dataset_path=str(tmp_path))
+    (tmp_path / "test.jsonl").write_text('{"prompt": "Who?"}\n{"prompt": "Why?"}\n')
+    made.task.eval_rows = 2
+    notes = preflight.check_task(made).notes
+    assert notes[0].startswith("1 of 2 held-out prompts is also in the training data.")
+    assert preflight.sample_rows(made, 1)[2][0] == notes[0]
+    prompts = checked(made)
+    assert len(prompts.digests()) == 2
+
+
 def test_rows_without_a_right_answer_are_named_before_the_training(recipe, tmp_path):
     (tmp_path / "mine.py").write_text(
         "def same(completions, answer, **columns):\n    return [1.0 for _ in completions]\n"

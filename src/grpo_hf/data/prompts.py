@@ -17,7 +17,7 @@ from .readers import Row
 CONTINUE = "continue_final_message"
 
 # The second is OpenAI's newer name.
-_SYSTEM_ROLES = ("system", "developer")
+SYSTEM_ROLES = ("system", "developer")
 # Enough of a wrong value to recognise it, and still a message of one line.
 _LONGEST_SHOWN_VALUE = 60
 # A text that no chat template writes.
@@ -91,7 +91,7 @@ def _from_messages(raw: list[Any], form: PromptForm) -> list[Row]:
     if form.instruction:
         _instruct(messages, form.instruction)
     # A row's own system message is more specific than the one of the recipe, also an empty one.
-    if form.system_prompt and messages[0]["role"] not in _SYSTEM_ROLES:
+    if form.system_prompt and messages[0]["role"] not in SYSTEM_ROLES:
         messages.insert(0, {"role": "system", "content": form.system_prompt})
     return messages
 

@@ -147,11 +147,22 @@ def compare_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> Comparison |
     return found
 
 
-def write_answers(file: Path, prompts: Sequence[Any], answers: Mapping[str, GreedyAnswers]) -> None:
-    """Write both sides' answers to every prompt, or say once why that cannot be done."""
+def write_answers(
+    file: Path,
+    prompts: Sequence[Any],
+    answers: Mapping[str, GreedyAnswers],
+    trained: Sequence[bool] | None = None,
+) -> None:
+    """Write both sides' answers to every prompt, or say once why that cannot be done.
+
+    Args:
+        trained: whether each prompt is in the training data, too; None if nobody knows.
+    """
     lines = []
     for index, prompt in enumerate(prompts):
         record: dict[str, Any] = {"prompt": prompt}
+        if trained is not None:
+            record["in_training"] = trained[index]
         for name, found in answers.items():
             record[name] = {"answer": found.completions[index], "right": found.right[index]}
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")

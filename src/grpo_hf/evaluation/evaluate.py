@@ -204,6 +204,8 @@ def _lines(problems: ProblemSet, answers: dict[Any, Answer]) -> list[Line]:
             "gold": problems.gold(row),
             "category": problems.category_of(row),
         }
+        if problems.trained is not None:
+            line["in_training"] = problems.trained[place]
         for side in SIDES:
             greedy = answers[side, "greedy", place]
             samples = answers.get((side, "samples", place), {"texts": [], "right": []})

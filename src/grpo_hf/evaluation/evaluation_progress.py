@@ -17,6 +17,8 @@ from rich.progress import (
 
 from .answers import own_places
 
+# How many answers are there says nothing of how many are right, and a bare "32/60" reads so.
+_KINDS = {"greedy": "greedy: answered", "samples": "samples: answered", "judging": "judged"}
 # Seconds between two lines where there is no terminal.
 _BETWEEN_LINES = 10.0
 
@@ -47,7 +49,7 @@ class EvaluationProgress:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.fields[of]}"),
+                TextColumn("{task.completed:.0f} of {task.fields[of]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
@@ -70,7 +72,7 @@ class EvaluationProgress:
         """Take note of `count` more problems that one side has answered in one way."""
         if self._silent:
             return
-        name = f"{self._name}: {side}, {kind}"
+        name = f"{self._name}, {side}, {_KINDS.get(kind, kind)}"
         if name != self._pass:
             self._pass, self._done = name, 0
             if self._bar is not None:
@@ -83,7 +85,6 @@ class EvaluationProgress:
     def _say_now_and_then(self) -> None:
         while not self._over.wait(_BETWEEN_LINES):
             seconds = round(time.monotonic() - self._began)
-            what = self._pass or self._name
-            print(
-                f"{what}: {self._done}/{self._problems}, {seconds} s", file=sys.stderr, flush=True
-            )
+            what = self._pass or f"{self._name}: answered"
+            line = f"{what} {self._done} of {self._problems}, {seconds} s"
+            print(line, file=sys.stderr, flush=True)

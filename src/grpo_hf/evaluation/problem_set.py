@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,7 @@ class ProblemSet:
         category: the column by which results are shown apart, if any.
         source: where the rows come from.
         answered: greedy answers that are there already, by side, judged by the first reward.
+        trained: whether each prompt is in the training data, too; None if nobody knows.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ProblemSet:
     category: str | None = None
     source: str = ""
     answered: Mapping[str, GreedyAnswers] = field(default_factory=dict)
+    trained: Sequence[bool] | None = None
 
     @property
     def reward(self) -> ScoredReward:

@@ -25,6 +25,8 @@ def summary_of(lines: Sequence[Line], *, votes: bool) -> dict[str, Any]:
     summary: dict[str, Any] = {"problems": len(judged)}
     if not judged:
         return summary
+    if "in_training" in judged[0]:
+        summary["in_training"] = sum(line["in_training"] for line in judged)
     columns = {side: _columns(judged, side, votes) for side in SIDES}
     for side in SIDES:
         summary[side] = _named(columns[side], share_estimates)

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ..data.overlap_text import overlap_text
 from ..run_files import read_lines, reason_of
 
 # Flips whose texts are shown, and characters of a text.
@@ -67,6 +68,9 @@ def report_of(summary: dict[str, Any], folder: Path) -> Group:
     if not summary["problems"]:
         return Group(Text(f"{summary['set']}: the reward failed on every problem."))
     parts: list[Any] = [summary_table(summary)]
+    overlap = overlap_text(summary.get("in_training"), summary["problems"], "prompts")
+    if overlap is not None:
+        parts.append(Text(f"note: {overlap}"))
     by_category = category_table(summary)
     if by_category is not None:
         parts.append(by_category)

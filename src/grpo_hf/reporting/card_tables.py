@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.overlap_text import overlap_text
 from ..run_files import EVALUATIONS
 
 Evaluation = dict[str, Any]
@@ -34,6 +35,15 @@ def evaluation_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
                 cells.append(_with_interval(_at(summary.get(side), path), sign))
             rows.append(tuple(cells))
     return rows
+
+
+def evaluation_notes(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return a sentence on each set whose problems were trained on."""
+    notes = []
+    for summary in evaluations:
+        what = f"prompts of {summary['set']}"
+        notes.append(overlap_text(summary.get("in_training"), summary["problems"], what))
+    return [note for note in notes if note is not None]
 
 
 def _measures(summary: Evaluation) -> list[tuple[str, ...]]:
@@ -93,7 +103,8 @@ def evaluation_results(
         name = f"{data}, held out"
         value = round(share["right"] / share["total"], 4)
         interval = [share["low"], share["high"]]
-        found.append(_result(name, data, "accuracy", value, interval, base))
+        result = _result(name, data, "accuracy", value, interval, base)
+        found.append(_with_overlap(result, results))
     for summary in evaluations:
         for label, *path in _measures(summary):
             here, base = _at(summary["adapter"], path), _at(summary.get("base"), path)
@@ -101,8 +112,16 @@ def evaluation_results(
                 interval = [here["low"], here["high"]]
                 set_name = str(summary["set"])
                 of_base = base.get("value") if base else None
-                found.append(_result(set_name, set_name, label, here["value"], interval, of_base))
+                result = _result(set_name, set_name, label, here["value"], interval, of_base)
+                found.append(_with_overlap(result, summary))
     return found
+
+
+def _with_overlap(result: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Add how many prompts were trained on: who reads metadata does not see the sentence."""
+    if measured.get("in_training"):
+        result["metric_args"]["prompts_in_training_data"] = measured["in_training"]
+    return result
 
 
 def _result(

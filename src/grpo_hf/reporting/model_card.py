@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..data.overlap_text import overlap_text
 from ..run_files import GAMING_FILE, say, write_or_say
 from .card_code import code, example_prompt
-from .card_tables import evaluation_results, evaluation_rows, evaluations_of, result_rows, table
+from .card_tables import (
+    evaluation_notes,
+    evaluation_results,
+    evaluation_rows,
+    evaluations_of,
+    result_rows,
+    table,
+)
 from .public_names import hub_base, hub_names, license_of, public_name, public_text
 
 if TYPE_CHECKING:
@@ -189,6 +197,7 @@ def _text(folder: Path, card: dict[str, Any]) -> str:
             "results_rows": result_rows(results),
             "results_caption": _caption(results),
             "evaluation_rows": evaluation_rows(evaluations),
+            "evaluation_notes": evaluation_notes(evaluations),
             "curves": sorted(f"report/{file.name}" for file in folder.glob("report/*.png")),
             "limits": _limits(folder, card),
             "citation": _CITATION,
@@ -201,7 +210,10 @@ def _text(folder: Path, card: dict[str, Any]) -> str:
 def _caption(results: dict[str, Any]) -> str:
     if not results:
         return ""
-    return f"Accuracy on {results['base']['total']} held-out prompts, greedy decoding."
+    total = results["base"]["total"]
+    overlap = overlap_text(results.get("in_training"), total)
+    said = f"Accuracy on {total} held-out prompts, greedy decoding."
+    return said if overlap is None else f"{said} {overlap}"
 
 
 def _limits(folder: Path, card: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..data.overlap_text import overlap_text
 from ..evaluation.statistics import LEAST_PAIRS, Comparison
 from ..run_files import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, say
 
@@ -28,24 +29,30 @@ def show(
     folder: str | Path,
     reward_name: str,
     console: Console | None = None,
+    *,
+    in_training: int | None = None,
 ) -> None:
     """Print the comparison, if there is one, and where the files of the run lie.
 
     Args:
         folder: the output folder of the run.
         reward_name: the reward whose full mark counts as right.
+        in_training: how many held-out prompts were trained on, if that is known.
     """
     if console is None:
         # Where the output is gone, rich would end the process, which still has a run to push.
         shown = StringIO()
         # Without highlighting, which colours every number of a sentence.
         own = Console(file=shown, force_terminal=sys.stdout.isatty(), highlight=False)
-        show(comparison, folder, reward_name, own)
+        show(comparison, folder, reward_name, own, in_training=in_training)
         say(shown.getvalue().rstrip("\n"))
         return
     if comparison is not None:
         console.print(_comparison_table(comparison, reward_name))
         total = comparison.base.total
+        overlap = overlap_text(in_training, total)
+        if overlap is not None:
+            console.print(f"note: {overlap}", markup=False)
         right = {comparison.base.right, comparison.adapter.right}
         # All right or all wrong on both sides: the reward was not made to tell answers apart.
         if total < LEAST_PAIRS:

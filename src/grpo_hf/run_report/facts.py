@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.overlap_text import overlap_text
 from ..evaluation.statistics import compare
 from .points import number_text, points_of
 from .record import Row, RunRecord
@@ -39,6 +40,7 @@ class Result:
         at_k: rows of pass@k and maj@k, as `result_charts.at_k_chart` takes them.
         categories: name, problems and both accuracies of each category, with their difference.
         summary: the file that it was read from, None for the comparison at the end of the run.
+        in_training: how many of the prompts were trained on, if that is known.
     """
 
     name: str
@@ -49,6 +51,13 @@ class Result:
     at_k: list[Row]
     categories: list[tuple[str, int, Interval, Interval, Interval | None]]
     summary: Row | None
+    in_training: int | None = None
+
+    @property
+    def overlap(self) -> str | None:
+        """A sentence on prompts that were trained on, if any were."""
+        what = "held-out prompts" if self.summary is None else f"prompts of {self.name}"
+        return overlap_text(self.in_training, self.problems, what)
 
 
 def results_of(run: RunRecord) -> list[Result]:
@@ -66,26 +75,38 @@ def results_of(run: RunRecord) -> list[Result]:
         name = str(summary["set"])
         problems = int(summary.get("problems") or len(summary["rows"]))
         at_k, categories = _at_k(summary), _categories(summary)
-        results.append(Result(name, problems, base, adapter, difference, at_k, categories, summary))
+        in_training = _whole(summary.get("in_training"))
+        results.append(
+            Result(
+                name, problems, base, adapter, difference, at_k, categories, summary, in_training
+            )
+        )
     return results
 
 
 def _final(run: RunRecord) -> Result | None:
     base = []
     adapter = []
+    in_training = 0
     for row in run.answers:
         pair = (row["base"].get("right"), row["adapter"].get("right"))
         # None says that the reward failed, which is nothing about the answer.
         if None not in pair:
             base.append(bool(pair[0]))
             adapter.append(bool(pair[1]))
+            in_training += row.get("in_training") is True
     if not base:
         return None
     found = compare(base, adapter)
     before = Interval(found.base.value, found.base.low, found.base.high)
     after = Interval(found.adapter.value, found.adapter.low, found.adapter.high)
     difference = Interval(found.difference, found.low, found.high)
-    return Result("held-out prompts", len(base), before, after, difference, [], [], None)
+    name = "held-out prompts"
+    return Result(name, len(base), before, after, difference, [], [], None, in_training)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _at_k(summary: Row) -> list[Row]:
@@ -146,7 +167,8 @@ def verdict(results: Sequence[Result]) -> str:
         word = "The adapter is worse."
     else:
         word = "That is no difference that so few prompts can show."
-    return f"{where}, {both}: {points}. {word}"
+    overlap = f" {first.overlap}" if first.overlap else ""
+    return f"{where}, {both}: {points}. {word}{overlap}"
 
 
 def figures(run: RunRecord) -> list[tuple[str, str, str]]:

@@ -33,7 +33,7 @@ from ..run_files import EVALUATIONS, say, say_first
 from ..run_folders import check_folder
 from ..scoring.model_tools import Tool, call_tool, load_tools
 from ..trl_seam import name_or_path
-from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names
+from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names, trained_prompts
 from .preflight import judges_of, rewards_of
 from .recipe import Recipe, read_recipe, relocated
 from .trained import TrainedModel, open_run, recipe_file
@@ -119,6 +119,7 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
         recipe,
         rewards,
         trained.tokenizer,
+        trained=trained_prompts(home),
         reward=question.reward,
         category=question.category,
     )
@@ -290,7 +291,13 @@ def evaluate_set(
             policy.model,
             policy.tokenizer,
             ProblemSet(
-                found.name, found.rows, rewards, found.category, found.source, answered or {}
+                found.name,
+                found.rows,
+                rewards,
+                found.category,
+                found.source,
+                answered or {},
+                found.trained,
             ),
             answering,
             folder,

@@ -1,7 +1,7 @@
 """The sets that a run is evaluated on: its held-out prompts, public sets, and data of one's own."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import rows
 from ..data.known_sets import KNOWN_SETS, KnownSet, name_and_path, read_known_set
+from ..data.overlap import which_are_in
 from ..data.prompts import PromptForm
 from ..data.readers import Split, read_split, split_file
 from ..errors import ConfigError, DataError, did_you_mean
@@ -21,6 +22,8 @@ from .run_data import dataset_of, form_of_prompts
 
 HELD_OUT = "held_out"
 HELD_OUT_FILE = "held_out.jsonl"
+# Digests of the prompts that a run trains on, a line each.
+TRAINED_FILE = "trained_prompts.txt"
 
 # Columns by which results are shown apart, where nobody names one.
 _CATEGORIES = ("category", "type", "subject", "level", "difficulty")
@@ -38,6 +41,7 @@ class EvaluationSet:
         category: the column by which results are shown apart, if any.
         source: where the rows come from.
         notes: sentences about rows that were left out.
+        trained: whether the prompt of each row is in the training data; None if nobody knows.
     """
 
     name: str
@@ -46,10 +50,14 @@ class EvaluationSet:
     category: str | None
     source: str
     notes: tuple[str, ...] = ()
+    trained: Sequence[bool] | None = None
 
     def limited(self, limit: int | None) -> "EvaluationSet":
         """Return the set with its first rows only."""
-        return self if limit is None else replace(self, rows=self.rows[:limit])
+        if limit is None:
+            return self
+        trained = None if self.trained is None else self.trained[:limit]
+        return replace(self, rows=self.rows[:limit], trained=trained)
 
 
 def keep_held_out(run: Path, held_out: Sequence[dict[str, Any]]) -> None:
@@ -58,6 +66,21 @@ def keep_held_out(run: Path, held_out: Sequence[dict[str, Any]]) -> None:
     for row in held_out:
         lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     write_or_say(run / HELD_OUT_FILE, "".join(lines))
+
+
+def keep_trained(run: Path, trained: Iterable[str] | None) -> None:
+    """Write the digests of the training prompts, by which later evaluations know them."""
+    if trained is None:
+        return
+    write_or_say(run / TRAINED_FILE, "".join(f"{digest}\n" for digest in sorted(trained)))
+
+
+def trained_prompts(run: Path) -> frozenset[str] | None:
+    """Return the digests of a run's training prompts, or None where it has not kept them."""
+    try:
+        return frozenset((run / TRAINED_FILE).read_text(encoding="utf-8").split())
+    except (OSError, ValueError):
+        return None
 
 
 def check_names(asked: Sequence[str]) -> None:
@@ -95,6 +118,7 @@ class SetReader:
         recipe: its recipe, with which prompts are made.
         rewards: of the run, the one that says what is right first.
         tokenizer: of the run's model.
+        trained: digests of the training prompts, None where they are not known.
         reward: the spec of a reward that says what is right on all sets, instead of theirs.
         category: a column, instead of the sets' own.
     """
@@ -106,6 +130,7 @@ class SetReader:
         rewards: Sequence[Reward],
         tokenizer: PreTrainedTokenizerBase,
         *,
+        trained: Container[str] | None = None,
         reward: str | None = None,
         category: str | None = None,
     ) -> None:
@@ -113,6 +138,7 @@ class SetReader:
         self._recipe = recipe
         self._rewards = list(rewards)
         self._tokenizer = tokenizer
+        self._trained = trained
         self._judge = None if reward is None else load_reward(reward, relative_to=Path.cwd())
         self._category = category
 
@@ -142,7 +168,9 @@ class SetReader:
 
     def held_out(self, found: list[dict[str, Any]], source: str) -> EvaluationSet:
         """Return the set of held-out rows, which have their prompts."""
-        return self._set(HELD_OUT, Split(found, [], source), found, self._rewards)
+        task = self._recipe.task
+        form = PromptForm(True, system_prompt=task.system_prompt, instruction=task.instruction)
+        return self._set(HELD_OUT, Split(found, [], source), found, self._rewards, form)
 
     def _known(self, known: KnownSet, path: Path | None) -> EvaluationSet:
         split = read_known_set(known, path)
@@ -185,7 +213,7 @@ class SetReader:
         _check_columns(first, split.rows, split.source)
         task = replace(self._recipe.task, prompt_column=column)
         dataset, checked = dataset_of(replace(self._recipe, task=task), [first], split, form)
-        made = self._set(name, checked, dataset.to_list(), rewards, category)
+        made = self._set(name, checked, dataset.to_list(), rewards, form, category)
         return replace(made, notes=(checked.describe_bad(),) if checked.bad else ())
 
     def _set(
@@ -194,6 +222,7 @@ class SetReader:
         split: Split,
         found: list[dict[str, Any]],
         rewards: list[Reward],
+        form: PromptForm,
         category: str | None = None,
     ) -> EvaluationSet:
         first = self._judge or rewards[0]
@@ -205,7 +234,9 @@ class SetReader:
             if set(reward.columns) <= columns:
                 judging.setdefault(reward.name, reward)
         category = self._category or category or _category_of(found)
-        return EvaluationSet(name, found, list(judging.values()), category, split.source)
+        trained = which_are_in(self._trained, [row["prompt"] for row in found], form)
+        judges = list(judging.values())
+        return EvaluationSet(name, found, judges, category, split.source, trained=trained)
 
 
 def _check_columns(reward: Reward, found: Sequence[dict[str, Any]], source: str) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import GRPOConfig
 from ..data import prompts, rows
+from ..data.overlap import digests_of
 from ..data.readers import Split
 from ..data.training_data import check_training_data
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
@@ -76,12 +77,20 @@ class Prompts:
     Args:
         held_out: the prompts for evaluations, or None where there are none.
         notes: sentences about rows that were left out, and about the form of the prompts.
+        form: how the prompts were made.
     """
 
     tokenizer: PreTrainedTokenizerBase
     train: Dataset | IterableDataset
     held_out: Dataset | None
     notes: list[str]
+    form: prompts.PromptForm
+
+    def digests(self) -> frozenset[str] | None:
+        """Return the digests of the training prompts, or None of a stream."""
+        if not isinstance(self.train, Dataset):
+            return None
+        return frozenset(digests_of(self.train["prompt"], self.form))
 
 
 def check_task(recipe: Recipe, *, may_stream: bool = False, may_use_tools: bool = False) -> Task:
@@ -221,7 +230,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
     sampled = lengths if recipe.training.eval_strategy != "no" else lengths[:1]
     _check_room_of_engine(recipe.training, max(sampled))
     warn_if_too_large(recipe, config, lengths[0])
-    return Prompts(tokenizer, train, held_out, notes)
+    return Prompts(tokenizer, train, held_out, notes, form)
 
 
 def _check_new_adapter(recipe: Recipe, config: Any) -> None:

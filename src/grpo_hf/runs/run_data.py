@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import GRPOConfig
 from ..data import prompts, rows
+from ..data.overlap import note_on_equal_rows, notes_on_overlap
 from ..data.prompts import CONTINUE, PromptForm
 from ..data.readers import Split, read_split
 from ..data.streams import first_rows_of, open_stream, stream_with_prompts
@@ -71,7 +72,8 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     if test is not None:
         # The first rows, so that all runs are evaluated on the same prompts.
         held_out = replace(test, rows=test.rows[: task.eval_rows], total=test.count)
-        return RunData(train, held_out, too_few(len(held_out.rows), len(train.rows)))
+        notes = notes_on_overlap(held_out, train, task.prompt_column)
+        return RunData(train, held_out, [*notes, *too_few(len(held_out.rows), len(train.rows))])
     held_out_count = _rows_to_hold_out(recipe, train)
     # The run's seed chooses the rows, so a resumed run holds out the same ones.
     column = rows.prompt_column(train, recipe.task.prompt_column)
@@ -83,11 +85,7 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     )
     if held_out_count != task.eval_rows:
         note += " That is a fifth of them, as they are few (--eval_rows for another number)."
-    sides = [{repr(row.get(column)) for row in side.rows} for side in (held_out, rest)]
-    different = len(sides[0] | sides[1])
-    if different < len(train.rows):
-        where = "are on both sides" if sides[0] & sides[1] else "stay on one side"
-        note += f" There are {different} different prompts; equal ones {where}."
+    note += note_on_equal_rows(held_out, rest, column)
     return RunData(rest, held_out, [note, *too_few(len(held_out.rows), len(rest.rows))])
 
 

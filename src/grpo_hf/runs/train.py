@@ -10,6 +10,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from .. import trl_seam
+from ..data.overlap import which_are_in
 from ..durability.output_folder import note_end
 from ..errors import ModelError
 from ..evaluation.statistics import Comparison
@@ -21,10 +22,9 @@ from ..run_files import say_first
 from ..trainer import GRPOTrainer
 from . import finished, preflight, training_evaluations
 from .defaults import describe
-from .evaluation_sets import EvaluationSet, keep_held_out
+from .evaluation_sets import EvaluationSet, keep_held_out, keep_trained
 from .output_checks import first_checkpoint, step_of_its_end
 from .recipe import EMBEDDED_MODEL, Recipe
-from .run_data import form_of_prompts
 
 
 def train(recipe: Recipe) -> Comparison | None:
@@ -58,18 +58,21 @@ def train(recipe: Recipe) -> Comparison | None:
     # A stream does not say how many there are.
     count = f"{len(prompts.train):,} prompts" if task.stream is None else "prompts"
     say_first(f"{count} from {task.train.source}; rewards: {specs}")
-    sets = training_evaluations.read_sets(recipe, task, prompts)
+    trained = prompts.digests()
+    sets = training_evaluations.read_sets(recipe, task, prompts, trained)
     trainer = make_trainer(recipe, task, prompts)
     held_out = None
     if prompts.held_out is not None:
         rows = prompts.held_out.to_list()
-        held_out = training_evaluations.HeldOut(trainer, rows, task.eval_reward)
+        marks = which_are_in(trained, prompts.held_out["prompt"], prompts.form)
+        held_out = training_evaluations.HeldOut(trainer, rows, task.eval_reward, marks)
         if trainer.eval_dataset is not None:
             trainer.add_callback(training_evaluations.HeldOutAccuracy(trainer, held_out))
     # Before training, so that an interrupted run leaves its recipe behind.
     if trainer.is_world_process_zero():
         run = Path(recipe.training.output_dir)
         recipe.save(run)
+        keep_trained(run, trained)
         if held_out is not None:
             keep_held_out(run, held_out.rows)
     trainer.train(resume_from_checkpoint=task.resume)
@@ -85,7 +88,8 @@ def train(recipe: Recipe) -> Comparison | None:
     if trainer.is_world_process_zero():
         # Before what is printed last, which names it.
         finished.report(Path(trainer.args.output_dir))
-        report.show(comparison, trainer.args.output_dir, task.eval_reward.name)
+        overlap = trainer.results.get("in_training")
+        report.show(comparison, trainer.args.output_dir, task.eval_reward.name, in_training=overlap)
     # transformers before 5.23 has no `Trainer.end`, which does the same.
     trainer.accelerator.end_training()
     # The last of all: nothing is lost where the network fails.
@@ -105,7 +109,8 @@ def _evaluate(
     comparison = None
     if held_out is not None:
         comparison = training_evaluations.compare(trainer, held_out)
-        judge = {"reward": held_out.reward.name, "means": held_out.reward.purpose}
+        judge: dict[str, Any] = {"reward": held_out.reward.name, "means": held_out.reward.purpose}
+        judge["in_training"] = held_out.in_training()
         trainer.results = comparison.as_dict() | judge if comparison is not None else {}
         # Again: the answers of the comparison are evidence, too, and the card names what was found.
         if trainer.is_world_process_zero():
@@ -155,7 +160,7 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
     )
     # The trainer sees rows only, and the card says where they come from and how they are made.
     trainer.dataset_source = task.train.source
-    trainer.prompt_form = form_of_prompts(recipe, task.train, prompts.tokenizer)[0]
+    trainer.prompt_form = prompts.form
     return trainer
 
 

@@ -1,6 +1,6 @@
 """What a run evaluates by itself: held-out prompts at `eval_steps`, and all its sets at the end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..evaluation.comparison import (
     write_answers,
 )
 from ..evaluation.evaluation_progress import EvaluationProgress
-from ..evaluation.problem_set import Answering
+from ..evaluation.problem_set import SIDES, Answering
 from ..evaluation.statistics import Comparison, accuracy
 from ..run_files import EVALUATION_FILE, EVALUATIONS, say_first, written_or_said
 from ..scoring.reward import Reward
@@ -26,15 +26,21 @@ from .preflight import Prompts, Task, judges_of
 from .recipe import Recipe
 
 
-def read_sets(recipe: Recipe, task: Task, prompts: Prompts) -> list[EvaluationSet]:
+def read_sets(
+    recipe: Recipe, task: Task, prompts: Prompts, trained: Container[str] | None
+) -> list[EvaluationSet]:
     """Return the sets that a run is evaluated on at its end, beside the greedy comparison.
+
+    Args:
+        trained: digests of the training prompts, None where they are not known.
 
     Raises:
         GrpoError: a set is not there, or lacks a column.
     """
     check_names(recipe.task.eval_data)
     run = Path(recipe.training.output_dir)
-    reader = SetReader(run, recipe, judges_of(task.rewards, task.eval_reward), prompts.tokenizer)
+    judges = judges_of(task.rewards, task.eval_reward)
+    reader = SetReader(run, recipe, judges, prompts.tokenizer, trained=trained)
     sets = [reader.read(asked) for asked in recipe.task.eval_data]
     if recipe.task.eval_samples and prompts.held_out is not None:
         source = task.held_out.source if task.held_out is not None else ""
@@ -50,12 +56,18 @@ class HeldOut:
     Args:
         rows: with `prompt` and the columns that the reward reads.
         reward: an answer is right where it gives its full mark.
+        trained: whether each prompt is in the training data, too; None if nobody knows.
     """
 
     def __init__(
-        self, trainer: GRPOTrainer, rows: Sequence[dict[str, Any]], reward: Reward
+        self,
+        trainer: GRPOTrainer,
+        rows: Sequence[dict[str, Any]],
+        reward: Reward,
+        trained: Sequence[bool] | None = None,
     ) -> None:
         self.rows = list(rows)
+        self.trained = trained
         self.reward = reward
         self._trainer = trainer
         self._answers: dict[str, GreedyAnswers] = {}
@@ -86,6 +98,17 @@ class HeldOut:
             self._step = trainer.state.global_step
         return self._answers[side]
 
+    def in_training(self) -> int | None:
+        """Return how many of the prompts that were judged were trained on, if that is known."""
+        if self.trained is None:
+            return None
+        count = 0
+        for place, is_trained in enumerate(self.trained):
+            count += is_trained and all(
+                self.answers(side).right[place] is not None for side in SIDES
+            )
+        return count
+
     def forget_adapter(self) -> None:
         """Forget what the adapter has answered, since it is another one now."""
         self._answers.pop("adapter", None)
@@ -109,7 +132,8 @@ def compare(trainer: GRPOTrainer, held_out: HeldOut) -> Comparison | None:
             answers[side] = held_out.answers(side, progress.update)
     if trainer.is_world_process_zero():
         file = Path(trainer.args.output_dir) / EVALUATION_FILE
-        write_answers(file, [row["prompt"] for row in held_out.rows], answers)
+        prompts = [row["prompt"] for row in held_out.rows]
+        write_answers(file, prompts, answers, held_out.trained)
     return compare_answers(**answers)
 
 
