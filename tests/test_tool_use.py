@@ -16,7 +16,7 @@ from grpo_hf.data.prompts import prompt_token_ids
 from grpo_hf.errors import ConfigError
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.rollout.conversations import ToolUse, conversing
-from grpo_hf.rollout.sampling import GREEDY, continuing
+from grpo_hf.rollout.sampling import GREEDY, continuing, end_token_ids, is_cut
 from grpo_hf.run_files import read_lines
 from grpo_hf.runs.preflight import check_model, check_task
 from grpo_hf.runs.recipe import read_recipe
@@ -39,8 +39,12 @@ def answers(model, tokenizer, tokens, most_rounds=None):
     use = ToolUse([python], call_tool, most_rounds)
     ids = prompt_token_ids(PROMPTS, tokenizer, use.template_options(tokenizer))
     with continuing(model, tokenizer, GREEDY) as sample:
-        converse = conversing(sample, model, tokenizer, use)
-        return converse(ids, tokens)
+        ends = end_token_ids(model, tokenizer)
+        converse = conversing(
+            sample, model, tokenizer, use, is_cut=lambda ids, room: is_cut(ids, ends, room, {})
+        )
+        found = converse(ids, tokens)
+    return [written.completion for written in found]
 
 
 def test_what_it_calls_is_run_and_comes_back(model, tokenizer):
@@ -115,7 +119,7 @@ def test_programs_run_in_training_and_in_the_comparison(folder, tmp_path, capsys
     assert "2/2" in said
     compared = read_lines(run / "evaluation.jsonl")
     for row, conversation in zip(compared, CONVERSATIONS[:2], strict=True):
-        assert row["base"] == {"answer": conversation[1:], "right": True}
+        assert row["base"] == {"answer": conversation[1:], "right": True, "cut": False}
 
 
 def test_tools_that_cannot_work_are_named_before_the_model_loads(folder, tmp_path, tiny_checkpoint):

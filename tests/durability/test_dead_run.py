@@ -119,6 +119,7 @@ def args(tmp_path: Any) -> Callable[..., GRPOConfig]:
         {"reward": 0.0, "reward_std": 0.0, "frac_reward_zero_std": 1.0},
         {"reward_std": 0.0, "frac_reward_zero_std": 1.0},
         {"completions/clipped_ratio": 1.0},
+        {"completions/clipped_ratio": 0.6},
         {"grad_norm": 0.0},
     ],
 )
@@ -158,6 +159,7 @@ ALIKE = {"reward_std": 0.0, "frac_reward_zero_std": 1.0}
         ({}, ALIKE | {"rewards/mine/steps": 2.0}),
         ({}, ALIKE | {"reward": 0.0, "rewards/mine/steps": 2.0}),
         ({"generation_kwargs": {"stop_strings": ["."]}}, {"completions/clipped_ratio": 1.0}),
+        ({"generation_kwargs": {"stop_strings": ["."]}}, {"completions/clipped_ratio": 0.7}),
     ],
 )
 def test_what_is_no_sign_under_other_settings(

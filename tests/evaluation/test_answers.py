@@ -7,6 +7,7 @@ from transformers import LlamaForCausalLM, TrainerState
 
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.evaluation.answers import greedy_completions, right_answers, sampled_completions
+from grpo_hf.rollout.sampling import is_cut
 from grpo_hf.scoring.registry import load_reward
 from grpo_hf.scoring.scored_reward import ScoredReward
 
@@ -27,7 +28,23 @@ def test_greedy_completions_are_those_of_each_prompt_alone(model, tokenizer, pro
     expected = one_by_one(model, tokenizer, prompts, 12)
     assert len(set(expected)) == len(prompts), "answers that are alike would not show a wrong order"
     found = greedy_completions(model, tokenizer, prompts, max_new_tokens=12, batch_size=batch_size)
-    assert found == expected
+    assert [written.completion for written in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sampling", "expected"),
+    [
+        ([5, 2], {}, False),
+        ([5, 5], {}, True),
+        ([], {}, True),
+        ([5, 7], {"stop_token_ids": [7]}, False),
+        # Whatever ends at a stop string has no token for it.
+        ([5], {"stop_strings": ["."]}, False),
+        ([5, 5], {"stop_strings": ["."]}, True),
+    ],
+)
+def test_a_completion_without_an_end_was_cut_off(tokens, sampling, expected: bool):
+    assert is_cut(tokens, [2], 2, sampling) == expected
 
 
 def test_a_completion_ends_at_its_own_end_token(model, tokenizer):
@@ -41,7 +58,17 @@ def test_a_completion_ends_at_its_own_end_token(model, tokenizer):
     expected = one_by_one(ends, tokenizer, CHATS, 24)
     lengths = {len(tokenizer(text)["input_ids"]) for text in expected}
     assert len(lengths) > 2, lengths
-    assert greedy_completions(ends, tokenizer, CHATS, max_new_tokens=24, batch_size=4) == expected
+    found = greedy_completions(ends, tokenizer, CHATS, max_new_tokens=24, batch_size=4)
+    assert [written.completion for written in found] == expected
+    # An end token alone says that a completion is whole: one may end with the last that it has.
+    whole = [written.is_cut for written in found].index(False)
+    again = []
+    for limit in range(1, 25):
+        settings = {"max_new_tokens": limit, "batch_size": 4}
+        again.append(greedy_completions(ends, tokenizer, [CHATS[whole]], **settings)[0])
+    room = [written.is_cut for written in again].index(False)
+    assert not any(written.is_cut for written in again[room:])
+    assert [written.completion for written in again[room - 1 : room + 1]] == [expected[whole]] * 2
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -50,7 +77,8 @@ def test_the_model_answers_without_dropout_and_keeps_its_mode(model, tokenizer, 
     model.train(training)
     try:
         found = greedy_completions(model, tokenizer, CHATS[:3], max_new_tokens=8, batch_size=2)
-        assert (found, model.training) == (expected, training)
+        assert [written.completion for written in found] == expected
+        assert model.training == training
     finally:
         model.eval()
 

@@ -57,6 +57,7 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
             progress=lambda *news: told.append(news),
         )
     found = compare_answers(**answers)
+    assert found.cut.total == 7 and found.cut.limit == 6
     write_answers(tmp_path / "evaluation.jsonl", CHATS, answers)
     # Seven prompts, three at a time.
     for side in ("adapter", "base"):
@@ -71,6 +72,7 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
         assert [record[name]["answer"] for record in records] == answers
         right = [answer == gold for answer, gold in zip(answers, golds, strict=True)]
         assert [record[name]["right"] for record in records] == right
+        assert getattr(found.cut, name) == sum(record[name]["cut"] for record in records) > 0
         assert getattr(found, name).right == sum(right)
     assert found.difference == pytest.approx((found.adapter.right - found.base.right) / 7)
     assert [record["prompt"] for record in records] == CHATS

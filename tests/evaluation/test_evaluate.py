@@ -110,6 +110,10 @@ def test_both_sides_answer_the_same_problems(run: Path, capsys: pytest.CaptureFi
         if line["adapter"]["greedy_right"] and not line["base"]["greedy_right"]:
             gained.append(line["row"])
     assert summary["flips"]["gained"] == gained
+    cut = [line["base"]["greedy_cut"] for line in lines]
+    assert cut == [not ended for ended in endings(trained)]
+    assert summary["cut"]["base"] == sum(cut) and summary["cut"]["limit"] == 12
+    assert summary["cut"]["gained_cut"] == sum(cut[row] for row in gained)
 
 
 def test_what_a_terminal_shows_fits_80_columns(
@@ -131,6 +135,20 @@ def test_what_a_terminal_shows_fits_80_columns(
     # One line each, with value and interval.
     (line,) = (line for line in said.splitlines() if line.startswith("pass@1"))
     assert line.count("[") == 3 and line.count("]") == 3
+
+
+def endings(trained: TrainedModel) -> list[bool]:
+    """Return whether each greedy answer of the base has its end within 12 tokens."""
+    tokenizer = trained.tokenizer
+    found = []
+    for messages in CHATS:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with trained.model.disable_adapter():
+            rows = trained.model.generate(**ids, max_new_tokens=12, do_sample=False)
+        found.append(tokenizer.eos_token_id in rows[0, ids["input_ids"].size(1) :].tolist())
+    return found
 
 
 def evaluated(trained: TrainedModel, run: Path, folder: Path, **more: Any) -> dict[str, Any]:

@@ -56,9 +56,12 @@ def credit_group(step: int, prompt: str = "2 + 2 =") -> Group:
     return Group(step, prompt, [good, bad])
 
 
-def greedy_answers(texts: Sequence[str], right: Sequence[bool]) -> GreedyAnswers:
+def greedy_answers(
+    texts: Sequence[str], right: Sequence[bool], cut: Sequence[bool] | None = None
+) -> GreedyAnswers:
     """Return the answers of one side, as a reward of right and wrong has judged them."""
-    return GreedyAnswers(list(texts), [Outcome(float(mark)) for mark in right])
+    outcomes = [Outcome(float(mark)) for mark in right]
+    return GreedyAnswers(list(texts), outcomes, list(cut or [False] * len(texts)), 34)
 
 
 def write_run(folder: Path, *, steps: int = 10, **settings: Any) -> Path:

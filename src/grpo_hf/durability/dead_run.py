@@ -22,6 +22,8 @@ logger = get_logger(__name__)
 _LASTS, _LEAST, _SHARE = 10, 3, 4
 # How far weights may grow: several times the largest at the start, and never below this number.
 _GROWTH, _LEAST_WEIGHT = 5.0, 1.0
+# The share of completions from which most of them are cut off.
+_MOSTLY = 0.5
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ class Sign:
         holds: reads it from a logged line of numbers.
         words: what is said; `{steps}` is for how many steps it has lasted.
         at_once: whether once is enough.
+        beside: another sign that says more; with it, this one is not said.
     """
 
     name: str
     holds: Callable[[dict[str, Any]], bool]
     words: str
     at_once: bool = False
+    beside: str = ""
 
 
 def _nothing_judged(logs: dict[str, Any]) -> bool:
@@ -69,6 +73,10 @@ def _speaks_of_steps(logs: dict[str, Any]) -> bool:
 
 def _all_clipped(logs: dict[str, Any]) -> bool:
     return logs.get("completions/clipped_ratio") == 1
+
+
+def _mostly_clipped(logs: dict[str, Any]) -> bool:
+    return bool(logs.get("completions/clipped_ratio", 0) > _MOSTLY)
 
 
 def _no_gradient(logs: dict[str, Any]) -> bool:
@@ -116,6 +124,14 @@ SIGNS = (
         "Every completion of the last {steps} steps was cut off at max_completion_length before "
         "its end. Raise max_completion_length, or see that the model knows how to end: its chat "
         "template, its end-of-sequence token, a prompt that asks for short answers.",
+    ),
+    Sign(
+        "mostly clipped",
+        _mostly_clipped,
+        "Most completions of the last {steps} steps were cut off at max_completion_length before "
+        "their end, where many a reward finds no answer. Raise max_completion_length, or ask for "
+        "shorter answers in the prompt; else the run learns to end before it learns the task.",
+        beside="all clipped",
     ),
     Sign(
         "no gradient",
@@ -185,7 +201,7 @@ class DeadRunWatch(TrainerCallback):
             return
         # A line is about all steps since the line before.
         lasted = step - self._since.setdefault(sign.name, self._last_step)
-        if sign.at_once or lasted >= steps:
+        if sign.beside not in self._said and (sign.at_once or lasted >= steps):
             self._say(sign.name, sign.words.format(steps=lasted))
 
     def _look_at_weights(self, args: Any, state: Any, model: Any) -> None:
@@ -210,7 +226,8 @@ def _signs_for(args: Any) -> list[Sign]:
         if sign.holds is _all_alike and not _compares_groups(args):
             continue
         # Whatever ends at a stop string has no end-of-sequence token, and counts as cut off.
-        if sign.holds is _all_clipped and (args.generation_kwargs or {}).get("stop_strings"):
+        stops = (args.generation_kwargs or {}).get("stop_strings")
+        if stops and sign.holds in (_all_clipped, _mostly_clipped):
             continue
         signs.append(sign)
     return signs

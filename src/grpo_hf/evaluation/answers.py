@@ -18,7 +18,15 @@ from ..data.prompts import prompt_token_ids
 from ..models.random_state import own_random_numbers
 from ..models.shards import in_step
 from ..rollout.conversations import ToolUse, conversing
-from ..rollout.sampling import GREEDY, Continues, Sample, continuing
+from ..rollout.sampling import (
+    GREEDY,
+    Continues,
+    Sample,
+    Written,
+    continuing,
+    end_token_ids,
+    is_cut,
+)
 from ..scoring.judging import score_completions
 from ..scoring.outcomes import Outcome
 from ..scoring.reward import Reward
@@ -38,7 +46,7 @@ def greedy_completions(
     *,
     progress: Callable[[int], None] | None = None,
     **settings: Any,
-) -> list[Completion]:
+) -> list[Written]:
     """Return the greedy completion of each prompt, in order; processes share the work.
 
     Args:
@@ -75,7 +83,10 @@ def sampled_completions(
     groups = completed_batches(
         model, tokenizer, prompts, copies=num, sampling=sampling, seed=seed, **settings
     )
-    return _gathered(groups)
+    found = []
+    for group in _gathered(groups):
+        found.append([written.completion for written in group])
+    return found
 
 
 def completed_batches(
@@ -92,7 +103,7 @@ def completed_batches(
     tool_use: ToolUse | None = None,
     continues: Continues = continuing,
     done: Collection[int] = (),
-) -> Iterator[dict[int, list[Completion]]]:
+) -> Iterator[dict[int, list[Written]]]:
     """Yield `copies` completions of this process's prompts, batch by batch, by place of the prompt.
 
     A batch has its own random numbers, so that what it samples does not depend on the batches
@@ -114,7 +125,12 @@ def completed_batches(
         if not all(mine[row] in done for row in batch):
             left.append(batch)
     writing = continues(model, tokenizer, sampling)
-    with _answering(writing, model, tokenizer, tool_use, template_options) as answer:
+    ends = end_token_ids(model, tokenizer)
+
+    def cut(tokens: Sequence[int], limit: int) -> bool:
+        return is_cut(tokens, ends, limit, sampling)
+
+    with _answering(writing, model, tokenizer, tool_use, template_options, cut) as answer:
         for batch in in_step(model, left):
             repeated = []
             # The copies of a prompt have to be neighbours: the model then reads the prompt once.
@@ -143,7 +159,8 @@ def _answering(
     tokenizer: Any,
     tool_use: ToolUse | None,
     template_options: dict[str, Any] | None,
-) -> Iterator[Callable[[list[list[int]], int], Sequence[Completion]]]:
+    cut: Callable[[Sequence[int], int], bool],
+) -> Iterator[Callable[[list[list[int]], int], Sequence[Written]]]:
     """Yield a function from prompts in tokens and a limit to completions, in one turn or several.
 
     The prompts of processes with sharded weights have to be read in step, and calls of tools end
@@ -151,21 +168,23 @@ def _answering(
     """
     with writing as sample:
 
-        def answer(prompts: list[list[int]], tokens: int) -> Sequence[Completion]:
-            return tokenizer.batch_decode(sample(prompts, tokens), skip_special_tokens=True)
+        def answer(prompts: list[list[int]], tokens: int) -> Sequence[Written]:
+            rows = sample(prompts, tokens)
+            texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+            return [Written(text, cut(row, tokens)) for text, row in zip(texts, rows, strict=True)]
 
         if tool_use is None:
             yield answer
         else:
-            yield conversing(sample, model, tokenizer, tool_use, template_options)
+            yield conversing(sample, model, tokenizer, tool_use, template_options, is_cut=cut)
 
 
 def _gathered(
-    batches: Iterable[dict[int, list[Completion]]],
+    batches: Iterable[dict[int, list[Written]]],
     progress: Callable[[int], None] | None = None,
-) -> list[list[Completion]]:
+) -> list[list[Written]]:
     """Return the completions of all processes' prompts, by the place of the prompt."""
-    mine: list[tuple[int, list[Completion]]] = []
+    mine: list[tuple[int, list[Written]]] = []
     for groups in batches:
         mine += groups.items()
         if progress is not None:

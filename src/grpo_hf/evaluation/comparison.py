@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..run_files import write_or_say
 from ..scoring.outcomes import Outcome
 from ..scoring.scored_reward import ScoredReward
 from .answers import greedy_completions, is_right, judged, own_places
+from .cut_answers import CutAnswers, Marked
 from .statistics import LEAST_PAIRS, Comparison, compare
 
 logger = logging.getLogger(__name__)
@@ -65,10 +66,14 @@ class GreedyAnswers:
 
     Args:
         outcomes: what the reward that decides says of each.
+        cut: whether each was cut off.
+        limit: tokens that an answer may have.
     """
 
     completions: list[Completion]
     outcomes: list[Outcome]
+    cut: list[bool]
+    limit: int
 
     @property
     def right(self) -> list[bool | None]:
@@ -103,7 +108,8 @@ def answer_greedily(
     # A batch may take minutes, and what was said last was of the other side.
     progress(side, "greedy", 0)
     with adapters.as_base(model) if side == "base" else nullcontext():
-        completions = greedy_completions(model, tokenizer, prompts, progress=done, **decoding)
+        written = greedy_completions(model, tokenizer, prompts, progress=done, **decoding)
+    completions = [each.completion for each in written]
     # A reward may be slower than the answers were.
     progress(side, "judging", 0)
     # Rewards may read token ids. Those of the text are near enough for a comparison.
@@ -111,7 +117,8 @@ def answer_greedily(
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     outcomes = judged(reward, rows, completions, completion_ids=ids, trainer_state=trainer_state)
     progress(side, "judging", len(own_places(len(rows))))
-    return GreedyAnswers(completions, outcomes)
+    cut = [each.is_cut for each in written]
+    return GreedyAnswers(completions, outcomes, cut, decoding["max_new_tokens"])
 
 
 def compare_marks(base: Sequence[bool | None], adapter: Sequence[bool | None]) -> Comparison | None:
@@ -144,7 +151,20 @@ def compare_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> Comparison |
         logger.warning(
             f"The reward failed on {failed} of {len(base.outcomes)} prompts, which are left out."
         )
-    return found
+    return None if found is None else replace(found, cut=cut_answers(base, adapter))
+
+
+def cut_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> CutAnswers:
+    """Count the answers of both sides that were cut off, on the prompts that are compared."""
+    known = []
+    for right, cut in zip(
+        zip(base.right, adapter.right, strict=True),
+        zip(base.cut, adapter.cut, strict=True),
+        strict=True,
+    ):
+        if right[0] is not None and right[1] is not None:
+            known.append(Marked(right[0], right[1], *cut))
+    return CutAnswers.count(known, adapter.limit)
 
 
 def write_answers(
@@ -152,19 +172,25 @@ def write_answers(
     prompts: Sequence[Any],
     answers: Mapping[str, GreedyAnswers],
     trained: Sequence[bool] | None = None,
+    golds: Sequence[Any] | None = None,
 ) -> None:
     """Write both sides' answers to every prompt, or say once why that cannot be done.
 
     Args:
         trained: whether each prompt is in the training data, too; None if nobody knows.
+        golds: what is right for each prompt, where that is known.
     """
     lines = []
     for index, prompt in enumerate(prompts):
         record: dict[str, Any] = {"prompt": prompt}
         if trained is not None:
             record["in_training"] = trained[index]
+        if golds is not None:
+            record["gold"] = golds[index]
         for name, found in answers.items():
-            record[name] = {"answer": found.completions[index], "right": found.right[index]}
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+            record["limit"] = found.limit
+            answer = {"answer": found.completions[index], "right": found.right[index]}
+            record[name] = answer | {"cut": found.cut[index]}
+        lines.append(json.dumps(record, ensure_ascii=False, default=str) + "\n")
     # Written anew: a resumed run compares once more, at its own end.
     write_or_say(file, "".join(lines))

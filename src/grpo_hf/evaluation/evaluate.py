@@ -14,13 +14,14 @@ from typing import Any
 from accelerate import PartialState
 
 from ..data.completions import Completion, completion_text
-from ..rollout.sampling import GREEDY
+from ..rollout.sampling import GREEDY, Written
 from ..run_files import write_whole
 from .answers import completed_batches, is_right, judged, own_places
 from .comparison import GreedyAnswers
+from .cut_answers import CutAnswers, Marked
 from .kept_answers import Answer, KeptAnswers, by_main
 from .problem_set import SIDES, Answering, ProblemSet, digest_of
-from .summary import summary_of
+from .summary import is_failed, summary_of
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def _batches(
     answering: Answering,
     kind: str,
     done: set[int],
-) -> Iterable[dict[int, list[Completion]]]:
+) -> Iterable[dict[int, list[Written]]]:
     prompts = [row["prompt"] for row in problems.rows]
     copies = answering.samples if kind == "samples" else 1
     decoding = answering.decoding | {"batch_size": max(1, answering.batch_size // copies)}
@@ -135,19 +136,19 @@ def _batches(
     )
 
 
-def _taken(known: GreedyAnswers, done: set[int]) -> dict[int, list[Completion]]:
+def _taken(known: GreedyAnswers, done: set[int]) -> dict[int, list[Written]]:
     """Return this process's share of answers that are there already, as one batch."""
     groups = {}
     for place in own_places(len(known.completions)):
         if place not in done:
-            groups[place] = [known.completions[place]]
+            groups[place] = [Written(known.completions[place], known.cut[place])]
     return groups
 
 
 def _judged_answers(
     tokenizer: Any,
     problems: ProblemSet,
-    groups: dict[int, list[Completion]],
+    groups: dict[int, list[Written]],
     known: GreedyAnswers | None,
     kind: str,
     trainer_state: Any,
@@ -161,7 +162,7 @@ def _judged_answers(
     completions: list[Completion] = []
     rows: list[dict[str, Any]] = []
     for place, group in groups.items():
-        completions += group
+        completions += [written.completion for written in group]
         rows += [problems.rows[place]] * len(group)
     if not completions:
         return []
@@ -186,7 +187,9 @@ def _judged_answers(
         answer: Answer = {"kind": kind, "row": place, "right": right[start:end]}
         answer["texts"] = texts[start:end]
         # Turns of tools stand between those of the model.
-        answer["turns"] = [None if isinstance(text, str) else text for text in group]
+        said = completions[start:end]
+        answer["turns"] = [None if isinstance(text, str) else text for text in said]
+        answer["cut"] = [written.is_cut for written in group]
         if kind == "greedy":
             answer["rewards"] = {name: found[start].value for name, found in outcomes.items()}
         answers.append(answer)
@@ -213,6 +216,7 @@ def _lines(problems: ProblemSet, answers: dict[Any, Answer]) -> list[Line]:
                 "greedy": greedy["texts"][0],
                 "turns": greedy["turns"][0],
                 "greedy_right": greedy["right"][0],
+                "greedy_cut": greedy["cut"][0],
                 "rewards": greedy["rewards"],
                 "samples": samples["texts"],
                 "right": samples["right"],
@@ -245,8 +249,20 @@ def _summary(
         "samples": answering.samples,
         "category": problems.category,
         **summary,
+        "cut": cut_of(lines, answering.max_new_tokens).as_dict(),
         "settings": settings,
     }
+
+
+def cut_of(lines: Sequence[Line], limit: int) -> CutAnswers:
+    """Count the greedy answers of both sides that were cut off, on the problems that count."""
+    known = []
+    for line in lines:
+        base, adapter = line["base"], line["adapter"]
+        if not is_failed(line):
+            right = base["greedy_right"], adapter["greedy_right"]
+            known.append(Marked(*right, base["greedy_cut"], adapter["greedy_cut"]))
+    return CutAnswers.count(known, limit)
 
 
 def _write(folder: Path, name: str, lines: Sequence[Line], summary: dict[str, Any]) -> None:

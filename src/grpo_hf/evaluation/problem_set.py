@@ -12,10 +12,19 @@ from ..rollout.conversations import ToolUse
 from ..rollout.sampling import continuing
 from ..rollout.vllm_answers import VllmAnswers
 from ..scoring.gold import GOLD_COLUMNS
+from ..scoring.reward import Reward
 from ..scoring.scored_reward import ScoredReward
 from .comparison import GreedyAnswers
 
 SIDES = ("base", "adapter")
+
+
+def gold_of(reward: Reward, row: dict[str, Any]) -> Any:
+    """Return what a reward compares with: its column of a row, or its columns by name."""
+    # Rewards that take any column do not say which of them is the gold answer.
+    names = reward.columns or GOLD_COLUMNS
+    gold = {name: row[name] for name in names if name in row}
+    return next(iter(gold.values())) if len(gold) == 1 else gold or None
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,8 @@ class ProblemSet:
         return self.rewards[0]
 
     def gold(self, row: dict[str, Any]) -> Any:
-        """Return what the reward compares with: its column, or its columns by name."""
-        # Rewards that take any column do not say which of them is the gold answer.
-        names = self.reward.reward.columns or GOLD_COLUMNS
-        gold = {name: row[name] for name in names if name in row}
-        return next(iter(gold.values())) if len(gold) == 1 else gold or None
+        """Return what the reward compares with."""
+        return gold_of(self.reward.reward, row)
 
     def category_of(self, row: dict[str, Any]) -> str | None:
         """Return the category of a row, if it has one."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .cut_answers import CutAnswers
 from .intervals import Values, difference_estimates
 
 # The two-sided 95% quantile of the normal distribution.
@@ -37,7 +38,8 @@ class Accuracy:
 class Comparison:
     """The accuracies of base and adapter on the same prompts.
 
-    `difference` is adapter − base; `low` and `high` are its paired 95% interval.
+    `difference` is adapter − base; `low` and `high` are its paired 95% interval. `cut` says how
+    many answers were cut off, where that is known.
     """
 
     base: Accuracy
@@ -45,6 +47,12 @@ class Comparison:
     difference: float
     low: float
     high: float
+    cut: CutAnswers | None = None
+
+    @property
+    def doubt(self) -> str:
+        """Why the difference may be one of length alone; nothing where it is not in doubt."""
+        return self.cut.doubt(self.low, self.high) if self.cut is not None else ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -21,7 +21,7 @@ def summary_of(lines: Sequence[Line], *, votes: bool) -> dict[str, Any]:
         lines: with "row", "category" and what each side answered; see `evaluate`.
         votes: whether final answers are known, without which there is no maj@k.
     """
-    judged = [line for line in lines if not _failed(line)]
+    judged = [line for line in lines if not is_failed(line)]
     summary: dict[str, Any] = {"problems": len(judged)}
     if not judged:
         return summary
@@ -39,7 +39,8 @@ def summary_of(lines: Sequence[Line], *, votes: bool) -> dict[str, Any]:
     return summary
 
 
-def _failed(line: Line) -> bool:
+def is_failed(line: Line) -> bool:
+    """Return whether a reward failed on an answer, which says nothing of the problem."""
     marks = []
     for side in SIDES:
         marks += [line[side]["greedy_right"], *line[side]["right"]]

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..data.overlap_text import overlap_text
 from ..run_files import read_lines, reason_of
+from .cut_answers import CutAnswers
 
 # Flips whose texts are shown, and characters of a text.
 _SHOWN_FLIPS = 1
@@ -74,6 +75,7 @@ def report_of(summary: dict[str, Any], folder: Path) -> Group:
     by_category = category_table(summary)
     if by_category is not None:
         parts.append(by_category)
+    parts += _cut_off(summary)
     answers = folder / f"{summary['set']}.jsonl"
     parts += _flips(summary["flips"], answers)
     if summary["samples"] and not summary["base"]["maj_at"]:
@@ -103,6 +105,19 @@ def _rows_of(summary: dict[str, Any]) -> list[tuple[str, str, str | None]]:
             if summary["base"][name] and (name, k) != ("maj_at", 1):
                 rows.append((f"{label}{k}", name, str(k)))
     return rows
+
+
+def _cut_off(summary: dict[str, Any]) -> list[Text]:
+    """Return how many answers were cut off, and what of the difference that may explain."""
+    cut = CutAnswers.of(summary.get("cut"))
+    if cut is None or not cut.line:
+        return []
+    parts = [Text(cut.line)]
+    difference = summary["difference"]["accuracy"]
+    doubt = cut.doubt(difference["low"], difference["high"])
+    if doubt:
+        parts.append(Text(f"note: {doubt}. {cut.cure()}"))
+    return parts
 
 
 def _cell(estimate: dict[str, float], sign: str = "") -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.overlap_text import overlap_text
+from ..evaluation.cut_answers import CutAnswers
 from ..run_files import EVALUATIONS
 
 Evaluation = dict[str, Any]
@@ -84,6 +85,24 @@ def result_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     interval = f"{results['low']:+.3f} to {results['high']:+.3f}"
     rows.append(("difference (paired)", f"{results['difference']:+.3f}", interval))
     return rows
+
+
+def cut_lines(results: dict[str, Any], evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return how many answers of each comparison were cut off, and where that is all of a gain."""
+    lines = []
+    sets: list[tuple[str, Any, Any]] = []
+    if results:
+        sets.append(("Held-out prompts", results, results))
+    for summary in evaluations:
+        difference = (summary.get("difference") or {}).get("accuracy")
+        sets.append((str(summary["set"]), summary, difference))
+    for name, found, interval in sets:
+        cut = CutAnswers.of(found.get("cut"))
+        if cut is None or not cut.line:
+            continue
+        doubt = cut.doubt(interval["low"], interval["high"]) if interval else ""
+        lines.append(f"{name}: {cut.line}.{f' Beware: {doubt}.' if doubt else ''}")
+    return lines
 
 
 def evaluation_results(

@@ -49,6 +49,7 @@ REMEDIES = {
     "length": "Take out what grows with length, or add the reward overlong.",
     "repetition": "Add the reward repetition with a negative weight.",
     "one answer everywhere": "Take examples out of the prompt, and do not pay for guesses.",
+    "answers that end": "Compare with more room: grpo-hf eval with --max_completion_length.",
     "answers without reasoning": "Ask for the reasoning in the prompt, unless none is wanted.",
 }
 
@@ -62,6 +63,7 @@ SIGNS: dict[str, Sign] = {
     "length": gaming_texts.length_pays,
     "repetition": gaming_texts.repeats_itself,
     "one answer everywhere": gaming_texts.one_answer,
+    "answers that end": gaming_rewards.answers_end,
     "answers without reasoning": gaming_texts.no_working,
 }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..evaluation.statistics import LEAST_PAIRS
 from .run_evidence import Evidence, HeldOut, Sample
 from .trends import Change, change, mean_interval
 
@@ -17,6 +18,8 @@ _FORM_SHARE = 0.8
 # Held-out prompts from which an interval is narrow enough to say that nothing got better, and the
 # gain that it has to leave out.
 _FEWEST_ANSWERS, _GAIN = 50, 0.05
+# Of the answers that became right, the share that was cut off before.
+_MOSTLY_CUT = 0.5
 
 Seen = tuple[str, float, Sequence[Sample]]
 
@@ -93,6 +96,26 @@ def held_out_no_better(evidence: Evidence) -> Seen | None:
         f"held-out answers {right:.0%} were right before and {right + gain:.0%} are now."
     )
     return text, effect, wrong_answers(evidence, judged)
+
+
+def answers_end(evidence: Evidence) -> Seen | None:
+    """Held-out answers became right, and most of those were cut off before."""
+    gained = []
+    for each in evidence.answers:
+        if each.adapter_right and each.base_right is False:
+            gained.append(each)
+    cut = [each for each in gained if each.base_cut]
+    if len(gained) < LEAST_PAIRS or len(cut) < _MOSTLY_CUT * len(gained):
+        return None
+    base = sum(each.base_cut for each in evidence.answers)
+    now = sum(each.adapter_cut for each in evidence.answers)
+    total = len(evidence.answers)
+    text = (
+        f"Of the {len(gained)} held-out answers that became right, {len(cut)} of the base's were "
+        f"cut off before their end ({base} of all {total}; of the adapter's {now}): the gain may "
+        "be only that answers end."
+    )
+    return text, len(cut) / len(gained), wrong_answers(evidence, cut)
 
 
 def wrong_answers(evidence: Evidence, answers: Sequence[HeldOut]) -> list[Sample]:

@@ -18,6 +18,7 @@ from ..data.overlap_text import overlap_text
 from ..run_files import GAMING_FILE, say, write_or_say
 from .card_code import code, example_prompt
 from .card_tables import (
+    cut_lines,
     evaluation_notes,
     evaluation_results,
     evaluation_rows,
@@ -199,7 +200,7 @@ def _text(folder: Path, card: dict[str, Any]) -> str:
             "evaluation_rows": evaluation_rows(evaluations),
             "evaluation_notes": evaluation_notes(evaluations),
             "curves": sorted(f"report/{file.name}" for file in folder.glob("report/*.png")),
-            "limits": _limits(folder, card),
+            "limits": cut_lines(results, evaluations) + _limits(folder, card),
             "citation": _CITATION,
             "table": table,
         }

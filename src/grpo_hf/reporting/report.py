@@ -49,6 +49,7 @@ def show(
         return
     if comparison is not None:
         console.print(_comparison_table(comparison, reward_name))
+        _show_cut(comparison, folder, console)
         total = comparison.base.total
         overlap = overlap_text(in_training, total)
         if overlap is not None:
@@ -76,6 +77,16 @@ def show(
         console.print(f"report:  {folder}/{REPORT_FILE}", soft_wrap=True, markup=False)
     for line in next_steps(folder):
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _show_cut(comparison: Comparison, folder: str | Path, console: Console) -> None:
+    """Print how many answers were cut off, and whether that may be all of the difference."""
+    if comparison.cut is None or not comparison.cut.line:
+        return
+    console.print(comparison.cut.line, markup=False)
+    if comparison.doubt:
+        cure = comparison.cut.cure(shlex.quote(str(folder)))
+        console.print(f"note: {comparison.doubt}. {cure}", soft_wrap=True, markup=False)
 
 
 def next_steps(folder: str | Path) -> list[str]:

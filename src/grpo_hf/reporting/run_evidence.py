@@ -54,13 +54,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The answers of base and adapter to a held-out prompt, and whether they are right."""
+    """The answers of base and adapter to a held-out prompt, and whether they are right.
+
+    Args:
+        gold: what is right, where that is one value.
+        base_cut, adapter_cut: whether an answer was cut off.
+    """
 
     prompt: str
     base: str
     adapter: str
     base_right: bool | None
     adapter_right: bool | None
+    gold: str | None = None
+    base_cut: bool = False
+    adapter_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,9 @@ def _pair(row: dict[str, Any]) -> HeldOut:
         adapter=completion_text(adapter["answer"]),
         base_right=base["right"],
         adapter_right=adapter["right"],
+        gold=str(gold) if isinstance(gold := row.get("gold"), str | int | float) else None,
+        base_cut=bool(base.get("cut")),
+        adapter_cut=bool(adapter.get("cut")),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..models.positions import context_of
 from ..trl_seam import prepare_tool_calls, read_answer, tool_turn_ids
-from .sampling import Sample
+from .sampling import Sample, Written
 
 Messages = list[dict[str, Any]]
 
@@ -51,7 +51,9 @@ def conversing(
     tokenizer: Any,
     use: ToolUse,
     template_options: Mapping[str, Any] | None = None,
-) -> Callable[[list[list[int]], int], list[Messages]]:
+    *,
+    is_cut: Callable[[Sequence[int], int], bool],
+) -> Callable[[list[list[int]], int], list[Written]]:
     """Return a function that answers lists of tokens in turns, the model's and those of tools.
 
     It takes the lists and how many tokens an answer may have at most, results of tools included. A
@@ -60,12 +62,13 @@ def conversing(
     Args:
         sample: writes the turns of the model; see `sampling.continuing`.
         template_options: other arguments of the chat template.
+        is_cut: whether tokens that were written, of so many at most, were cut off.
     """
     # A tool's turn is rendered without the description of the tools, as in TRL.
     options = {**(template_options or {}), "chat_template": prepare_tool_calls(tokenizer)}
     context = context_of(model.config) or math.inf
 
-    def converse(asked: list[list[int]], tokens: int) -> list[Messages]:
+    def converse(asked: list[list[int]], tokens: int) -> list[Written]:
         answers = [_Answer(prompt, [], []) for prompt in asked]
         going_on = answers
         rounds = 0
@@ -73,7 +76,9 @@ def conversing(
             written = sample([answer.prompt + answer.ids for answer in going_on], tokens)
             called = []
             for answer, ids in zip(going_on, written, strict=True):
-                calls = answer.take(tokenizer, ids[: tokens - len(answer.ids)], use)
+                room = tokens - len(answer.ids)
+                answer.is_cut = is_cut(ids[:room], room)
+                calls = answer.take(tokenizer, ids[:room], use)
                 if calls and rounds != use.most_rounds:
                     turns = [use.call(use.tools, call) for call in calls]
                     more = tool_turn_ids(tokenizer, turns, options)
@@ -81,9 +86,11 @@ def conversing(
                         answer.ids += more
                         answer.messages += turns
                         called.append(answer)
+                    else:
+                        answer.is_cut = True
             going_on = called
             rounds += 1
-        return [answer.messages for answer in answers]
+        return [Written(answer.messages, answer.is_cut) for answer in answers]
 
     return converse
 
@@ -95,6 +102,7 @@ class _Answer:
     prompt: list[int]
     ids: list[int]
     messages: Messages
+    is_cut: bool = False
 
     def take(self, tokenizer: Any, written: list[int], use: ToolUse) -> list[Any]:
         """Add what the model wrote, and return the calls of tools in it."""

@@ -8,13 +8,14 @@ to repeat them.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..config import GRPOConfig
+from ..data.completions import Completion
 from ..models.shards import is_sharded
 from .generate import GroupedSampling
 
@@ -22,6 +23,14 @@ from .generate import GroupedSampling
 Sample = Callable[[list[list[int]], int], list[list[int]]]
 # Takes a model, its tokenizer and settings of `generate`.
 Continues = Callable[[Any, Any, Mapping[str, Any]], AbstractContextManager[Sample]]
+
+
+class Written(NamedTuple):
+    """A completion, and whether it was cut off before its end."""
+
+    completion: Completion
+    is_cut: bool
+
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 # A model's own generation settings may have others.
@@ -46,6 +55,24 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
     # One number, a list of them, or None.
     own = declared if isinstance(declared, list) else [declared]
     return sorted({*own, tokenizer.eos_token_id} - {None})
+
+
+def is_cut(
+    tokens: Sequence[int], ends: Collection[int], limit: int, sampling: Mapping[str, Any]
+) -> bool:
+    """Return whether a completion was cut off: no token that ends one is its last.
+
+    Args:
+        ends: the tokens that end a completion.
+        limit: tokens that it might have.
+        sampling: settings of `generate`. With stop strings, which are no tokens, a completion is
+            cut off where it has no room left.
+    """
+    ends = {*ends, *(sampling.get("stop_token_ids") or [])}
+    if tokens and tokens[-1] in ends:
+        return False
+    has_strings = bool(sampling.get("stop_strings") or sampling.get("stop"))
+    return len(tokens) >= limit if has_strings else True
 
 
 def generation_settings(model: Any, tokenizer: Any, sampling: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.overlap_text import overlap_text
+from ..evaluation.cut_answers import CutAnswers, Marked
 from ..evaluation.statistics import compare
 from .points import number_text, points_of
 from .record import Row, RunRecord
@@ -41,6 +42,7 @@ class Result:
         categories: name, problems and both accuracies of each category, with their difference.
         summary: the file that it was read from, None for the comparison at the end of the run.
         in_training: how many of the prompts were trained on, if that is known.
+        cut: how many answers were cut off, where that is known.
     """
 
     name: str
@@ -52,12 +54,20 @@ class Result:
     categories: list[tuple[str, int, Interval, Interval, Interval | None]]
     summary: Row | None
     in_training: int | None = None
+    cut: CutAnswers | None = None
 
     @property
     def overlap(self) -> str | None:
         """A sentence on prompts that were trained on, if any were."""
         what = "held-out prompts" if self.summary is None else f"prompts of {self.name}"
         return overlap_text(self.in_training, self.problems, what)
+
+    @property
+    def doubt(self) -> str:
+        """Why the difference may be one of length alone; nothing where it is not in doubt."""
+        if self.cut is None or self.difference is None:
+            return ""
+        return self.cut.doubt(self.difference.low, self.difference.high)
 
 
 def results_of(run: RunRecord) -> list[Result]:
@@ -75,11 +85,9 @@ def results_of(run: RunRecord) -> list[Result]:
         name = str(summary["set"])
         problems = int(summary.get("problems") or len(summary["rows"]))
         at_k, categories = _at_k(summary), _categories(summary)
-        in_training = _whole(summary.get("in_training"))
+        known = _whole(summary.get("in_training")), CutAnswers.of(summary.get("cut"))
         results.append(
-            Result(
-                name, problems, base, adapter, difference, at_k, categories, summary, in_training
-            )
+            Result(name, problems, base, adapter, difference, at_k, categories, summary, *known)
         )
     return results
 
@@ -88,6 +96,7 @@ def _final(run: RunRecord) -> Result | None:
     base = []
     adapter = []
     in_training = 0
+    marked = []
     for row in run.answers:
         pair = (row["base"].get("right"), row["adapter"].get("right"))
         # None says that the reward failed, which is nothing about the answer.
@@ -95,14 +104,19 @@ def _final(run: RunRecord) -> Result | None:
             base.append(bool(pair[0]))
             adapter.append(bool(pair[1]))
             in_training += row.get("in_training") is True
+            was_cut = (bool(row[side].get("cut")) for side in ("base", "adapter"))
+            marked.append(Marked(base[-1], adapter[-1], *was_cut))
     if not base:
         return None
     found = compare(base, adapter)
     before = Interval(found.base.value, found.base.low, found.base.high)
     after = Interval(found.adapter.value, found.adapter.low, found.adapter.high)
     difference = Interval(found.difference, found.low, found.high)
+    limit = run.answers[0].get("limit")
+    # Runs of older versions have not noted it.
+    cut = CutAnswers.count(marked, limit) if isinstance(limit, int) else None
     name = "held-out prompts"
-    return Result(name, len(base), before, after, difference, [], [], None, in_training)
+    return Result(name, len(base), before, after, difference, [], [], None, in_training, cut)
 
 
 def _whole(value: Any) -> int | None:
@@ -162,13 +176,15 @@ def verdict(results: Sequence[Result]) -> str:
     points = f"{100 * difference.value:+.1f} points, 95% interval "
     points += f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
     if difference.low > 0:
-        word = "The adapter is better."
+        word = "The adapter is better"
     elif difference.high < 0:
-        word = "The adapter is worse."
+        word = "The adapter is worse"
     else:
-        word = "That is no difference that so few prompts can show."
+        word = "That is no difference that so few prompts can show"
+    if first.cut is not None and first.doubt:
+        word += f", but {first.doubt}. {first.cut.cure()}"
     overlap = f" {first.overlap}" if first.overlap else ""
-    return f"{where}, {both}: {points}. {word}{overlap}"
+    return f"{where}, {both}: {points}. {word}.{overlap}"
 
 
 def figures(run: RunRecord) -> list[tuple[str, str, str]]:

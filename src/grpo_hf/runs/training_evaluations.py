@@ -15,7 +15,7 @@ from ..evaluation.comparison import (
     write_answers,
 )
 from ..evaluation.evaluation_progress import EvaluationProgress
-from ..evaluation.problem_set import SIDES, Answering
+from ..evaluation.problem_set import SIDES, Answering, gold_of
 from ..evaluation.statistics import Comparison, accuracy
 from ..run_files import EVALUATION_FILE, EVALUATIONS, say_first, written_or_said
 from ..scoring.reward import Reward
@@ -133,7 +133,8 @@ def compare(trainer: GRPOTrainer, held_out: HeldOut) -> Comparison | None:
     if trainer.is_world_process_zero():
         file = Path(trainer.args.output_dir) / EVALUATION_FILE
         prompts = [row["prompt"] for row in held_out.rows]
-        write_answers(file, prompts, answers, held_out.trained)
+        golds = [gold_of(held_out.reward, row) for row in held_out.rows]
+        write_answers(file, prompts, answers, held_out.trained, golds)
     return compare_answers(**answers)
 
 
