@@ -68,12 +68,13 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
     gold = options.gold
     if gold is None:
         gold = _ask("Column of the right answer (- for none)", "", guess_gold(facts, prompt) or "-")
+    note = _note_on_gold(facts, prompt, gold) if options.gold is None else ""
     gold = None if gold == "-" else facts.checked(gold)
     model = options.model or _ask("Model: a folder, or a name on the Hub", "", _default_model())
     plan = Plan(options.folder, model, facts, prompt, gold, _moved_reward(options))
     written = write_task(plan)
     console = _console()
-    console.print(f"prompt: {prompt}; right answer: {gold or 'none'}", markup=False)
+    console.print(f"prompt: {prompt}; right answer: {gold or 'none'}{note}", markup=False)
     console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
     recipe = options.folder / RECIPE
     reward = options.folder / REWARD
@@ -86,6 +87,19 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
             "reward pays for, unless your prompts do."
         )
     _say_what_comes_next(recipe, plan.output_dir, reward if reward in written else None)
+
+
+def _note_on_gold(facts: "DataFacts", prompt: str, gold: str) -> str:
+    """Return what to do about a right answer that nobody has named."""
+    others = ", ".join(name for name in facts.columns if name not in (prompt, gold))
+    if gold != "-":
+        return f" (--gold COLUMN for another: {others}; - for none)" if others else ""
+    if not others:
+        return ""
+    return (
+        f", so the reward looks at the form alone, and cannot tell what is right. No column is "
+        f"called as right answers are: name it with --gold COLUMN ({others})"
+    )
 
 
 def _default_model() -> str:

@@ -401,6 +401,12 @@ def test_results_are_shown_with_their_intervals(card):
     assert results["difference (paired)"][0] == f"{182 / 263:+.3f}"
 
 
+def test_a_reward_that_calls_every_answer_right_cannot_tell(card):
+    said = "The reward gives its full mark, 1.0, to all answers, so this says nothing"
+    assert said in card(results=compare([True] * 40, [True] * 40).as_dict()).text
+    assert said not in card(results=compare([True] * 39 + [False], [True] * 40).as_dict()).text
+
+
 def test_prompts_that_were_trained_on_are_named_beside_the_results(card, tmp_path: Path):
     results = compare([True] * 20 + [False] * 20, [True] * 40).as_dict() | {"in_training": 8}
     said = "8 of 40 held-out prompts are also in the training data."

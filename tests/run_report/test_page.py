@@ -72,6 +72,16 @@ class TestPage:
         text = Page(write_report([run], pictures=False).read_text()).text
         assert text.count("3 of 8 held-out prompts are also in the training data.") == 2
 
+    def test_a_reward_that_calls_every_answer_right_cannot_tell(self, tmp_path: Path):
+        run = write_run(tmp_path / "run")
+        rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["base"]["right"] = row["adapter"]["right"] = True
+        (run / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = Page(write_report([run], pictures=False).read_text()).text
+        assert "The reward gives its full mark, 1.0, to all answers, so this says nothing" in text
+        assert "no difference that so few prompts can show" not in text
+
     def test_a_sign_of_gaming_says_what_to_try(self, page: Page):
         assert "Lower its weight." in page.text
 

@@ -192,6 +192,18 @@ class TestAsking:
         assert "give --data" in capsys.readouterr().err
         assert not (tmp_path / "new").exists()
 
+    def test_without_a_right_answer_the_flag_is_named(self, data, begun):
+        file = data(lambda n: {"ask": f"Which is larger, {n} or 3?", "first": n, "larger": n + 3})
+        _, printed = begun(file)
+        printed = " ".join(printed.split())
+        assert "prompt: ask; right answer: none, so the reward looks at the form alone" in printed
+        assert "--gold COLUMN (first, larger)" in printed
+
+    def test_a_right_answer_that_is_guessed_is_said_with_the_flag(self, data, begun):
+        file = data(lambda n: {"ask": f"Which is larger, {n} or 3?", "first": n, "target": n + 3})
+        _, printed = begun(file)
+        assert "right answer: target (--gold COLUMN for another: first; - for none)" in printed
+
     def test_in_a_terminal_it_asks_and_offers_what_it_sees(
         self, data, tiny_checkpoint, tmp_path, monkeypatch, capsys
     ):

@@ -13,6 +13,8 @@ from rich.text import Text
 from ..data.overlap_text import overlap_text
 from ..run_files import read_lines, reason_of
 from .cut_answers import CutAnswers
+from .problem_set import SIDES
+from .telling import cannot_tell
 
 # Flips whose texts are shown, and characters of a text.
 _SHOWN_FLIPS = 1
@@ -70,8 +72,11 @@ def report_of(summary: dict[str, Any], folder: Path) -> Group:
         return Group(Text(f"{summary['set']}: the reward failed on every problem."))
     parts: list[Any] = [summary_table(summary)]
     overlap = overlap_text(summary.get("in_training"), summary["problems"], "prompts")
-    if overlap is not None:
-        parts.append(Text(f"note: {overlap}"))
+    base, adapter = (summary[side]["accuracy"]["value"] for side in SIDES)
+    alike = cannot_tell(base, adapter, summary["reward"])
+    for said in (overlap, alike):
+        if said is not None:
+            parts.append(Text(f"note: {said}"))
     by_category = category_table(summary)
     if by_category is not None:
         parts.append(by_category)

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..data.overlap_text import overlap_text
+from ..evaluation.telling import cannot_tell
 from ..run_files import GAMING_FILE, say, write_or_say
 from .card_code import code, example_prompt
 from .card_tables import (
@@ -213,8 +214,10 @@ def _caption(results: dict[str, Any]) -> str:
         return ""
     total = results["base"]["total"]
     overlap = overlap_text(results.get("in_training"), total)
-    said = f"Accuracy on {total} held-out prompts, greedy decoding."
-    return said if overlap is None else f"{said} {overlap}"
+    shares = [results[side]["right"] / total for side in ("base", "adapter")]
+    alike = cannot_tell(shares[0], shares[1], "The reward")
+    said = [f"Accuracy on {total} held-out prompts, greedy decoding.", alike, overlap]
+    return " ".join(each for each in said if each is not None)
 
 
 def _limits(folder: Path, card: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ..data.overlap_text import overlap_text
 from ..evaluation.statistics import LEAST_PAIRS, Comparison
+from ..evaluation.telling import cannot_tell
 from ..run_files import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, say
 
 # The commands that follow a run, each with what it is for.
@@ -54,20 +55,15 @@ def show(
         overlap = overlap_text(in_training, total)
         if overlap is not None:
             console.print(f"note: {overlap}", markup=False)
-        right = {comparison.base.right, comparison.adapter.right}
-        # All right or all wrong on both sides: the reward was not made to tell answers apart.
+        alike = cannot_tell(comparison.base.value, comparison.adapter.value, reward_name)
         if total < LEAST_PAIRS:
             console.print(
                 f"note: {total} held-out prompts are too few to say anything: with fewer than "
                 f"{LEAST_PAIRS} even a change of all may be chance.",
                 markup=False,
             )
-        elif right in ({0}, {total}):
-            console.print(
-                f"note: {reward_name} gives its full mark, 1.0, to all answers or to none, so this "
-                "says nothing. Name another reward: --eval_reward NAME.",
-                markup=False,
-            )
+        elif alike is not None:
+            console.print(f"note: {alike} Name another reward: --eval_reward NAME.", markup=False)
     # Paths may hold brackets, which rich reads as markup, and must not be broken into lines.
     console.print(f"model:   {folder}", soft_wrap=True, markup=False)
     console.print(f"log:     {folder}/{METRICS_FILE}", soft_wrap=True, markup=False)

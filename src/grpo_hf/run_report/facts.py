@@ -7,6 +7,7 @@ from typing import Any
 from ..data.overlap_text import overlap_text
 from ..evaluation.cut_answers import CutAnswers, Marked
 from ..evaluation.statistics import compare
+from ..evaluation.telling import cannot_tell
 from .points import number_text, points_of
 from .record import Row, RunRecord
 
@@ -170,6 +171,9 @@ def verdict(results: Sequence[Result]) -> str:
     where = f"On {first.problems:,} {first.name}" if first.summary is None else f"On {first.name}"
     both = f"{first.base.value:.1%} of the base's answers are right and {first.adapter.value:.1%}"
     both += " of the adapter's"
+    alike = cannot_tell(first.base.value, first.adapter.value, "The reward")
+    if alike is not None:
+        return f"{where}, {both}. {alike}"
     difference = first.difference
     if difference is None:
         return f"{where}, {both}."
