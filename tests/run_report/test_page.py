@@ -54,6 +54,22 @@ def page(run: Path) -> Page:
     return Page((run / "report.html").read_text())
 
 
+def again(run: Path, *, first_right: bool = True) -> None:
+    """Write an evaluation of the held-out prompts that judges the answers of a run again."""
+    write_evaluation(run, "held_out")
+    rows = []
+    for row in map(json.loads, (run / "evaluation.jsonl").read_text().splitlines()):
+        line = {"prompt": row["prompt"]}
+        for side in ("base", "adapter"):
+            line[side] = {"greedy": row[side]["answer"], "greedy_right": row[side]["right"]}
+        rows.append(line)
+    rows[0]["base"]["greedy_right"] = first_right
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (run / "evaluations" / "held_out.jsonl").write_text("".join(lines))
+    file = run / "evaluations" / "held_out.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"problems": 8}))
+
+
 class TestPage:
     def test_it_says_whether_it_got_better(self, page: Page):
         # 7 of 8 against 4 of 8.
@@ -81,6 +97,21 @@ class TestPage:
         text = Page(write_report([run], pictures=False).read_text()).text
         assert "The reward gives its full mark, 1.0, to all answers, so this says nothing" in text
         assert "no difference that so few prompts can show" not in text
+
+    def test_answers_that_were_judged_again_stand_once(self, tmp_path: Path):
+        run = write_run(tmp_path / "run")
+        again(run)
+        text = Page(write_report([run], pictures=False).read_text()).text
+        assert "On 8 held-out prompts" in text and "held_out" not in text
+        assert text.count("The answers on held-out prompts") == 1
+        assert "pass@k" in text
+
+    def test_answers_that_were_judged_otherwise_stand_apart(self, tmp_path: Path):
+        run = write_run(tmp_path / "run")
+        again(run, first_right=False)
+        text = Page(write_report([run], pictures=False).read_text()).text
+        assert "The answers on held-out prompts" in text
+        assert "The answers on held_out, by grpo-hf eval" in text
 
     def test_a_sign_of_gaming_says_what_to_try(self, page: Page):
         assert "Lower its weight." in page.text
@@ -250,6 +281,25 @@ class TestFiles:
 
 
 class TestSeveralRuns:
+    def test_other_rewards_and_other_prompts_are_said(self, tmp_path: Path):
+        first = write_run(tmp_path / "a", rewards=["../one.py:right", "answer_format"])
+        second = write_run(tmp_path / "b", rewards=["../two.py:right"])
+        text = Page(write_report([first, second], pictures=False).read_text()).text
+        assert "judged by different rewards" in text and "two.py:right" in text
+        assert "different held-out prompts" not in text
+        # By another path the same file.
+        third = write_run(tmp_path / "deep" / "c", rewards=["../../one.py:right"])
+        lines = (third / "evaluation.jsonl").read_text().splitlines(keepends=True)
+        (third / "evaluation.jsonl").write_text("".join(lines[:4]))
+        text = Page(write_report([first, third], pictures=False).read_text()).text
+        assert "different rewards" not in text
+        assert "(a: 8, c: 4; 4 are common to all)" in text
+
+    def test_a_run_beside_itself_is_one_run(self, tmp_path: Path):
+        run = write_run(tmp_path / "a")
+        page = write_report([run, tmp_path / "." / "a"], pictures=False)
+        assert page == run / "report.html" and "2 runs" not in page.read_text()
+
     def test_they_lie_beside_each_other(self, run: Path, tmp_path: Path):
         other = write_run(tmp_path / "other" / "demo", learning_rate=5e-4)
         page_file = write_report([run, other], pictures=False)

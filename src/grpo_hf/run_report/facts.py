@@ -13,6 +13,8 @@ from .record import Row, RunRecord
 
 # Of settings, what says where a run lies and not what it does.
 _OF_ONE_RUN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
+# As the page calls the prompts that a run kept from training, and as `grpo-hf eval` does.
+_HELD_OUT, _HELD_OUT_SET = "held-out prompts", "held_out"
 _MINUTE = 60
 _HOUR = 3600
 
@@ -60,7 +62,7 @@ class Result:
     @property
     def overlap(self) -> str | None:
         """A sentence on prompts that were trained on, if any were."""
-        what = "held-out prompts" if self.summary is None else f"prompts of {self.name}"
+        what = self.name if self.name == _HELD_OUT else f"prompts of {self.name}"
         return overlap_text(self.in_training, self.problems, what)
 
     @property
@@ -72,18 +74,26 @@ class Result:
 
 
 def results_of(run: RunRecord) -> list[Result]:
-    """Return the evaluations of a run, the comparison at its end first."""
+    """Return the evaluations of a run, that of its held-out prompts first.
+
+    Where `grpo-hf eval` has judged the answers of the comparison at the end again, and all of them
+    alike, it stands in its place: it has samples and categories beside them.
+    """
     results = []
     final = _final(run)
-    if final is not None:
+    repeated = [summary for summary in run.sets if _repeats_comparison(run, summary)]
+    if final is not None and not repeated:
         results.append(final)
-    for summary in run.sets:
+    others = [summary for summary in run.sets if summary not in repeated]
+    for summary in [*repeated, *others]:
         base = Interval.of(summary["base"].get("accuracy"))
         adapter = Interval.of((summary.get("adapter") or {}).get("accuracy"))
         if base is None or adapter is None:
             continue
         difference = Interval.of((summary.get("difference") or {}).get("accuracy"))
-        name = str(summary["set"])
+        name = _HELD_OUT if summary in repeated else str(summary["set"])
+        if name == _HELD_OUT_SET and final is not None:
+            name += ", by grpo-hf eval"
         problems = int(summary.get("problems") or len(summary["rows"]))
         at_k, categories = _at_k(summary), _categories(summary)
         known = _whole(summary.get("in_training")), CutAnswers.of(summary.get("cut"))
@@ -91,6 +101,21 @@ def results_of(run: RunRecord) -> list[Result]:
             Result(name, problems, base, adapter, difference, at_k, categories, summary, *known)
         )
     return results
+
+
+def _repeats_comparison(run: RunRecord, summary: Row) -> bool:
+    """Return whether a set has every answer of the comparison at the end, judged alike."""
+    if summary["set"] != _HELD_OUT_SET or not run.answers:
+        return False
+    marks = {}
+    for row in summary["rows"]:
+        sides = [row.get(side) or {} for side in ("base", "adapter")]
+        marks[repr(row.get("prompt"))] = [side.get("greedy_right") for side in sides]
+    for row in run.answers:
+        known = [row[side].get("right") for side in ("base", "adapter")]
+        if marks.get(repr(row.get("prompt"))) != known:
+            return False
+    return True
 
 
 def _final(run: RunRecord) -> Result | None:
@@ -116,8 +141,7 @@ def _final(run: RunRecord) -> Result | None:
     limit = run.answers[0].get("limit")
     # Runs of older versions have not noted it.
     cut = CutAnswers.count(marked, limit) if isinstance(limit, int) else None
-    name = "held-out prompts"
-    return Result(name, len(base), before, after, difference, [], [], None, in_training, cut)
+    return Result(_HELD_OUT, len(base), before, after, difference, [], [], None, in_training, cut)
 
 
 def _whole(value: Any) -> int | None:
@@ -168,7 +192,7 @@ def verdict(results: Sequence[Result]) -> str:
             "(eval_rows, or grpo-hf eval)."
         )
     first = results[0]
-    where = f"On {first.problems:,} {first.name}" if first.summary is None else f"On {first.name}"
+    where = f"On {first.problems:,} {first.name}" if first.name == _HELD_OUT else f"On {first.name}"
     both = f"{first.base.value:.1%} of the base's answers are right and {first.adapter.value:.1%}"
     both += " of the adapter's"
     alike = cannot_tell(first.base.value, first.adapter.value, "The reward")

@@ -19,6 +19,7 @@ from ..reporting.trends import FEWEST_VALUES
 from ..run_files import GAMING_FILE, METRICS_FILE, REPORT_FILE, reason_of, write_whole
 from . import facts, samples
 from .charts import Chart, below_each_other, chart_of
+from .comparable import why_not_comparable
 from .curves import all_numbers, panels_of, slug
 from .points import number_text, points_of
 from .record import Row, RunRecord, read_runs
@@ -95,6 +96,8 @@ def write_report(
         DataError: a folder is not that of a run, or has no logged step.
         OutputExistsError: the page is somebody's own file, or cannot be written.
     """
+    # A run beside itself would be two columns of the same numbers.
+    folders = list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
     runs = read_runs(folders)
     several = len(runs) > 1
     if page is None:
@@ -161,6 +164,7 @@ def render(views: Sequence[RunView], charts: Sequence[Chart], accuracies: Sequen
         figure_names=list(dict.fromkeys(names)),
         charts=charts,
         accuracies=accuracies,
+        doubts=why_not_comparable([view.record for view in views]),
         settings=facts.settings_of([view.record for view in views]),
         mark=Markup(_MARK),
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
