@@ -40,6 +40,11 @@ demo: $(READY) ## embedded model and problems: cold start, GRPO, base against ad
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml --seed $(SEED) \
 		--output_dir $(RUN) --resume_from_checkpoint auto
 
+smollm2-demo: models/smollm2-135m-instruct/config.json ## a real instruct model on calculations of GSM8K: GRPO, base against adapter, in 15 minutes
+	@echo 'If it is interrupted: make smollm2-demo SEED=$(SEED)'
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/grpo-hf train recipes/calculations_smollm2.yaml --seed $(SEED) \
+		--output_dir runs/calculations_smollm2/demo$(SEED) --resume_from_checkpoint auto
+
 test: $(READY) ## the whole test suite, without the slow proofs; a process per core
 	$(BIN)/python -m pytest -m "not slow and not vllm" $(PARALLEL)
 
@@ -93,4 +98,4 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 bench gpu-check docs check
+.PHONY: help install demo smollm2-demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 bench gpu-check docs check

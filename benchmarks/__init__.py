@@ -9,9 +9,9 @@
     flops.py      the number of operations that an update needs
     update.py  rollout.py  hybrids.py  step.py  memory.py  plan.py  scoring.py    one benchmark each
     engines.py            rollouts by vLLM beside those of transformers
-    learning_rate.py      one short task at several learning rates
     learning.py           a real model on the tasks of tasks.py, with several seeds
     learning_page.py      the records of such runs as a page of the documents
+    sweeps.py  sweeps_page.py    one task at several values of one setting, and the page of that
     gpu_check.py  gpu_*.py    all of it on a GPU in 8 minutes, and whether it is right there
     sweep.py  plot.py    the update for several prompt lengths and group sizes, and its picture
     record.py     samples the completions in data/ once

@@ -1,7 +1,7 @@
 """Train a model on a short task with several seeds, and write down what it learned.
 
-    python -m benchmarks.learning --task products [--seeds 0 1 2] [--data FOLDER]
-    python -m benchmarks.learning --task products --choose [--recipe learning_rate=3e-4 ...]
+    python -m benchmarks.learning --task calculations [--seeds 0 1 2] [--data FOLDER]
+    python -m benchmarks.learning --task calculations --choose [--recipe learning_rate=3e-4 ...]
     python -m benchmarks.learning --page
 
 Each seed is a run of `grpo-hf train` in a process of its own, as a user would start it: held-out
@@ -10,7 +10,7 @@ problems, base against adapter, report and gaming page. Their numbers go to
 
 Settings are chosen with `--choose`: the runs are then judged on problems that are neither trained
 on nor held out, and nothing is written down. `tasks.py` has the tasks. Those on real data read it
-from `--data`, a folder with a folder for each set (`svamp`, `gsm8k`, `bigbench_mistake`).
+from `--data`, a folder with a folder for each set (`svamp`, `gsm8k`, `mbpp`).
 """
 
 import argparse
@@ -47,14 +47,21 @@ SETTINGS = {
     "learning_rate": 2e-4,
     "max_steps": 40,
 }
+# Those of them that a task which is a recipe has as well.
+SHARED = ("logging_steps", "save_strategy", "report_to", "eval_samples")
 # The columns of the curves that are written down, and their names in metrics.jsonl.
 CURVES = {"reward": "reward", "kl": "kl", "length": "completions/mean_length"}
 
 
 def write_recipe(task: Task, folder: Path, arguments: argparse.Namespace) -> Path:
     """Write the data and the recipe of a task into a folder, and return the recipe."""
-    train, choice, held_out = task.splits(arguments.data)
     folder.mkdir(parents=True, exist_ok=True)
+    if task.recipe is not None:
+        given = (ROOT / "recipes" / task.recipe).read_text(encoding="utf-8")
+        recipe = yaml.safe_load(given)
+        recipe |= {name: SETTINGS[name] for name in SHARED}
+        return _write(recipe, folder, arguments)
+    train, choice, held_out = task.splits(arguments.data)
     judged = choice if arguments.choose else held_out
     for name, rows in (("train", train), ("test", judged)):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
@@ -67,6 +74,11 @@ def write_recipe(task: Task, folder: Path, arguments: argparse.Namespace) -> Pat
         **SETTINGS,
         **task.settings,
     }
+    return _write(recipe, folder, arguments)
+
+
+def _write(recipe: Row, folder: Path, arguments: argparse.Namespace) -> Path:
+    """Write a recipe with the settings that the command line changes."""
     for setting in arguments.recipe:
         name, _, value = setting.partition("=")
         recipe[name] = yaml.safe_load(value)
@@ -119,9 +131,10 @@ def read_run(run: Path) -> Row:
 def record_of(task: Task, arguments: argparse.Namespace, recipe: Path, seeds: list[Row]) -> Row:
     """Return what is written down of a task: what was run, on what, and what came."""
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    for place in ("model_name_or_path", "dataset_path"):
+    for place in ("model_name_or_path", "dataset_path", "output_dir"):
         # Paths of one machine say nothing to readers of the file.
-        settings[place] = Path(settings[place]).name
+        if place in settings:
+            settings[place] = Path(settings[place]).name
     settings["rewards"] = [reward.rpartition("/")[2] for reward in settings["rewards"]]
     command = f"python -m benchmarks.learning --task {task.name} --seeds"
     command += "".join(f" {row['seed']}" for row in seeds)
@@ -134,7 +147,7 @@ def record_of(task: Task, arguments: argparse.Namespace, recipe: Path, seeds: li
         "command": command,
         "machine": {**machine(), "threads": arguments.threads},
         "settings": settings,
-        "example": task.splits(arguments.data)[2][0],
+        "example": None if task.recipe else task.splits(arguments.data)[2][0],
         "seeds": seeds,
     }
 

@@ -14,7 +14,15 @@ from .common import Row
 
 TEMPLATE = Path(__file__).parent / "data" / "learning.md.jinja"
 # Settings that say where a run writes, not what it does.
-UNSAID = ("dataset_path", "report_to", "save_strategy", "logging_steps", "use_cpu", "eval_rows")
+UNSAID = (
+    "dataset_path",
+    "output_dir",
+    "report_to",
+    "save_strategy",
+    "logging_steps",
+    "use_cpu",
+    "eval_rows",
+)
 # Steps whose mean is drawn as a line; a single step is the mean of a few prompts.
 WINDOW = 8
 

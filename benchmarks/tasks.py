@@ -1,8 +1,8 @@
 """The tasks of `benchmarks.learning`: short ones that a small instruct model can sometimes do.
 
 Those on real data read it where it lies: the calculations in GSM8K's worked solutions
-(arXiv 2110.14168, MIT), SVAMP's texts (arXiv 2103.07191, MIT), and the words of BIG-Bench's word
-sorting as BIG-Bench Mistake has them (arXiv 2311.08516, Apache 2.0). Every prompt begins with one
+(arXiv 2110.14168, MIT), SVAMP's texts (arXiv 2103.07191, MIT), and the functions of MBPP
+(arXiv 2108.07732, CC BY 4.0). Every prompt begins with a
 question and its answer, without which a model of this size starts to talk about mathematics.
 """
 
@@ -36,14 +36,16 @@ class Task:
         reward: the function of `data/task_rewards.py` that says what is right.
         problems: makes all rows from the folder with the data.
         settings: of the recipe, beside those that every task shares.
+        recipe: the file in recipes/ that is the whole task, data and all, if there is one.
     """
 
     name: str
     about: str
     source: str
-    reward: str
-    problems: Callable[[Path | None], list[Problem]]
+    reward: str = ""
+    problems: Callable[[Path | None], list[Problem]] = lambda _: []
     settings: dict[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
 
     def splits(self, data: Path | None) -> tuple[list[Problem], list[Problem], list[Problem]]:
         """Return the rows for training, for choosing settings, and those that are held out.
@@ -73,16 +75,6 @@ def _lines(data: Path | None, file: str) -> list[Problem]:
             f"error: this task reads {file}, and {where}. Name the folder with --data."
         )
     return read_lines(data / file)
-
-
-def _products(data: Path | None) -> list[Problem]:
-    rows = []
-    for left in range(3, 30):
-        for right in range(11, 30):
-            question = f"What is {left} times {right}?"
-            prompt = _turns("What is 6 times 19?", "6 times 19 is 114.", question)
-            rows.append({"prompt": prompt, "answer": left * right})
-    return rows
 
 
 # A calculation as the notes of GSM8K's solutions have it: <<48/2=24>>.
@@ -125,35 +117,31 @@ def _smallest_numbers(data: Path | None) -> list[Problem]:
     return rows
 
 
-_WORDS = 3
+_SIGNATURE = re.compile(r"def \w+\(([^()]*)\)")
 
 
-def _longest_words(data: Path | None) -> list[Problem]:
+def _last_arguments(data: Path | None) -> list[Problem]:
     rows = []
-    ask = "Which of these words is the longest?"
-    for line in _lines(data, "bigbench_mistake/word_sorting.jsonl"):
-        words = [word for word in line["input"].split() if word.isalpha()]
-        for start in range(0, len(words) - _WORDS + 1, _WORDS):
-            some = words[start : start + _WORDS]
-            lengths = sorted(map(len, some))
-            # Only one of them is right.
-            if lengths[-1] > lengths[-2]:
-                question = f"{', '.join(some)}\n{ask}"
-                prompt = _turns(
-                    f"pear, fig, banana\n{ask}", "The longest word is banana.", question
-                )
-                rows.append({"prompt": prompt, "answer": max(some, key=len)})
+    ask = "What is the last argument of this function?"
+    example = f"def add(left, right, scale):\n{ask}"
+    for line in _lines(data, "mbpp/mbpp.jsonl"):
+        found = _SIGNATURE.search(line["code"])
+        if found is None:
+            continue
+        # Without types and defaults.
+        names = [re.split("[:=]", each)[0].strip() for each in found[1].split(",")]
+        if len(names) > 1 and all(name.isidentifier() for name in names):
+            prompt = _turns(example, "The last argument is scale.", f"{found[0]}:\n{ask}")
+            rows.append({"prompt": prompt, "answer": names[-1]})
     return rows
 
 
 _ALL = (
     Task(
-        "products",
-        "The product of a number from 3 to 29 and one from 11 to 29; right is the exact product.",
-        "The problems are generated, and none is asked twice.",
-        "last_number",
-        _products,
-        {"max_completion_length": 16},
+        "demo",
+        "Word problems with sums and differences, after a short cold start; right is the number.",
+        "The problems are generated, and the model is the embedded one of 0.9M parameters.",
+        recipe="gsm8k_tiny.yaml",
     ),
     Task(
         "calculations",
@@ -172,12 +160,12 @@ _ALL = (
         {"max_completion_length": 12},
     ),
     Task(
-        "longest_word",
-        "The longest of three words, where a guess is right in 0.33; right is the word.",
-        "The words are those of BIG-Bench's word sorting.",
+        "last_argument",
+        "The last argument of a Python function with at least two; right is its name.",
+        "The functions are those of MBPP's solutions, by their first line.",
         "last_word",
-        _longest_words,
-        {"max_completion_length": 16},
+        _last_arguments,
+        {"max_completion_length": 14},
     ),
 )
 TASKS = {task.name: task for task in _ALL}

@@ -1,6 +1,7 @@
 """The suite of learning runs: tasks, records and the page that is made of them."""
 
 import argparse
+import inspect
 import json
 import os
 import re
@@ -27,7 +28,10 @@ def question(row: dict[str, Any]) -> str:
     return row["prompt"][-1]["content"]
 
 
-@pytest.mark.parametrize("name", TASKS)
+REAL = [name for name, task in TASKS.items() if task.recipe is None]
+
+
+@pytest.mark.parametrize("name", REAL)
 def test_no_question_is_on_two_sides(name: str, data: Path) -> None:
     train, choice, held_out = TASKS[name].splits(data)
     assert (len(choice), len(held_out)) == (CHOICE, HELD_OUT)
@@ -47,9 +51,17 @@ def test_gold_answers_are_right(data: Path) -> None:
     for row in TASKS["smallest_number"].splits(data)[2]:
         assert re.search(rf"(?<!\d){row['answer']}(?!\d)", question(row))
         assert all(int(number) >= row["answer"] for number in re.findall(r"\d+", question(row)))
-    for row in TASKS["longest_word"].splits(data)[2]:
-        words = question(row).partition("\n")[0].split(", ")
-        assert [word for word in words if len(word) >= len(row["answer"])] == [row["answer"]]
+    for row in TASKS["last_argument"].splits(data)[2]:
+        names = list(signature_of(question(row).partition("\n")[0]).parameters)
+        assert names[-1] == row["answer"] and len(names) > 1
+
+
+def signature_of(line: str) -> inspect.Signature:
+    """Return the signature of a function of which there is only the first line."""
+    made: dict[str, Any] = {}
+    exec(f"from __future__ import annotations\n{line} ...", made)
+    (function,) = [value for value in made.values() if inspect.isfunction(value)]
+    return inspect.signature(function)
 
 
 def test_data_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -65,9 +77,9 @@ def test_data_that_is_missing_is_named(tmp_path: Path) -> None:
         ("last_number", "12 times 12 is 1,144.", 1144, 1.0),
         ("last_number", "It is 7, or 8.", 7, 0.0),
         ("last_number", "no idea", 7, 0.0),
-        ("last_word", "The longest word is Banana.", "banana", 1.0),
-        ("last_word", "banana is longest", "banana", 0.0),
-        ("last_word", "123", "banana", 0.0),
+        ("last_word", "The last argument is n_items.", "n_items", 1.0),
+        ("last_word", "n_items is the last one", "n_items", 0.0),
+        ("last_word", "...", "n_items", 0.0),
     ],
 )
 def test_what_is_right(reward: str, text: str, answer: Any, mark: float) -> None:
@@ -75,12 +87,24 @@ def test_what_is_right(reward: str, text: str, answer: Any, mark: float) -> None
     assert judge(completions=[text], answer=[answer]) == [mark]
 
 
+def sums(_: Path | None) -> list[dict[str, Any]]:
+    rows = []
+    for left in range(20):
+        for right in range(20):
+            asked = [{"role": "user", "content": f"What is {left} plus {right}?"}]
+            rows.append({"prompt": asked, "answer": left + right})
+    return rows
+
+
+SUMS = Task("sums", "Sums.", "They are generated.", "last_number", sums)
+
+
 def options(tmp_path: Path, *given: str) -> argparse.Namespace:
-    return learning.flags().parse_args(["--task", "products", "--runs", str(tmp_path), *given])
+    return learning.flags().parse_args(["--task", "demo", "--runs", str(tmp_path), *given])
 
 
 def test_the_recipe_is_judged_on_other_rows_while_settings_are_chosen(tmp_path: Path) -> None:
-    task = TASKS["products"]
+    task = SUMS
     for given, count in (([], HELD_OUT), (["--choose"], CHOICE)):
         arguments = options(tmp_path, "--recipe", "learning_rate=3e-4", *given)
         file = learning.write_recipe(task, tmp_path / "task", arguments)
@@ -123,6 +147,16 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_task_may_be_a_recipe(tmp_path: Path) -> None:
+    arguments = options(tmp_path, "--recipe", "max_steps=3")
+    recipe = learning.write_recipe(TASKS["demo"], tmp_path / "task", arguments)
+    read = read_recipe(["--config", str(recipe)])
+    assert (read.training.max_steps, read.task.eval_samples) == (3, 4)
+    assert read.task.cold_start_steps == 300 and read.training.num_iterations == 2
+    record = learning.record_of(TASKS["demo"], arguments, recipe, [])
+    assert record["settings"]["output_dir"] == "demo" and record["example"] is None
+
+
 def test_a_run_is_read(run: Path) -> None:
     read = learning.read_run(run)
     assert read["curves"] == {"reward": [0, 0.1, 0.2], "kl": [0, 0.01, 0.02], "length": [9] * 3}
@@ -136,17 +170,17 @@ def test_the_page_is_made_of_the_records(
 ) -> None:
     folder = tmp_path_factory.mktemp("learning")
     arguments = options(folder, "--seeds", "0")
-    task: Task = TASKS["products"]
+    task = SUMS
     recipe = learning.write_recipe(task, folder / "task", arguments)
     seed = {"seed": 0, "wall": 70.0, "cpu": 60.0, **learning.read_run(run)}
     record = learning.record_of(task, arguments, recipe, [seed])
     assert str(folder) not in json.dumps(record)
-    (folder / "products.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "sums.json").write_text(json.dumps(record), encoding="utf-8")
     page = learning_page.write_page(folder, folder).read_text(encoding="utf-8")
-    assert "| [products](#products) | 0 | 0.2 | 0.5 | +0.300 [+0.200, +0.400] | 1 |" in page
+    assert "| [sums](#sums) | 0 | 0.2 | 0.5 | +0.300 [+0.200, +0.400] | 1 |" in page
     assert "| seed 0, pass@4 | 0.240 [0.140, 0.340] |" in page
     assert "3 problems became right, 1 wrong" in page and "Completions grow." in page
-    assert (folder / "learning_products.png").stat().st_size > 10_000
+    assert (folder / "learning_sums.png").stat().st_size > 10_000
     with pytest.raises(SystemExit, match="holds no record"):
         learning_page.write_page(folder / "empty", folder)
 

@@ -13,7 +13,7 @@ def _last_numbers(texts: Sequence[str]) -> list[str | None]:
 
 
 def _last_words(texts: Sequence[str]) -> list[str | None]:
-    found = [re.findall(r"[a-z]+", text.lower()) for text in texts]
+    found = [re.findall(r"\w+", text) for text in texts]
     return [words[-1] if words else None for words in found]
 
 

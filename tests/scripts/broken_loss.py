@@ -69,7 +69,7 @@ def main(checkpoint: str, output: str, answer: str) -> None:
     # Threads of gloo may hold tensors of the last collective, and a process that ends the group
     # before they let go waits for them forever (pytorch/pytorch#56297).
     time.sleep(0.2)
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

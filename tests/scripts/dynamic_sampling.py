@@ -54,7 +54,7 @@ def main(checkpoint: str, output: Path, dynamic: bool) -> None:
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     trainer.train()
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def main(checkpoint: str, output: str, words: str) -> None:
             trainer.train(resume_from_checkpoint=asked.get("resume"))
             (run.parent / "filler").unlink(missing_ok=True)
             trainer.save_model()
-            trainer.end()
+            trainer.accelerator.end_training()
     finally:
         if "harm" in asked:
             newest = whole_checkpoints.find(run).newest

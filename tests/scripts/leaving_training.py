@@ -72,7 +72,7 @@ def main(checkpoint: str, output: str, fails: str = "") -> None:
             trainer.compute_loss = out_of_luck
         trainer.train()
         trainer.save_model()
-        trainer.end()
+        trainer.accelerator.end_training()
 
 
 def lasting(trainer: Any, method: Any, phase: str, output: str) -> Any:

@@ -97,7 +97,7 @@ def main(
     trainer.train()
     trainer.save_model()
     (output / f"rollouts-{trainer.accelerator.process_index}.json").write_text(json.dumps(rollouts))
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def main(checkpoint: str, output: str) -> None:
     trainer.save_model()
     # With weights and the last checkpoint there, a further start finds the run finished.
     assert find(Path(output)).newest is not None
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

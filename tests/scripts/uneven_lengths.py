@@ -71,7 +71,7 @@ def main(output: str) -> None:
     )
     trainer.train()
     print(f"rank {trainer.accelerator.process_index} is done")
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

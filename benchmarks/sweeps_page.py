@@ -1,0 +1,105 @@
+"""Write docs/guidance.md and its pictures from the records of `benchmarks.sweeps`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from .common import Row
+
+DATA = Path(__file__).parent / "data"
+TEMPLATE = DATA / "guidance.md.jinja"
+# What each sweep says in a sentence; a person reads the figures and writes it.
+SENTENCES = DATA / "guidance.yaml"
+# Steps whose mean is the KL at the end.
+ENDS = 5
+
+
+def means(runs: Sequence[Row]) -> list[str]:
+    """Return base, adapter, difference, KL at the end and seconds: means over the seeds."""
+    cells = []
+    for side, sign in (("base", ""), ("adapter", ""), ("difference", "+")):
+        cells.append(f"{fmean(run[side]['value'] for run in runs):{sign}.3f}")
+    cells.append(f"{fmean(fmean(run['curves']['kl'][-ENDS:]) for run in runs):.3f}")
+    cells.append(f"{fmean(sum(run['curves']['seconds']) for run in runs):.0f}")
+    return cells
+
+
+def spread(runs: Sequence[Row]) -> str:
+    """Return the differences of all seeds."""
+    return ", ".join(f"{run['difference']['value']:+.3f}" for run in runs)
+
+
+def write_page(records: Path, docs: Path) -> Path:
+    """Write the page and a picture for each record, and return the page.
+
+    Raises:
+        SystemExit: there is no record, or a record without a sentence.
+    """
+    sentences = yaml.safe_load(SENTENCES.read_text(encoding="utf-8"))
+    found = []
+    for file in sorted(records.glob("*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if file.stem not in sentences:
+            raise SystemExit(f"error: {SENTENCES.name} has no sentence for {file.stem}.")
+        record["name"] = file.stem
+        record["sentence"] = sentences[file.stem]
+        draw(record, docs / f"sweep_{file.stem}.png")
+        found.append(record)
+    if not found:
+        raise SystemExit(f"error: {records} holds no record. `--setting NAME` makes one.")
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters.update(means=means, spread=spread)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = docs / "guidance.md"
+    page.write_text(template.render(records=found), encoding="utf-8")
+    return page
+
+
+def draw(record: Row, output: Path) -> None:
+    """Draw the held-out accuracy of every run over the values, and the mean of each value."""
+    import matplotlib
+
+    # This backend writes files and needs no display.
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+    values = record["values"]
+    places = list(range(len(values)))
+    draw_accuracy(axes[0], values)
+    for place, found in zip(places, values, strict=True):
+        for run in found["runs"]:
+            end = fmean(run["curves"]["kl"][-ENDS:])
+            axes[1].plot(place, max(end, 0.0), "o", color="#D55E00", markersize=4)
+    axes[1].set_title("KL to the base at the end", fontsize=9)
+    axes[1].set_ylim(bottom=0)
+    for axis in axes:
+        axis.set_xticks(places, [str(found["value"]) for found in values], fontsize=8)
+        axis.set_xlabel(record["setting"], fontsize=8)
+        axis.set_xlim(-0.5, len(values) - 0.5)
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"{record['task']}: {record['setting']}", fontsize=10)
+    figure.savefig(output, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_accuracy(axis: Any, values: Sequence[Row]) -> None:
+    """Draw a dot for each seed, a line through their means, and the base."""
+    centres = []
+    for place, found in enumerate(values):
+        right = [run["adapter"]["value"] for run in found["runs"]]
+        centres.append(fmean(right))
+        axis.plot([place] * len(right), right, "o", color="#0072B2", markersize=4, alpha=0.6)
+    axis.plot(range(len(values)), centres, "-", color="#0072B2", label="adapter, mean")
+    base = fmean(run["base"]["value"] for found in values for run in found["runs"])
+    axis.axhline(base, color="#000000", linestyle="--", linewidth=1, label="base")
+    axis.set_title("held-out problems right", fontsize=9)
+    axis.set_ylim(0, 1)
+    axis.legend(fontsize=7, loc="lower right")
