@@ -165,7 +165,7 @@ _ALL = (
         "The functions are those of MBPP's solutions, by their first line.",
         "last_word",
         _last_arguments,
-        {"max_completion_length": 14},
+        {"max_completion_length": 14, "max_steps": 24},
     ),
 )
 TASKS = {task.name: task for task in _ALL}
