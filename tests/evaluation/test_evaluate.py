@@ -463,7 +463,7 @@ def test_both_sides_take_twice_the_time_of_one(
 ):
     """Compare the time of this process, which other programs on the machine do not lengthen."""
     trained = open_run(run)
-    monkeypatch.setattr(evaluate_module, "summary_of", lambda lines, votes: {"problems": 7})
+    monkeypatch.setattr(evaluate_module, "summary_of", lambda lines, **_: {"problems": 7})
     rows = [{"prompt": prompt, "answer": "e"} for prompt in CHATS * 8]
     rewards = [load_reward("./letters.py:letter", relative_to=run)]
     answering = Answering(max_new_tokens=64, batch_size=16)

@@ -18,10 +18,9 @@ from ..rollout.sampling import GREEDY, Written
 from ..run_files import write_whole
 from .answers import completed_batches, is_right, judged, own_places
 from .comparison import GreedyAnswers
-from .cut_answers import CutAnswers, Marked
 from .kept_answers import Answer, KeptAnswers, by_main
 from .problem_set import SIDES, Answering, ProblemSet, digest_of
-from .summary import is_failed, summary_of
+from .summary import summary_of
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +235,7 @@ def _summary(
     problems: ProblemSet, answering: Answering, lines: Sequence[Line], settings: dict[str, Any]
 ) -> dict[str, Any]:
     votes = problems.reward.reward.settings.answers is not None
-    summary = summary_of(lines, votes=votes)
+    summary = summary_of(lines, votes=votes, limit=answering.max_new_tokens)
     failed = len(lines) - summary["problems"]
     if failed and PartialState().is_main_process:
         logger.warning(
@@ -249,20 +248,8 @@ def _summary(
         "samples": answering.samples,
         "category": problems.category,
         **summary,
-        "cut": cut_of(lines, answering.max_new_tokens).as_dict(),
         "settings": settings,
     }
-
-
-def cut_of(lines: Sequence[Line], limit: int) -> CutAnswers:
-    """Count the greedy answers of both sides that were cut off, on the problems that count."""
-    known = []
-    for line in lines:
-        base, adapter = line["base"], line["adapter"]
-        if not is_failed(line):
-            right = base["greedy_right"], adapter["greedy_right"]
-            known.append(Marked(*right, base["greedy_cut"], adapter["greedy_cut"]))
-    return CutAnswers.count(known, limit)
 
 
 def _write(folder: Path, name: str, lines: Sequence[Line], summary: dict[str, Any]) -> None:

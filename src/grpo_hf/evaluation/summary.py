@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from .cut_answers import CutAnswers, Marked
 from .intervals import Estimate, Values, difference_estimates, share_estimates
 from .problem_set import SIDES
 from .statistics import maj_at_every_k, pass_at_every_k
@@ -12,7 +13,7 @@ from .statistics import maj_at_every_k, pass_at_every_k
 Line = dict[str, Any]
 
 
-def summary_of(lines: Sequence[Line], *, votes: bool) -> dict[str, Any]:
+def summary_of(lines: Sequence[Line], *, votes: bool, limit: int) -> dict[str, Any]:
     """Return the summary of the lines of an evaluation.
 
     A problem on which the reward failed is left out for both sides, since they are paired.
@@ -20,8 +21,9 @@ def summary_of(lines: Sequence[Line], *, votes: bool) -> dict[str, Any]:
     Args:
         lines: with "row", "category" and what each side answered; see `evaluate`.
         votes: whether final answers are known, without which there is no maj@k.
+        limit: tokens that an answer may have.
     """
-    judged = [line for line in lines if not is_failed(line)]
+    judged = [line for line in lines if not _failed(line)]
     summary: dict[str, Any] = {"problems": len(judged)}
     if not judged:
         return summary
@@ -36,11 +38,11 @@ def summary_of(lines: Sequence[Line], *, votes: bool) -> dict[str, Any]:
     summary["difference"] = _named(differences, difference_estimates)
     summary["by_category"] = _by_category(judged, columns, differences)
     summary["flips"] = _flips(judged)
+    summary["cut"] = _cut(judged, limit).as_dict()
     return summary
 
 
-def is_failed(line: Line) -> bool:
-    """Return whether a reward failed on an answer, which says nothing of the problem."""
+def _failed(line: Line) -> bool:
     marks = []
     for side in SIDES:
         marks += [line[side]["greedy_right"], *line[side]["right"]]
@@ -91,6 +93,16 @@ def _by_category(
         estimates["difference"] = change.as_dict()
         found[category] = estimates
     return found
+
+
+def _cut(lines: Sequence[Line], limit: int) -> CutAnswers:
+    """Count the greedy answers that were cut off."""
+    known = []
+    for line in lines:
+        right = (line[side]["greedy_right"] for side in SIDES)
+        cut = (line[side]["greedy_cut"] for side in SIDES)
+        known.append(Marked(*right, *cut))
+    return CutAnswers.count(known, limit)
 
 
 def _flips(lines: Sequence[Line]) -> dict[str, list[int]]:
