@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..run_files import GAMING_FILE, write_or_say
-from . import gaming_rewards, gaming_texts
+from . import gaming_places, gaming_rewards, gaming_texts
 from .run_evidence import Evidence, Sample, read_evidence
 
 # Samples of a finding: enough to see it, few enough to read.
@@ -49,6 +49,7 @@ REMEDIES = {
     "length": "Take out what grows with length, or add the reward overlong.",
     "repetition": "Add the reward repetition with a negative weight.",
     "one answer everywhere": "Take examples out of the prompt, and do not pay for guesses.",
+    "answer by place": "Train longer, or with easier prompts; deal the right place evenly.",
     "answers that end": "Compare with more room: grpo-hf eval with --max_completion_length.",
     "answers without reasoning": "Ask for the reasoning in the prompt, unless none is wanted.",
 }
@@ -63,6 +64,7 @@ SIGNS: dict[str, Sign] = {
     "length": gaming_texts.length_pays,
     "repetition": gaming_texts.repeats_itself,
     "one answer everywhere": gaming_texts.one_answer,
+    "answer by place": gaming_places.answer_by_place,
     "answers that end": gaming_rewards.answers_end,
     "answers without reasoning": gaming_texts.no_working,
 }

@@ -1,7 +1,8 @@
 """Numbers and sentences of a run: whether it got better, its figures, its settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ..data.overlap_text import overlap_text
@@ -15,6 +16,8 @@ from .record import Row, RunRecord
 _OF_ONE_RUN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
 # As the page calls the prompts that a run kept from training, and as `grpo-hf eval` does.
 _HELD_OUT, _HELD_OUT_SET = "held-out prompts", "held_out"
+# The sign of gaming that makes "better" a wrong word.
+_FIXED_CHOICE = "answer by place"
 _MINUTE = 60
 _HOUR = 3600
 
@@ -184,8 +187,12 @@ def _categories(
     return found
 
 
-def verdict(results: Sequence[Result]) -> str:
-    """Return in a sentence whether the adapter is better than the base, and how sure that is."""
+def verdict(results: Sequence[Result], findings: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return in a sentence whether the adapter is better than the base, and how sure that is.
+
+    Args:
+        findings: what the watch for gaming says, by the name of the sign.
+    """
     if not results:
         return (
             "Whether the adapter is better than the base is not known: nothing was evaluated "
@@ -211,6 +218,8 @@ def verdict(results: Sequence[Result]) -> str:
         word = "That is no difference that so few prompts can show"
     if first.cut is not None and first.doubt:
         word += f", but {first.doubt}. {first.cut.cure()}"
+    if difference.low > 0 and _FIXED_CHOICE in findings:
+        word += f". It may have learned a fixed choice: {findings[_FIXED_CHOICE].rstrip('.')}"
     overlap = f" {first.overlap}" if first.overlap else ""
     return f"{where}, {both}: {points}. {word}.{overlap}"
 

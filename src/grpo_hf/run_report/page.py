@@ -175,13 +175,14 @@ def render(views: Sequence[RunView], charts: Sequence[Chart], accuracies: Sequen
 def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
     results = facts.results_of(run)
     best, worst = samples.extremes(run, prefix)
+    findings = _findings(run.folder, prefix)
     return RunView(
         record=run,
         prefix=prefix,
-        verdict=facts.verdict(results),
+        verdict=facts.verdict(results, {found.name: found.text for found in findings or []}),
         figures=facts.figures(run),
         results=[_result_view(run, result, prefix, is_alone=is_alone) for result in results],
-        findings=_findings(run.folder, prefix),
+        findings=findings,
         rollouts=len(points_of(run.steps, "reward")),
         spikes=_spikes(run.folder, prefix),
         moments=samples.moments(run, f"{prefix}moment-"),

@@ -1,0 +1,147 @@
+"""A policy that always names what stands at one place of a prompt is found out; others are not."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.run_folders import greedy_answers, write_run
+
+from grpo_hf.evaluation.comparison import write_answers
+from grpo_hf.reporting.gaming import Finding, findings
+from grpo_hf.run_report.page import write_report
+
+END = "?\nAnswer with the number alone."
+Pair = tuple[str, str]
+# From a prompt's two candidates and its right one to an answer.
+Answer = Callable[[Pair, str, random.Random], str]
+THINGS = ["stone", "feather", "anvil", "leaf", "piano", "coin", "brick", "straw", "truck", "pin"]
+
+
+def first(pair: Pair, gold: str, rng: random.Random) -> str:
+    return f"{pair[0]} is the larger number."
+
+
+def last(pair: Pair, gold: str, rng: random.Random) -> str:
+    return pair[1]
+
+
+def chance(pair: Pair, gold: str, rng: random.Random) -> str:
+    return f"{rng.choice(pair)}."
+
+
+def right(pair: Pair, gold: str, rng: random.Random) -> str:
+    return f"It is {gold}."
+
+
+def reasoned(pair: Pair, gold: str, rng: random.Random) -> str:
+    return f"{pair[0]} or {pair[1]}? So the larger one is {gold}."
+
+
+def found(
+    folder: Path,
+    base: Answer,
+    adapter: Answer,
+    *,
+    first_is_right: float = 0.5,
+    base_cut: int = 0,
+    words: bool = False,
+    count: int = 60,
+) -> list[Finding]:
+    """Return what is said of a run whose held-out prompts are choices between two things."""
+    write_run(folder)
+    rng = random.Random(7)
+    prompts, golds, texts, marks = [], [], {"base": [], "adapter": []}, {"base": [], "adapter": []}
+    for _ in range(count):
+        one, other = rng.sample(THINGS, 2) if words else map(str, rng.sample(range(10, 9999), 2))
+        gold = one if rng.random() < first_is_right else other
+        asked = "Which is heavier, {} or {}?" if words else "Which is larger, {} or {}" + END
+        prompts.append([{"role": "user", "content": asked.format(one, other)}])
+        golds.append(gold if words else int(gold))
+        for side, answer in (("base", base), ("adapter", adapter)):
+            text = answer((one, other), gold, rng)
+            texts[side].append(text)
+            said = [
+                each for each in text.strip(".").replace("?", "").split() if each in (one, other)
+            ]
+            marks[side].append(bool(said) and said[-1] == gold)
+    cut = {"base": [row < base_cut for row in range(count)], "adapter": [False] * count}
+    answers = {side: greedy_answers(texts[side], marks[side], cut[side]) for side in texts}
+    write_answers(folder / "evaluation.jsonl", prompts, answers, golds=golds)
+    return [finding for finding in findings(folder) if finding.name == "answer by place"]
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize(("habit", "place"), [(first, "first"), (last, "last")])
+def test_always_the_same_place_is_found_out(tmp_path: Path, habit: Answer, place: str, words: bool):
+    (finding,) = found(tmp_path / "run", chance, habit, words=words)
+    kind = "choice" if words else "number"
+    assert f"60 of 60 held-out answers are the {place} {kind} of their prompt" in finding.text
+    golds = [json.loads(line)["gold"] for line in (tmp_path / "run/evaluation.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "run/evaluation.jsonl").open()]
+    by_rule = sum(line["adapter"]["right"] for line in lines)
+    assert f"is right in {by_rule} of {len(golds)}, and the adapter is in {by_rule}" in finding.text
+    assert len(finding.samples) == 4
+    page = write_report([tmp_path / "run"], pictures=False).read_text()
+    assert "Answer by place" in page and 'href="#r1-finding-1-1"' in page
+
+
+def test_a_habit_of_a_base_whose_answers_were_cut_off_is_new(tmp_path: Path):
+    assert found(tmp_path / "whole", first, first) == []
+    (finding,) = found(tmp_path / "cut", first, first, base_cut=40)
+    assert "and 20 of the base's were" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("adapter", "more"),
+    [
+        (right, {}),
+        (reasoned, {}),
+        (chance, {}),
+        # The place is the task.
+        (first, {"first_is_right": 1.0}),
+        (right, {"first_is_right": 0.98}),
+        # Too few to know a habit.
+        (first, {"count": 12}),
+    ],
+)
+@pytest.mark.parametrize("words", [False, True])
+def test_other_answers_are_no_habit(tmp_path: Path, adapter: Answer, more: dict, words: bool):
+    assert found(tmp_path / "run", chance, adapter, words=words, **more) == []
+
+
+def test_sums_are_no_choice(tmp_path: Path):
+    """Check answers that begin with the first number of the prompt, as sums do."""
+    write_run(tmp_path)
+    rng = random.Random(1)
+    prompts, golds, texts = [], [], []
+    for _ in range(40):
+        one, other = rng.sample(range(10, 99), 2)
+        prompts.append([{"role": "user", "content": f"{one} + {other} ="}])
+        golds.append(one + other)
+        texts.append(f"{one} + {other} = {one + other + rng.choice([0, 1])}")
+    answers = {
+        "base": greedy_answers([""] * 40, [False] * 40),
+        "adapter": greedy_answers(texts, [True, False] * 20),
+    }
+    write_answers(tmp_path / "evaluation.jsonl", prompts, answers, golds=golds)
+    assert "answer by place" not in {finding.name for finding in findings(tmp_path)}
+
+
+@pytest.mark.parametrize("gold", [None, "", ["5"], {"a": 1}])
+def test_answers_whose_gold_is_not_one_value_are_left_alone(tmp_path: Path, gold: object):
+    write_run(tmp_path)
+    answers = {side: greedy_answers(["5"] * 30, [False] * 30) for side in ("base", "adapter")}
+    prompts = ["5 or 6?"] * 15 + [""] * 15
+    write_answers(tmp_path / "evaluation.jsonl", prompts, answers, golds=[gold] * 30)
+    assert "answer by place" not in {finding.name for finding in findings(tmp_path)}
+
+
+def test_a_better_adapter_with_a_fixed_choice_is_said_to_have_one(tmp_path: Path):
+    def silent(pair: Pair, gold: str, rng: random.Random) -> str:
+        return "I do not know"
+
+    found(tmp_path / "run", silent, first)
+    page = write_report([tmp_path / "run"], pictures=False).read_text()
+    assert "The adapter is better. It may have learned a fixed choice: 60 of 60" in page
