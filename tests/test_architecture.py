@@ -21,6 +21,7 @@ ORDER = [
     "config_checks",
     "config",
     "run_files",
+    "recipe_keys",
     "run_folders",
     "process_log",
     "run_context",

@@ -475,12 +475,12 @@ class TestOutput:
         before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         text = run()
         assert (
-            f"{folder} holds another run ({trace.partition('/')[0]}), which is not overwritten"
+            f"{folder} holds a run already ({trace.partition('/')[0]}), which is not overwritten"
             in text
         )
         way = (
             "--resume_from_checkpoint auto"
-            if trace.startswith("checkpoint")
+            if trace.startswith("checkpoint") or not trace.startswith("model")
             else "It has no checkpoint: remove or rename it"
         )
         assert way in text
@@ -526,9 +526,9 @@ class TestOutput:
 
 class TestHubNotReachable:
     MODEL = (
-        "error: model 'org/model' could not be fetched from the Hub.",
+        "error: model 'org/model' could not be fetched from the Hub",
         "point --model_name_or_path at a local folder",
-        "--config recipes/gsm8k_tiny.yaml",
+        "or try recipes/gsm8k_tiny.yaml",
     )
     DATASET = (
         "error: dataset 'org/data' could not be fetched from the Hub (",

@@ -224,7 +224,7 @@ def test_resuming_into_the_folder_of_another_run_is_refused(
         make_trainer(
             peft_config=LORA, output_dir=str(tmp_path / name), save_strategy="steps", save_steps=1
         ).train()
-    with pytest.raises(OutputExistsError, match="b holds another run"):
+    with pytest.raises(OutputExistsError, match="b holds a run already"):
         make_trainer(peft_config=LORA, output_dir=str(tmp_path / "b")).train(
             resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1")
         )

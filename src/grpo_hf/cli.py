@@ -16,9 +16,10 @@ from .cli_rewards import add_rewards_commands
 from .cli_start import add_start_commands
 from .cli_use import add_use_commands
 from .errors import ConfigError, did_you_mean
+from .recipe_keys import check_keys
 from .run_files import METRICS_FILE
 from .run_folders import recipe_at
-from .runs.program import exit_on_error, quiet
+from .runs.program import STOPPED_TRAINING, exit_on_error, quiet
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rest and not options.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     quiet()
-    with exit_on_error():
+    with exit_on_error(options.stopped):
         options.command(options, rest)
 
 
@@ -61,7 +62,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     """Return the parser of the command, and those of its subcommands."""
     parser = argparse.ArgumentParser(prog="grpo-hf", description="GRPO on one frozen base model.")
     parser.add_argument("--version", action="version", version=f"grpo-hf {version('grpo-hf')}")
-    parser.set_defaults(takes_settings=False)
+    parser.set_defaults(takes_settings=False, stopped="stopped.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -72,7 +73,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
         "one. `grpo-hf init` writes a first recipe.",
     )
     train.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
-    train.set_defaults(command=_train, takes_settings=True)
+    train.set_defaults(command=_train, takes_settings=True, stopped=STOPPED_TRAINING)
 
     add_start_commands(commands)
     add_plan_command(commands)
@@ -105,6 +106,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
             f"with --output_dir {options.recipe} --resume_from_checkpoint auto. To run it again: "
             f"grpo-hf train {file} --output_dir NEW"
         )
+    check_keys(file, rest)
     from .runs.recipe import read_recipe
 
     recipe = read_recipe(["--config", str(file), *rest])

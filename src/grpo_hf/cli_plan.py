@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from .recipe_keys import check_keys
 from .run_folders import recipe_at
 
 
@@ -65,6 +66,7 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
     time and cost."""
     # Before the imports, which take longer.
     file = recipe_at(options.recipe)
+    check_keys(file, rest)
     from .config_checks import planned_processes
     from .runs.plan import Question, gpus_of, plan_text, table_text
     from .runs.recipe import read_recipe

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, DataError, RewardOutputError
+from .recipe_keys import check_keys
 from .run_folders import recipe_at
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_RO
     Returns:
         The names of the rewards that failed on any of them.
     """
+    # Before the imports, which take longer.
+    check_keys(file, flags)
     from rich.table import Table
 
     from .runs.preflight import sample_rows

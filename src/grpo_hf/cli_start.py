@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_rewards import check_recipe
-from .errors import ConfigError
+from .errors import ConfigError, DataError, did_you_mean_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .starting.data_facts import DataFacts
 
 _WIDTH = 100
+# Of files that hold data, as `data.readers` knows them.
+_DATA_FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def add_start_commands(commands: Any) -> None:
@@ -56,6 +58,8 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
 
     # Before the imports, which take longer.
     refuse_existing(options.folder)
+    _check_model(options.model)
+    _check_data_file(options.data)
     from .starting.data_facts import guess_gold, guess_prompt, look_at
     from .starting.task_files import Plan, write_task
 
@@ -87,6 +91,25 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
             "reward pays for, unless your prompts do."
         )
     _say_what_comes_next(recipe, plan.output_dir, reward if reward in written else None)
+
+
+def _check_data_file(name: str | None) -> None:
+    """Check that a data file is there; a folder or a name on the Hub is looked at later."""
+    file = Path(name or "")
+    if file.suffix in _DATA_FILES and not file.exists():
+        siblings = [each.name for each in file.parent.glob("*")]
+        raise DataError(f"{file}: no such data file.{did_you_mean_file(file.name, siblings)}")
+
+
+def _check_model(name: str | None) -> None:
+    """Check that the folder of a model is there; a name that may be on the Hub is noted."""
+    if name is None or name.startswith("embedded:"):
+        return
+    from .models.places import check_local, is_at_hand
+
+    check_local(name, "model", "config.json")
+    if not is_at_hand(name):
+        print(f"note: {name} is no folder here, so `grpo-hf train` will fetch it from the Hub.")
 
 
 def _note_on_gold(facts: "DataFacts", prompt: str, gold: str) -> str:

@@ -16,7 +16,7 @@
     ├── NotFiniteError (ArithmeticError)    a loss, gradient, log-probability or weight became NaN
     ├── RolloutError (ValueError)           a rollout function returned no completion, or no tokens
     ├── EngineError (RuntimeError)          vLLM does not start, or does not answer
-    ├── OutputExistsError (FileExistsError) the output folder holds another run
+    ├── OutputExistsError (FileExistsError) the output folder holds a run already
     ├── SaveError (OSError)                 a disk failed while weights were saved
     └── HubUnreachable (ConnectionError)    the Hub was needed and did not answer
 

@@ -11,6 +11,10 @@ _OLD_NAMES = r"`(is_gradient|gradient)_checkpointing(_enable|_disable)?` is depr
 _KERNEL = "Failed to load CPU gemm_4bit_forward from kernels-community"
 _KERNEL_LOGGER = "bitsandbytes.backends.cpu.ops"
 
+# Of TRL, with a row of the data.
+_NO_REWARD = "All reward functions returned None for the following kwargs"
+_REWARDS_LOGGER = "trl.trainer.grpo_trainer"
+
 
 @contextmanager
 def old_names() -> Iterator[None]:
@@ -28,6 +32,33 @@ def old_names() -> Iterator[None]:
 def drop_kernel_line() -> None:
     """Keep one line about an optional kernel out of the log; bitsandbytes logs it on import."""
     logging.getLogger(_KERNEL_LOGGER).addFilter(_is_other_line)
+
+
+def say_none_once() -> None:
+    """Let TRL say once in the run that begins, and not at every step, that nothing was judged.
+
+    It logs a whole row each time. Which reward failed on what is said by this library, once a run.
+    """
+    logger = logging.getLogger(_REWARDS_LOGGER)
+    for each in list(logger.filters):
+        if isinstance(each, _Once):
+            logger.removeFilter(each)
+    logger.addFilter(_Once(_NO_REWARD))
+
+
+class _Once(logging.Filter):
+    """Lets the first line with these words pass, and no further one."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words = words
+        self._was_said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self._words not in str(record.msg):
+            return True
+        is_first, self._was_said = not self._was_said, True
+        return is_first
 
 
 def _is_other_line(record: logging.LogRecord) -> bool:

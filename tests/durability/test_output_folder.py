@@ -21,8 +21,25 @@ from grpo_hf.durability.output_folder import claim_output_folder
 from grpo_hf.errors import OutputExistsError
 from grpo_hf.run_files import RUN_FILE
 from grpo_hf.runs.output_checks import checkpoint_to_resume
+from grpo_hf.runs.recipe import read_recipe
 
 TRACES = ["metrics.jsonl", "adapter_config.json", "model.safetensors", "checkpoint-500"]
+
+
+def test_a_folder_with_a_run_says_how_its_settings_differ(tmp_path: Path):
+    folder = tmp_path / "run"
+    flags = ["--output_dir", str(folder), "--rewards", "gsm8k", "--use_cpu", "--report_to", "none"]
+    made = read_recipe([*flags, "--max_steps", "2"])
+    made.save(folder)
+    (folder / RUN_FILE).write_text("{}")
+    with pytest.raises(OutputExistsError) as same:
+        checkpoint_to_resume(made)
+    said = str(same.value)
+    assert said.startswith(f"{folder} holds a run already, which is not overwritten.")
+    assert "begin it anew there with --resume_from_checkpoint auto" in said
+    assert said.endswith("It is the run of these same settings.")
+    with pytest.raises(OutputExistsError, match="other settings: max_steps is 3 and was 2"):
+        checkpoint_to_resume(read_recipe([*flags, "--max_steps", "3"]))
 
 
 @pytest.mark.parametrize("name", ["run", "run[1]", "run*", "a?b", "checkpoint-7"])
@@ -31,12 +48,12 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(tmp_path: Path, nam
     folder = tmp_path / name
     (folder / trace).mkdir(parents=True)
     with pytest.raises(
-        OutputExistsError, match=rf"{re.escape(str(folder))} holds another run \({trace}\)"
+        OutputExistsError, match=rf"{re.escape(str(folder))} holds a run already \({trace}\)"
     ) as caught:
         claim_output_folder(folder)
     way = (
         "--resume_from_checkpoint auto"
-        if trace.startswith("checkpoint")
+        if trace.startswith("checkpoint") or not trace.startswith("model")
         else "It has no checkpoint: remove or rename it"
     )
     assert "--output_dir" in str(caught.value) and way in str(caught.value)

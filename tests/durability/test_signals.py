@@ -50,6 +50,12 @@ def test_a_signal_where_no_run_trains_unwinds(number: int, capsys: Any) -> None:
     assert "The same command starts again" in said
 
 
+def test_a_program_that_trains_nothing_has_words_of_its_own(capsys: Any) -> None:
+    with pytest.raises(SystemExit), exit_on_error("stopped."):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capsys.readouterr().err == "Ctrl-C: stopped.\n"
+
+
 def test_a_run_that_has_left_says_so_once(capsys: Any) -> None:
     with pytest.raises(SystemExit) as left, exit_on_error():
         raise signals.left(signal.SIGTERM)

@@ -267,14 +267,14 @@ def test_a_run_begins_where_none_has_saved(
     (run / "metrics.jsonl").write_text('{"step": 1, "reward": 1.0}\n')
     settings = {"output_dir": str(run), "peft_config": LORA}
     trainer = make_trainer(**settings)
-    with pytest.raises(GrpoError, match="holds another run"):
+    with pytest.raises(GrpoError, match="holds a run already"):
         trainer.train()
     with pytest.raises(ConfigError, match="no checkpoint to resume from"):
         trainer.train(resume_from_checkpoint=True)
     trainer.train(resume_from_checkpoint="auto")
     trainer.save_model()
     # Weights without a checkpoint are another run's, and are not written over.
-    with pytest.raises(GrpoError, match="holds another run"):
+    with pytest.raises(GrpoError, match="holds a run already"):
         make_trainer(**settings).train(resume_from_checkpoint="auto")
 
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from grpo_hf import GRPOTrainer
-from grpo_hf.errors import ModelError
-from grpo_hf.models import loading
-from grpo_hf.models.loading import check_local, load_base, read_model_config
+from grpo_hf.errors import HubUnreachable, ModelError
+from grpo_hf.models.loading import load_base, read_model_config
+from grpo_hf.models.places import check_found, check_local
 
 MakeTrainer = Callable[..., GRPOTrainer]
 
@@ -46,12 +46,45 @@ class TestNamesThatAreNoFolders:
         check_local("models/other", "model", "config.json")
         assert asked == ["models/other"]
         # Fetched before, it needs no Hub.
-        monkeypatch.setattr(loading, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         (tmp_path / "models--models--third").mkdir()
         check_local("models/third", "model", "config.json")
         # Without such a folder nobody is asked.
         check_local("owner/fourth", "model", "config.json")
         assert asked == ["models/other"]
+
+
+class TestNamesOnTheHub:
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "smollm2").mkdir()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    @pytest.mark.parametrize("kind", [OSError, RuntimeError, TimeoutError])
+    def test_a_hub_that_does_not_answer_is_asked_once(
+        self, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    ) -> None:
+        asked = []
+
+        def model_info(self: Any, name: str, timeout: float) -> None:
+            asked.append(name)
+            raise kind("Name or service not known")
+
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+        with pytest.raises(HubUnreachable, match=r"does not answer.*Did you mean 'smollm2'"):
+            read_model_config("smollm")
+        assert asked == ["smollm"]
+        # What was fetched before needs no answer.
+        Path("cache/models--smollm").mkdir(parents=True)
+        check_found("smollm", "model")
+        check_found("smollm2", "model")
+        assert asked == ["smollm"]
+
+    def test_a_hub_that_has_no_such_model_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("grpo_hf.models.places.is_on_hub", lambda name: False)
+        with pytest.raises(ModelError, match="the Hub has no such repository"):
+            read_model_config("smollm")
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_short_run_from_cold_start_to_table(
     # The run ends before another cold start.
     with pytest.raises(SystemExit):
         recipe.main([*config, *short, "--seed", "1", "--output_dir", str(tmp_path / "first")])
-    assert "holds another run" in capsys.readouterr().err
+    assert "holds a run already" in capsys.readouterr().err
     assert len(list(tmp_path.glob("cold_start-*"))) == 1
 
 

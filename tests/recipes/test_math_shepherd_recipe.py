@@ -68,7 +68,7 @@ def test_a_run_from_cold_start_to_table(
     )
     with pytest.raises(SystemExit):
         recipe.main(flags)
-    assert "holds another run" in capsys.readouterr().err
+    assert "holds a run already" in capsys.readouterr().err
 
 
 def test_nothing_to_measure_on_is_said_before_the_cold_start(

@@ -125,7 +125,7 @@ def test_a_run_learns_to_find_mistakes(
     )
     with pytest.raises(SystemExit):
         recipe.main([*flags, "--output_dir", str(tmp_path / "run")])
-    assert "holds another run" in capsys.readouterr().err
+    assert "holds a run already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

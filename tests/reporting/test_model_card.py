@@ -401,6 +401,10 @@ def test_results_are_shown_with_their_intervals(card):
     assert results["difference (paired)"][0] == f"{182 / 263:+.3f}"
 
 
+def test_the_length_of_a_run_is_that_which_it_took(card):
+    assert "num_train_epochs" in card().text and "`max_steps`" not in card().text
+
+
 def test_a_reward_that_calls_every_answer_right_cannot_tell(card):
     said = "The reward gives its full mark, 1.0, to all answers, so this says nothing"
     assert said in card(results=compare([True] * 40, [True] * 40).as_dict()).text

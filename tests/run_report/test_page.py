@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from grpo_hf.errors import ConfigError, DataError, OutputExistsError
 from grpo_hf.reporting.gaming import findings
 from grpo_hf.run_report.charts import chart_of
 from grpo_hf.run_report.curves import panels_of, usual_value
+from grpo_hf.run_report.facts import figures
 from grpo_hf.run_report.page import write_plot, write_report
 from grpo_hf.run_report.record import read_runs
+from grpo_hf.run_report.result_charts import accuracy_chart, at_k_chart
 from grpo_hf.runs import finished
 
 CHROMIUM = shutil.which("chromium")
@@ -112,6 +115,39 @@ class TestPage:
         text = Page(write_report([run], pictures=False).read_text()).text
         assert "The answers on held-out prompts" in text
         assert "The answers on held_out, by grpo-hf eval" in text
+
+    def test_a_chart_names_only_what_it_shows(self):
+        rows = []
+        for series in ("base pass@k", "adapter pass@k"):
+            for k in (1, 2, 3, 4):
+                rows.append({"series": series, "k": k, "value": 0.5, "low": 0.4, "high": 0.6})
+        chart = at_k_chart("mine", rows)
+        assert chart.title == "pass@k on mine" and "No maj@k" in chart.caption
+        drawn = chart.svg()
+        assert all(f">{k}</text>" in drawn for k in (1, 2, 3, 4))
+        votes = [row | {"series": row["series"].replace("pass", "maj")} for row in rows]
+        assert at_k_chart("mine", rows + votes).title == "pass@k and maj@k on mine"
+
+    @pytest.mark.parametrize(("low", "high"), [(0.31, 0.62), (0.0, 0.97), (0.05, 0.95), (0.9, 1.0)])
+    def test_shares_have_even_ticks_and_whole_labels(self, low: float, high: float):
+        rows = []
+        for name in ("a_long_name: held-out prompts", "another: held-out prompts, by grpo-hf eval"):
+            for model in ("base", "adapter"):
+                interval = {"value": (low + high) / 2, "low": low, "high": high}
+                rows.append({"set": name, "model": model} | interval)
+        drawn = accuracy_chart(rows).svg()
+        assert ">a_long_name<" in drawn.replace("</tspan>", "<") and ">held-out prompts<" in drawn
+        ticks = sorted({int(found) for found in re.findall(r">(\d+)%</text>", drawn)})
+        steps = {after - before for before, after in pairwise(ticks)}
+        assert len(steps) == 1 and 2 <= len(ticks) <= 7
+
+    def test_a_kl_of_rounding_is_none(self, tmp_path: Path):
+        run = write_run(tmp_path / "run")
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.dumps(row | {"kl": -5.99e-10} if "kl" in row else row) for row in rows]
+        (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        (record,) = read_runs([run])
+        assert ("KL, median step", "0", "largest 0") in figures(record)
 
     def test_a_sign_of_gaming_says_what_to_try(self, page: Page):
         assert "Lower its weight." in page.text

@@ -204,6 +204,24 @@ class TestAsking:
         _, printed = begun(file)
         assert "right answer: target (--gold COLUMN for another: first; - for none)" in printed
 
+    def test_a_data_file_that_is_not_there_is_said_at_once(self, data, tmp_path, capsys):
+        file = data(lambda n: {"question": f"{n}?", "answer": n})
+        with pytest.raises(SystemExit):
+            main(["init", str(tmp_path / "mine"), "--data", f"{file.with_suffix('')}s.jsonl"])
+        assert f"no such data file. Did you mean '{file.name}'?" in capsys.readouterr().err
+
+    def test_a_model_that_is_not_there_is_said_at_once(self, data, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "models" / "smollm2").mkdir(parents=True)
+        monkeypatch.setattr("grpo_hf.models.places.is_on_hub", lambda name: None)
+        with pytest.raises(SystemExit):
+            main(["init", "mine", "--data", "nowhere.jsonl", "--model", "models/smollm"])
+        said = capsys.readouterr().err
+        assert "models/smollm: no such model folder here. Did you mean 'smollm2'?" in said
+        file = data(lambda n: {"question": f"{n}?", "answer": n})
+        main(["init", "mine", "--data", str(file), "--model", "smollm"])
+        assert "note: smollm is no folder here" in capsys.readouterr().out
+
     def test_in_a_terminal_it_asks_and_offers_what_it_sees(
         self, data, tiny_checkpoint, tmp_path, monkeypatch, capsys
     ):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, HubUnreachable
 from .readers import PLACE, BadRow, Row, Split, check_filled, read_split, split_file
 
 _LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
@@ -158,7 +158,14 @@ def _raw_rows(known: KnownSet, path: Path | None) -> Split:
             f"{known.name} is not on the Hub. Say where it lies: --data {known.name}=FOLDER."
         )
     if path is None:
-        split = read_split(name=known.hub, config=known.config, split="test")
+        try:
+            split = read_split(name=known.hub, config=known.config, split="test")
+        except HubUnreachable as error:
+            reason = f"{error.__cause__ or error}".partition("\n")[0]
+            raise HubUnreachable(
+                f"{known.name} ({known.hub}) could not be fetched from the Hub ({reason}). Without "
+                f"a network, say where a copy lies: --data {known.name}=PATH."
+            ) from error
     else:
         file = _file_of(known, path)
         split = _read_tsv(file) if file.suffix == ".tsv" else read_split(path=str(file))

@@ -88,7 +88,7 @@ class Departure(TrainerCallback):
         self._signal, self._signalled_at = number, time.monotonic()
         said = (
             f"{signals.name_of(number)}: the run leaves at the end of a step, with a checkpoint; "
-            "Ctrl-C leaves at once."
+            "a second Ctrl-C leaves at once."
         )
         # Within the view that is on the screen a line would be torn.
         if not show_notice(said):

@@ -20,6 +20,7 @@ from .resume import AUTO, TRUE, wish_of
 
 # What a run leaves behind; recipe.yaml and notes of the user are not among it.
 _RUN_TRACES = (METRICS_FILE, "adapter_config.json", "*.safetensors", "*.bin", "checkpoint-*")
+_GO_ON = '--resume_from_checkpoint auto (in Python train("auto"))'
 # The locks that this process holds, until it ends.
 _held: dict[Path, IO[str]] = {}
 # The folders that it has made.
@@ -39,7 +40,7 @@ def claim_output_folder(
         resume: what the run is told to go on from, as `train` takes it.
 
     Raises:
-        OutputExistsError: the folder holds another run, or cannot be written to.
+        OutputExistsError: the folder holds a run already, or cannot be written to.
     """
     trace = _first_trace(folder)
     # Without this barrier a slow process could take the files of the first one for another run's.
@@ -50,14 +51,13 @@ def claim_output_folder(
         if at_work is not None:
             raise OutputExistsError(_taken(folder, at_work))
         advice = "It has no checkpoint: remove or rename it"
+        if _resumes_here(folder, AUTO):
+            advice = f"It has no checkpoint: begin it anew there with {_GO_ON}, remove or rename it"
         if any(folder.glob("checkpoint-*")):
             # A cell of a notebook that is run a second time has no command line.
-            advice = (
-                'Continue it with --resume_from_checkpoint auto (in Python train("auto")), remove '
-                "or rename the folder"
-            )
+            advice = f"Continue it with {_GO_ON}, remove or rename the folder"
         raise OutputExistsError(
-            f"{folder} holds another run ({trace.name}), which is not overwritten. {advice}, or "
+            f"{folder} holds a run already{_named(trace)}, which is not overwritten. {advice}, or "
             "give this run another --output_dir."
         )
     try:
@@ -79,6 +79,11 @@ def claim_output_folder(
         raise OutputExistsError(
             f"{folder} cannot be written to ({error.strerror}). Give another --output_dir."
         ) from error
+
+
+def _named(trace: Path) -> str:
+    # It begins with a dot, so a user has never seen it.
+    return "" if trace.name == RUN_FILE else f" ({trace.name})"
 
 
 def _hold(folder: Path, *, begins: bool) -> None:

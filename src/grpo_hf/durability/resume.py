@@ -42,6 +42,8 @@ _ADAPTER_APART = {
     *("init_lora_weights", "loftq_config", "lora_dropout", "peft_version", "revision"),
     *("runtime_config", "task_type"),
 }
+# Of what is no setting, by which settings it comes to be another.
+_WHY = {"data": " (by the data itself, --dataset_path, --eval_rows, --columns or --seed)"}
 _RATE = ("learning_rate", "lr_scheduler", "warmup")
 # The rows of a dataset by which it is known again.
 _ROWS = 4
@@ -188,7 +190,7 @@ def _differences(now: dict[str, Any], then: dict[str, Any], owner: str = "") -> 
     found = []
     for name in now.keys() & then.keys() - {"save_only_model"}:
         if now[name] != then[name]:
-            found.append(f"{owner}{name} is {now[name]} and was {then[name]}")
+            found.append(f"{owner}{name} is {now[name]} and was {then[name]}{_WHY.get(name, '')}")
     return found
 
 

@@ -95,6 +95,7 @@ def _open_to_us() -> Iterator[int]:
 
 def leave_at_once(number: int) -> None:
     """End this process without anything that is due at its end, such as a traceback."""
+    say_now(f"{name_of(number)} again: left at once; what was saved before is there.")
     os._exit(exit_code(number))
 
 

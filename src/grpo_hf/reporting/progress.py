@@ -145,7 +145,7 @@ def rollout_parts(logs: dict[str, Any], reward_names: list[str]) -> list[str]:
     if "kl" in logs:
         # A step that was left out because of its numbers has none.
         kl = finite(logs["kl"])
-        parts.append("kl -" if kl is None else f"kl {kl:.4f}")
+        parts.append("kl -" if kl is None else f"kl {kl:z.4f}")
     if "completions/mean_length" in logs:
         parts.append(f"length {logs['completions/mean_length']:.0f}")
     return parts

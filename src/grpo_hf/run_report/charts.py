@@ -33,6 +33,8 @@ _MOST_MARKED = 40
 _MOST_STACKED = 120
 # Of a logarithmic axis, about.
 _TICKS = 6
+# Where a logarithmic axis has numbers without exponents: above 10 to this, and below this.
+_LEAST_POWER, _MOST_PLAIN = -5, 1e5
 # From here on an axis says "5k".
 _THOUSAND = 1000
 # Below, zeros behind the point would be counted.
@@ -254,8 +256,10 @@ def _y_of(panel: Panel) -> Any:
     # A ratio beyond float32 is 10^38, and would have forty labels.
     for power in range(first, end, max(1, (end - first) // _TICKS)):
         ticks.append(10.0**power)
+    # Numbers as people write them, unless they are very large or small.
+    form = "~r" if first > _LEAST_POWER and max(values) < _MOST_PLAIN else "~g"
     scale = alt.Scale(type="symlog", constant=usual, nice=False)
-    return alt.Y("value:Q", scale=scale, axis=alt.Axis(values=ticks, format="~g"))
+    return alt.Y("value:Q", scale=scale, axis=alt.Axis(values=ticks, format=form))
 
 
 def _form_of(largest: float) -> str:

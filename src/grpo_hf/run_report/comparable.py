@@ -18,7 +18,7 @@ def why_not_comparable(runs: Sequence[RunRecord]) -> list[str]:
         named = ", ".join(f"{name} by {judge}" for name, judge in judged.items())
         found.append(
             f"These runs were judged by different rewards ({named}), so their accuracies are no "
-            "comparison of the runs. `grpo-hf eval RUN --reward SPEC` judges each by the same one."
+            "comparison of the runs: grpo-hf eval RUN --reward SPEC judges each by the same one."
         )
     prompts = {run.name: asked for run in runs if (asked := _asked(run))}
     if len(set(map(frozenset, prompts.values()))) > 1:

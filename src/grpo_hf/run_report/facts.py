@@ -18,6 +18,8 @@ _OF_ONE_RUN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_
 _HELD_OUT, _HELD_OUT_SET = "held-out prompts", "held_out"
 # The sign of gaming that makes "better" a wrong word.
 _FIXED_CHOICE = "answer by place"
+# Smaller than a KL that tells two policies in float32 apart.
+_ROUNDING = 1e-7
 _MINUTE = 60
 _HOUR = 3600
 
@@ -237,7 +239,7 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
         values = [value for _, value in points_of(run.steps, metric)]
         if values:
             rows.append((name, number_text(values[-1]), f"from {number_text(values[0])}"))
-    kl = sorted(value for _, value in points_of(run.steps, "kl"))
+    kl = sorted(_without_rounding(value) for _, value in points_of(run.steps, "kl"))
     if kl:
         middle = number_text(kl[len(kl) // 2])
         rows.append(("KL, median step", middle, f"largest {number_text(kl[-1])}"))
@@ -245,6 +247,11 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     if isinstance(seconds, int | float):
         rows.append(("wall time of training", duration(seconds), _rate(run, seconds)))
     return rows
+
+
+def _without_rounding(kl: float) -> float:
+    """Return a KL, and 0 for what is left of two equal policies by the order of additions."""
+    return 0.0 if abs(kl) < _ROUNDING else kl
 
 
 def _of_data(run: RunRecord) -> str:

@@ -4,13 +4,19 @@ import math
 import os
 from pathlib import Path
 
+import yaml
+
 from ..config import GRPOConfig
 from ..durability.output_folder import claim_output_folder, end_of
 from ..durability.resume import AUTO, TRUE, checkpoint_for, is_at_its_end, wish_of
 from ..durability.whole_checkpoints import find, recover, step_of
-from ..errors import ConfigError, HubUnreachable
+from ..errors import ConfigError, HubUnreachable, OutputExistsError
 from ..run_files import RECIPE_FILE
+from ..run_folders import settings_of
 from .recipe import Recipe
+
+# Settings that are named where two recipes differ.
+_NAMED = 4
 
 
 def checkpoint_to_resume(recipe: Recipe) -> str | None:
@@ -20,11 +26,14 @@ def checkpoint_to_resume(recipe: Recipe) -> str | None:
 
     Raises:
         ConfigError: there is no such checkpoint, or its run has finished.
-        OutputExistsError: the output folder holds another run.
+        OutputExistsError: the output folder holds a run already.
     """
     folder = Path(recipe.training.output_dir)
     wish = recipe.training.resume_from_checkpoint
-    claim_output_folder(folder, resume=wish)
+    try:
+        claim_output_folder(folder, resume=wish)
+    except OutputExistsError as error:
+        raise OutputExistsError(f"{error}{_what_differs(recipe, folder)}") from error
     # In a loop that restarts, the end of a run is no mistake: what comes after it may be left.
     if wish_of(wish) == AUTO:
         return AUTO
@@ -44,6 +53,23 @@ def checkpoint_to_resume(recipe: Recipe) -> str | None:
             f"{'--max_steps' if most > 0 else '--num_train_epochs'} to go on."
         )
     return TRUE if wish_of(wish) == TRUE else str(checkpoint)
+
+
+def _what_differs(recipe: Recipe, folder: Path) -> str:
+    """Return a sentence on how a recipe differs from that of the run in a folder, if it has one."""
+    there = settings_of(folder)
+    if not there:
+        return ""
+    here = yaml.safe_load(recipe.saved_in(folder))
+    differing = []
+    for name in sorted(there.keys() | here.keys()):
+        # What was chosen for a run is written out with what was given, and depends on the model.
+        if name in recipe.given and there.get(name) != here.get(name):
+            differing.append(f"{name} is {here.get(name)} and was {there.get(name)}")
+    if not differing:
+        return " It is the run of these same settings."
+    more = f", and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+    return f" That run has other settings: {'; '.join(differing[:_NAMED])}{more}."
 
 
 def first_checkpoint(args: GRPOConfig) -> str:

@@ -14,6 +14,11 @@ from ..durability.launchers import leave_with_launcher
 from ..errors import GrpoError
 from ..run_files import say_first
 
+STOPPED_TRAINING = (
+    "stopped while no run was training. The same command starts again, or goes on from the last "
+    "checkpoint, if there is one, with --resume_from_checkpoint auto."
+)
+
 
 def quiet() -> None:
     """Silence progress bars and warnings that a user of this library can do nothing about.
@@ -50,10 +55,13 @@ def train_recipe(arguments: Sequence[str], default: Path) -> None:
 
 
 @contextmanager
-def exit_on_error() -> Iterator[None]:
+def exit_on_error(stopped: str = STOPPED_TRAINING) -> Iterator[None]:
     """Exit with code 2 on a `GrpoError`, whose message goes to stderr, and on signals with theirs.
 
     Only the first process prints a message. A second Ctrl-C leaves at once.
+
+    Args:
+        stopped: what is said after a signal where no run trains.
     """
     leave_with_launcher()
     try:
@@ -70,12 +78,7 @@ def exit_on_error() -> Iterator[None]:
         number = getattr(error, "number", signal.SIGINT)
         # A run that was interrupted has said what became of it.
         if not isinstance(error, signals.Interrupted):
-            say_first(
-                f"{signals.name_of(number)}: stopped while no run was training. The same command "
-                "starts again, or goes on from the last checkpoint, if there is one, with "
-                "--resume_from_checkpoint auto.",
-                to_stderr=True,
-            )
+            say_first(f"{signals.name_of(number)}: {stopped}", to_stderr=True)
         raise SystemExit(signals.exit_code(number)) from None
 
 

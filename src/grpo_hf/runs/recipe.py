@@ -17,7 +17,8 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from ..config import GRPOConfig
-from ..errors import ConfigError, OutputExistsError, did_you_mean
+from ..errors import ConfigError, OutputExistsError
+from ..recipe_keys import load_mapping, unknown_flag, unknown_key
 from ..run_files import RECIPE_FILE, write_whole
 from ..run_folders import recipe_at
 from ..trl_seam import parser_actions
@@ -232,11 +233,7 @@ def _read_flags(
     if rest and not rest[0].startswith("-"):
         raise ConfigError(f"{rest[0]!r} is not a flag. A recipe is named as --config {rest[0]}.")
     if rest:
-        flag = rest[0].lstrip("-").partition("=")[0].replace("-", "_")
-        raise ConfigError(
-            f"flag {rest[0]} is not known.{did_you_mean(flag, known)} Try --help, or `grpo-hf "
-            "settings`."
-        )
+        raise unknown_flag(rest[0], list(known))
     given = {}
     for name, value in vars(flags).items():
         if value is not None:
@@ -257,7 +254,7 @@ def _read_from_here(flags: dict[str, Any], folder: Path) -> None:
 
 def _read_yaml(file: Path, known: dict[str, Action]) -> dict[str, Any]:
     """Return the settings of a YAML file, each with the type of its field."""
-    settings = _load_mapping(file)
+    settings = load_mapping(file)
     if "env" in settings:
         # torch is imported by now, so variables such as OMP_NUM_THREADS would come too late.
         raise ConfigError(
@@ -266,9 +263,7 @@ def _read_yaml(file: Path, known: dict[str, Action]) -> dict[str, Any]:
         )
     for key in settings:
         if key not in known:
-            raise ConfigError(
-                f"{file}: setting {str(key)!r} is not known.{did_you_mean(str(key), known)}"
-            )
+            raise unknown_key(file, key, list(known))
     hints = settings_types()
     for name, value in settings.items():
         try:
@@ -277,18 +272,6 @@ def _read_yaml(file: Path, known: dict[str, Action]) -> dict[str, Any]:
             got = f"{value!r} ({type(value).__name__})"
             expected = _expected_values(known[name], hints[name])
             raise ConfigError(f"{file}: {name} is {got}; expected {expected}.") from None
-    return settings
-
-
-def _load_mapping(file: Path) -> dict[str, Any]:
-    """Return the mapping at the top of a YAML file."""
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: not a YAML file ({error}).") from error
-    if not isinstance(settings, dict):
-        kind = type(settings).__name__
-        raise ConfigError(f"{file}: expected settings as `key: value` lines, got {kind}.")
     return settings
 
 

@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from ..errors import RewardSpecError
+from ..quieting import say_none_once
 from .registry import load_reward
 from .reward import Reward
 from .scored_reward import STAYS, UNDEFINED, ScoredReward
@@ -42,6 +43,7 @@ class RunRewards:
         # A list of our own: TRL puts the reward models that it loads into the one it is given.
         self._given = list(given or [])
         self._entries = entries or []
+        say_none_once()
 
     def entries_for(self, functions: Sequence[Any]) -> list[Any]:
         """Return what scores in the place of each of a trainer's `reward_funcs`.

