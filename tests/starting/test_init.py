@@ -18,6 +18,7 @@ ROWS = 24
 ANSWERS = {
     "number": ("right_number", lambda n: 3 * n),
     "money": ("right_number", lambda n: f"${1000 + n:,}"),
+    "choice": ("right_number", lambda n: 2 * n + 5),
     "label": ("right_label", lambda n: ("Positive", "Negative", "n/a (\\x)")[n % 3]),
     "short": ("right_words", lambda n: f'King\'s no. {n}""" \\'),
     "long": ("shared_words", lambda n: f"word{n} " * 12),
@@ -62,8 +63,11 @@ def module_of(file: Path):
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_what_is_written_works(kind, data, begun):
     function, answer = ANSWERS[kind]
+    asked = "Larger, {} or {}?" if kind == "choice" else "What about {}?"
     file = data(
-        lambda n: {"question": f"What about {n}?"} | ({"answer": answer(n)} if answer else {})
+        lambda n: (
+            {"question": asked.format(n, 2 * n + 5)} | ({"answer": answer(n)} if answer else {})
+        )
     )
     folder, printed = begun(file)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -88,6 +92,60 @@ def test_what_is_written_works(kind, data, begun):
         others = gold[1:] + gold[:1]
         assert reward(list(map(str, gold)), answer=gold) == [1.0] * ROWS
         assert all(paid < 1 for paid in reward(list(map(str, others)), answer=gold))
+
+
+class TestChoices:
+    """Prompts that hold their right answer beside others."""
+
+    def written(self, data, begun, make):
+        folder, printed = begun(data(make), "--gold", "larger")
+        reward = module_of(folder / "reward.py").right_number
+        return reward, (folder / "recipe.yaml").read_text(encoding="utf-8"), printed
+
+    def test_an_answer_that_names_several_is_not_paid(self, data, begun):
+        reward, _, printed = self.written(
+            data, begun, lambda n: {"ask": f"Larger, {n} or {n + 7000}?", "larger": n + 7000}
+        )
+        paid = {
+            "7001": 1.0,
+            "7,001 is the larger number.": 1.0,
+            "It is 7001, as 7001.0 is larger.": 1.0,
+            "1 is larger than 7001.": 0.0,
+            "7001 is larger than 1.": 0.0,
+            "1": 0.0,
+            "": 0.0,
+        }
+        assert reward(list(paid), larger=[7001] * len(paid)) == list(paid.values())
+        assert "prompt copied" not in printed.partition("note:")[2]
+
+    def test_messages_are_read(self, data, begun):
+        def make(n):
+            said = [{"role": "user", "content": f"Larger, {n} or {n + 7000}?"}]
+            return {"messages": said, "larger": n + 7000}
+
+        reward, _, _ = self.written(data, begun, make)
+        assert reward(["1 is larger than 7001."], larger=[7001]) == [0.0]
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            # Copies, and sums of which some terms are 0.
+            lambda n: {"ask": f"Say {n}.", "larger": n},
+            lambda n: {"ask": f"{n} + {n % 2} =", "larger": n + n % 2},
+        ],
+    )
+    def test_other_numbers_are_the_last_of_an_answer(self, data, begun, make):
+        reward, _, _ = self.written(data, begun, make)
+        assert reward(["3 and 4 make 7"], larger=[7]) == [1.0]
+
+
+def test_the_length_of_an_answer_says_how_it_was_chosen(data, begun):
+    folder, _ = begun(data(lambda n: {"question": f"{n}?", "answer": 1000 + n}))
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert (
+        "# Tokens of an answer: 32 for a sentence around the answer and 2 for the longest" in text
+    )
+    assert "max_completion_length: 34" in text
 
 
 def test_the_values_in_its_comments_are_the_defaults(data, begun):

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..data.completions import message_text
 from ..data.readers import EMBEDDED, SUFFIXES, Split, read_split
 from ..data.rows import column_names, usual_prompt_column
 from ..errors import DataError, did_you_mean
@@ -15,6 +16,11 @@ from ..scoring.gold import GOLD_COLUMNS
 # Other names under which datasets keep answers, beside those that `rewards check` knows.
 _ANSWER_COLUMNS = (*GOLD_COLUMNS, "answers", "output", "response", "completion", "result", "class")
 _NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(\.\d+)?\s?%?")
+_VALUE = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# A task is a choice where so many of its prompts hold the right answer.
+_MOST = 0.9
+# Rows of a large file that say so as well as all of them.
+_LOOKED_AT = 1000
 # So many different answers of a few words each are the labels of a classification.
 _MOST_LABELS = 12
 _LABEL_WORDS = 3
@@ -166,6 +172,29 @@ def guess_gold(facts: DataFacts, prompt: str) -> str | None:
                 return name
     # With two columns there is not much to choose from.
     return others[0] if len(others) == 1 else None
+
+
+def holds_its_answers(facts: DataFacts, prompt: str, gold: str) -> bool:
+    """Return whether most prompts hold their right number beside others, from which to choose."""
+    held = []
+    for row in facts.split.rows[:_LOOKED_AT]:
+        if row.get(prompt) is None or row.get(gold) is None:
+            continue
+        right = _values_in(str(row[gold]))
+        # Of messages, their contents.
+        given = _values_in(_text_of(row[prompt]))
+        held.append(len(given) > 1 and right <= given)
+    return bool(held) and sum(held) >= _MOST * len(held)
+
+
+def _text_of(prompt: Any) -> str:
+    if isinstance(prompt, list):
+        return "\n".join(message_text(message) for message in prompt)
+    return str(prompt)
+
+
+def _values_in(text: str) -> set[float]:
+    return {float(number.replace(",", "")) for number in _VALUE.findall(text)}
 
 
 def kind_of_answers(values: Sequence[Any]) -> str:

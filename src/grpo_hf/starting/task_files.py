@@ -14,12 +14,13 @@ from ..errors import OutputExistsError
 from ..runs.defaults import defaults_for
 from ..runs.recipe_schema import schema_text
 from ..scoring.registry import load_reward, split_spec
-from .data_facts import DataFacts, kind_of_answers
+from .data_facts import DataFacts, holds_its_answers, kind_of_answers
 from .task_folder import RECIPE, REWARD, SCHEMA, refuse_existing
 
 # What the written reward is called, by what the right answers are.
 _FUNCTIONS = {
     "number": "right_number",
+    "choice": "right_number",
     "label": "right_label",
     "short": "right_words",
     "long": "shared_words",
@@ -28,6 +29,7 @@ _FUNCTIONS = {
 _LAST_LINE = "Think step by step. End with a line of the form: #### <number>"
 _INSTRUCTIONS = {
     "number": "Answer with the number alone.",
+    "choice": "Answer with the number alone.",
     "problem": _LAST_LINE,
     "gsm8k": _LAST_LINE,
     "math": "Think step by step. Put the final answer into \\boxed{}.",
@@ -67,8 +69,13 @@ class Plan:
 
     @property
     def kind(self) -> str:
-        """What the right answers are, or `form` where there are none."""
-        return "form" if self.gold is None else kind_of_answers(self.facts.values(self.gold))
+        """What the right answers are; `choice` for a number of the prompt, `form` for none."""
+        if self.gold is None:
+            return "form"
+        kind = kind_of_answers(self.facts.values(self.gold))
+        if kind == "number" and holds_its_answers(self.facts, self.prompt, self.gold):
+            return "choice"
+        return kind
 
     @property
     def named_reward(self) -> str | None:
@@ -124,6 +131,7 @@ def recipe_text(plan: Plan) -> str:
     instruction = _INSTRUCTIONS.get(form)
     if kind == "label":
         instruction = f"Answer with one of: {', '.join(_labels(plan))}."
+    length, length_why = _length(plan, form)
     return _template(
         RECIPE,
         schema=SCHEMA,
@@ -140,7 +148,8 @@ def recipe_text(plan: Plan) -> str:
         rewards=[spec],
         output_dir=plan.output_dir,
         max_steps=_STEPS,
-        length=_length(plan, form),
+        length=length,
+        length_why=length_why,
         eval_rows=_rows_to_hold_out(plan.facts),
         learning_rate=f"{defaults_for({})['learning_rate']:.1e}".replace("e-0", "e-"),
     )
@@ -206,14 +215,20 @@ def _renames(plan: Plan) -> list[str]:
     return [f"{wanted[0]}={plan.gold}"]
 
 
-def _length(plan: Plan, form: str) -> int:
-    """Return how many tokens an answer may have."""
+def _length(plan: Plan, form: str) -> tuple[int, str]:
+    """Return how many tokens an answer may have, and how that was chosen."""
     if plan.gold is None:
-        return 2 * _ALONE
+        return 2 * _ALONE, "for a sentence of some length"
     if form == "problem":
-        return _WORKING
-    longest = 2 * plan.facts.columns[plan.gold].longest // _TOKEN_CHARACTERS
-    return min(_LONGEST, _ALONE + longest)
+        return _WORKING, "for working, which the data does not show"
+    characters = plan.facts.columns[plan.gold].longest
+    # Digits, and words of rare languages, take more tokens than other characters.
+    longest = 2 * characters // _TOKEN_CHARACTERS
+    chosen = min(_LONGEST, _ALONE + longest)
+    return chosen, (
+        f"{_ALONE} for a sentence around the answer and {chosen - _ALONE} for the longest right "
+        f"one, of {characters} characters"
+    )
 
 
 def _rows_to_hold_out(facts: DataFacts) -> int | None:
