@@ -68,6 +68,9 @@ HEADINGS = (
     "",
 )
 
+# The data type that the command line asks for, if it does.
+_asked_for: list[torch.dtype] = []
+
 # `ratio_row` makes the entries that every row has.
 Row = dict[str, Any]
 
@@ -117,8 +120,22 @@ def options(
     return parser
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of benchmarks that run in half precision on a CPU as well."""
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of the weights; else that of the device"
+    )
+
+
+def dtype() -> torch.dtype:
+    """Return the data type of the weights: as asked for, or float32 on a CPU and bf16 on CUDA."""
+    if _asked_for:
+        return _asked_for[0]
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
 def prepare(arguments: argparse.Namespace) -> None:
-    """Check the settings, and set the number of threads.
+    """Check the settings, and set the number of threads and the data type.
 
     Raises:
         SystemExit: the model's folder is missing, or a number is too small.
@@ -135,6 +152,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         raise SystemExit("error: --repeats and --threads have to be 1 or more.")
     # Results of different machines can only be compared with a fixed number.
     torch.set_num_threads(arguments.threads)
+    asked = getattr(arguments, "dtype", None)
+    _asked_for[:] = [] if asked is None else [getattr(torch, asked)]
 
 
 def timed(action: Callable[[], Any]) -> Time:

@@ -20,7 +20,7 @@ from typing import Any
 from grpo_hf.runs.program import quiet
 
 from .batches import forced_lengths
-from .common import OURS, TRL, Row, alternate, comparison, options, prepare, report
+from .common import OURS, TRL, Row, add_dtype, alternate, comparison, options, prepare, report
 from .sides import make_trainer
 from .update import Case, names_of
 
@@ -100,7 +100,9 @@ def compare(case: Case, trainers: dict[str, Any], repeats: int) -> Row:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run the benchmark that the flags describe."""
-    arguments = options(__doc__, names_of(CASES)).parse_args(given)
+    parser = options(__doc__, names_of(CASES))
+    add_dtype(parser)
+    arguments = parser.parse_args(given)
     quiet()
     prepare(arguments)
     longest = max(case.longest for case in CASES)

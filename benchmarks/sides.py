@@ -14,7 +14,7 @@ import grpo_hf
 from grpo_hf.rewards.answer_format import answer_format
 from grpo_hf.rewards.gsm8k import gsm8k
 
-from .common import OURS, PEER, TRL
+from .common import OURS, PEER, TRL, dtype
 
 # The paper's objective (arXiv 2402.03300), which TRL has to be told.
 OBJECTIVE = {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False}
@@ -25,11 +25,6 @@ RANK = 16
 # Standard deviation of the adapter's B weights. They are 0 in a fresh adapter, and the policy would
 # equal the reference.
 ADAPTER_STD = 0.01
-
-
-def dtype() -> torch.dtype:
-    """Return the data type of the weights: float32 on a CPU, bfloat16 on CUDA."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def trainer_class(side: str) -> type[trl.GRPOTrainer]:

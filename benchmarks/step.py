@@ -20,7 +20,7 @@ from typing import Any
 from grpo_hf.runs.program import quiet
 
 from .batches import forced_lengths, recorded
-from .common import OURS, TRL, Row, alternate, comparison, options, prepare, report
+from .common import OURS, TRL, Row, add_dtype, alternate, comparison, options, prepare, report
 from .sides import make_trainer
 
 # Prompts of a step.
@@ -106,7 +106,9 @@ def are_near(values: Sequence[float], expected: float) -> bool:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run the benchmark that the flags describe."""
-    arguments = options(__doc__, list(BARS)).parse_args(given)
+    parser = options(__doc__, list(BARS))
+    add_dtype(parser)
+    arguments = parser.parse_args(given)
     quiet()
     prepare(arguments)
     rows = []

@@ -37,8 +37,10 @@ from .common import (
     PEER,
     TRL,
     Row,
+    add_dtype,
     alternate,
     comparison,
+    dtype,
     matmul_rate,
     options,
     prepare,
@@ -46,7 +48,7 @@ from .common import (
     report,
 )
 from .flops import Shape, useful_flops
-from .sides import OBJECTIVE, dtype, make_trainer
+from .sides import OBJECTIVE, make_trainer
 
 # The row `limit` has to reach this share of the machine's rate.
 LIMIT_BAR = 0.55
@@ -335,7 +337,9 @@ def print_checks(row: Row) -> None:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Run the benchmark that the flags describe."""
-    arguments = options(__doc__, names_of(CASES)).parse_args(given)
+    parser = options(__doc__, names_of(CASES))
+    add_dtype(parser)
+    arguments = parser.parse_args(given)
     quiet()
     prepare(arguments)
     if not find_spec("prefix_grouper"):

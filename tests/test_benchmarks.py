@@ -13,7 +13,6 @@ from benchmarks import (
     batches,
     common,
     hybrids,
-    learning_rate,
     memory,
     plan,
     plot,
@@ -25,8 +24,6 @@ from benchmarks import (
 from benchmarks.common import OURS, PEER, TRL, Time
 from benchmarks.flops import Shape, seen_pairs, useful_flops
 from benchmarks.sides import make_trainer
-from grpo_hf.runs.recipe import read_recipe
-from grpo_hf.scoring.registry import load_reward
 from grpo_hf.update import cpu_products
 
 # Small enough for the embedded model.
@@ -353,33 +350,3 @@ def test_a_plan_that_is_off_is_a_missed_bar() -> None:
     assert row["value"] == 100 / 80
     assert not row["met"]
     assert "1.25" in plan.markdown([row])
-
-
-class TestLearningRate:
-    def test_the_task_is_a_short_recipe_with_a_right_answer(self, tmp_path):
-        recipe = read_recipe(
-            ["--config", str(learning_rate.write_task(tmp_path / "task", "a/model")), "--use_cpu"]
-        )
-        assert recipe.chosen["lora_target_modules"] == ["all-linear"]
-        (reward,) = (load_reward(spec) for spec in recipe.task.rewards)
-        rows = Path(recipe.task.dataset_path).read_text(encoding="utf-8").splitlines()
-        assert len(rows) == learning_rate.ROWS and "answer" in json.loads(rows[0])
-        texts = ["3 * 4 = 12", "12 or 13", "none"]
-        assert reward(completions=texts, answer=[12, 12, 12]) == [1.0, 0.0, 0.0]
-
-    def test_a_run_is_read_at_both_ends(self, tmp_path):
-        steps = [{"reward": n / 100, "kl": 0.01 * n} for n in range(24)]
-        lines = [json.dumps(step) for step in [*steps, {"train_runtime": 1.0}]]
-        (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-        rows = [{"base": {"right": False}, "adapter": {"right": n > 0}} for n in range(4)]
-        (tmp_path / "evaluation.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        read = learning_rate.read_run(tmp_path)
-        assert read == pytest.approx(
-            {
-                "reward, first": 0.02,
-                "reward, last": 0.21,
-                "KL, last": 0.21,
-                "base": 0.0,
-                "adapter": 0.75,
-            }
-        )
