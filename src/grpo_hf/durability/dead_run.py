@@ -5,6 +5,7 @@ largest weight that trains.
 """
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class Sign:
     Args:
         name: of the sign.
         holds: reads it from a logged line of numbers.
-        words: what is said; `{steps}` is for how many steps it has lasted.
+        words: what is said; `{steps}` is for how many steps it has lasted, `{run}` the folder.
         at_once: whether once is enough.
         beside: another sign that says more; with it, this one is not said.
     """
@@ -106,7 +107,7 @@ SIGNS = (
         "nothing earned",
         _nothing_earned,
         "Every completion of the last {steps} steps earned 0, so there is nothing to learn from. "
-        "Look at completions (`grpo-hf credit RUN`): if right answers earn 0, mend the reward or "
+        "Look at completions (`grpo-hf credit {run}`): if right answers earn 0, mend the reward or "
         "the prompt that asks for its format; else begin with easier prompts, a reward for parts "
         "of an answer, or a model that has learned the format.",
     ),
@@ -190,11 +191,11 @@ class DeadRunWatch(TrainerCallback):
         # With several updates for a rollout, only the first of them logs rewards.
         if "reward" in logs:
             for sign in _signs_for(args):
-                self._look(sign, logs, state.global_step, steps)
+                self._look(sign, logs, state.global_step, steps, args.output_dir)
         self._last_step = state.global_step
         self._look_at_weights(args, state, objects.get("model"))
 
-    def _look(self, sign: Sign, logs: dict[str, Any], step: int, steps: int) -> None:
+    def _look(self, sign: Sign, logs: dict[str, Any], step: int, steps: int, run: str) -> None:
         """Say a sign that has lasted long enough."""
         if not sign.holds(logs):
             self._since.pop(sign.name, None)
@@ -202,7 +203,7 @@ class DeadRunWatch(TrainerCallback):
         # A line is about all steps since the line before.
         lasted = step - self._since.setdefault(sign.name, self._last_step)
         if sign.beside not in self._said and (sign.at_once or lasted >= steps):
-            self._say(sign.name, sign.words.format(steps=lasted))
+            self._say(sign.name, sign.words.format(steps=lasted, run=shlex.quote(run)))
 
     def _look_at_weights(self, args: Any, state: Any, model: Any) -> None:
         """Say that the weights have grown beyond what training does."""

@@ -27,6 +27,7 @@ from .card_tables import (
     result_rows,
     table,
 )
+from .nothing_learned import why_run_learned_nothing
 from .public_names import hub_base, hub_names, license_of, public_name, public_text
 
 if TYPE_CHECKING:
@@ -229,6 +230,9 @@ def _limits(folder: Path, card: dict[str, Any]) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         # A run without findings, or one that was not watched.
         pass
+    nothing = why_run_learned_nothing(folder)
+    if nothing:
+        limits.append(nothing)
     if not card["results"]:
         limits.append("It was not compared with its base.")
     elif card["results"]["low"] <= 0 <= card["results"]["high"]:

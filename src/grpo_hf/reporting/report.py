@@ -13,8 +13,16 @@ from rich.table import Table
 from ..data.overlap_text import overlap_text
 from ..evaluation.statistics import LEAST_PAIRS, Comparison
 from ..evaluation.telling import cannot_tell
-from ..run_files import EVALUATION_FILE, METRICS_FILE, REPORT_FILE, say
+from ..run_files import EVALUATION_FILE, METRICS_FILE, RECIPE_FILE, REPORT_FILE, say
+from .nothing_learned import NOTHING_LEARNED_CURE, why_run_learned_nothing
+from .token_credit import CREDIT_FILE
 
+# What to look at where a run has learned nothing, each with the file that it needs.
+_LOOK = {
+    "rewards check {run}/recipe.yaml": (RECIPE_FILE, "what right answers earn, and others"),
+    "credit {run}": (CREDIT_FILE, "completions of the last step"),
+    "report {run}": (REPORT_FILE, "one page: samples of all steps"),
+}
 # The commands that follow a run, each with what it is for.
 _NEXT = {
     "chat {run}": "base and adapter, side by side",
@@ -48,6 +56,7 @@ def show(
         show(comparison, folder, reward_name, own, in_training=in_training)
         say(shown.getvalue().rstrip("\n"))
         return
+    nothing = why_run_learned_nothing(Path(folder))
     if comparison is not None:
         console.print(_comparison_table(comparison, reward_name))
         _show_cut(comparison, folder, console)
@@ -62,7 +71,8 @@ def show(
                 f"{LEAST_PAIRS} even a change of all may be chance.",
                 markup=False,
             )
-        elif alike is not None:
+        # Of a run without any reward, the comparison is not what to mend.
+        elif alike is not None and not nothing:
             console.print(f"note: {alike} Name another reward: --eval_reward NAME.", markup=False)
     # Paths may hold brackets, which rich reads as markup, and must not be broken into lines.
     console.print(f"model:   {folder}", soft_wrap=True, markup=False)
@@ -71,7 +81,9 @@ def show(
         console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True, markup=False)
     if (Path(folder) / REPORT_FILE).is_file():
         console.print(f"report:  {folder}/{REPORT_FILE}", soft_wrap=True, markup=False)
-    for line in next_steps(folder):
+    if nothing:
+        console.print(f"note: {nothing} {NOTHING_LEARNED_CURE}", soft_wrap=True, markup=False)
+    for line in what_to_look_at(folder) if nothing else next_steps(folder):
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -83,6 +95,16 @@ def _show_cut(comparison: Comparison, folder: str | Path, console: Console) -> N
     if comparison.doubt:
         cure = comparison.cut.cure(shlex.quote(str(folder)))
         console.print(f"note: {comparison.doubt}. {cure}", soft_wrap=True, markup=False)
+
+
+def what_to_look_at(folder: str | Path) -> list[str]:
+    """Return lines that say what to look at where a run has learned nothing."""
+    place = shlex.quote(str(folder))
+    lines = ["next:"]
+    for command, (needed, purpose) in _LOOK.items():
+        if (Path(folder) / needed).is_file():
+            lines.append(f"  grpo-hf {command.format(run=place):{len(place) + 26}}  {purpose}")
+    return lines
 
 
 def next_steps(folder: str | Path) -> list[str]:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import ConfigError, DataError, OutputExistsError
+from ..reporting.nothing_learned import NOTHING_LEARNED_CURE, why_nothing_was_learned
 from ..reporting.spikes import spikes
 from ..reporting.trends import FEWEST_VALUES
 from ..run_files import GAMING_FILE, METRICS_FILE, REPORT_FILE, reason_of, write_whole
@@ -60,12 +61,14 @@ class RunView:
 
     Args:
         prefix: before all of its anchors.
+        nothing_learned: why nothing was learned, if that is so.
         rollouts: how many were logged with a reward.
     """
 
     record: RunRecord
     prefix: str
     verdict: str
+    nothing_learned: str
     figures: list[tuple[str, str, str]]
     results: list[ResultView]
     findings: list[Finding] | None
@@ -176,10 +179,13 @@ def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
     results = facts.results_of(run)
     best, worst = samples.extremes(run, prefix)
     findings = _findings(run.folder, prefix)
+    nothing = why_nothing_was_learned(run.steps)
+    verdict = facts.verdict(results, {found.name: found.text for found in findings or []})
     return RunView(
         record=run,
         prefix=prefix,
-        verdict=facts.verdict(results, {found.name: found.text for found in findings or []}),
+        verdict=f"{nothing} {NOTHING_LEARNED_CURE}" if nothing else verdict,
+        nothing_learned=nothing,
         figures=facts.figures(run),
         results=[_result_view(run, result, prefix, is_alone=is_alone) for result in results],
         findings=findings,
