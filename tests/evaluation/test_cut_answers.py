@@ -64,6 +64,9 @@ def test_the_verdict_is_in_doubt_where_answers_only_end(
     assert ("grpo-hf eval RUN --max_completion_length 136" in said) == is_in_doubt
     page = write_report([run], pictures=False).read_text()
     assert f"cut off at 34 tokens: base {sum(base_cut)} of 60, adapter 2 of 60" in page
+    # Five answers of each kind are shown, and the first of each was cut off.
+    assert page.count("<b>base, cut off before its end</b>") >= 5
+    assert "<b>adapter</b>" in page
     assert ("Answers that end" in page) == is_in_doubt
     named = {finding.name: finding for finding in findings(run)}
     assert ("answers that end" in named) == is_in_doubt

@@ -148,7 +148,8 @@ def _flips(flips: dict[str, list[int]], answers: Path) -> list[Text]:
             parts.append(Text(f"row {line['row']}, {kind}:", style="bold"))
             parts.append(Text(f"  asked:   {_short(_last_said(line['prompt']))}"))
             for side in ("base", "adapter"):
-                parts.append(Text(f"  {side + ':':9}{_short(line[side]['greedy'])}"))
+                cut = " (cut off)" if line[side].get("greedy_cut") else ""
+                parts.append(Text(f"  {side + ':':9}{_short(line[side]['greedy'])}{cut}"))
     return parts
 
 

@@ -267,8 +267,8 @@ def final_changes(run: RunRecord, prefix: str) -> list[Change]:
             {
                 "prompt": row.get("prompt"),
                 "gold": None,
-                "base": (base.get("answer"), base.get("right")),
-                "adapter": (adapter.get("answer"), adapter.get("right")),
+                "base": (base.get("answer"), base.get("right"), base.get("cut")),
+                "adapter": (adapter.get("answer"), adapter.get("right"), adapter.get("cut")),
             }
         )
     return _changes(rows, f"{prefix}final")
@@ -278,15 +278,11 @@ def changes_of_set(summary: Row, prefix: str) -> list[Change]:
     """Return what became of the problems of an evaluation."""
     rows = []
     for row in summary["rows"]:
-        base, adapter = row.get("base") or {}, row.get("adapter") or {}
-        rows.append(
-            {
-                "prompt": row.get("prompt"),
-                "gold": row.get("gold"),
-                "base": (base.get("greedy"), base.get("greedy_right")),
-                "adapter": (adapter.get("greedy"), adapter.get("greedy_right")),
-            }
-        )
+        shown: Row = {"prompt": row.get("prompt"), "gold": row.get("gold")}
+        for side in ("base", "adapter"):
+            found = row.get(side) or {}
+            shown[side] = (found.get("greedy"), found.get("greedy_right"), found.get("greedy_cut"))
+        rows.append(shown)
     return _changes(rows, prefix)
 
 
@@ -316,10 +312,11 @@ def _changes(rows: Iterable[Row], prefix: str) -> list[Change]:
 def _answered(number: int, row: Row, prefix: str) -> Shown:
     samples = []
     for model in ("base", "adapter"):
-        text, right = row[model]
+        text, right, is_cut = row[model]
         segments, cut = plain(prompt_text(text) if text is not None else "")
         note = "right" if right else "wrong"
-        samples.append(Sample(f"{prefix}-{number}-{model}", model, note, segments, cut))
+        title = f"{model}, cut off before its end" if is_cut else model
+        samples.append(Sample(f"{prefix}-{number}-{model}", title, note, segments, cut))
     title = f"Prompt {number}"
     if row["gold"] is not None:
         title += f", right is {row['gold']}"
