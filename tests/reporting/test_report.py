@@ -46,7 +46,7 @@ def test_too_few_prompts_are_not_blamed_on_the_reward():
     shown = Console(file=io.StringIO(), width=120, highlight=False)
     report.show(compare([False], [False]), "runs/demo", "gsm8k", shown)
     said = shown.file.getvalue()
-    assert "note: 1 held-out prompts are too few to say anything" in said
+    assert "note: 1 held-out prompt is too few to say anything" in said
     assert "Name another reward" not in said
 
 

@@ -120,6 +120,7 @@ class TestSettings:
         [
             ({"max_steps": 40}, "at the end, step 40, because save_steps is 500"),
             ({"max_steps": 40, "save_steps": 40}, "at the end, step 40"),
+            ({"max_steps": 2}, "at the end, step 2."),
             ({"max_steps": 40, "save_steps": 10}, "at step 10 (save_steps)."),
             ({"max_steps": 40, "save_steps": 0.3}, "at step 12 (save_steps)."),
             ({}, "at step 500 (save_steps), or at the end of a shorter run"),

@@ -246,13 +246,11 @@ class TestMistakes:
             read_recipe(["--config", str(tmp_path / "nowhere" / "recipe.yaml")])
 
     @pytest.mark.parametrize(
-        "content, kind", [("", "NoneType"), ("- beta", "list"), ("beta", "str")]
+        "content, said", [("", "is empty: expected"), ("- beta", "got list"), ("beta", "got str")]
     )
-    def test_file_that_is_no_mapping(self, tmp_path, content, kind):
+    def test_file_that_is_no_mapping(self, tmp_path, content, said):
         (tmp_path / "recipe.yaml").write_text(content)
-        with pytest.raises(
-            ConfigError, match=f"expected settings as `key: value` lines, got {kind}"
-        ):
+        with pytest.raises(ConfigError, match=said):
             read_recipe(["--config", str(tmp_path / "recipe.yaml")])
 
     def test_file_that_cannot_be_read(self, tmp_path):

@@ -67,7 +67,8 @@ def show(
         alike = cannot_tell(comparison.base.value, comparison.adapter.value, reward_name)
         if total < LEAST_PAIRS:
             console.print(
-                f"note: {total} held-out prompts are too few to say anything: with fewer than "
+                f"note: {total} held-out prompt{'s are' if total > 1 else ' is'} too few to say "
+                "anything: with fewer than "
                 f"{LEAST_PAIRS} even a change of all may be chance.",
                 markup=False,
             )

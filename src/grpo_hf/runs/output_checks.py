@@ -15,6 +15,8 @@ from ..run_files import RECIPE_FILE
 from ..run_folders import settings_of
 from .recipe import Recipe
 
+# Steps of a run that is a trial.
+_FEW_STEPS = 10
 # Settings that are named where two recipes differ.
 _NAMED = 4
 
@@ -82,10 +84,11 @@ def first_checkpoint(args: GRPOConfig) -> str:
     # A share of all steps, rounded as transformers rounds it.
     first = math.ceil(every * most) if 0 < every < 1 and most > 0 else every
     if 0 < most <= first:
-        return (
-            f"the first checkpoint is saved at the end, step {most}, because save_steps is "
-            f"{every:g}. A smaller --save_steps saves on the way."
-        )
+        said = f"the first checkpoint is saved at the end, step {most}"
+        # A trial of a few steps has nothing to save on the way.
+        if most < _FEW_STEPS:
+            return f"{said}."
+        return f"{said}, because save_steps is {every:g}. A smaller --save_steps saves on the way."
     if first < 1:
         return f"the first checkpoint is saved after {first:.0%} of the steps (save_steps)."
     end = "" if most > 0 else ", or at the end of a shorter run"

@@ -84,7 +84,11 @@ class TaskArguments:
         default=None, metadata={"help": "GGUF file to take the base from."}
     )
     eval_rows: int = field(
-        default=200, metadata={"help": "Held-out prompts to evaluate on; 0: none."}
+        default=200,
+        metadata={
+            "help": "Held-out prompts to evaluate on; of data without a test split a fifth at "
+            "most, unless it is given. 0: none."
+        },
     )
     eval_reward: str | None = field(
         default=None, metadata={"help": "Reward whose full mark is a right answer."}

@@ -52,7 +52,10 @@ def train(recipe: Recipe) -> Comparison | None:
     task = preflight.check_task(recipe, may_stream=True, may_use_tools=True)
     prompts = prompts_of(recipe, task)
     notes = task.notes + prompts.notes + describe(recipe.chosen)
-    for note in [*notes, first_checkpoint(recipe.training)]:
+    # A run that goes on has saved its first one.
+    if not any(Path(recipe.training.output_dir).glob("checkpoint-*")):
+        notes = [*notes, first_checkpoint(recipe.training)]
+    for note in notes:
         say_first(f"note: {note}")
     specs = ", ".join(reward.spec for reward in task.rewards)
     # A stream does not say how many there are.
