@@ -379,3 +379,16 @@ def test_a_finished_run_is_not_compared_again(make, tmp_path, capsys):
     assert "comparing base and adapter on 1" in run("--eval_rows", "1")
     assert "comparing base and adapter on 1" in run("--eval_rows", "1", "--max_steps", "3")
     assert "the run has finished, at step 3" in run("--eval_rows", "1", "--max_steps", "3")
+
+
+def test_a_run_that_may_not_go_on_leaves_the_recipe_that_is_there(make, tmp_path):
+    rows = [{"prompt": f"What is {number} + 3?", "solution": "5"} for number in range(8)]
+    make({"train": rows}, save_strategy="steps", save_steps=1)
+    file = tmp_path / "recipe.yaml"
+    train(read_recipe(["--config", str(file)]))
+    kept = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows[:4])))
+    more = ["--resume_from_checkpoint", "auto", "--max_steps", "4", "--temperature", "0.5"]
+    with pytest.raises(ConfigError, match="data is 4 rows"):
+        train(read_recipe(["--config", str(file), *more]))
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == kept

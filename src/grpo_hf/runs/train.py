@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from .. import trl_seam
@@ -25,6 +25,30 @@ from .defaults import describe
 from .evaluation_sets import EvaluationSet, keep_held_out, keep_trained
 from .output_checks import first_checkpoint, step_of_its_end
 from .recipe import EMBEDDED_MODEL, Recipe
+
+
+class _AtBeginning(TrainerCallback):
+    """Writes down what a run is when it begins.
+
+    An interrupted run leaves its recipe behind, and one that may not go on leaves the recipe of
+    the run that is there as it is.
+    """
+
+    def __init__(
+        self, recipe: Recipe, trained: Any, held_out: training_evaluations.HeldOut | None
+    ) -> None:
+        self._recipe = recipe
+        self._trained = trained
+        self._held_out = held_out
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        run = Path(args.output_dir)
+        self._recipe.save(run)
+        keep_trained(run, self._trained)
+        if self._held_out is not None:
+            keep_held_out(run, self._held_out.rows)
 
 
 def train(recipe: Recipe) -> Comparison | None:
@@ -71,13 +95,7 @@ def train(recipe: Recipe) -> Comparison | None:
         held_out = training_evaluations.HeldOut(trainer, rows, task.eval_reward, marks)
         if trainer.eval_dataset is not None:
             trainer.add_callback(training_evaluations.HeldOutAccuracy(trainer, held_out))
-    # Before training, so that an interrupted run leaves its recipe behind.
-    if trainer.is_world_process_zero():
-        run = Path(recipe.training.output_dir)
-        recipe.save(run)
-        keep_trained(run, trained)
-        if held_out is not None:
-            keep_held_out(run, held_out.rows)
+    trainer.add_callback(_AtBeginning(recipe, trained, held_out))
     trainer.train(resume_from_checkpoint=task.resume)
     # Before the comparison, which may fail on a reward; the adapter is what the run was for.
     trl_seam.save_model_here(trainer)
