@@ -138,6 +138,7 @@ def record_of(task: Task, arguments: argparse.Namespace, recipe: Path, seeds: li
     settings["rewards"] = [reward.rpartition("/")[2] for reward in settings["rewards"]]
     command = f"python -m benchmarks.learning --task {task.name} --seeds"
     command += "".join(f" {row['seed']}" for row in seeds)
+    command += "" if task.recipe else " --data FOLDER"
     for setting in arguments.recipe:
         command += f" --recipe {setting}"
     return {

@@ -107,6 +107,7 @@ def run_sweep(arguments: argparse.Namespace) -> Row:
     command = f"python -m benchmarks.sweeps --task {arguments.task}"
     command += f" --setting {arguments.setting} --values {' '.join(arguments.values)}"
     command += f" --seeds {' '.join(map(str, arguments.seeds))}"
+    command += "" if arguments.task == DEMO else " --data FOLDER"
     for setting in arguments.recipe:
         command += f" --recipe {setting}"
     return {
