@@ -174,6 +174,11 @@ class TestSplits:
         ):
             read_split(path=str(tmp_path / "trian.jsonl"))
 
+    def test_a_relative_path_says_where_it_was_looked_for(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(DataError, match=f"no such .* folder, looked for in {tmp_path}"):
+            read_split(path="nowhere.jsonl")
+
     def test_one_file_is_the_training_split(self, write):
         file = str(write("mine.jsonl", jsonl(ROWS)))
         assert read_split(path=file, split="test", optional=True) is None

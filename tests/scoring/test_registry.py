@@ -250,6 +250,7 @@ class TestNotFound:
 
     def test_missing_function_in_a_file(self, reward_file):
         folder = reward_file(
+            "from os.path import join\n"
             "def accuracy(completions): return []\ndef _private(completions): return []"
         )
         with pytest.raises(

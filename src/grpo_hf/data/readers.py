@@ -146,9 +146,11 @@ def split_file(path: Path, split: str, optional: bool) -> Path | None:
     if path.is_dir():
         return _file_in_folder(path, split, optional)
     hint = did_you_mean_file(path.name, _names_beside(path))
+    # Unlike rewards, data is not looked for beside the recipe.
+    place = "" if path.is_absolute() else f", looked for in {Path.cwd()}"
     raise DataError(
-        f"{path}: no such dataset file or folder.{hint} Expected a "
-        f"folder with train.jsonl (or {', '.join(SUFFIXES[1:])}), or one such file."
+        f"{path}: no such dataset file or folder{place}.{hint} Expected a folder with train.jsonl "
+        f"(or {', '.join(SUFFIXES[1:])}), or one such file."
     )
 
 

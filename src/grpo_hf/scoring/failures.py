@@ -184,7 +184,7 @@ def write_failures(scores: Scores, folder: Path, step: int) -> None:
                 logger,
                 failure.reason,
                 f"The reward {entry.__name__!r} failed ({failure.reason}): {failure.summary}. "
-                f"See {FAILURES_FILE}.",
+                f"See {folder / FAILURES_FILE}.",
             )
 
 

@@ -337,11 +337,13 @@ def _attribute(module: ModuleType, name: str, what: str) -> Any:
     try:
         return attrgetter(name)(module)
     except AttributeError:
-        public = []
+        public = {}
         for key, value in vars(module).items():
             if inspect.isroutine(value) and not key.startswith("_"):
-                public.append(key)
+                public[key] = getattr(value, "__module__", None) == module.__name__
+        # What a file imports is there as well, and is seldom meant.
+        own = [key for key, is_own in public.items() if is_own] or list(public)
         raise RewardNotFound(
-            f"{what}: no function {name!r} there.{did_you_mean(name, public)} Expected one "
-            f"of: {', '.join(public) or 'none is there'}."
+            f"{what}: no function {name!r} there.{did_you_mean(name, own)} Expected one "
+            f"of: {', '.join(own) or 'none is there'}."
         ) from None
