@@ -177,7 +177,7 @@ def test_the_page_is_made_of_the_records(
     assert str(folder) not in json.dumps(record)
     (folder / "sums.json").write_text(json.dumps(record), encoding="utf-8")
     page = learning_page.write_page(folder, folder).read_text(encoding="utf-8")
-    assert "| [sums](#sums) | 0 | 0.2 | 0.5 | +0.300 [+0.200, +0.400] | 1 |" in page
+    assert "| [sums](#sums) | 0 | 0.200 | 0.500 | +0.300 [+0.200, +0.400] | 1 |" in page
     assert "| seed 0, pass@4 | 0.240 [0.140, 0.340] |" in page
     assert "3 problems became right, 1 wrong" in page and "Completions grow." in page
     assert (folder / "learning_sums.png").stat().st_size > 10_000
