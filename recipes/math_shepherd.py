@@ -108,7 +108,7 @@ def read(flags: Sequence[str]) -> Any:
     """Return the settings of a run.
 
     Raises:
-        ConfigError: the output folder holds another run, or there are no held-out problems.
+        ConfigError: the output folder holds a run already, or there are no held-out problems.
     """
     from grpo_hf.runs.recipe import read_recipe
 
@@ -116,7 +116,7 @@ def read(flags: Sequence[str]) -> Any:
     out = Path(recipe.training.output_dir)
     # Checked before the cold start, which takes a minute or more.
     if (out / RESULTS).exists():
-        raise ConfigError(f"{out} holds another run; give another --output_dir.")
+        raise ConfigError(f"{out} holds a run already; give another --output_dir.")
     if recipe.task.eval_rows == 0:
         raise ConfigError(
             "eval_rows is 0, and there is nothing to measure on. Set --eval_rows higher."

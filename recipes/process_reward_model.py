@@ -123,7 +123,7 @@ def main(arguments: Sequence[str]) -> None:
         train, held_out = split(read(settings.dataset_path), settings)
         if (settings.output_dir / RESULTS).exists():
             raise ConfigError(
-                f"{settings.output_dir} holds another run; give another --output_dir."
+                f"{settings.output_dir} holds a run already; give another --output_dir."
             )
         tokenizer, model = load(settings)
         fit(model, tokenizer, train, settings)

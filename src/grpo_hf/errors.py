@@ -112,7 +112,7 @@ class EngineError(GrpoError, RuntimeError):
 
 
 class OutputExistsError(GrpoError, FileExistsError):
-    """The output folder holds another run."""
+    """The output folder holds a run already."""
 
 
 class SaveError(GrpoError, OSError):

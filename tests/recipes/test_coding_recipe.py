@@ -68,9 +68,12 @@ def test_a_step_on_local_rows(
     assert "rewards: python_tests" in said
     assert "step 1/1" in said
     assert "base (adapter disabled)" in said
-    answers = (tmp_path / "run" / "evaluation.jsonl").read_text()
-    # The prompts, which the file holds too, show the first test only.
-    assert "(1) ==" in answers and "(5) ==" not in answers
+    lines = (tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        # The prompt shows the first test only, and both are what is right.
+        asked = json.dumps(row["prompt"])
+        assert "(1) ==" in asked and "(5) ==" not in asked
+        assert len(row["gold"]) == 2
 
 
 def test_there_is_a_solution_for_every_rust_exercise() -> None:
