@@ -109,11 +109,6 @@ def train(recipe: Path, run: Path, seed: int, threads: int) -> Row:
 
 def read_run(run: Path) -> Row:
     """Return the curves of a run, its evaluation and what its gaming page says."""
-    curves: dict[str, list[float]] = {name: [] for name in CURVES}
-    for line in read_lines(run / METRICS_FILE):
-        if "reward" in line:
-            for name, column in CURVES.items():
-                curves[name].append(round(line[column], 5))
     summary = json.loads((run / "evaluations" / "held_out.json").read_text(encoding="utf-8"))
     found = json.loads((run / "gaming.json").read_text(encoding="utf-8"))
     flips = {way: len(rows) for way, rows in summary["flips"].items()}
@@ -124,8 +119,19 @@ def read_run(run: Path) -> Row:
         "difference": summary["difference"],
         "flips": flips,
         "gaming": [finding["text"] for finding in found],
-        "curves": curves,
+        "curves": curves_of(run, CURVES),
     }
+
+
+def curves_of(run: Path, columns: dict[str, str]) -> dict[str, list[float]]:
+    """Return columns of a run's metrics over its steps, by the names that they are to have."""
+    curves: dict[str, list[float]] = {name: [] for name in columns}
+    for line in read_lines(run / METRICS_FILE):
+        # The last line sums up the run.
+        if "reward" in line:
+            for name, column in columns.items():
+                curves[name].append(round(line[column], 5))
+    return curves
 
 
 def record_of(task: Task, arguments: argparse.Namespace, recipe: Path, seeds: list[Row]) -> Row:

@@ -1,7 +1,7 @@
 """Write docs/learning.md and its pictures from the records of `benchmarks.learning`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,20 @@ def write_page(records: Path, docs: Path) -> Path:
         raise SystemExit(f"error: {records} holds no record. `--task NAME` makes one.")
     for record in found:
         draw(record, docs / f"learning_{record['task']}.png")
+    page = docs / "learning.md"
+    text = rendered(TEMPLATE, found, share=share, gain=gain, settings=settings_text)
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def rendered(template: Path, records: Sequence[Row], **filters: Callable[..., Any]) -> str:
+    """Return a page of the documents, made of records."""
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters.update(share=share, gain=gain, settings=settings_text)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = docs / "learning.md"
-    page.write_text(template.render(records=found), encoding="utf-8")
-    return page
+    environment.filters.update(filters)
+    made = environment.from_string(template.read_text(encoding="utf-8"))
+    return made.render(records=records)
 
 
 def share(estimate: Row) -> str:

@@ -23,14 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from grpo_hf.evaluation.intervals import difference_estimates, share_estimates
-from grpo_hf.run_files import METRICS_FILE, read_lines
+from grpo_hf.run_files import read_lines
 
 from . import learning, sweeps_page
 from .common import RESULTS, ROOT, Row, machine, train_alone
 from .tasks import TASKS
 
 SWEEPS = RESULTS / "sweeps"
-DEMO = "demo"
 # The curves that are written down, and their names in metrics.jsonl.
 CURVES = {
     "reward": "reward",
@@ -42,15 +41,14 @@ CURVES = {
 
 def recipe_of(arguments: argparse.Namespace, folder: Path) -> tuple[Path, list[str]]:
     """Return the recipe of the task, and the flags that all of its runs have."""
-    flags = ["--logging_steps", "1", "--save_strategy", "no", "--report_to", "none"]
-    if arguments.task == DEMO:
-        for setting in arguments.recipe:
-            name, _, value = setting.partition("=")
-            flags += [f"--{name}", value]
-        return ROOT / "recipes" / "gsm8k_tiny.yaml", flags
-    recipe = learning.write_recipe(TASKS[arguments.task], folder / "task", arguments)
+    as_it_is = argparse.Namespace(**vars(arguments) | {"recipe": []})
+    recipe = learning.write_recipe(TASKS[arguments.task], folder / "task", as_it_is)
     # Greedy answers tell what a setting does, and samples take most of an evaluation's time.
-    return recipe, [*flags, "--eval_samples", "0"]
+    flags = ["--eval_samples", "0"]
+    for setting in arguments.recipe:
+        name, _, value = setting.partition("=")
+        flags += [f"--{name}", value]
+    return recipe, flags
 
 
 def train(recipe: Path, run: Path, flags: Sequence[str], seed: int, threads: int) -> Row:
@@ -66,11 +64,6 @@ def train(recipe: Path, run: Path, flags: Sequence[str], seed: int, threads: int
 
 def read_run(run: Path) -> Row:
     """Return the curves of a run, and how many held-out problems were right before and after."""
-    curves: dict[str, list[float]] = {name: [] for name in CURVES}
-    for line in read_lines(run / METRICS_FILE):
-        if "reward" in line:
-            for name, column in CURVES.items():
-                curves[name].append(round(line[column], 5))
     right = []
     for line in read_lines(run / "evaluation.jsonl"):
         right.append([float(line[side]["right"]) for side in ("base", "adapter")])
@@ -82,7 +75,7 @@ def read_run(run: Path) -> Row:
         "base": base.as_dict(),
         "adapter": adapter.as_dict(),
         "difference": difference.as_dict(),
-        "curves": curves,
+        "curves": learning.curves_of(run, CURVES),
     }
 
 
@@ -107,7 +100,7 @@ def run_sweep(arguments: argparse.Namespace) -> Row:
     command = f"python -m benchmarks.sweeps --task {arguments.task}"
     command += f" --setting {arguments.setting} --values {' '.join(arguments.values)}"
     command += f" --seeds {' '.join(map(str, arguments.seeds))}"
-    command += "" if arguments.task == DEMO else " --data FOLDER"
+    command += "" if TASKS[arguments.task].recipe else " --data FOLDER"
     for setting in arguments.recipe:
         command += f" --recipe {setting}"
     return {
@@ -142,7 +135,7 @@ def show(arguments: argparse.Namespace, values: Sequence[Row]) -> None:
 def flags() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--task", choices=[DEMO, *TASKS], default=DEMO)
+    parser.add_argument("--task", choices=list(TASKS), default="demo")
     parser.add_argument("--setting", help="of a recipe")
     parser.add_argument("--values", nargs="+", help="of the setting")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 
 from .common import Row
+from .learning_page import rendered
 
 DATA = Path(__file__).parent / "data"
 TEMPLATE = DATA / "guidance.md.jinja"
@@ -52,13 +52,8 @@ def write_page(records: Path, docs: Path) -> Path:
         found.append(record)
     if not found:
         raise SystemExit(f"error: {records} holds no record. `--setting NAME` makes one.")
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters.update(means=means, spread=spread)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = docs / "guidance.md"
-    page.write_text(template.render(records=found), encoding="utf-8")
+    page.write_text(rendered(TEMPLATE, found, means=means, spread=spread), encoding="utf-8")
     return page
 
 

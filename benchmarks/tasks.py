@@ -2,8 +2,8 @@
 
 Those on real data read it where it lies: the calculations in GSM8K's worked solutions
 (arXiv 2110.14168, MIT), SVAMP's texts (arXiv 2103.07191, MIT), and the functions of MBPP
-(arXiv 2108.07732, CC BY 4.0). Every prompt begins with a
-question and its answer, without which a model of this size starts to talk about mathematics.
+(arXiv 2108.07732, CC BY 4.0). Every prompt begins with a question and its answer, without which a
+model of this size starts to talk about mathematics.
 """
 
 import operator
