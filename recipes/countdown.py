@@ -200,17 +200,14 @@ def write_problems(folder: Path, difficulty: Difficulty, seed: int) -> Path:
 
 def cold_started(recipe: Any, difficulty: Difficulty, cache: Path) -> str:
     """Return the folder of the embedded model after a cold start on solved problems."""
-    from grpo_hf.demo.cold_start import cold_start
+    from grpo_hf.demo.cold_start import cold_start, like_the_run
 
     seed = recipe.training.seed
     rows = problems("cold_start", difficulty, seed=seed)
     checkpoint = cold_start(
         cache,
         steps=recipe.task.cold_start_steps,
-        seed=seed,
-        use_cpu=recipe.training.use_cpu,
-        bf16=bool(recipe.training.bf16),
-        fp16=recipe.training.fp16,
+        **like_the_run(recipe.training),
         worked=list(islice(rows, ROWS["cold_start"])),
     )
     return str(checkpoint)

@@ -192,7 +192,7 @@ def make_base(recipe: Any, task: Any, settings: argparse.Namespace) -> None:
 
 def teach_embedded(recipe: Any, folder: Path) -> None:
     """Train all weights of the embedded model on worked problems in R1's form."""
-    from grpo_hf.demo.cold_start import BATCH, cold_start
+    from grpo_hf.demo.cold_start import BATCH, cold_start, like_the_run
     from grpo_hf.demo.word_problems import word_problems
 
     steps = recipe.task.cold_start_steps
@@ -202,13 +202,7 @@ def teach_embedded(recipe: Any, folder: Path) -> None:
     for number, row in enumerate(rows):
         worked.append({**row, "answer": in_r1_form(row["answer"], number=number)})
     checkpoint = cold_start(
-        folder.parent,
-        steps=steps,
-        seed=seed,
-        use_cpu=recipe.training.use_cpu,
-        bf16=bool(recipe.training.bf16),
-        fp16=recipe.training.fp16,
-        worked=worked,
+        folder.parent, steps=steps, **like_the_run(recipe.training), worked=worked
     )
     # `cold_start` names the folder after its settings; here the stage has a fixed folder.
     checkpoint.rename(folder)

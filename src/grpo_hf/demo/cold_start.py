@@ -89,6 +89,20 @@ def cold_start(
     return folder
 
 
+def like_the_run(training: Any) -> dict[str, Any]:
+    """Return the arguments of a cold start that are those of the run that follows.
+
+    Args:
+        training: the run's `GRPOConfig`.
+    """
+    return {
+        "seed": training.seed,
+        "use_cpu": training.use_cpu,
+        "bf16": bool(training.bf16),
+        "fp16": training.fp16,
+    }
+
+
 def _put(partial: Path, folder: Path) -> None:
     """Give a complete checkpoint its name, or leave that to a run that was faster.
 

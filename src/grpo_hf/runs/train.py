@@ -234,7 +234,7 @@ def cold_started(recipe: Recipe) -> str:
     The checkpoint lies beside the run, for the next one.
     """
     # TRL's supervised trainer is not imported for runs that need none.
-    from ..demo.cold_start import cold_start
+    from ..demo.cold_start import cold_start, like_the_run
 
     training = recipe.training
     cache = Path(training.output_dir).parent
@@ -242,9 +242,6 @@ def cold_started(recipe: Recipe) -> str:
         cold_start(
             cache,
             steps=recipe.task.cold_start_steps,
-            seed=training.seed,
-            use_cpu=training.use_cpu,
-            bf16=bool(training.bf16),
-            fp16=training.fp16,
+            **like_the_run(training),
         )
     )
