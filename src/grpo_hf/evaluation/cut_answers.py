@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 # A difference is in doubt where at least this share of the changed answers was cut off.
-_MUCH = 0.5
+MOSTLY_CUT = 0.5
 # So much more room is proposed: an answer that was cut off says nothing of how long it would be.
 _MORE_ROOM = 4
 
@@ -88,12 +88,12 @@ class CutAnswers:
     @property
     def explains_gain(self) -> bool:
         """Whether answers became right that before were mostly cut off."""
-        return self.gained > 0 and self.gained_cut >= _MUCH * self.gained
+        return self.gained > 0 and self.gained_cut >= MOSTLY_CUT * self.gained
 
     @property
     def explains_loss(self) -> bool:
         """Whether answers became wrong that now are mostly cut off."""
-        return self.lost > 0 and self.lost_cut >= _MUCH * self.lost
+        return self.lost > 0 and self.lost_cut >= MOSTLY_CUT * self.lost
 
     def doubt(self, low: float, high: float) -> str:
         """Return why a difference may be one of length alone; nothing where it is not in doubt.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..evaluation.cut_answers import MOSTLY_CUT
 from ..evaluation.statistics import LEAST_PAIRS
 from .run_evidence import Evidence, HeldOut, Sample
 from .trends import Change, change, mean_interval
@@ -18,8 +19,6 @@ _FORM_SHARE = 0.8
 # Held-out prompts from which an interval is narrow enough to say that nothing got better, and the
 # gain that it has to leave out.
 _FEWEST_ANSWERS, _GAIN = 50, 0.05
-# Of the answers that became right, the share that was cut off before.
-_MOSTLY_CUT = 0.5
 
 Seen = tuple[str, float, Sequence[Sample]]
 
@@ -105,7 +104,7 @@ def answers_end(evidence: Evidence) -> Seen | None:
         if each.adapter_right and each.base_right is False:
             gained.append(each)
     cut = [each for each in gained if each.base_cut]
-    if len(gained) < LEAST_PAIRS or len(cut) < _MOSTLY_CUT * len(gained):
+    if len(gained) < LEAST_PAIRS or len(cut) < MOSTLY_CUT * len(gained):
         return None
     base = sum(each.base_cut for each in evidence.answers)
     now = sum(each.adapter_cut for each in evidence.answers)
