@@ -7,7 +7,8 @@
 Each run is one of `grpo-hf train` in a process of its own, judged greedily on held-out problems.
 `demo` is recipes/gsm8k_tiny.yaml, with a cold start for each seed that all values share; the other
 tasks are those of `benchmarks.learning`.
-`--recipe NAME=VALUE` changes another setting for all values. What came goes to
+`--recipe NAME=VALUE` changes another setting for all values, and a value may bring some of its own:
+`--setting dynamic_sampling --values false true true,max_steps=20`. What came goes to
 `results/sweeps/TASK-SETTING.json`, from which `--page` writes docs/guidance.md and its pictures.
 """
 
@@ -16,6 +17,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -24,6 +26,7 @@ from rich.table import Table
 
 from grpo_hf.evaluation.intervals import difference_estimates, share_estimates
 from grpo_hf.run_files import read_lines
+from grpo_hf.runs.settings import all_settings
 
 from . import learning, sweeps_page
 from .common import RESULTS, ROOT, Row, machine, train_alone
@@ -46,9 +49,26 @@ def recipe_of(arguments: argparse.Namespace, folder: Path) -> tuple[Path, list[s
     # Greedy answers tell what a setting does, and samples take most of an evaluation's time.
     flags = ["--eval_samples", "0"]
     for setting in arguments.recipe:
-        name, _, value = setting.partition("=")
-        flags += [f"--{name}", value]
+        flags += _flag(setting)
     return recipe, flags
+
+
+def _flag(setting: str) -> list[str]:
+    """Return the flag of NAME=VALUE."""
+    name, _, value = setting.partition("=")
+    return [f"--{name}", value]
+
+
+def default_of(setting: str) -> Any:
+    """Return what a recipe has that does not give a setting.
+
+    Raises:
+        SystemExit: no recipe has such a setting.
+    """
+    known = all_settings()
+    if setting not in known:
+        raise SystemExit(f"error: {setting} is no setting of a recipe. `grpo-hf settings` has all.")
+    return known[setting].default
 
 
 def train(recipe: Path, run: Path, flags: Sequence[str], seed: int, threads: int) -> Row:
@@ -84,15 +104,18 @@ def run_sweep(arguments: argparse.Namespace) -> Row:
     folder = arguments.runs / arguments.task
     recipe, flags = recipe_of(arguments, folder)
     given = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    usual = given.get(arguments.setting)
+    usual = given.get(arguments.setting, default_of(arguments.setting))
     values = []
     for value in arguments.values:
         runs = []
         # All sweeps of a task share the runs of the recipe as it is.
         is_usual = _same(value, usual) and not arguments.recipe
         name = "usual" if is_usual else "-".join([arguments.setting, value, *arguments.recipe])
+        alone, *others = value.split(",")
         for seed in arguments.seeds:
-            own = [f"--{arguments.setting}", value, "--seed", str(seed)]
+            own = [f"--{arguments.setting}", alone, "--seed", str(seed)]
+            for other in others:
+                own += _flag(other)
             run = folder / f"{name}-{seed}"
             runs.append(train(recipe, run, [*flags, *own], seed, arguments.threads))
         values.append({"value": value, "runs": runs})

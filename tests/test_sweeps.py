@@ -71,6 +71,21 @@ def test_sweeps_share_the_runs_of_the_recipe_as_it_is(
     assert len(trained) == 3 and trained[-1][trained[-1].index("--beta") + 1] == "0.1"
 
 
+def test_what_the_recipe_leaves_open_is_its_default(
+    tmp_path: Path, trained: list[list[str]]
+) -> None:
+    values = ["false", "true", "true,max_steps=20"]
+    run(tmp_path, "--setting", "dynamic_sampling", "--values", *values, "--seeds", "0")
+    record = json.loads((tmp_path / "records" / "demo-dynamic_sampling.json").read_text())
+    assert record["usual"] is False
+    assert (tmp_path / "runs" / "demo" / "usual-0").is_dir() and len(trained) == 3
+    assert "--max_steps" not in trained[1]
+    assert trained[2][-2:] == ["--max_steps", "20"]
+    assert trained[2][trained[2].index("--dynamic_sampling") + 1] == "true"
+    with pytest.raises(SystemExit, match="learning_rat is no setting"):
+        run(tmp_path, "--setting", "learning_rat", "--values", "1")
+
+
 def test_the_page_is_made_of_the_records(
     tmp_path: Path, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
