@@ -34,6 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(call said,torch,$(BIN)/pip install --quiet --constraint constraints.txt torch)
 	@$(call said,grpo-hf and the rest,$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]')
 	@touch $@
+	@echo 'Installed. `source $(VENV)/bin/activate` puts grpo-hf on the PATH.'
 
 demo: $(READY) ## embedded model and problems: cold start, GRPO, base against adapter (SEED=1 for another seed)
 	@echo 'If it is interrupted: make demo SEED=$(SEED) RUN=$(RUN)'

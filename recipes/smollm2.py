@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{folder} already holds a complete checkpoint; nothing to do.")
             return
         make_checkpoint(folder)
-        print(f"{folder} is ready: --model_name_or_path {folder}")
+        print(f"{folder} is ready: `--model {folder}` of `grpo-hf init`, or in a recipe")
+        print(f"model_name_or_path: {folder}")
 
 
 def is_complete(folder: Path) -> bool:
@@ -169,8 +170,12 @@ def convert(gguf: Path, folder: Path) -> None:
     from tokenizers.pre_tokenizers import ByteLevel, Digits
     from tokenizers.pre_tokenizers import Sequence as PreTokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     from grpo_hf.models.loading import dequantized
+
+    # Bars that are full within a second.
+    logging.disable_progress_bar()
 
     print(f"Converting {gguf.name} to float32 ...", flush=True)
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}

@@ -52,7 +52,7 @@ def test_the_picture_says_what_is_computed() -> None:
     text = "\n".join(picture(geometry()))
     assert "4 prompts x 4 completions = 16 rows" in text
     assert "[pppp]cccc [pppp]cccc" in text
-    assert "2 x 7 prompt tokens once + 8 x 5 = 52 tokens; TRL's block has 96" in text
+    assert "2 x 6 prompt tokens once + 8 x 5 = 52 tokens; TRL's block has 96" in text
     assert "1 GPU x 8 rows x 2 micro-batches = 16 completions of 4 prompts" in text
 
 

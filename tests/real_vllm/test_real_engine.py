@@ -21,6 +21,7 @@ from grpo_hf.errors import EngineError
 from grpo_hf.rollout import vllm_engine
 from grpo_hf.rollout.vllm_adapter import AdapterFolder
 from grpo_hf.rollout.vllm_process import ProcessEngine, start_engine
+from grpo_hf.run_files import read_lines
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
@@ -230,19 +231,43 @@ def test_a_cpu_takes_no_merged_weights(make_trainer: MakeTrainer) -> None:
         trainer.train()
 
 
-def test_a_run_ends_with_its_save_its_comparison_and_its_card(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [sys.executable, "recipes/gsm8k.py", "--config", "recipes/gsm8k_tiny.yaml"]
-    command += ["--output_dir", str(run), "--max_steps", "3", "--cold_start_steps", "20"]
-    command += ["--use_vllm", "true", "--eval_rows", "8", "--vllm_max_model_length", "200"]
+def command(*arguments: str) -> str:
+    """Run a command of ours as a user does, and return what it prints."""
     # Where an engine ran in this process, TRL has left the variables of a launcher.
     launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in launched}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_a_run_ends_with_its_comparison_and_is_evaluated_by_the_engine(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ["--output_dir", str(run), "--max_steps", "3", "--cold_start_steps", "100"]
+    # A rate at which the adapter says something else after three steps.
+    flags += ["--learning_rate", "5e-3", "--num_iterations", "1"]
+    flags += ["--use_vllm", "true", "--eval_rows", "8", "--vllm_max_model_length", "200"]
+    said = command("recipes/gsm8k.py", "--config", "recipes/gsm8k_tiny.yaml", *flags)
     for name in ("adapter_model.safetensors", "evaluation.jsonl", "README.md"):
         assert (run / name).is_file(), name
-    assert "base" in done.stdout
+    assert "base" in said
+    # The comparison of a run is written by transformers, and this one by the engine: with the
+    # adapter and without it, in one model each.
+    by_transformers = read_lines(run / "evaluation.jsonl")
+    said = command("-m", "grpo_hf.cli", "eval", str(run), "--samples", "2", "--use_vllm", "true")
+    assert "transformers writes" not in said, said
+    by_engine = read_lines(run / "evaluations" / "held_out.jsonl")
+    assert len(by_engine) == 8
+    differ = 0
+    for one, other in zip(by_transformers, by_engine, strict=True):
+        assert one["prompt"] == other["prompt"]
+        for side in ("base", "adapter"):
+            assert one[side]["answer"] == other[side]["answer"]
+            assert len(other[side]["samples"]) == 2
+        differ += one["base"]["answer"] != one["adapter"]["answer"]
+    assert differ
 
 
 class AfterStep(TrainerCallback):

@@ -124,7 +124,8 @@ def picture(geometry: Geometry, device: str = "GPU") -> list[str]:
         more = " ..." if own > 3 else ""
         lines.append(f"    {' '.join(groups)}{more}")
         lines.append(
-            f"    {own} x {g.prompt} prompt tokens once + {g.batch} x {g.completion} = "
+            # The last one predicts a completion's first token, so it stands before each.
+            f"    {own} x {g.prompt - 1} prompt tokens once + {g.batch} x {g.completion} = "
             f"{packed:,} tokens; TRL's block has {block:,}"
         )
     else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from textwrap import wrap
 
 import psutil
 
@@ -10,7 +11,7 @@ from .fitting import DEVICES, Fit, fit_into
 from .geometry import picture
 from .memory import peak_of, phases_of
 from .run_facts import RunFacts
-from .terms import GIB, MIB, Phase, groups_of
+from .terms import GIB, MIB, Phase, groups_of, letters_of
 
 _WIDTH = 16
 # Terms below this share of a phase are one line together.
@@ -60,8 +61,7 @@ def page(plan: Plan) -> str:
             f"  this machine ({size_text(free)} free)  {_fit_text(fit_into(plan.run, free))}"
         )
         lines += ["", "  and a GPU of"]
-    for gigabytes in DEVICES:
-        lines.append(f"  {gigabytes:4} GB  {_fit_text(fit_into(plan.on_gpu, gigabytes * GIB))}")
+    lines += _devices(plan.on_gpu)
     lines += ["", "TOKENS, TIME AND COST", ""]
     lines += [f"  {line}" for line in cost_lines(plan.cost, plan.rate_hint)]
     if plan.notes:
@@ -105,6 +105,22 @@ def _details(phase: Phase) -> list[str]:
         lines.append(f"  {size_text(term.size):>11}  {term.group}: {term.source}")
     if small:
         lines.append(f"  {size_text(small):>11}  all others")
+    letters = letters_of(lines)
+    if letters:
+        lines += ["", *wrap(letters, width=90, initial_indent="  ", subsequent_indent="  ")]
+    return lines
+
+
+def _devices(run: RunFacts) -> list[str]:
+    """Return what fits into which GPU; sizes of which the same holds are one line."""
+    texts: dict[str, list[int]] = {}
+    for gigabytes in DEVICES:
+        texts.setdefault(_fit_text(fit_into(run, gigabytes * GIB)), []).append(gigabytes)
+    lines = []
+    for text, sizes in texts.items():
+        # What fits goes on to fit, so the sizes of a text are neighbours.
+        several = f" to {sizes[-1]}" if len(sizes) > 1 else ""
+        lines.append(f"  {f'{sizes[0]}{several} GB':>12}  {text}")
     return lines
 
 

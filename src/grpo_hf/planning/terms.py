@@ -5,8 +5,30 @@ d values per head, I inner width, r rank, V vocabulary, S scored tokens, R rows,
 prompt and a completion, N prompts.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+# The letters of the shapes, for readers of a plan.
+_LETTERS = {
+    "T": "tokens of a forward",
+    "L": "layers",
+    "D": "width of the model",
+    "H": "heads",
+    "K": "heads of keys and values",
+    "d": "width of a head",
+    "I": "width inside a feed-forward part",
+    "r": "lora_r",
+    "V": "vocabulary",
+    "S": "tokens whose logits are taken",
+    "R": "completions",
+    "B": "rows of a micro-batch",
+    "P": "tokens of a prompt",
+    "C": "tokens of a completion",
+    "N": "prompts",
+}
+_SHAPE = re.compile(r"\(([^()]*)\)|(\d) ([A-Z]) times")
+_LETTER = re.compile(r"\b[A-Za-z]\b")
 
 GIB = 2**30
 MIB = 2**20
@@ -52,3 +74,14 @@ def groups_of(phases: Iterable[Phase]) -> list[str]:
             if term.group not in names:
                 names.append(term.group)
     return names
+
+
+def letters_of(sources: Iterable[str]) -> str:
+    """Return what the letters mean that occur in the shapes of some terms.
+
+    >>> letters_of(["logits of the next token and their shares (R, V)", "the base"])
+    'V vocabulary, R completions'
+    """
+    shapes = " ".join(found.group() for source in sources for found in _SHAPE.finditer(source))
+    used = set(_LETTER.findall(shapes))
+    return ", ".join(f"{letter} {text}" for letter, text in _LETTERS.items() if letter in used)

@@ -77,7 +77,7 @@ def _of_data(recipe: Recipe) -> PromptLengths:
         max(lengths),
         mean,
         f"prompts have {mean} tokens on average and {max(lengths)} at most, in {len(lengths)} rows "
-        f"of {split.source} ({how}; --prompt_tokens for another number)",
+        f"taken from {split.source} ({how}; --prompt_tokens for another number)",
     )
 
 
