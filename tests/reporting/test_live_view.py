@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from accelerate import Accelerator
 from rich.console import Console
 from transformers import TrainerControl
 
@@ -170,6 +171,24 @@ class TestTerminal:
         view.close()
         Departure()._note(signal.SIGTERM, None)
         assert capfd.readouterr().err.startswith("SIGTERM: the run leaves")
+
+    def test_how_it_goes_on_is_the_last_line(self, terminal, tmp_path, monkeypatch):
+        stderr = io.StringIO()
+        # Before the view, which puts its own in the place of it.
+        monkeypatch.setattr(sys, "stderr", stderr)
+        departure = Departure(Accelerator(cpu=True))
+        with pytest.raises(KeyboardInterrupt), live_view.ended():
+            view = LiveView(["gsm8k"], terminal[0])
+            view.on_train_begin(None, state_at(0), None)
+            departure._note(signal.SIGINT, None)
+            view._live.refresh()
+            departure.leave(lambda: None, tmp_path, 3)
+        earlier, last_picture = terminal[1].getvalue().rsplit("rollout", 1)
+        assert "leaves at the end of a step" in earlier
+        assert "leaves at the end of a step" not in last_picture
+        # While a view is shown, what is printed scrolls by above it.
+        assert "goes on from there" not in last_picture
+        assert stderr.getvalue().endswith("--resume_from_checkpoint auto goes on from there.\n")
 
     def test_an_error_takes_it_away(self, terminal):
         stdout = sys.stdout

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
-from ..reporting.live_view import show_notice
+from ..reporting.live_view import close_views, show_notice
 from . import signals
 
 # Seconds that torch's launcher takes at most to send a signal on.
@@ -231,10 +231,12 @@ class Departure(TrainerCallback):
         if self._saved_step != step:
             self._go_back()
             save()
+        # What follows is to be the last line on the screen.
+        close_views()
         if self._accelerator.is_main_process:
             print(
                 f"{signals.name_of(self._signal)}: left after step {step}, which is in "
-                f"{folder / f'checkpoint-{step}'}. The same command with --output_dir {folder} "
+                f"{folder / f'checkpoint-{step}'}. The same command with "
                 "--resume_from_checkpoint auto goes on from there.",
                 file=sys.stderr,
                 flush=True,

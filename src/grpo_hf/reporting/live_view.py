@@ -54,8 +54,14 @@ def ended() -> Iterator[None]:
     try:
         yield
     finally:
-        for view in _shown[:]:
-            view.close()
+        close_views()
+
+
+def close_views() -> None:
+    """Take the view away, if there is one, and with it the line below it."""
+    for view in _shown[:]:
+        view.notice = ""
+        view.close()
 
 
 def show_notice(text: str) -> bool:
