@@ -69,12 +69,13 @@ def check_found(name: str, what: str) -> None:
     if known is None:
         raise HubUnreachable(
             f"{what} {name!r} could not be fetched from the Hub, which does not answer, and there "
-            f"is no such folder here.{hint} {LOCAL_HELP}"
+            f"is no such folder, looked for in {Path.cwd()}.{hint} {LOCAL_HELP}"
         )
     if not known:
         raise ModelError(
-            f"{what} {name!r}: there is no such folder here, and the Hub has no such repository, "
-            f"or it is private and you are not logged in (`hf auth login`).{hint}"
+            f"{what} {name!r}: there is no such folder, looked for in {Path.cwd()}, and the Hub "
+            "has no such repository, or it is private and you are not logged in (`hf auth login`)."
+            f"{hint}"
         )
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 # No row of anybody's data: a card is pushed, and prompts are not.
 EXAMPLE = "Anna has 3 apples and buys 4 more. How many has she?"
 _HERE = "."
+_YOURS = "# The question is an example: put yours in its place."
 
 
 def example_prompt(
@@ -66,9 +67,9 @@ def code(card: dict[str, Any]) -> str:
 def _asking(card: dict[str, Any]) -> list[str]:
     prompt, options = card["prompt"], card["template_options"]
     if isinstance(prompt, str):
-        lines = [f'inputs = tokenizer({prompt!r}, return_tensors="pt")']
+        lines = [_YOURS, f'inputs = tokenizer({prompt!r}, return_tensors="pt")']
     else:
-        lines = ["messages = ["]
+        lines = [_YOURS, "messages = ["]
         for message in prompt:
             lines.append(f"    {json.dumps(message, ensure_ascii=False)},")
         lines += ["]", "inputs = tokenizer.apply_chat_template("]
