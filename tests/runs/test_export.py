@@ -1,6 +1,7 @@
 """What is exported computes what base and adapter did, and is served with the run's prompts."""
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,9 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo_hf.cli import main
 from grpo_hf.data.prompts import PromptForm
 from grpo_hf.errors import ConfigError, ModelError, OutputExistsError
+from grpo_hf.models.loading import dequantized
 from grpo_hf.runs.export import Export, converter_of, export
 from grpo_hf.runs.modelfile import form_there, modelfile
 
+SMOLLM2 = Path(__file__).parents[2] / "models" / "smollm2-135m-instruct"
 QUESTIONS = torch.arange(10, 74).reshape(4, 16)
 CONVERTER = """
 import pathlib, sys
@@ -163,6 +166,26 @@ def test_llama_cpp_s_converter_makes_a_gguf_file(run: Path, tmp_path: Path, monk
     assert (folder / "Modelfile").read_text().startswith("FROM ./mine-q8_0.gguf\n")
     shown = capsys.readouterr().out
     assert "ollama create mine" in shown and f"vllm serve {folder}" not in shown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LLAMA_CPP" not in os.environ, reason="LLAMA_CPP names no folder of llama.cpp")
+def test_the_real_converter_writes_the_policy(tmp_path: Path):
+    """llama.cpp knows tokenizers by name, and none of a test's, so it takes a real model."""
+    if not SMOLLM2.is_dir():
+        pytest.skip("there is no models/smollm2-135m-instruct: make smollm2")
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    made = made_run(tmp_path / "run", SMOLLM2, recipe={}, adapter=config)
+    folder = export(Export(tmp_path / "run", format="gguf", outtype="f32"))
+    there = dequantized(
+        AutoModelForCausalLM.from_pretrained(folder, gguf_file="run-f32.gguf", dtype=torch.float32)
+    )
+    with torch.no_grad(), made.disable_adapter():
+        base = made(QUESTIONS).logits
+    with torch.no_grad():
+        policy, converted = made(QUESTIONS).logits, there(QUESTIONS).logits
+    torch.testing.assert_close(converted, policy, rtol=1e-3, atol=1e-3)
+    assert (base - policy).abs().max() > 1
 
 
 def test_a_converter_that_fails_or_is_not_there_says_why(run: Path, tmp_path: Path, monkeypatch):
