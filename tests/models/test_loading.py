@@ -1,12 +1,15 @@
 """Loading a base: its dtype, 4 bits, GGUF, and checkpoints that lack weights."""
 
+import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
+from huggingface_hub import HfApi
 from support.adapters import load, logits, lora
 from support.tiny_gguf import tiny_llama, write_gguf
 from transformers import AutoModelForCausalLM
@@ -80,6 +83,17 @@ class TestNamesOnTheHub:
         check_found("smollm", "model")
         check_found("smollm2", "model")
         assert asked == ["smollm"]
+
+    def test_a_hub_that_is_slow_is_left_to_the_libraries(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Someone listens there, and TRL would wait for the answer."""
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            endpoint = f"http://127.0.0.1:{mute.getsockname()[1]}"
+            monkeypatch.setattr("huggingface_hub.HfApi", partial(HfApi, endpoint=endpoint))
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+            monkeypatch.setattr("grpo_hf.models.places._HUB_PATIENCE", 0.2)
+            check_found("smollm", "model")
 
     def test_a_hub_that_has_no_such_model_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("grpo_hf.models.places.is_on_hub", lambda name: False)

@@ -90,7 +90,10 @@ def is_at_hand(name: str) -> bool:
 
 
 def is_on_hub(name: str) -> bool | None:
-    """Whether the Hub has a model or adapter; None where it does not answer. Asks once."""
+    """Whether the Hub has a model or adapter, or is slow to say; None where it cannot be reached.
+
+    It is asked once.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
@@ -102,6 +105,7 @@ def is_on_hub(name: str) -> bool | None:
     except HfHubHTTPError:
         return True
     # The errors of not reaching it differ between clients of HTTP.
-    except Exception:
-        return None
+    except Exception as error:
+        # Someone listens there. The libraries have more patience.
+        return True if type(error).__name__ == "ReadTimeout" else None
     return True
