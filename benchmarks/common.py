@@ -326,7 +326,7 @@ def _cpu_names() -> list[str]:
     return names
 
 
-def train_alone(recipe: Path, run: Path, settings: Sequence[str], threads: int = 1) -> None:
+def train_alone(recipe: Path, run: Path, settings: Sequence[str], threads: int = 1) -> Row:
     """Train a recipe by `grpo-hf train` in a process of its own, as a user does.
 
     Args:
@@ -334,15 +334,23 @@ def train_alone(recipe: Path, run: Path, settings: Sequence[str], threads: int =
         settings: further flags.
         threads: of torch.
 
+    Returns:
+        Seconds of it, `wall` and `cpu`, its start and its comparison included.
+
     Raises:
         SystemExit: the run failed.
     """
+    before, start = os.times(), time.perf_counter()
     command = [sys.executable, "-m", "grpo_hf.cli", "train", str(recipe)]
     command += ["--output_dir", str(run), *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"error: `{' '.join(command)}` ended with {done.returncode}.")
+    after = os.times()
+    cpu = after.children_user + after.children_system
+    cpu -= before.children_user + before.children_system
+    return {"wall": round(time.perf_counter() - start, 1), "cpu": round(cpu, 1)}
 
 
 def _git(*arguments: str) -> str | None:

@@ -15,8 +15,6 @@ from `--data`, a folder with a folder for each set (`svamp`, `gsm8k`, `mbpp`).
 
 import argparse
 import json
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,18 +91,8 @@ def train(recipe: Path, run: Path, seed: int, threads: int) -> Row:
     Raises:
         SystemExit: the run failed.
     """
-    before = os.times()
-    start = time.perf_counter()
-    train_alone(recipe, run, ["--seed", str(seed)], threads)
-    after = os.times()
-    cpu = after.children_user + after.children_system
-    cpu -= before.children_user + before.children_system
-    return {
-        "seed": seed,
-        "wall": round(time.perf_counter() - start, 1),
-        "cpu": round(cpu, 1),
-        **read_run(run),
-    }
+    took = train_alone(recipe, run, ["--seed", str(seed)], threads)
+    return {"seed": seed, **took, **read_run(run)}
 
 
 def read_run(run: Path) -> Row:

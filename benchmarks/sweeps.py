@@ -14,7 +14,6 @@ tasks are those of `benchmarks.learning`.
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,7 @@ from .tasks import TASKS
 
 SWEEPS = RESULTS / "sweeps"
 # The curves that are written down, and their names in metrics.jsonl.
-CURVES = {
-    "reward": "reward",
-    "kl": "kl",
-    "seconds": "step_time",
-    "length": "completions/mean_length",
-}
+CURVES = {"reward": "reward", "kl": "kl", "length": "completions/mean_length"}
 
 
 def recipe_of(arguments: argparse.Namespace, folder: Path) -> tuple[Path, list[str]]:
@@ -74,9 +68,7 @@ def default_of(setting: str) -> Any:
 def train(recipe: Path, run: Path, flags: Sequence[str], seed: int, threads: int) -> Row:
     """Train once, unless the folder holds the run already, and return what it says."""
     if not (run / "evaluation.jsonl").is_file():
-        start = time.perf_counter()
-        train_alone(recipe, run, flags, threads)
-        took = {"wall": round(time.perf_counter() - start, 1)}
+        took = train_alone(recipe, run, flags, threads)
         (run / "took.json").write_text(json.dumps(took), encoding="utf-8")
     took = json.loads((run / "took.json").read_text(encoding="utf-8"))
     return {"seed": seed, **took, **read_run(run)}
@@ -148,7 +140,7 @@ def _same(value: str, usual: object) -> bool:
 def show(arguments: argparse.Namespace, values: Sequence[Row]) -> None:
     """Print a row for each value: means over the seeds."""
     table = Table(title=f"{arguments.task}, {arguments.setting}, seeds {arguments.seeds}")
-    for heading in ("value", "base", "adapter", "difference", "KL at the end", "s"):
+    for heading in ("value", "base", "adapter", "difference", "KL at the end", "CPU s"):
         table.add_column(heading, justify="right")
     for found in values:
         table.add_row(str(found["value"]), *sweeps_page.means(found["runs"]))

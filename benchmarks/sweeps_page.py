@@ -17,15 +17,19 @@ TEMPLATE = DATA / "guidance.md.jinja"
 SENTENCES = DATA / "guidance.yaml"
 # Steps whose mean is the KL at the end.
 ENDS = 5
+# In a picture with a logarithmic scale, where the estimate of a small KL may be 0.
+_LEAST_KL = 1e-5
 
 
 def means(runs: Sequence[Row]) -> list[str]:
-    """Return base, adapter, difference, KL at the end and seconds: means over the seeds."""
+    """Return base, adapter, difference, KL at the end and CPU time: means over the seeds."""
     cells = []
     for side, sign in (("base", ""), ("adapter", ""), ("difference", "+")):
         cells.append(f"{fmean(run[side]['value'] for run in runs):{sign}.3f}")
     cells.append(f"{fmean(fmean(run['curves']['kl'][-ENDS:]) for run in runs):.3f}")
-    cells.append(f"{fmean(sum(run['curves']['seconds']) for run in runs):.0f}")
+    # Other sweeps may have made some of the runs before this was measured.
+    known = all("cpu" in run for run in runs)
+    cells.append(f"{fmean(run['cpu'] for run in runs):.0f}" if known else "")
     return cells
 
 
@@ -58,7 +62,7 @@ def write_page(records: Path, docs: Path) -> Path:
 
 
 def draw(record: Row, output: Path) -> None:
-    """Draw the held-out accuracy of every run over the values, and the mean of each value."""
+    """Draw what every run gained and its KL over the values, and the mean gain of each value."""
     import matplotlib
 
     # This backend writes files and needs no display.
@@ -68,13 +72,13 @@ def draw(record: Row, output: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
     values = record["values"]
     places = list(range(len(values)))
-    draw_accuracy(axes[0], values)
+    draw_gains(axes[0], values)
     for place, found in zip(places, values, strict=True):
         for run in found["runs"]:
             end = fmean(run["curves"]["kl"][-ENDS:])
-            axes[1].plot(place, max(end, 0.0), "o", color="#D55E00", markersize=4)
+            axes[1].plot(place, max(end, _LEAST_KL), "o", color="#D55E00", markersize=4)
     axes[1].set_title("KL to the base at the end", fontsize=9)
-    axes[1].set_ylim(bottom=0)
+    axes[1].set_yscale("log")
     for axis in axes:
         axis.set_xticks(places, [str(found["value"]) for found in values], fontsize=8)
         axis.set_xlabel(record["setting"], fontsize=8)
@@ -85,16 +89,13 @@ def draw(record: Row, output: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_accuracy(axis: Any, values: Sequence[Row]) -> None:
-    """Draw a dot for each seed, a line through their means, and the base."""
+def draw_gains(axis: Any, values: Sequence[Row]) -> None:
+    """Draw what each seed gained, adapter minus base, and a line through the means."""
     centres = []
     for place, found in enumerate(values):
-        right = [run["adapter"]["value"] for run in found["runs"]]
-        centres.append(fmean(right))
-        axis.plot([place] * len(right), right, "o", color="#0072B2", markersize=4, alpha=0.6)
-    axis.plot(range(len(values)), centres, "-", color="#0072B2", label="adapter, mean")
-    base = fmean(run["base"]["value"] for found in values for run in found["runs"])
-    axis.axhline(base, color="#000000", linestyle="--", linewidth=1, label="base")
-    axis.set_title("held-out problems right", fontsize=9)
-    axis.set_ylim(0, 1)
-    axis.legend(fontsize=7, loc="lower right")
+        gains = [run["difference"]["value"] for run in found["runs"]]
+        centres.append(fmean(gains))
+        axis.plot([place] * len(gains), gains, "o", color="#0072B2", markersize=4, alpha=0.6)
+    axis.plot(range(len(values)), centres, "-", color="#0072B2")
+    axis.axhline(0, color="#000000", linewidth=1)
+    axis.set_title("held-out problems right: adapter minus base", fontsize=9)

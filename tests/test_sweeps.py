@@ -19,14 +19,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Replace training by a run folder with known figures; return the flags of the runs made."""
     made: list[list[str]] = []
 
-    def train(recipe: Path, run: Path, flags: Sequence[str], threads: int) -> None:
+    def train(recipe: Path, run: Path, flags: Sequence[str], threads: int) -> Any:
         made.append(list(flags))
         run.mkdir(parents=True)
         steps = []
         for step in range(6):
-            steps.append(
-                {"reward": step / 10, "kl": step, "step_time": 2.0, "completions/mean_length": 9.0}
-            )
+            steps.append({"reward": step / 10, "kl": step, "completions/mean_length": 9.0})
         lines = [json.dumps(step) for step in [*steps, {"train_runtime": 12.0}]]
         (run / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         rate = flags[flags.index("--learning_rate") + 1] if "--learning_rate" in flags else "5e-4"
@@ -35,6 +33,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             right = {"base": problem < 2, "adapter": problem < RIGHT[rate]}
             rows.append(json.dumps({side: {"right": value} for side, value in right.items()}))
         (run / "evaluation.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return {"wall": 13.0, "cpu": 12.0}
 
     monkeypatch.setattr(sweeps, "train_alone", train)
     return made
