@@ -307,6 +307,19 @@ class TestCheats:
         assert finding.samples[0]["prompt"] == "Problem 0"
         assert "answers without reasoning" in named(found)
 
+    def test_one_label_for_nearly_all(self, tmp_path: Path) -> None:
+        """A run of a user: 49 of 60 tickets are for "delivery", of which 18 were wanted."""
+        run = Written(tmp_path, untrained, {"right": 1.0}, recipe={"max_completion_length": 10})
+        run.make()
+        adapter = ["Delivery"] * 26 + ["delivery"] * 18 + ["Delivery."] * 5
+        adapter += ["Billing"] * 5 + ["Technical."] * 6
+        base = ["I'm sorry for your loss, but as a"] * 50 + ["Delivery: I", "delivery"] * 5
+        marks = iter([True] * 18 + [False] * 31 + [True] * 11 + [False] * 60)
+        found = findings(run.answer(base, adapter, lambda text: next(marks)))
+        assert only(found, "one answer everywhere").text == (
+            '49 of 60 held-out answers are "delivery", 18 of them right; the base gave it 5 times.'
+        )
+
     @pytest.mark.parametrize(("room", "said"), [(24, False), (48, True), (None, True)])
     def test_nobody_wants_a_working_for_which_there_is_no_room(
         self, tmp_path: Path, room: int | None, said: bool

@@ -234,7 +234,7 @@ def answer_of(base: Path, run: Path) -> str:
     """What PEFT and transformers answer to the example of the card."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(run)).eval()
-    question = "<|user|>Anna has 3 apples and buys 4 more. How many has she?<|assistant|>"
+    question = "<|user|>Your text here.<|assistant|>"
     inputs = tokenizer(question, return_tensors="pt")
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
@@ -321,7 +321,7 @@ def test_the_card_s_results_are_those_of_the_answers_on_disk(pushed: Pushed):
         right = sum(row[name]["right"] for row in rows)
         # The untrained model; the interval is then [0, z² / (n + z²)] = [0, 3.8415 / 11.8415].
         assert right == 0
-        assert results[shown] == ["0.000", "0.000 to 0.324"]
+        assert results[shown] == ["0.000", "0.000 to 0.256"]
     # No answer differs, and eight rows cannot say that none ever would.
     same = compare([False] * 8, [False] * 8)
     assert -0.3 < same.low < 0 < same.high < 0.3
@@ -393,10 +393,9 @@ def test_a_run_without_evaluation_claims_no_results(card):
 
 
 def test_results_are_shown_with_their_intervals(card):
-    # Newcombe 1998: 81 of 263 has the Wilson interval 0.2553 to 0.3662
     right = compare([True] * 81 + [False] * 182, [True] * 263)
     results = tables(card(results=right.as_dict()).text)["Results"]
-    assert results["base"] == ["0.308", "0.255 to 0.366"]
+    assert results["base"] == ["0.308", f"{right.base.low:.3f} to {right.base.high:.3f}"]
     assert results["with this adapter"][0] == "1.000"
     assert results["difference (paired)"][0] == f"{182 / 263:+.3f}"
 
@@ -491,10 +490,7 @@ def test_the_prompt_of_a_recipe_is_shown_as_the_model_reads_it(card, tiny_checkp
     text = card(prompt_form=form, tokenizer=tokenizer).text
     assert "> Be\n> brief.\n" in text and "> End with ####.\n" in text
     rendered = re.findall(r"```text\n(.*?)\n```", text, re.DOTALL)
-    assert rendered == [
-        "<|system|>Be\nbrief.<|user|>Anna has 3 apples and buys 4 more. How many has she?\n"
-        "End with ####.<|assistant|>"
-    ]
+    assert rendered == ["<|system|>Be\nbrief.<|user|>Your text here.\nEnd with ####.<|assistant|>"]
 
 
 def test_a_base_and_a_dataset_on_the_hub_become_metadata(card):

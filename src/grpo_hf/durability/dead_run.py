@@ -129,9 +129,9 @@ SIGNS = (
     Sign(
         "mostly clipped",
         _mostly_clipped,
-        "Most completions of the last {steps} steps were cut off at max_completion_length before "
-        "their end, where many a reward finds no answer. Raise max_completion_length, or ask for "
-        "shorter answers in the prompt; else the run learns to end before it learns the task.",
+        "Most completions of the last {steps} steps were cut off at max_completion_length. Where "
+        "the answer comes at their end, it is not there: raise max_completion_length, or ask for "
+        "shorter answers in the prompt. Where it comes first, nothing is lost.",
         beside="all clipped",
     ),
     Sign(

@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 
 from .cut_answers import CutAnswers
-from .intervals import Values, difference_estimates
+from .intervals import Values, difference_estimates, share_estimates
 
-# The two-sided 95% quantile of the normal distribution.
-Z_95 = 1.959964
 # Of fewer pairs not even a change of all is unlikely by chance: 2 / 2**5 is more than 5%.
 LEAST_PAIRS = 6
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share of right answers with its 95% Wilson interval."""
+    """A share of right answers with its 95% interval."""
 
     right: int
     total: int
@@ -59,22 +57,13 @@ class Comparison:
 
 
 def accuracy(right: Sequence[bool]) -> Accuracy:
-    """Return the share of right answers with its Wilson score interval (Wilson 1927).
-
-    The interval is sound at shares of 0 and 1, too.
+    """Return the share of right answers with its interval, that of `intervals.share_estimates`.
 
     >>> str(accuracy([True] * 8 + [False] * 2))
-    '0.800 [0.490, 0.943]'
+    '0.800 [0.499, 0.955]'
     """
-    n = len(right)
-    share = sum(right) / n
-    centre = share + Z_95**2 / (2 * n)
-    spread = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
-    scale = 1 + Z_95**2 / n
-    # At a share of 0 or 1 rounding can put a bound just outside of [0, 1].
-    low = max(0.0, (centre - spread) / scale)
-    high = min(1.0, (centre + spread) / scale)
-    return Accuracy(sum(right), n, low, high)
+    (share,) = share_estimates(np.array(right, dtype=np.float64)[:, None])
+    return Accuracy(sum(right), len(right), share.low, share.high)
 
 
 def compare(base: Sequence[bool], adapter: Sequence[bool]) -> Comparison:

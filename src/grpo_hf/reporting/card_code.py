@@ -8,9 +8,8 @@ if TYPE_CHECKING:
     from ..data.prompts import PromptForm
 
 # No row of anybody's data: a card is pushed, and prompts are not.
-EXAMPLE = "Anna has 3 apples and buys 4 more. How many has she?"
+EXAMPLE = "Your text here."
 _HERE = "."
-_YOURS = "# The question is an example: put yours in its place."
 
 
 def example_prompt(
@@ -67,9 +66,9 @@ def code(card: dict[str, Any]) -> str:
 def _asking(card: dict[str, Any]) -> list[str]:
     prompt, options = card["prompt"], card["template_options"]
     if isinstance(prompt, str):
-        lines = [_YOURS, f'inputs = tokenizer({prompt!r}, return_tensors="pt")']
+        lines = [f'inputs = tokenizer({prompt!r}, return_tensors="pt")']
     else:
-        lines = [_YOURS, "messages = ["]
+        lines = ["messages = ["]
         for message in prompt:
             lines.append(f"    {json.dumps(message, ensure_ascii=False)},")
         lines += ["]", "inputs = tokenizer.apply_chat_template("]

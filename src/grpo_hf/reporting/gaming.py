@@ -41,6 +41,9 @@ class Finding:
     advice: str = ""
 
 
+# What a comparison of base and adapter says itself.
+OF_COMPARISONS = "answers that end"
+
 # What to try first, by the name of a sign; docs/gaming.md has more.
 REMEDIES = {
     "another reward rises instead": "Lower its weight, or pay it only where the answer is right.",
@@ -48,9 +51,10 @@ REMEDIES = {
     "held-out answers no better": "Read them beside those of the training, or use more prompts.",
     "length": "Take out what grows with length, or add the reward overlong.",
     "repetition": "Add the reward repetition with a negative weight.",
-    "one answer everywhere": "Take examples out of the prompt, and do not pay for guesses.",
+    "one answer everywhere": "Take examples out of the prompt, have right "
+    "answers evenly in the data, and do not pay for guesses.",
     "answer by place": "Train longer, or with easier prompts; deal the right place evenly.",
-    "answers that end": "Compare with more room: grpo-hf eval with --max_completion_length.",
+    OF_COMPARISONS: "Compare both with more room: grpo-hf eval RUN --max_completion_length N.",
     "answers without reasoning": "Ask for the reasoning in the prompt, unless none is wanted.",
 }
 
@@ -65,7 +69,7 @@ SIGNS: dict[str, Sign] = {
     "repetition": gaming_texts.repeats_itself,
     "one answer everywhere": gaming_texts.one_answer,
     "answer by place": gaming_places.answer_by_place,
-    "answers that end": gaming_rewards.answers_end,
+    OF_COMPARISONS: gaming_rewards.answers_end,
     "answers without reasoning": gaming_texts.no_working,
 }
 

@@ -24,6 +24,8 @@ _FEWEST_ANSWERS, _FEWEST_PROMPTS = 20, 6
 _SAME, _SAME_IN_TRAINING, _RIGHT = 0.25, 0.5, 0.5
 # The same answer that often is learned where the base gave it half as often at most.
 _LEARNED = 0.5
+# What may stand around an answer and says nothing.
+_AROUND = " .,:;!?*`'\"“”‘’()"
 # Characters of an answer that are quoted.
 _LONGEST = 40
 # A completion shows its working from so many characters before the answer on: "6 + 4 = 10" has ten.
@@ -111,8 +113,8 @@ def _one_held_out_answer(evidence: Evidence) -> Seen | None:
         return None
     answer, count = _most_frequent([each.adapter for each in answers])
     total = len(answers)
-    same = [each for each in answers if final_answer(each.adapter) == answer]
-    base = sum(final_answer(each.base) == answer for each in answers)
+    same = [each for each in answers if _plain_answer(each.adapter) == answer]
+    base = sum(_plain_answer(each.base) == answer for each in answers)
     right = sum(bool(each.adapter_right) for each in same)
     if share_low(count, total) < _SAME or right >= _RIGHT * count or base > _LEARNED * count:
         return None
@@ -129,9 +131,9 @@ def _one_answer_in_training(evidence: Evidence) -> Seen | None:
         return None
     answer, _ = _most_frequent([sample.completion for group in late for sample in group])
     shares = change(
-        [_share(group, lambda text: final_answer(text) == answer) for group in evidence.groups]
+        [_share(group, lambda text: _plain_answer(text) == answer) for group in evidence.groups]
     )
-    same = [each for each in _late(evidence) if final_answer(each.completion) == answer]
+    same = [each for each in _late(evidence) if _plain_answer(each.completion) == answer]
     if shares is None or not shares.rose or shares.last < _SAME_IN_TRAINING:
         return None
     # A task whose answers are mostly one and the same is answered rightly so.
@@ -196,8 +198,17 @@ def _share(group: Sequence[Sample], holds: Callable[[str], bool]) -> float:
 
 def _most_frequent(texts: Sequence[str]) -> tuple[str, int]:
     """Return the most frequent final answer, and how often it is given."""
-    counts = Counter(filter(None, map(final_answer, texts)))
+    counts = Counter(filter(None, map(_plain_answer, texts)))
     return counts.most_common(1)[0] if counts else ("", 0)
+
+
+def _plain_answer(text: str) -> str:
+    """Return the final answer of a completion without case, and without points and quotes around.
+
+    >>> _plain_answer("I see.\\nDelivery."), _plain_answer("-7")
+    ('delivery', '-7')
+    """
+    return final_answer(text).casefold().strip(_AROUND)
 
 
 def _short(answer: str) -> str:

@@ -27,6 +27,7 @@ from .card_tables import (
     result_rows,
     table,
 )
+from .gaming import OF_COMPARISONS
 from .nothing_learned import why_run_learned_nothing
 from .public_names import hub_base, hub_names, license_of, public_name, public_text
 
@@ -226,7 +227,9 @@ def _limits(folder: Path, card: dict[str, Any]) -> list[str]:
     limits = []
     try:
         findings = json.loads((folder / GAMING_FILE).read_text(encoding="utf-8"))
-        limits += [" ".join(str(finding["text"]).split()) for finding in findings]
+        for finding in findings:
+            if finding.get("name") != OF_COMPARISONS:
+                limits.append(" ".join(str(finding["text"]).split()))
     except (OSError, ValueError, KeyError, TypeError):
         # A run without findings, or one that was not watched.
         pass

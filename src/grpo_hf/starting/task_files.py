@@ -38,9 +38,12 @@ _INSTRUCTIONS = {
 }
 # A question with a number as answer that is longer than this takes working.
 _PROBLEM_CHARACTERS = 80
-# Tokens for working, where the data has only its result, and beyond the longest right answer.
+# Tokens for working, where the data has only its result; of a sentence or two; and around the
+# longest right answer. A small model that is asked for a label goes on talking, and what it says
+# then names other labels by chance: with room for a sentence the reward tells less and costs more.
 _WORKING = 256
-_ALONE = 32
+_SENTENCE = 64
+_AROUND = 12
 _LONGEST = 512
 # About so many characters are a token.
 _TOKEN_CHARACTERS = 3
@@ -218,16 +221,16 @@ def _renames(plan: Plan) -> list[str]:
 def _length(plan: Plan, form: str) -> tuple[int, str]:
     """Return how many tokens an answer may have, and how that was chosen."""
     if plan.gold is None:
-        return 2 * _ALONE, "for a sentence of some length"
+        return _SENTENCE, "for a sentence of some length"
     if form == "problem":
         return _WORKING, "for working, which the data does not show"
     characters = plan.facts.columns[plan.gold].longest
     # Digits, and words of rare languages, take more tokens than other characters.
     longest = 2 * characters // _TOKEN_CHARACTERS
-    chosen = min(_LONGEST, _ALONE + longest)
+    chosen = min(_LONGEST, _AROUND + longest)
     return chosen, (
-        f"{_ALONE} for a sentence around the answer and {chosen - _ALONE} for the longest right "
-        f"one, of {characters} characters"
+        f"{_AROUND} for words around the answer and {chosen - _AROUND} for the longest right one, "
+        f"of {characters} characters"
     )
 
 
