@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .starting.data_facts import DataFacts
 
 _WIDTH = 100
+# What is answered for a reward that is to be written.
+_NEW = "new"
 # Of files that hold data, as `data.readers` knows them.
 _DATA_FILES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -75,7 +77,10 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
     note = _note_on_gold(facts, prompt, gold) if options.gold is None else ""
     gold = None if gold == "-" else facts.checked(gold)
     model = options.model or _ask("Model: a folder, or a name on the Hub", "", _default_model())
-    plan = Plan(options.folder, model, facts, prompt, gold, _moved_reward(options))
+    reward_there = options.reward or _ask(
+        f"Reward: {_NEW} writes one, or the name of one that is there (FILE.py:FUNCTION)", "", _NEW
+    )
+    plan = Plan(options.folder, model, facts, prompt, gold, _moved_reward(reward_there, options))
     written = write_task(plan)
     console = _console()
     console.print(f"prompt: {prompt}; right answer: {gold or 'none'}{note}", markup=False)
@@ -131,13 +136,13 @@ def _default_model() -> str:
     return str(here) if here.is_dir() else "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def _moved_reward(options: argparse.Namespace) -> str | None:
+def _moved_reward(reward: str, options: argparse.Namespace) -> str | None:
     """Return the reward that was asked for; a file is named from the recipe's folder."""
     from .runs.recipe import relocated
 
-    if options.reward is None:
+    if reward == _NEW:
         return None
-    moved: str = relocated(options.reward, Path.cwd(), options.folder.resolve())
+    moved: str = relocated(reward, Path.cwd(), options.folder.resolve())
     return moved
 
 
@@ -195,7 +200,9 @@ def _say_what_comes_next(recipe: Path, run: str, reward: Path | None) -> None:
     steps.append((f"grpo-hf plan {recipe}", "memory, what fits where, tokens"))
     steps.append((f"grpo-hf train {recipe}", "train, and compare with the base"))
     steps.append((f"grpo-hf report {run}", "did it get better, why, how sure is that"))
+    steps.append((f"grpo-hf eval {run} --samples 8", "how often is it right: pass@k, maj@k"))
     steps.append((f"grpo-hf chat {run}", "ask base and adapter"))
+    steps.append((f"grpo-hf export {run}", "merged weights or GGUF"))
     width = max(len(command) for command, _ in steps)
     print("next:")
     for command, what in steps:

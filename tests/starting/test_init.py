@@ -12,6 +12,7 @@ import yaml
 from grpo_hf.cli import main
 from grpo_hf.runs import preflight
 from grpo_hf.runs.recipe import read_recipe
+from grpo_hf.scoring.registry import load_reward
 from grpo_hf.starting.data_facts import guess_gold, guess_prompt, kind_of_answers, look_at
 
 ROWS = 24
@@ -92,6 +93,24 @@ def test_what_is_written_works(kind, data, begun):
         others = gold[1:] + gold[:1]
         assert reward(list(map(str, gold)), answer=gold) == [1.0] * ROWS
         assert all(paid < 1 for paid in reward(list(map(str, others)), answer=gold))
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "votes"),
+    [
+        ("number", ["It is $1,004.50.", "3 and 1004.5", "none"], ["1004.5", "1004.5", None]),
+        ("choice", ["It is 9.", "9.0, so 9", "5 or 9"], ["9", "9", None]),
+        ("label", ["NEGATIVE.", "negative", "positive or negative"], ["negative"] * 2 + [None]),
+        ("short", ["New  York.", "new york", "..."], ["new york", "new york", None]),
+    ],
+)
+def test_equal_answers_vote_together(kind, texts, votes, data, begun):
+    """maj@k of one's own task: the written reward says which answers are the same."""
+    _, answer = ANSWERS[kind]
+    asked = "Larger, {} or {}?" if kind == "choice" else "What about {}?"
+    folder, _ = begun(data(lambda n: {"question": asked.format(n, 2 * n + 5), "answer": answer(n)}))
+    (spec,) = yaml.safe_load((folder / "recipe.yaml").read_text())["rewards"]
+    assert load_reward(spec, relative_to=folder).settings.answers(texts) == votes
 
 
 class TestChoices:
@@ -283,7 +302,7 @@ class TestAsking:
     ):
         file = data(lambda n: {"question": f"{n}?", "hint": "x", "target": n})
         asked = []
-        answers = iter([str(file), None, "hint", str(tiny_checkpoint)])
+        answers = iter([str(file), None, "hint", str(tiny_checkpoint), None])
 
         def ask(question, default=None):
             asked.append((question, default))
@@ -296,6 +315,12 @@ class TestAsking:
         main(["init", "mine"])
         assert [default for _, default in asked][:3] == [None, "question", "target"]
         assert "right answer: hint" in capsys.readouterr().out
+        assert asked[-1][1] == "new" and (tmp_path / "mine" / "reward.py").is_file()
+        (tmp_path / "my.py").write_text("def same(completions, **_):\n    return [1.0]\n")
+        answers = iter([str(file), None, None, str(tiny_checkpoint), "./my.py:same"])
+        main(["init", "other"])
+        written = yaml.safe_load((tmp_path / "other" / "recipe.yaml").read_text())
+        assert written["rewards"] == ["../my.py:same"]
 
 
 def test_a_reward_that_is_there_is_named_from_the_recipe(data, begun, tmp_path):

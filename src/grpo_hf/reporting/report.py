@@ -26,7 +26,7 @@ _LOOK = {
 # The commands that follow a run, each with what it is for.
 _NEXT = {
     "chat {run}": "base and adapter, side by side",
-    "eval {run}": "how often it is right: pass@k, maj@k",
+    "eval {run} --samples 8": "how often it is right: pass@k, maj@k",
     "report {run}": "one page: curves, samples, doubts",
     "export {run}": "merged weights or GGUF",
     "push {run} REPO": "to the Hub, private unless --public",
@@ -112,8 +112,10 @@ def next_steps(folder: str | Path) -> list[str]:
     """Return lines that say what can be done with a run, each to be copied as it is."""
     place = shlex.quote(str(folder))
     lines = ["next:"]
-    for command, purpose in _NEXT.items():
-        lines.append(f"  grpo-hf {command.format(run=place):{len(place) + 14}}  {purpose}")
+    commands = {command.format(run=place): purpose for command, purpose in _NEXT.items()}
+    width = max(map(len, commands))
+    for command, purpose in commands.items():
+        lines.append(f"  grpo-hf {command:{width}}  {purpose}")
     is_adapter = (Path(folder) / "adapter_config.json").is_file()
     loader = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
     lines.append(f"  in Python: {loader}.from_pretrained({json.dumps(str(folder))})")
