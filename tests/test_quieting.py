@@ -84,6 +84,18 @@ def test_trl_says_once_that_no_reward_judged_a_completion(caplog: pytest.LogCapt
     ],
 )
 def test_importing_prints_nothing(program: str):
+    assert_quiet(program)
+
+
+def test_the_readme_s_script_is_quiet_before_its_first_line_of_work():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index("```python\nfrom grpo_hf import GRPOConfig") :]
+    imports = [line for line in block.splitlines()[1:5] if line.startswith("from ")]
+    assert len(imports) == 3
+    assert_quiet("\n".join(imports))
+
+
+def assert_quiet(program: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )

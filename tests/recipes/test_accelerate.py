@@ -180,7 +180,8 @@ def flags_of_two_steps(model: Path, folder: Path, processes: int) -> list[str]:
     rows.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n' * 8)
     return f"""
         --model_name_or_path {model} --dataset_path {rows} --output_dir {folder}/run
-        --dtype float32 --max_steps 2 --max_completion_length 4 --eval_rows 0
+        --dtype float32 --max_steps 2 --max_completion_length 4 --eval_rows 0 --eval_samples 0
+        --eval_data rows={rows}
         --per_device_train_batch_size {4 // processes} --num_generations 4
         --gradient_accumulation_steps 1 --report_to none --save_strategy no --logging_steps 1
         --warmup_steps 0

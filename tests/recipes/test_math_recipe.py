@@ -22,12 +22,14 @@ def test_a_step_on_local_rows(
     flags += ["--dtype", "float32", "--use_cpu", "--gradient_checkpointing", "false"]
     flags += ["--max_steps", "1"]
     flags += ["--gradient_accumulation_steps", "1", "--max_completion_length", "8"]
-    flags += ["--eval_rows", "2"]
+    flags += ["--eval_rows", "2", "--eval_data", f"more={data}", "--eval_samples", "2"]
     recipe.main([*flags, "--output_dir", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert "rewards: math, think_format" in said
     assert "step 1/1" in said
     assert "base (adapter disabled)" in said
+    for name in ("held_out", "more"):
+        assert (tmp_path / "run" / "evaluations" / f"{name}.json").is_file()
 
 
 def test_it_starts_as_a_plain_program() -> None:

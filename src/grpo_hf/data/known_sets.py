@@ -155,7 +155,8 @@ def read_known_set(known: KnownSet, path: Path | None) -> Split:
 def _raw_rows(known: KnownSet, path: Path | None) -> Split:
     if path is None and known.hub is None:
         raise DataError(
-            f"{known.name} is not on the Hub. Say where it lies: --data {known.name}=FOLDER."
+            f"{known.name} is not on the Hub. Say where it lies: {known.name}=FOLDER in --data, or "
+            "in eval_data of a recipe."
         )
     if path is None:
         try:
@@ -164,7 +165,8 @@ def _raw_rows(known: KnownSet, path: Path | None) -> Split:
             reason = f"{error.__cause__ or error}".partition("\n")[0]
             raise HubUnreachable(
                 f"{known.name} ({known.hub}) could not be fetched from the Hub ({reason}). Without "
-                f"a network, say where a copy lies: --data {known.name}=PATH."
+                f"a network, say where a copy lies: {known.name}=PATH in --data, or in eval_data "
+                "of a recipe."
             ) from error
     else:
         file = _file_of(known, path)
