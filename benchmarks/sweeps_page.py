@@ -22,12 +22,14 @@ _LEAST_KL = 1e-5
 
 
 def means(runs: Sequence[Row]) -> list[str]:
-    """Return base, adapter, difference, KL at the end and CPU time: means over the seeds."""
+    """Return base, adapter, difference, KL at the end and CPU time: means over the seeds.
+
+    The last one is empty where a run was made before it was measured.
+    """
     cells = []
     for side, sign in (("base", ""), ("adapter", ""), ("difference", "+")):
         cells.append(f"{fmean(run[side]['value'] for run in runs):{sign}.3f}")
     cells.append(f"{fmean(fmean(run['curves']['kl'][-ENDS:]) for run in runs):.3f}")
-    # Other sweeps may have made some of the runs before this was measured.
     known = all("cpu" in run for run in runs)
     cells.append(f"{fmean(run['cpu'] for run in runs):.0f}" if known else "")
     return cells
@@ -52,6 +54,7 @@ def write_page(records: Path, docs: Path) -> Path:
             raise SystemExit(f"error: {SENTENCES.name} has no sentence for {file.stem}.")
         record["name"] = file.stem
         record["sentence"] = sentences[file.stem]
+        record["timed"] = all("cpu" in run for value in record["values"] for run in value["runs"])
         draw(record, docs / f"sweep_{file.stem}.png")
         found.append(record)
     if not found:
@@ -90,12 +93,11 @@ def draw(record: Row, output: Path) -> None:
 
 
 def draw_gains(axis: Any, values: Sequence[Row]) -> None:
-    """Draw what each seed gained, adapter minus base, and a line through the means."""
-    centres = []
-    for place, found in enumerate(values):
-        gains = [run["difference"]["value"] for run in found["runs"]]
-        centres.append(fmean(gains))
-        axis.plot([place] * len(gains), gains, "o", color="#0072B2", markersize=4, alpha=0.6)
-    axis.plot(range(len(values)), centres, "-", color="#0072B2")
+    """Draw what each seed gained, adapter minus base, and a thick line through the means."""
+    places = range(len(values))
+    gains = [[run["difference"]["value"] for run in found["runs"]] for found in values]
+    for of_seed in zip(*gains, strict=True):
+        axis.plot(places, of_seed, "o-", color="#0072B2", linewidth=0.7, markersize=4, alpha=0.4)
+    axis.plot(places, list(map(fmean, gains)), "-", color="#0072B2", linewidth=2)
     axis.axhline(0, color="#000000", linewidth=1)
     axis.set_title("held-out problems right: adapter minus base", fontsize=9)
