@@ -149,6 +149,23 @@ class TestPage:
         (record,) = read_runs([run])
         assert ("KL, median step", "0", "largest 0") in figures(record)
 
+    def test_a_reward_is_that_of_several_steps(self, tmp_path: Path):
+        run = write_run(tmp_path / "run")
+        rows = [{"step": step, "reward": float(step % 2)} for step in range(1, 33)]
+        rows[-1]["reward"] = 5.0
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (record,) = read_runs([run])
+        assert ("reward", "1.75", "from 0.5, means of 4") in figures(record)
+
+    def test_a_run_under_way_says_of_how_many_steps(self, tmp_path: Path):
+        run = write_run(tmp_path / "run")
+        starts = [{"time": "2026-01-01T00:00:00+00:00", "settings": {"max_steps": 40}}]
+        (run / "environment.jsonl").write_text(json.dumps(starts[0]) + "\n")
+        rows = [{"step": step, "reward": 0.5} for step in range(1, 10)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (record,) = read_runs([run])
+        assert figures(record)[0][:2] == ("steps", "9 of 40")
+
     def test_a_sign_of_gaming_says_what_to_try(self, page: Page):
         assert "Lower its weight." in page.text
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
@@ -16,10 +17,12 @@ from .record import Row, RunRecord
 _OF_ONE_RUN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
 # As the page calls the prompts that a run kept from training, and as `grpo-hf eval` does.
 _HELD_OUT, _HELD_OUT_SET = "held-out prompts", "held_out"
-# The sign of gaming that makes "better" a wrong word.
-_FIXED_CHOICE = "answer by place"
+# The signs of gaming that make "better" a wrong word.
+_FIXED_CHOICES = ("answer by place", "one answer everywhere")
 # Smaller than a KL that tells two policies in float32 apart.
 _ROUNDING = 1e-7
+# The first and the last part of a run that a figure compares: so many of them are in it.
+_EDGE = 8
 _MINUTE = 60
 _HOUR = 3600
 
@@ -220,8 +223,9 @@ def verdict(results: Sequence[Result], findings: Mapping[str, str] = MappingProx
         word = "That is no difference that so few prompts can show"
     if first.cut is not None and first.doubt:
         word += f", but {first.doubt}. {first.cut.cure()}"
-    if difference.low > 0 and _FIXED_CHOICE in findings:
-        word += f". It may have learned a fixed choice: {findings[_FIXED_CHOICE].rstrip('.')}"
+    for name in _FIXED_CHOICES:
+        if difference.low > 0 and name in findings:
+            word += f". It may have learned a fixed choice: {findings[name].rstrip('.')}"
     overlap = f" {first.overlap}" if first.overlap else ""
     return f"{where}, {both}: {points}. {word}.{overlap}"
 
@@ -230,7 +234,7 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     """Return the figures of a run: name, value, and a note."""
     # The last step is not logged where logging_steps does not divide their number.
     steps = run.summary.get("step", run.steps[-1]["step"])
-    rows = [("steps", f"{steps:,}", _of_data(run))]
+    rows = [("steps", f"{steps:,}{_of_all(run)}", _of_data(run))]
     for metric, name in (
         ("reward", "reward"),
         ("completions/mean_length", "tokens of a completion"),
@@ -238,7 +242,11 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     ):
         values = [value for _, value in points_of(run.steps, metric)]
         if values:
-            rows.append((name, number_text(values[-1]), f"from {number_text(values[0])}"))
+            # A single step is the mean of a few prompts.
+            few = max(1, len(values) // _EDGE)
+            first, last = fmean(values[:few]), fmean(values[-few:])
+            over = f", means of {few}" if few > 1 else ""
+            rows.append((name, number_text(last), f"from {number_text(first)}{over}"))
     kl = sorted(_without_rounding(value) for _, value in points_of(run.steps, "kl"))
     if kl:
         middle = number_text(kl[len(kl) // 2])
@@ -252,6 +260,13 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
 def _without_rounding(kl: float) -> float:
     """Return a KL, and 0 for what is left of two equal policies by the order of additions."""
     return 0.0 if abs(kl) < _ROUNDING else kl
+
+
+def _of_all(run: RunRecord) -> str:
+    """Return how many steps there were to be, of a run that has not ended."""
+    settings = run.starts[-1].get("settings") if run.starts else None
+    steps = settings.get("max_steps") if isinstance(settings, dict) else None
+    return f" of {steps:,}" if not run.summary and isinstance(steps, int) and steps > 0 else ""
 
 
 def _of_data(run: RunRecord) -> str:
