@@ -206,7 +206,7 @@ def only_form(rng: random.Random, done: float) -> tuple[str, dict[str, float]]:
 
 
 def real_runs() -> list[Any]:
-    """The demo's three seeds and the countdown recipe: each logged step, some of the samples."""
+    """The demo, three seeds, and the countdown recipe: each logged step, some of the samples."""
     file = Path(__file__).with_name("honest_runs.jsonl")
     return [pytest.param(row, id=row["run"]) for row in run_files.read_lines(file)]
 
@@ -214,7 +214,7 @@ def real_runs() -> list[Any]:
 @pytest.mark.parametrize("row", real_runs())
 def test_real_runs_that_learned_are_not_flagged(tmp_path: Path, row: dict[str, Any]) -> None:
     first, last = row["metrics"][0]["reward"], row["metrics"][-1]["reward"]
-    assert last > first + 0.1 and len(row["credit"]) >= 30
+    assert last > first + 0.1 and len(row["credit"]) >= 15
     lines = [json.dumps(each) + "\n" for each in row["metrics"]]
     run_files.append_lines(tmp_path / METRICS_FILE, lines)
     for step, prompt, kept in row["credit"]:
