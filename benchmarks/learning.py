@@ -112,13 +112,17 @@ def read_run(run: Path) -> Row:
 
 
 def curves_of(run: Path, columns: dict[str, str]) -> dict[str, list[float]]:
-    """Return columns of a run's metrics over its steps, by the names that they are to have."""
+    """Return columns of a run's metrics over its steps, by the names that they are to have.
+
+    A column that no step has is empty, as the KL is without a KL term.
+    """
     curves: dict[str, list[float]] = {name: [] for name in columns}
     for line in read_lines(run / METRICS_FILE):
         # The last line sums up the run.
         if "reward" in line:
             for name, column in columns.items():
-                curves[name].append(round(line[column], 5))
+                if column in line:
+                    curves[name].append(round(line[column], 5))
     return curves
 
 

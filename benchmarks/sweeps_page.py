@@ -29,10 +29,17 @@ def means(runs: Sequence[Row]) -> list[str]:
     cells = []
     for side, sign in (("base", ""), ("adapter", ""), ("difference", "+")):
         cells.append(f"{fmean(run[side]['value'] for run in runs):{sign}.3f}")
-    cells.append(f"{fmean(fmean(run['curves']['kl'][-ENDS:]) for run in runs):.3f}")
+    ends = [kl for run in runs if (kl := kl_at_end(run)) is not None]
+    cells.append(f"{fmean(ends):.3f}" if ends else "not logged")
     known = all("cpu" in run for run in runs)
     cells.append(f"{fmean(run['cpu'] for run in runs):.0f}" if known else "")
     return cells
+
+
+def kl_at_end(run: Row) -> float | None:
+    """Return the mean KL of the last steps; None without a KL term, whose run logs none."""
+    kl = run["curves"]["kl"][-ENDS:]
+    return fmean(kl) if kl else None
 
 
 def spread(runs: Sequence[Row]) -> str:
@@ -78,8 +85,9 @@ def draw(record: Row, output: Path) -> None:
     draw_gains(axes[0], values)
     for place, found in zip(places, values, strict=True):
         for run in found["runs"]:
-            end = fmean(run["curves"]["kl"][-ENDS:])
-            axes[1].plot(place, max(end, _LEAST_KL), "o", color="#D55E00", markersize=4)
+            end = kl_at_end(run)
+            if end is not None:
+                axes[1].plot(place, max(end, _LEAST_KL), "o", color="#D55E00", markersize=4)
     axes[1].set_title("KL to the base at the end", fontsize=9)
     axes[1].set_yscale("log")
     for axis in axes:

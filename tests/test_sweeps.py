@@ -24,7 +24,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         run.mkdir(parents=True)
         steps = []
         for step in range(6):
-            steps.append({"reward": step / 10, "kl": step, "completions/mean_length": 9.0})
+            logged = {"reward": step / 10, "kl": step, "completions/mean_length": 9.0}
+            if "--beta" in flags and flags[flags.index("--beta") + 1] == "0":
+                del logged["kl"]
+            steps.append(logged)
         lines = [json.dumps(step) for step in [*steps, {"train_runtime": 12.0}]]
         (run / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         rate = flags[flags.index("--learning_rate") + 1] if "--learning_rate" in flags else "5e-4"
@@ -102,6 +105,18 @@ def test_the_page_is_made_of_the_records(
     assert (tmp_path / "sweep_demo-learning_rate.png").stat().st_size > 5_000
     with pytest.raises(SystemExit, match="holds no record"):
         sweeps_page.write_page(tmp_path / "empty", tmp_path)
+
+
+def test_a_run_without_a_kl_term_logs_none(
+    tmp_path: Path, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, "--setting", "beta", "--values", "0", "0.04", "--seeds", "0")
+    sentences = tmp_path / "sentences.yaml"
+    sentences.write_text("demo-beta: None is best.", encoding="utf-8")
+    monkeypatch.setattr(sweeps_page, "SENTENCES", sentences)
+    page = sweeps_page.write_page(tmp_path / "records", tmp_path).read_text(encoding="utf-8")
+    assert "| 0 | 0.200 | 0.600 | +0.400 | not logged | 12 |" in page
+    assert "| 0.04 | 0.200 | 0.600 | +0.400 | 3.000 | 12 |" in page
 
 
 def test_every_record_has_its_sentence() -> None:
