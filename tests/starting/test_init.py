@@ -161,8 +161,19 @@ class TestChoices:
 def test_the_length_of_an_answer_says_how_it_was_chosen(data, begun):
     folder, _ = begun(data(lambda n: {"question": f"{n}?", "answer": 1000 + n}))
     text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    assert "# Tokens of an answer: 12 for words around the answer and 2 for the longest" in text
-    assert "max_completion_length: 14" in text
+    assert (
+        "# Tokens of an answer: 32 for a sentence around the answer and 2 for the longest" in text
+    )
+    assert "max_completion_length: 34" in text
+
+
+def test_a_label_has_little_room(data, begun):
+    """A small model goes on talking, and names other labels by chance."""
+    labels = ("billing", "delivery", "technical")
+    folder, _ = begun(data(lambda n: {"question": f"{n}?", "answer": labels[n % 3]}))
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert "# Tokens of an answer: 12 for a few words around the answer and 6 for" in text
+    assert "max_completion_length: 18" in text
 
 
 def test_the_values_in_its_comments_are_the_defaults(data, begun):

@@ -39,11 +39,12 @@ _INSTRUCTIONS = {
 # A question with a number as answer that is longer than this takes working.
 _PROBLEM_CHARACTERS = 80
 # Tokens for working, where the data has only its result; of a sentence or two; and around the
-# longest right answer. A small model that is asked for a label goes on talking, and what it says
-# then names other labels by chance: with room for a sentence the reward tells less and costs more.
+# longest right answer: room for a sentence, in which a small model says a number or a name. Asked
+# for a label it goes on talking, and what it says then names labels by chance: with that room the
+# reward tells less and costs more.
 _WORKING = 256
-_SENTENCE = 64
-_AROUND = 12
+_SENTENCES = 64
+_AROUND, _AROUND_LABEL = 32, 12
 _LONGEST = 512
 # About so many characters are a token.
 _TOKEN_CHARACTERS = 3
@@ -221,15 +222,16 @@ def _renames(plan: Plan) -> list[str]:
 def _length(plan: Plan, form: str) -> tuple[int, str]:
     """Return how many tokens an answer may have, and how that was chosen."""
     if plan.gold is None:
-        return _SENTENCE, "for a sentence of some length"
+        return _SENTENCES, "for a sentence of some length"
     if form == "problem":
         return _WORKING, "for working, which the data does not show"
     characters = plan.facts.columns[plan.gold].longest
     # Digits, and words of rare languages, take more tokens than other characters.
     longest = 2 * characters // _TOKEN_CHARACTERS
-    chosen = min(_LONGEST, _AROUND + longest)
+    around, words = (_AROUND_LABEL, "a few words") if form == "label" else (_AROUND, "a sentence")
+    chosen = min(_LONGEST, around + longest)
     return chosen, (
-        f"{_AROUND} for words around the answer and {chosen - _AROUND} for the longest right one, "
+        f"{around} for {words} around the answer and {chosen - around} for the longest right one, "
         f"of {characters} characters"
     )
 
