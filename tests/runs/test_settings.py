@@ -1,6 +1,7 @@
 """Settings by topic, their explanations, and the schema of recipes for editors."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jsonschema
@@ -40,6 +41,14 @@ class TestSettings:
 
     def test_each_says_what_it_does(self, settings):
         assert [name for name, setting in settings.items() if not setting.text] == []
+
+    def test_explanations_are_sentences(self, settings):
+        """TRL's docstrings have frames of tips and links that mean something on its site alone."""
+        for name, setting in settings.items():
+            framed = re.search(r"<Tip|\[!|\]\((?!https?:)|\[`", setting.text)
+            assert framed is None, (name, setting.text)
+        assert settings["attn_implementation"].text.endswith("Kernels Hub Integrations Guide.")
+        assert settings["top_entropy_quantile"].text.startswith("ρ parameter")
 
     def test_topics(self, settings):
         """A heading of TRL or transformers that is not known would fill the last topic."""

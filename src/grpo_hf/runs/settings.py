@@ -65,8 +65,11 @@ _TOPICS = {
 # A name, and its type in brackets, at the depth at which docstrings list parameters.
 _ENTRY = re.compile(r"^ {8}(\w+) ?\((.*)$")
 _HEADING = re.compile(r"^ {8}> (.+)$")
-# TRL writes `[`~transformers.Trainer`]` for links between its pages.
+# TRL writes `[`~transformers.Trainer`]` for links between its pages, `[Guide](kernels_hub)` too,
+# and frames tips in two ways.
 _LINK = re.compile(r"\[`~?([^`]+)`\](?!\()")
+_PAGE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
+_TIP = re.compile(r"</?Tip[^>]*>\s*|> \[!\w+\] > ")
 
 
 @dataclass(frozen=True)
@@ -226,8 +229,9 @@ def _topic(heading: str) -> str:
 def _plain(lines: list[str]) -> str:
     """Return the lines of an explanation as one paragraph, without links between pages."""
     text = " ".join(" ".join(lines).split())
-    text = _LINK.sub(r"`\1`", text)
-    return text[:1].upper() + text[1:]
+    text = _TIP.sub("", _PAGE.sub(r"\1", _LINK.sub(r"`\1`", text)))
+    # A Greek letter would become one of another meaning.
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
 def _type_name(hint: Any) -> str:
