@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
+from types import ModuleType
 
 import pytest
 import yaml
@@ -81,6 +83,29 @@ def test_every_setting_is_explained(site: Path) -> None:
         words = set(WORD.findall(re.sub(r"\]\(\S+\)", "", setting.text)))
         if f"{kind}; default {setting.default}" not in read or words - set(WORD.findall(read)):
             missing.append(name)
+    assert missing == []
+
+
+def used_in_python() -> list[str]:
+    """Return the full names of what the pages import, or name with module and all."""
+    names = []
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+        text = page.read_text(encoding="utf-8")
+        for module, imported in re.findall(r"from (grpo_hf[\w.]*) import ([\w, ]+)", text):
+            names += [f"{module}.{name.strip()}" for name in imported.split(",")]
+        names += re.findall(r"`(grpo_hf(?:\.\w+){2,})[`(]", text)
+    return sorted(set(names))
+
+
+def test_what_the_pages_use_is_in_the_reference(site: Path) -> None:
+    text = (site / "api.html").read_text(encoding="utf-8")
+    missing = []
+    for name in used_in_python():
+        thing = resolve_name(name)
+        if not isinstance(thing, ModuleType):
+            home = f"{thing.__module__}.{thing.__qualname__}"
+            if f'id="{home}"' not in text:
+                missing.append(name)
     assert missing == []
 
 
