@@ -11,6 +11,8 @@ from typing import Any
 from mkdocs.structure.files import File
 
 SETTINGS_PAGE = "all_settings.md"
+# Files of the repository that the site has, too, to be taken away.
+SERVED = {"../recipes/first_run.ipynb": "first_run.ipynb"}
 _LINK = re.compile(r"\[([^\]]*)\]\(((?!https?:|#)[^)#\s]+)(#[^)]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _SETTINGS_HEAD = """# All settings
@@ -23,8 +25,11 @@ stands beside it, and [settings](settings.md) says why.
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
-    """Add the page of all settings, which is made of the docstrings and lies in no folder."""
+    """Add the page of all settings, which is made of the docstrings, and the files to take away."""
     files.append(File.generated(config, SETTINGS_PAGE, content=_settings_page()))
+    for path, name in SERVED.items():
+        source = posixpath.join(config.docs_dir, path)
+        files.append(File.generated(config, name, abs_src_path=source))
     return files
 
 
@@ -37,6 +42,8 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
         inside = posixpath.normpath(posixpath.join(folder, target))
         if files.get_file_from_path(inside) is not None:
             return link.group(0)
+        if inside in SERVED:
+            return f"[{label}]({posixpath.relpath(SERVED[inside], folder or '.')})"
         path = posixpath.normpath(posixpath.join("docs", inside))
         # The name says enough where it is the file's own.
         return label if label.strip("`") in path else f"{label} (`{path}`)"

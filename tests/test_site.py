@@ -65,8 +65,8 @@ def test_links_into_the_repository_became_names(site: Path) -> None:
 def test_the_first_page_leads_to_the_others(site: Path) -> None:
     """What a newcomer reads next is a click away."""
     text = (site / "index.html").read_text(encoding="utf-8")
-    links = re.findall(r'href="([^"#:]+\.html)', text.partition("<article")[2])
-    assert {"first_task.html", "rewards.html", "settings.html"} <= set(links)
+    links = re.findall(r'href="([^"#:]+\.(?:html|ipynb))', text.partition("<article")[2])
+    assert {"first_task.html", "rewards.html", "first_run.ipynb"} <= set(links)
     assert [link for link in links if not (site / link).is_file()] == []
 
 

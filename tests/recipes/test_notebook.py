@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from support.programs import RECIPES
 
+# What pip is asked for in a notebook, where braces hold a name.
+PIP = '%pip install -q "{SOURCE}"'
+
 
 def cells() -> list[dict[str, Any]]:
     notebook = json.loads((RECIPES / "first_run.ipynb").read_text(encoding="utf-8"))
@@ -35,6 +38,26 @@ def test_every_cell_runs(
     assert "step   2  reward" in said
     assert "difference" in said
     assert (tmp_path / "run" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["grpo-hf.zip", "grpo-hf", "git+https://HOST/OWNER/grpo-hf"])
+def test_the_first_cell_says_what_it_needs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what a stranger in Colab runs, where nothing of the project is there yet."""
+    monkeypatch.chdir(tmp_path)
+    source = "".join(cells()[0]["source"])
+    assert source.count(PIP) == 1 and source.count("grpo-hf.zip") == 1
+    source = source.replace("grpo-hf.zip", name).replace(PIP, "installed.append(SOURCE)")
+    installed: list[str] = []
+    if not name.startswith("git+"):
+        with pytest.raises(FileNotFoundError, match=rf"{name} is not in .* Upload it"):
+            exec(source, {"installed": installed})
+        assert installed == []
+        (tmp_path / name).mkdir()
+    exec(source, {"installed": installed})
+    # By its path: a name alone would be looked for on PyPI.
+    assert installed == [name if name.startswith("git+") else str(tmp_path / name)]
 
 
 def test_no_output_is_kept() -> None:
