@@ -1,15 +1,13 @@
-"""Tests of the page of a run: that it is whole, harmless, and opens in a browser."""
+"""Tests of the page of a run: that it is whole, and harmless."""
 
 import json
 import re
-import shutil
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from support.pages import Page
-from support.run_folders import HOSTILE, write_evaluation, write_run, write_spike
+from support.run_folders import HOSTILE, write_evaluation, write_run
 
 from grpo_hf.errors import ConfigError, DataError, OutputExistsError
 from grpo_hf.reporting.gaming import findings
@@ -21,35 +19,10 @@ from grpo_hf.run_report.record import read_runs
 from grpo_hf.run_report.result_charts import accuracy_chart, at_k_chart
 from grpo_hf.runs import finished
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-]
 # Elements that the page has no use for, and attributes by which one is loaded.
 LOADING_TAGS = {"img", "link", "iframe", "object", "embed", "video", "audio", "source", "base"}
 LOADING_ATTRIBUTES = {"src", "srcset", "data", "action", "poster", "background"}
 PNG = b"\x89PNG"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_run(tmp_path_factory.mktemp("runs") / "demo")
-    write_evaluation(folder)
-    write_spike(folder, step=5)
-    sample = {"step": 3, "prompt": HOSTILE, "completion": HOSTILE, "rewards": {HOSTILE: 1.0}}
-    finding = {"name": "one_answer", "text": HOSTILE, "strength": 1.0, "samples": [sample] * 2}
-    finding["advice"] = "Lower its weight."
-    (folder / "gaming.json").write_text(json.dumps([finding]))
-    write_report([folder])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -363,44 +336,6 @@ class TestSeveralRuns:
         assert "chart-rewards_gsm8k" in page.values("id")
         ids = page.values("id")
         assert len(ids) == len(set(ids))
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
-class TestBrowser:
-    @pytest.mark.parametrize("width", [390, 820, 1400])
-    def test_it_opens_without_an_error_or_a_request(self, run: Path, tmp_path: Path, width: int):
-        said, document = opened(run / "report.html", tmp_path, width)
-        # The page's own policy forbids requests, and Chromium says where one is made.
-        assert "CONSOLE" not in said
-        assert "<title>demo – report</title>" in document
-        # The script has put the numbers into the charts, and nothing is wider than the window.
-        assert "<title>step: 1" in document
-
-    def test_a_request_would_be_seen(self, run: Path, tmp_path: Path):
-        page = tmp_path / "page.html"
-        text = (run / "report.html").read_text()
-        page.write_text(text.replace("</body>", '<img src="https://example.com/a.png"></body>'))
-        assert "Content Security Policy" in opened(page, tmp_path, 820)[0]
-
-
-def opened(page: Path, folder: Path, width: int) -> tuple[str, str]:
-    """Open a page in Chromium; return what that says, and the page as it is then."""
-    done = subprocess.run(
-        [
-            str(CHROMIUM),
-            *FLAGS,
-            f"--user-data-dir={folder / 'profile'}",
-            f"--window-size={width},1200",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            "--dump-dom",
-            f"file://{page}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stderr, done.stdout
 
 
 def test_a_run_shorter_than_logging_steps_is_told_why_it_has_no_report(
