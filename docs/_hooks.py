@@ -70,7 +70,7 @@ def _settings_page() -> str:
     settings = all_settings()
     parts = [_SETTINGS_HEAD.format(count=len(settings))]
     for topic, members in by_topic(settings).items():
-        parts.append(f"## {topic[:1].upper()}{topic[1:]}\n")
+        parts.append(f"## {topic}\n")
         parts += [_entry(setting) for setting in members]
     return "\n".join(parts)
 

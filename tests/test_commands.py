@@ -2,7 +2,8 @@
 
 Those of `grpo-hf` are run here one after the other, as the README has them, on the embedded model.
 Of the others the program and each flag exist; the slow tests and `make` targets that run them are
-named in CONTRIBUTING.md.
+named in CONTRIBUTING.md. What needs a GPU, the Hub or another program is in `NEEDS`, and its page
+says so beside it.
 """
 
 import io
@@ -11,45 +12,80 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from accelerate.commands.launch import launch_command_parser
 
+from grpo_hf import cli
 from grpo_hf.cli import main
 from grpo_hf.runs.recipe import settings_parser
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = ("grpo-hf", "make", "python", "accelerate", "echo")
+PROGRAMS = ("grpo-hf", "make", "python", "accelerate", "echo", "pip", "lm_eval", "vllm", "ollama")
 # What a command needs that no test has; everything else has to run.
 NEEDS = {
     "--use_vllm": "vLLM: tests/real_vllm",
     "grpo-hf replay": "a step that was not finite: tests/durability/test_broken_runs.py",
     "held_out svamp math500": "the Hub: tests/evaluation/test_evaluate.py",
+    "grpo_hf.cli eval": "the Hub: tests/evaluation/test_evaluate.py",
     "grpo-hf push": "the Hub: tests/runs/test_pushing_a_run.py",
     "--format gguf": "llama.cpp's converter: tests/runs/test_export.py",
+    "pip install lm-eval": "lm-eval: tests/evaluation/test_lm_eval.py",
+    "lm_eval --model hf": "lm-eval: tests/evaluation/test_lm_eval.py",
+    "vllm serve BASE": "vLLM: tests/real_vllm",
+    "vllm serve": "vLLM: tests/runs/test_export.py",
+    "ollama create": "Ollama: tests/runs/test_export.py",
+    "make vllm-bench": "vLLM: tests/real_vllm",
+    "make gpu-check": "GPU: tests/test_gpu_check.py",
+    "benchmarks.gpu_check": "GPU: tests/test_gpu_check.py",
 }
+# How far from a command its page may say what it needs, in characters.
+NEARBY = 500
+# A line of code with a flag or a usual program is a command; these lines are none.
+COMMAND = re.compile(r"[a-z][\w.-]* (?:.* )?--?[a-z]|(?:git|curl|cd|uv|conda|docker|sbatch|trl) ")
+OUTPUT = ("set --save_total_limit, and go on",)
 # So that a training takes seconds; flags win over the recipe.
 TINY = "--max_steps 2 --max_completion_length 8 --eval_rows 4 --use_cpu --dtype float32"
+FENCED = re.MULTILINE | re.DOTALL
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def commands() -> list[tuple[str, str]]:
-    """Return the commands in blocks of code, with the document of each."""
+def lines_of_code() -> list[tuple[str, str]]:
+    """Return the lines in blocks of code that may be a shell's, with the document of each."""
     found = []
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in re.findall(r"^ {4}(?:\$ )?(\S.*)$", text, re.MULTILINE):
+        lines = re.findall(r"^ {4,}(?:\$ )?(\S.*)$", text, re.MULTILINE)
+        for block in re.findall(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", text, FENCED):
+            lines += block.splitlines()
+        for line in lines:
             # A comment has two spaces before it; a value may hold a hash.
-            command = re.split(r"\s{2,}#|\s#\s", line)[0].strip()
-            if command.startswith(tuple(f"{program} " for program in PROGRAMS)):
-                found.append((document.name, command))
+            found.append((document.name, re.split(r"\s{2,}#|\s#\s", line)[0].strip()))
+    return found
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return the commands in blocks of code, with the document of each.
+
+    Variables before a command, and what `export` prints before one (`vLLM:  `), are left out.
+    """
+    found = []
+    for document, line in lines_of_code():
+        command = re.sub(r"^(?:\w+: +)?(?:[A-Z_]+=\S+ +)*", "", line)
+        if command.startswith(tuple(f"{program} " for program in PROGRAMS)):
+            found.append((document, command))
     return found
 
 
 def needed(command: str) -> str | None:
+    # A dry run lists files, and asks nobody.
+    if "--dry_run" in command:
+        return None
     return next((why for sign, why in NEEDS.items() if sign in command), None)
 
 
@@ -128,7 +164,7 @@ def other_commands() -> list[Any]:
     found = []
     for document, command in commands():
         # The command's own flags are not in one file; what it does is run above.
-        if "grpo-hf" not in command and "grpo_hf.cli" not in command:
+        if "grpo-hf" not in command and command.split()[0] in ("make", "python", "accelerate"):
             found.append(pytest.param(command, id=f"{document}: {command[:60]}"))
     return found
 
@@ -143,17 +179,81 @@ def test_programs_and_flags_exist(command: str) -> None:
             pattern = rf"^{name} \?=" if "=" in word else rf"^{name}:"
             assert re.search(pattern, makefile, re.MULTILINE), f"{word} is not in the Makefile"
         return
+    if words[0] == "accelerate":
+        # The launcher's own parser ends the test at a flag that it does not know.
+        given = launch_command_parser().parse_args(words[2:])
+        words = ["python", *(["-m"] if given.module else []), given.training_script]
+        words += given.training_script_args
+    if words[1:3] == ["-m", "grpo_hf.cli"]:
+        options, rest = cli._parser()[0].parse_known_args(words[3:])
+        assert options.takes_settings or not rest
+        check_flags(rest, "")
+        return
     if words[:2] == ["python", "-m"]:
         file = ROOT / f"{words[2].replace('.', '/')}.py"
     else:
         file = next(ROOT / word for word in words if word.endswith(".py"))
     assert file.is_file()
-    text = file.read_text(encoding="utf-8")
+    check_flags(words[2:], file.read_text(encoding="utf-8"))
+
+
+def check_flags(words: list[str], program: str) -> None:
+    """Fail at a flag that is neither a setting nor in the text of a program."""
     settings = settings_parser()[1]
-    for word in words[2:]:
+    for word in words:
         if word.startswith("--") and word != "--config":
             name = word.removeprefix("--")
-            assert name in settings or name in text, word
+            assert name in settings or name in program, word
+
+
+def test_no_command_is_left_out() -> None:
+    """Each is run, or its flags are checked, or it is in the list of what needs more."""
+    checked = {parameter.values[0] for parameter in other_commands()}
+    found = {command for _, command in commands()}
+    run_or_checked = {*run_here(), *checked}
+    assert [each for each in found - run_or_checked if needed(each) is None] == []
+    # A program that this file does not know would otherwise be no command.
+    known = tuple(f"{program} " for program in PROGRAMS)
+    for document, line in lines_of_code():
+        command = re.sub(r"^(?:\w+: +)?(?:[A-Z_]+=\S+ +)*", "", line)
+        if COMMAND.match(command) and not line.startswith(OUTPUT):
+            assert command.startswith(known), f"{document}: {line}"
+
+
+@pytest.mark.parametrize(("document", "command"), commands())
+def test_pages_say_what_a_command_needs(document: str, command: str) -> None:
+    why = needed(command)
+    if why is None:
+        return
+    path = next(path for path in DOCUMENTS if path.name == document)
+    text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8").replace("\\\n", " "))
+    place = text.index(re.sub(r"\s+", " ", command))
+    # The command itself says nothing to a reader: `--use_vllm`.
+    around = text[max(place - NEARBY, 0) : place] + text[place + len(command) :][:NEARBY]
+    assert why.partition(":")[0] in around
+
+
+def test_installed_extras_exist() -> None:
+    """`pip install 'grpo-hf[judge]'` in a sentence is a command, too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = set()
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        named |= set(re.findall(r"`(?:pip install )?'grpo-hf\[([\w,]+)\]'`", text))
+    assert "language" in named
+    assert {extra for each in named for extra in each.split(",")} <= set(
+        project["optional-dependencies"]
+    )
+
+
+def test_servers_get_the_flags_that_are_tested() -> None:
+    """vLLM is not here to parse them; the real one is started with these."""
+    tested = (ROOT / "tests/real_vllm/conftest.py").read_text(encoding="utf-8")
+    served = [command for _, command in commands() if command.startswith("vllm serve BASE")]
+    assert served
+    for command in served:
+        for flag in re.findall(r"--[\w-]+", command):
+            assert flag in tested, flag
 
 
 def test_what_a_command_needs_is_tested_elsewhere() -> None:
