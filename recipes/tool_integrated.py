@@ -4,6 +4,9 @@
     python recipes/tool_integrated.py
     # the same problems without the tool, for the other column of the paper's tables
     python recipes/tool_integrated.py --tools '' --output_dir runs/chain_of_thought
+    # both columns of one run: with the tool as it was trained, and without
+    grpo-hf eval runs/tool_integrated
+    grpo-hf eval runs/tool_integrated --tools ''
 
 DeepSeekMath (arXiv 2402.03300, section 2, tables 2 and 5) judges a model twice: by its chain of
 thought, and where it may write programs. Here the model calls the tool `python`, the program runs

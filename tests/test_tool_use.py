@@ -8,10 +8,13 @@ import json
 
 import pytest
 import trl
+import yaml
 from datasets import Dataset
-from support.programs import load_recipe
+from support.programs import RECIPES, load_recipe
 from support.tool_model import CONVERSATIONS, tool_model, tool_tokenizer
 
+from grpo_hf.cli import main
+from grpo_hf.data.completions import completion_text
 from grpo_hf.data.prompts import prompt_token_ids
 from grpo_hf.errors import ConfigError
 from grpo_hf.reporting.metrics_file import read_metrics
@@ -22,6 +25,7 @@ from grpo_hf.runs.preflight import check_model, check_task
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.scoring.model_tools import call_tool, python
 
+TOOLS_RECIPE = RECIPES / "tool_integrated.yaml"
 PROMPTS = [conversation[:1] for conversation in CONVERSATIONS]
 
 
@@ -99,6 +103,14 @@ def folder(model, tokenizer, tmp_path_factory):
     return folder
 
 
+def as_messages(answer):
+    return answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+
+
+def roles_of(turns):
+    return [message["role"] for message in turns or []]
+
+
 def flags(folder, run):
     return [
         *("--model_name_or_path", str(folder / "model"), "--dataset_path", str(folder)),
@@ -110,16 +122,64 @@ def flags(folder, run):
     ]
 
 
-def test_programs_run_in_training_and_in_the_comparison(folder, tmp_path, capsys):
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """The folder of a run with the tool."""
+    run = tmp_path_factory.mktemp("runs") / "tools"
     load_recipe("tool_integrated").main(flags(folder, run))
+    return run
+
+
+def test_programs_run_in_training_and_in_the_comparison(trained):
+    run = trained
     metrics = read_metrics(run)
     assert [row["tools/call_frequency"] > 0.5 for row in metrics] == [True, True]
-    said = capsys.readouterr().out
-    assert "2/2" in said
     compared = read_lines(run / "evaluation.jsonl")
     for row, conversation in zip(compared, CONVERSATIONS[:2], strict=True):
         assert row["base"] == {"answer": conversation[1:], "right": True, "cut": False}
+
+
+@pytest.mark.parametrize("none", [["--tools", ""], ["--tools="], ["--tools"]])
+def test_a_recipe_with_tools_runs_without_them(folder, tmp_path, none):
+    """The chain of thought beside the programs: what the recipe's docstring says."""
+    recipe = read_recipe([*flags(folder, tmp_path), *none], default=TOOLS_RECIPE)
+    assert recipe.task.tools == check_task(recipe, may_use_tools=True).tools == []
+    assert yaml.safe_load(recipe.saved_in(tmp_path))["tools"] == []
+
+
+def test_a_training_without_the_tools_of_its_recipe_calls_none(folder, tmp_path):
+    run = tmp_path / "run"
+    load_recipe("tool_integrated").main([*flags(folder, run), "--max_steps", "1", "--tools", ""])
+    (metrics,) = read_metrics(run)
+    assert metrics["reward"] >= 0 and not [name for name in metrics if name.startswith("tools/")]
+    for row in read_lines(run / "evaluation.jsonl"):
+        assert {message["role"] for message in as_messages(row["base"]["answer"])} == {"assistant"}
+
+
+def test_an_evaluation_lets_the_model_call_its_tools(trained, capsys):
+    """Both columns of the paper's table, from one run."""
+
+    def lines_of(*more):
+        main(["eval", str(trained), "--samples", "2", "--json", *more])
+        (summary,) = json.loads(capsys.readouterr().out)
+        return summary, read_lines(trained / "evaluations" / "held_out.jsonl")
+
+    summary, lines = lines_of()
+    assert summary["settings"]["tools"] == ["python"]
+    assert summary["base"]["accuracy"]["value"] == 1.0
+    for line, (question, *expected) in zip(lines, CONVERSATIONS[:2], strict=True):
+        assert line["prompt"] == [question]
+        assert line["base"]["turns"] == expected
+        assert len(line["adapter"]["sample_turns"]) == 2
+        # At this temperature the model says what it has learnt by heart.
+        assert expected in line["base"]["sample_turns"]
+        for text, turns in zip(line["base"]["samples"], line["base"]["sample_turns"], strict=True):
+            assert text == completion_text(turns)
+    summary, lines = lines_of("--tools", "")
+    assert "tools" not in summary["settings"]
+    for side, line in itertools.product(("base", "adapter"), lines):
+        turns = [line[side]["turns"], *line[side]["sample_turns"]]
+        assert "tool" not in itertools.chain(*map(roles_of, turns))
 
 
 def test_tools_that_cannot_work_are_named_before_the_model_loads(folder, tmp_path, tiny_checkpoint):

@@ -34,11 +34,14 @@ def alone() -> RunContext:
     return RunContext(Accelerator(cpu=True), group_size=SIZE, training=True, step=0)
 
 
-def generation_batch(trainer: GRPOTrainer, *, silent: bool = False) -> Batch:
+def generation_batch(
+    trainer: GRPOTrainer, *, silent: bool = False, with_tools: bool = False
+) -> Batch:
     """4 groups of 4 with prompts and completions of many lengths, sampled from a policy a little
     off the trainer's.
 
-    With `silent` half of the groups have no signal.
+    With `silent` half of the groups have no signal, and `with_tools` the tokens 2 to 5 of every
+    second completion are what a tool has returned.
     """
     torch.manual_seed(0)
     prompts = [list(range(3, 6 + 2 * group)) for group in range(GROUPS) for _ in range(SIZE)]
@@ -51,7 +54,7 @@ def generation_batch(trainer: GRPOTrainer, *, silent: bool = False) -> Batch:
         advantages[:SIZE] = advantages[2 * SIZE : 3 * SIZE] = 0
     with torch.no_grad():
         policy = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, longest)[0]
-    return {
+    batch: Batch = {
         "prompt_ids": ids[:, :-longest],
         "prompt_mask": mask[:, :-longest],
         "completion_ids": ids[:, -longest:],
@@ -60,6 +63,12 @@ def generation_batch(trainer: GRPOTrainer, *, silent: bool = False) -> Batch:
         "num_items_in_batch": mask[:, -longest:].sum(),
         "old_per_token_logps": policy + 0.1 * torch.randn(policy.shape),
     }
+    if with_tools:
+        # As TRL 1.16 makes and counts it.
+        batch["tool_mask"] = torch.ones_like(batch["completion_mask"])
+        batch["tool_mask"][::2, 1:5] = 0
+        batch["num_items_in_batch"] = (batch["completion_mask"] * batch["tool_mask"]).sum()
+    return batch
 
 
 def gradient(
@@ -104,6 +113,32 @@ def test_an_optimizer_step_has_the_gradient_of_one_large_batch(
         whole["num_items_in_batch"] = whole["completion_mask"].sum()
         expected = gradient(trainer, trl.GRPOTrainer._compute_loss, [whole], steps=1)
         assert (ours - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_what_tools_returned_is_left_out_as_in_trl(
+    trainer: GRPOTrainer, loss_type: str, window: int
+) -> None:
+    """TRL's masked loss of all rows of the step is the oracle, over the model's own tokens."""
+    trainer.loss_type = loss_type
+    batch = generation_batch(trainer, with_tools=True)
+    parts = deal(
+        batch["prompt_ids"], batch["prompt_mask"], batch["completion_mask"].sum(1), parts=4
+    )
+    micro = micro_batches(batch, None, steps=4, window=window, loss_type=loss_type, run=alone())
+    unmasked = generation_batch(trainer)
+    for start in range(0, 4, window):
+        ours = gradient(trainer, GRPOTrainer._compute_loss, micro[start : start + window], steps=4)
+        rows = [*chain(*parts[start : start + window])]
+        whole = select(batch, rows)
+        whole["num_items_in_batch"] = (whole["completion_mask"] * whole["tool_mask"]).sum()
+        expected = gradient(trainer, trl.GRPOTrainer._compute_loss, [whole], steps=1)
+        assert (ours - expected).norm() <= 1e-6 * expected.norm()
+        of_all = select(unmasked, rows)
+        of_all["num_items_in_batch"] = of_all["completion_mask"].sum()
+        other = gradient(trainer, trl.GRPOTrainer._compute_loss, [of_all], steps=1)
+        assert (ours - other).norm() > 1e-3 * other.norm()
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])

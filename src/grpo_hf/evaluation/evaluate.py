@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # Is told of each batch: the side, greedy or samples, and how many problems this process completed.
 Progress = Callable[[str, str, int], None]
 Line = dict[str, Any]
+_NO_SAMPLES: Answer = {"texts": [], "turns": [], "right": []}
 
 
 def evaluate(
@@ -210,7 +211,7 @@ def _lines(problems: ProblemSet, answers: dict[Any, Answer]) -> list[Line]:
             line["in_training"] = problems.trained[place]
         for side in SIDES:
             greedy = answers[side, "greedy", place]
-            samples = answers.get((side, "samples", place), {"texts": [], "right": []})
+            samples = answers.get((side, "samples", place), _NO_SAMPLES)
             line[side] = {
                 "greedy": greedy["texts"][0],
                 "turns": greedy["turns"][0],
@@ -218,6 +219,7 @@ def _lines(problems: ProblemSet, answers: dict[Any, Answer]) -> list[Line]:
                 "greedy_cut": greedy["cut"][0],
                 "rewards": greedy["rewards"],
                 "samples": samples["texts"],
+                "sample_turns": samples["turns"],
                 "right": samples["right"],
                 "answers": _final_answers(problems, samples["texts"]),
             }

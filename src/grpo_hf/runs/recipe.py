@@ -33,6 +33,8 @@ KINDS = (TaskArguments, ModelConfig, GRPOConfig)
 _SECRETS = ("hub_token",)
 # Their entries may name files, relative to the recipe.
 _OF_FILES = ("rewards", "tools")
+# What argparse calls a flag that takes several values.
+_SEVERAL = ("+", "*")
 # A saved recipe that runs again needs its own output folder and starts from the beginning.
 _OF_ONE_RUN = ("output_dir", "resume_from_checkpoint")
 # A completion of fewer tokens than these would hardly be one that was asked for.
@@ -149,6 +151,9 @@ def read_recipe(
     if file is not None:
         _read_from_here(flags, file.parent)
     given = settings | flags
+    if "tools" in given:
+        # An empty name says none, which is how a flag takes back the tools of a recipe.
+        given["tools"] = [name for name in given["tools"] if name.strip()]
     chosen = defaults_for(given)
     try:
         task, model, training = parser.parse_dict(chosen | given)
@@ -212,6 +217,8 @@ def settings_parser() -> tuple[TrlParser, dict[str, Action]]:
     for action in reversed(parser_actions(parser)):
         if action.dest != "help":
             actions[action.dest] = action
+    # A bare --tools means none, too.
+    actions["tools"].nargs = "*"
     return parser, actions
 
 
@@ -298,10 +305,10 @@ def _converted(value: Any, action: Action, hint: Any) -> Any:
     if value is False and "no" in (action.choices or ()):
         # YAML 1.1 reads a bare `no` as false, as in `save_strategy: no`.
         return "no"
-    if action.nargs == "+" and isinstance(value, str) and str in kinds:
+    if action.nargs in _SEVERAL and isinstance(value, str) and str in kinds:
         # transformers splits such texts itself, and an empty one means none.
         return value
-    if action.nargs == "+":
+    if action.nargs in _SEVERAL:
         entries = value if isinstance(value, list) else [value]
         return _converted_entries(entries, action)
     if isinstance(value, bool) and action.type is str:

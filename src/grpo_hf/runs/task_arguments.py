@@ -32,7 +32,8 @@ class TaskArguments:
             `name(key=value)`, or in YAML as `name: {key: value}`.
         tools (`list[str]`): functions that the model may call while it answers: `python`, which
             runs a program in the sandbox, `./file.py:function` relative to the recipe (in a
-            flag: to the current folder), or `package.module:function`.
+            flag: to the current folder), or `package.module:function`. `--tools ''` takes back
+            those of the recipe.
         adapter (`str`, *optional*): a saved adapter to continue; the reference is then a frozen
             copy of it.
         gguf_file (`str`, *optional*): a GGUF file in the model's folder or repository, which holds
