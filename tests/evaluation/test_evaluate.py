@@ -94,6 +94,9 @@ def test_both_sides_answer_the_same_problems(run: Path, capsys: pytest.CaptureFi
         assert [line[side]["answers"] for line in lines] == answers
         correct = [[answer == "e" for answer in row] for row in answers]
         assert [line[side]["right"] for line in lines] == correct
+        for line, marks in zip(lines, correct, strict=True):
+            expected_rewards = [{"letter": float(mark), "length": 1.0} for mark in marks]
+            assert line[side]["sample_rewards"] == expected_rewards
         for k in (1, 2, 3):
             found = summary[side]["pass_at"][str(k)]["value"]
             assert found == pytest.approx(pass_at_k(correct, k))
@@ -196,6 +199,30 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_result(
     assert len([count for count in counted if count]) == 22 - batches
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
     assert summary["problems"] == 7
+
+
+def test_samples_that_an_earlier_version_kept_without_rewards_count(run: Path, tmp_path: Path):
+    trained = open_run(run)
+    whole = evaluated(trained, run, tmp_path / "whole")
+    left = 13
+
+    def kill(side: str, kind: str, count: int) -> None:
+        nonlocal left
+        left -= count > 0
+        if left == 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        evaluated(trained, run, tmp_path / "cut", progress=kill)
+    file = tmp_path / "cut" / "letters.partial" / "0.jsonl"
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sum(row.pop("sample_rewards", None) is not None for row in kept) == 7
+    file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert evaluated(trained, run, tmp_path / "cut") == whole
+    lines = (tmp_path / "cut" / "letters.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        assert line["base"]["sample_rewards"] == [None, None]
+        assert [each.keys() for each in line["adapter"]["sample_rewards"]] == [{"letter"}] * 2
 
 
 def test_a_complete_evaluation_is_not_made_again(

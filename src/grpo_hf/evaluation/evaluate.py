@@ -173,8 +173,7 @@ def _judged_answers(
         "trainer_state": trainer_state,
     }
     outcomes = {}
-    # A sample is judged right or wrong, and a greedy answer by every reward.
-    for reward in problems.rewards if kind == "greedy" else problems.rewards[:1]:
+    for reward in problems.rewards:
         if known is not None and reward is problems.reward:
             outcomes[reward.__name__] = [known.outcomes[place] for place in groups]
         else:
@@ -190,8 +189,13 @@ def _judged_answers(
         said = completions[start:end]
         answer["turns"] = [None if isinstance(text, str) else text for text in said]
         answer["cut"] = [written.is_cut for written in group]
+        rewards = []
+        for index in range(start, end):
+            rewards.append({name: found[index].value for name, found in outcomes.items()})
         if kind == "greedy":
-            answer["rewards"] = {name: found[start].value for name, found in outcomes.items()}
+            (answer["rewards"],) = rewards
+        else:
+            answer["sample_rewards"] = rewards
         answers.append(answer)
         start = end
     return answers
@@ -212,6 +216,8 @@ def _lines(problems: ProblemSet, answers: dict[Any, Answer]) -> list[Line]:
         for side in SIDES:
             greedy = answers[side, "greedy", place]
             samples = answers.get((side, "samples", place), _NO_SAMPLES)
+            # Those that an earlier version has kept of this evaluation have none.
+            rewards = samples.get("sample_rewards", [None] * len(samples["texts"]))
             line[side] = {
                 "greedy": greedy["texts"][0],
                 "turns": greedy["turns"][0],
@@ -221,6 +227,7 @@ def _lines(problems: ProblemSet, answers: dict[Any, Answer]) -> list[Line]:
                 "samples": samples["texts"],
                 "sample_turns": samples["turns"],
                 "right": samples["right"],
+                "sample_rewards": rewards,
                 "answers": _final_answers(problems, samples["texts"]),
             }
         lines.append(line)

@@ -16,7 +16,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from ..run_files import append_lines, read_lines, reason_of, warn_once, write_whole
 
 T = TypeVar("T")
-# An answer: {"side", "kind", "row", "texts", "right", "answers", "rewards"}.
+# An answer: {"side", "kind", "row", "texts", "right", "turns", "cut"}, and "rewards" of a greedy
+# one or "sample_rewards" of samples.
 Answer = dict[str, Any]
 Key = tuple[str, str, int]
 
