@@ -81,7 +81,8 @@ class GRPOConfig(TRLGRPOConfig):
         hub_private_repo (`bool`, *optional*): make a new repository on the Hub private; None takes
             the default of the Hub or the organization.
         push_samples (`bool`): push prompts and completions too: `credit.jsonl`, `gaming.json`,
-            `kl_tokens.jsonl`, `evaluation.jsonl` and what `log_completions` writes.
+            `kl_tokens.jsonl`, `evaluation.jsonl`, `answers_over_time.jsonl` and what
+            `log_completions` writes.
 
     Raises:
         ConfigError: G < 2, a batch that does not hold whole groups, a value that is not possible,

@@ -25,6 +25,8 @@ RECIPE_FILE = "recipe.yaml"
 # Both answers to each prompt of the comparison at its end, and the folder of other evaluations.
 EVALUATION_FILE = "evaluation.jsonl"
 EVALUATIONS = "evaluations"
+# Answers to a few held-out prompts at each evaluation during the training.
+OVER_TIME_FILE = "answers_over_time.jsonl"
 # What the watch over its rewards has found.
 GAMING_FILE = "gaming.json"
 REPORT_FILE = "report.html"

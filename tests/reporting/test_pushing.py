@@ -32,6 +32,7 @@ PUSHED = {
 SAMPLES = {
     "credit.jsonl": '{"step": 1, "prompt": "secret"}\n',
     "evaluation.jsonl": '{"prompt": "secret"}\n',
+    "answers_over_time.jsonl": '{"step": 1, "rows": [{"prompt": "secret"}]}\n',
     "completions/completions_00001.parquet": "secret",
 }
 NEVER = {
@@ -101,7 +102,8 @@ def test_a_run_is_pushed_without_its_samples_and_folders(fake_hub: FakeHub, run:
     listed, address = done.stdout.split("  not pushed: ")
     assert listed.startswith(f"pushing {len(files)} files of {run} to {REPO}:\n")
     assert set(re.findall(r"^  (\S+)  [\d,]+ bytes", listed, re.MULTILINE)) == set(files)
-    assert address.startswith(".lock, README.md.partial, checkpoint-2, completions, credit.jsonl,")
+    left = ".lock, README.md.partial, answers_over_time.jsonl, checkpoint-2, completions,"
+    assert address.startswith(left)
     assert address.endswith(f"pushed to {fake_hub.url}/{REPO} (private)\n")
 
 

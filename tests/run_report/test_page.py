@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 from support.pages import Page
-from support.run_folders import HOSTILE, write_evaluation, write_run
+from support.run_folders import (
+    HOSTILE,
+    write_evaluation,
+    write_over_time,
+    write_run,
+)
 
 from grpo_hf.errors import ConfigError, DataError, OutputExistsError
 from grpo_hf.reporting.gaming import findings
@@ -196,6 +201,40 @@ class TestPage:
         assert {"--s:1.00", "--s:0.50", "--s:0.70"} <= {attrs["style"] for attrs in spans}
         assert "2 + 2\nstep 0.9: +1#### 4step 0.25" in page.text
 
+    def test_held_out_prompts_are_shown_over_time(self, tmp_path: Path):
+        run = write_run(tmp_path / "run")
+        write_over_time(run, [1, 2, 3, 2, 4])
+        page = Page(write_report([run], pictures=False).read_text())
+        marks = {}
+        for tag, attrs in page.tags:
+            if tag == "article" and "over-time" in attrs["id"]:
+                marks[attrs["id"]] = attrs["class"].split()[-1]
+        # The steps from 2 on were made again, so 3 is gone.
+        for prompt in (1, 2):
+            of_prompt = f"r1-over-time-{prompt}-"
+            found = {id: mark for id, mark in marks.items() if id.startswith(of_prompt)}
+            assert list(found.items()) == [
+                (f"{of_prompt}base", "mark-wrong"),
+                (f"{of_prompt}step-1", "mark-wrong"),
+                (f"{of_prompt}step-2", "mark-right"),
+                (f"{of_prompt}step-4", "mark-right"),
+            ]
+        assert len(marks) == 8
+        assert f"Prompt 4, right is {HOSTILE}" in page.text and "What is 3?" in page.text
+        assert "base, cut off before its end" in page.text
+        assert "the adapter at evaluations 2" in " ".join(page.text.split())
+
+    def test_of_many_evaluations_some_are_shown(self, tmp_path: Path):
+        run = write_run(tmp_path / "run")
+        write_over_time(run, range(5, 500, 5), prompts=1)
+        ids = Page(write_report([run], pictures=False).read_text()).values("id")
+        steps = [int(id.rpartition("-")[2]) for id in ids if "over-time-1-step" in id]
+        assert len(steps) == 8 and (steps[0], steps[-1]) == (5, 495)
+
+    def test_without_evaluations_nothing_is_shown_over_time(self, page: Page):
+        assert "Held-out prompts over time" not in page.text
+        assert not [id for id in page.values("id") if "over-time" in id]
+
     def test_a_spike_is_named_by_its_token(self, page: Page):
         assert 'KL 17 at step 5 comes from one token: "9" after "= "' in page.text
         assert "r1-spike-1-1" in page.values("id")
@@ -279,6 +318,9 @@ class TestFiles:
             file.write('{"step": 9}\n{"torn')
         with (folder / "evaluation.jsonl").open("a") as file:
             file.write('{"prompt": "another"}\n')
+        odd = [{"step": 1}, {"step": 2, "rows": [1, {}, {"adapter": "text"}]}, {"rows": []}]
+        lines = "".join(json.dumps(row) + "\n" for row in odd)
+        (folder / "answers_over_time.jsonl").write_text(lines)
         assert "8 held-out prompts" in write_report([folder], pictures=False).read_text()
 
     def test_a_run_on_which_no_watch_has_looked_is_looked_at(self, tmp_path: Path):

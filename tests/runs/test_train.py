@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from trl.scripts import grpo as trl_grpo
 from grpo_hf.cli import main
 from grpo_hf.errors import ConfigError, GrpoError
 from grpo_hf.evaluation import answers, evaluate
-from grpo_hf.run_files import METRICS_FILE
+from grpo_hf.run_files import METRICS_FILE, OVER_TIME_FILE, read_lines
 from grpo_hf.run_report.record import read_run
 from grpo_hf.runs import preflight, training_evaluations
 from grpo_hf.runs.recipe import read_recipe
@@ -129,6 +130,17 @@ def test_accuracies_during_the_training_and_more_sets_at_its_end(
         (record.evaluated, {"eval_reward", "eval_accuracy"}),
     ):
         assert [row["step"] for row in rows_of_record if names <= row.keys()] == [1, 2]
+    kept = read_lines(run / OVER_TIME_FILE)
+    assert [line["step"] for line in kept] == [1, 2]
+    # The comparison at the end is that of the last evaluation.
+    for line in kept:
+        for place, (found, row) in enumerate(zip(line["rows"], record.answers, strict=True)):
+            assert (found["row"], found["gold"]) == (place, str(8 + place))
+            assert (found["prompt"], found["base"]) == (row["prompt"], row["base"])
+    assert [found["adapter"] for found in kept[1]["rows"]] == [
+        row["adapter"] for row in record.answers
+    ]
+    assert kept[0]["rows"] != kept[1]["rows"]
     for name, problems in (("held_out", 3), ("other", 4)):
         summary = json.loads((run / "evaluations" / f"{name}.json").read_text())
         assert (summary["problems"], summary["samples"]) == (problems, 2)
@@ -144,6 +156,25 @@ def test_accuracies_during_the_training_and_more_sets_at_its_end(
     again = json.loads(capsys.readouterr().out)
     assert [found["set"] for found in again] == ["held_out", "other"]
     assert again[0]["difference"] == summary["difference"]
+
+
+def test_a_resumed_run_shows_each_evaluation_once(make, tmp_path):
+    """Of many held-out prompts six are followed, and a step that is made again replaces itself."""
+    rows = [{"prompt": f"Say {number}.", "answer": str(number)} for number in range(21)]
+    (tmp_path / "whole.py").write_text(ACCURACY)
+    often = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    splits = {"train": rows[:8], "test": rows[8:]}
+    train(make(splits, rewards=["./whole.py:whole"], eval_rows=13, **often))
+    run = tmp_path / "run"
+    first = (run / OVER_TIME_FILE).read_text()
+    shutil.rmtree(run / "checkpoint-2")
+    flags = ["--config", str(tmp_path / "recipe.yaml"), "--resume_from_checkpoint", "auto"]
+    train(read_recipe([*flags, "--max_steps", "3"]))
+    kept = read_lines(run / OVER_TIME_FILE)
+    assert [line["step"] for line in kept] == [1, 2, 2, 3]
+    assert (run / OVER_TIME_FILE).read_text().startswith(first)
+    assert read_run(run, "run").over_time == [kept[0], *kept[2:]]
+    assert [[row["row"] for row in line["rows"]] for line in kept] == [[0, 2, 4, 6, 8, 10]] * 4
 
 
 def test_an_evaluation_that_cannot_be_written_costs_nothing_else(
@@ -226,6 +257,7 @@ def test_without_a_strategy_nothing_is_evaluated_in_between(make, tmp_path, shap
     )
     assert train(recipe).base.total == 1
     assert "eval_reward" not in (tmp_path / "run" / METRICS_FILE).read_text()
+    assert not (tmp_path / "run" / OVER_TIME_FILE).exists()
 
 
 class TestStreams:

@@ -89,6 +89,20 @@ def write_run(folder: Path, *, steps: int = 10, **settings: Any) -> Path:
     return folder
 
 
+def write_over_time(run: Path, steps: Sequence[int], prompts: int = 2) -> None:
+    """Write the answers of evaluations during the training, which are right from step 2 on."""
+    lines = []
+    for step in steps:
+        rows = []
+        for place in range(0, 3 * prompts, 3):
+            base = {"answer": HOSTILE, "right": False, "cut": True}
+            adapter = {"answer": f"#### {step}", "right": step >= 2, "cut": False}
+            sides = {"base": base, "adapter": adapter}
+            rows.append({"row": place, "prompt": f"What is {place}?", "gold": HOSTILE} | sides)
+        lines.append(json.dumps({"step": step, "rows": rows}) + "\n")
+    append_lines(run / "answers_over_time.jsonl", lines)
+
+
 def interval(value: float) -> dict[str, float]:
     return {"value": value, "low": value - 0.05, "high": value + 0.05}
 

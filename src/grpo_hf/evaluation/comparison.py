@@ -167,6 +167,12 @@ def cut_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> CutAnswers:
     return CutAnswers.count(known, adapter.limit)
 
 
+def answer_at(answers: GreedyAnswers, place: int) -> Row:
+    """Return the answer to one prompt as the files of a run keep it."""
+    answer = {"answer": answers.completions[place], "right": answers.right[place]}
+    return answer | {"cut": answers.cut[place]}
+
+
 def write_answers(
     file: Path,
     prompts: Sequence[Any],
@@ -182,15 +188,14 @@ def write_answers(
     """
     lines = []
     for index, prompt in enumerate(prompts):
-        record: dict[str, Any] = {"prompt": prompt}
+        record: Row = {"prompt": prompt}
         if trained is not None:
             record["in_training"] = trained[index]
         if golds is not None:
             record["gold"] = golds[index]
         for name, found in answers.items():
             record["limit"] = found.limit
-            answer = {"answer": found.completions[index], "right": found.right[index]}
-            record[name] = answer | {"cut": found.cut[index]}
+            record[name] = answer_at(found, index)
         lines.append(json.dumps(record, ensure_ascii=False, default=str) + "\n")
     # Written anew: a resumed run compares once more, at its own end.
     write_or_say(file, "".join(lines))

@@ -26,6 +26,7 @@ from ..run_files import (
     EVALUATIONS,
     GAMING_FILE,
     METRICS_FILE,
+    OVER_TIME_FILE,
     RECIPE_FILE,
     REPORT_FILE,
     RUN_FILE,
@@ -68,6 +69,7 @@ _PUSHED = (
 _SAMPLES = (
     CREDIT_FILE,
     EVALUATION_FILE,
+    OVER_TIME_FILE,
     f"{EVALUATIONS}/*.jsonl",
     GAMING_FILE,
     KL_FILE,

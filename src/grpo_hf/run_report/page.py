@@ -62,6 +62,8 @@ class RunView:
     Args:
         prefix: before all of its anchors.
         nothing_learned: why nothing was learned, if that is so.
+        over_time: held-out prompts, answered at each evaluation.
+        again: prompts of the training that came back.
         rollouts: how many were logged with a reward.
     """
 
@@ -75,6 +77,7 @@ class RunView:
     rollouts: int
     spikes: list[Finding]
     moments: list[samples.Shown]
+    over_time: list[samples.Shown]
     again: list[list[samples.Shown]]
     best: list[samples.Shown]
     worst: list[samples.Shown]
@@ -192,6 +195,7 @@ def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
         rollouts=len(points_of(run.steps, "reward")),
         spikes=_spikes(run.folder, prefix),
         moments=samples.moments(run, f"{prefix}moment-"),
+        over_time=samples.over_time(run, f"{prefix}over-time"),
         again=samples.same_prompts(run, prefix),
         best=best,
         worst=worst,

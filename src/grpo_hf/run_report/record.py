@@ -14,6 +14,7 @@ from ..run_files import (
     EVALUATION_FILE,
     EVALUATIONS,
     METRICS_FILE,
+    OVER_TIME_FILE,
     in_order,
     read_lines,
 )
@@ -58,6 +59,8 @@ class RunRecord:
         evaluated: a row of metrics for each evaluation during the training, oldest first.
         summary: of the training, as transformers logs it at its end.
         answers: base and adapter on each held-out prompt.
+        over_time: a row for each evaluation during the training, with `step` and, in `rows`, the
+            answers to a few held-out prompts.
         sets: summaries of `grpo-hf eval`, each with its `rows`.
     """
 
@@ -69,6 +72,7 @@ class RunRecord:
     starts: list[Row]
     recipe: Row
     answers: list[Row] = field(default_factory=list)
+    over_time: list[Row] = field(default_factory=list)
     sets: list[Row] = field(default_factory=list)
     rollouts: list[Rollout] = field(default_factory=list)
 
@@ -117,6 +121,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
         starts=read_starts(folder),
         recipe=settings_of(folder),
         answers=_answers(folder / EVALUATION_FILE),
+        over_time=_over_time(folder / OVER_TIME_FILE),
         sets=list(_sets(folder / EVALUATIONS)),
         rollouts=_rollouts(folder / CREDIT_FILE),
     )
@@ -169,6 +174,15 @@ def _answers(file: Path) -> list[Row]:
         if isinstance(row.get("base"), dict) and isinstance(row.get("adapter"), dict):
             known.append(row)
     return known
+
+
+def _over_time(file: Path) -> list[Row]:
+    known = []
+    for row in read_lines(file) if file.is_file() else []:
+        if isinstance(row.get("step"), int) and isinstance(row.get("rows"), list):
+            rows = [each for each in row["rows"] if isinstance(each, dict)]
+            known.append(row | {"rows": rows})
+    return in_order(known, step_of=_step_of)
 
 
 def _sets(folder: Path) -> Iterator[Row]:

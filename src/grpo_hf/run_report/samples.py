@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..reporting.credit_display import PICTURES, Piece, pieces, share, step_rewards, summary
 from ..reporting.token_credit import Completion, Group
@@ -14,10 +14,14 @@ _EXTREMES = 3
 # Prompts that came back, and how often each is shown.
 _PROMPTS = 2
 _TIMES = 4
+# Evaluations from which the answer to a held-out prompt is shown.
+_EVALUATIONS = 8
 # Answers of each kind that are shown.
 _ANSWERS = 5
 # Longer texts are cut: what matters shows, and the page stays small.
 _MOST_CHARACTERS = 3000
+
+Moment = TypeVar("Moment")
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,21 @@ class Change:
 
 def moments(run: RunRecord, prefix: str) -> list[Shown]:
     """Return the best and the worst completion of rollouts from the first to the last step."""
-    last = len(run.rollouts) - 1
-    chosen = {round(number * last / (_MOMENTS - 1)) for number in range(_MOMENTS)}
     shown = []
-    for index in sorted(chosen) if run.rollouts else []:
-        rollout = run.rollouts[index]
+    for rollout in _spread(run.rollouts, _MOMENTS):
         shown.append(_ends_of(rollout, f"Step {rollout.step}", prefix))
     return shown
+
+
+def _spread(moments: Sequence[Moment], most: int) -> list[Moment]:
+    """Return the first, the last and evenly chosen ones between them.
+
+    >>> _spread([1, 2, 3, 4, 5], 3), _spread([1, 2], 3), _spread([], 3)
+    ([1, 3, 5], [1, 2], [])
+    """
+    last = len(moments) - 1
+    chosen = {round(number * last / (most - 1)) for number in range(most)}
+    return [moments[index] for index in sorted(chosen)] if moments else []
 
 
 def same_prompts(run: RunRecord, prefix: str) -> list[list[Shown]]:
@@ -108,11 +120,9 @@ def same_prompts(run: RunRecord, prefix: str) -> list[list[Shown]]:
     again.sort(key=len, reverse=True)
     shown = []
     for group in again[:_PROMPTS]:
-        last = len(group) - 1
-        chosen = {round(number * last / (_TIMES - 1)) for number in range(_TIMES)}
         times = []
-        for index in sorted(chosen):
-            times.append(_ends_of(group[index], f"Step {group[index].step}", f"{prefix}again-"))
+        for rollout in _spread(group, _TIMES):
+            times.append(_ends_of(rollout, f"Step {rollout.step}", f"{prefix}again-"))
         shown.append(times)
     return shown
 
@@ -312,15 +322,49 @@ def _changes(rows: Iterable[Row], prefix: str) -> list[Change]:
 def _answered(number: int, row: Row, prefix: str) -> Shown:
     samples = []
     for model in ("base", "adapter"):
-        text, right, is_cut = row[model]
-        segments, cut = plain(prompt_text(text) if text is not None else "")
-        note = "right" if right else "wrong"
-        title = f"{model}, cut off before its end" if is_cut else model
-        samples.append(Sample(f"{prefix}-{number}-{model}", title, note, segments, cut))
-    title = f"Prompt {number}"
-    if row["gold"] is not None:
-        title += f", right is {row['gold']}"
-    return Shown(title, _shown_prompt(row["prompt"]), samples)
+        samples.append(_judged(f"{prefix}-{number}-{model}", model, *row[model]))
+    return Shown(_title(number, row["gold"]), _shown_prompt(row["prompt"]), samples)
+
+
+def _title(number: int, gold: Any) -> str:
+    return f"Prompt {number}" if gold is None else f"Prompt {number}, right is {gold}"
+
+
+def _judged(anchor: str, title: str, text: Any, right: bool | None, is_cut: bool | None) -> Sample:
+    segments, cut = plain(prompt_text(text) if text is not None else "")
+    if is_cut:
+        title = f"{title}, cut off before its end"
+    note = "not judged" if right is None else "right" if right else "wrong"
+    return Sample(anchor, title, note, segments, cut)
+
+
+def over_time(run: RunRecord, prefix: str) -> list[Shown]:
+    """Return held-out prompts with the answer of the base, and of the adapter at evaluations."""
+    by_prompt: dict[str, list[tuple[int, Row]]] = {}
+    for evaluation in run.over_time:
+        for row in evaluation["rows"]:
+            # A start with other held-out rows has other prompts in their places.
+            key = repr((row.get("row"), row.get("prompt")))
+            by_prompt.setdefault(key, []).append((evaluation["step"], row))
+    shown = []
+    for number, moments in enumerate(by_prompt.values(), 1):
+        first = moments[0][1]
+        asked = [("base", "base", first)]
+        for step, row in _spread(moments, _EVALUATIONS):
+            asked.append(("adapter", f"step {step}", row))
+        samples = []
+        for side, title, row in asked:
+            found = row.get(side)
+            # A run that trains the whole model has no base.
+            if isinstance(found, dict):
+                marks = (found.get("answer"), found.get("right"), found.get("cut"))
+                anchor = f"{prefix}-{number}-{title.replace(' ', '-')}"
+                samples.append(_judged(anchor, title, *marks))
+        if samples:
+            place = first.get("row")
+            title = _title(place + 1 if isinstance(place, int) else number, first.get("gold"))
+            shown.append(Shown(title, _shown_prompt(first.get("prompt")), samples))
+    return shown
 
 
 def found_samples(rows: Sequence[Row], prefix: str) -> list[Shown]:

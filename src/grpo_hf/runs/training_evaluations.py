@@ -1,5 +1,6 @@
 """What a run evaluates by itself: held-out prompts at `eval_steps`, and all its sets at the end."""
 
+import json
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from transformers import TrainerCallback
 
 from ..evaluation.comparison import (
     GreedyAnswers,
+    answer_at,
     answer_greedily,
     compare_answers,
     compare_marks,
@@ -17,13 +19,23 @@ from ..evaluation.comparison import (
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..evaluation.problem_set import SIDES, Answering, gold_of
 from ..evaluation.statistics import Comparison, accuracy
-from ..run_files import EVALUATION_FILE, EVALUATIONS, say_first, written_or_said
+from ..run_files import (
+    EVALUATION_FILE,
+    EVALUATIONS,
+    OVER_TIME_FILE,
+    append_lines,
+    say_first,
+    written_or_said,
+)
 from ..scoring.reward import Reward
 from ..trainer import GRPOTrainer
 from .evaluating import Policy, answering_of, evaluate_set, show_summary
 from .evaluation_sets import EvaluationSet, SetReader, check_names
 from .preflight import Prompts, Task, judges_of
 from .recipe import Recipe
+
+# Held-out prompts whose answers are kept at each evaluation.
+_FOLLOWED = 6
 
 
 def read_sets(
@@ -109,6 +121,17 @@ class HeldOut:
             )
         return count
 
+    def over_time(self) -> dict[str, Any]:
+        """Return the answers to a few prompts, evenly spread, as a line of `OVER_TIME_FILE`."""
+        count = min(len(self.rows), _FOLLOWED)
+        rows = []
+        for place in (number * len(self.rows) // count for number in range(count)):
+            row = self.rows[place]
+            known = {"row": place, "prompt": row["prompt"], "gold": gold_of(self.reward, row)}
+            said = {side: answer_at(found, place) for side, found in self._answers.items()}
+            rows.append(known | said)
+        return {"step": self._step, "rows": rows}
+
     def forget_adapter(self) -> None:
         """Forget what the adapter has answered, since it is another one now."""
         self._answers.pop("adapter", None)
@@ -171,7 +194,8 @@ class HeldOutAccuracy(TrainerCallback):
     """Logs the greedy accuracy of base and adapter on held-out prompts at each evaluation.
 
     The base answers once. `eval_accuracy`, `eval_accuracy_base` and `eval_accuracy_difference` with
-    its interval are metrics of the evaluation, so `metric_for_best_model: accuracy` works.
+    its interval are metrics of the evaluation, so `metric_for_best_model: accuracy` works. The
+    answers to a few of the prompts are kept, so that a reader sees them change.
     """
 
     def __init__(self, trainer: GRPOTrainer, held_out: HeldOut) -> None:
@@ -189,6 +213,9 @@ class HeldOutAccuracy(TrainerCallback):
         # The same dictionary decides which checkpoint is the best.
         metrics.update(found)
         trainer.log(found)
+        if state.is_world_process_zero:
+            line = json.dumps(self._held_out.over_time(), ensure_ascii=False, default=str)
+            append_lines(Path(args.output_dir) / OVER_TIME_FILE, [line + "\n"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         # The best checkpoint has taken the place of the last one.
