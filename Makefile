@@ -56,6 +56,10 @@ test-zero: $(READY) ## ZeRO-2 and ZeRO-3 on two processes of a CPU against one p
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
 	$(BIN)/python -m pytest tests/test_sharding.py tests/recipes/test_accelerate.py -k zero
 
+lm-eval-test: $(READY) ## EleutherAI's harness on base and adapter, as docs/evaluation.md says; installs lm-eval
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lm-eval]'
+	$(BIN)/python -m pytest tests/evaluation/test_lm_eval.py
+
 faults: $(READY) ## break runs in every way of docs/reliability.md, and write its table of what happened (Linux, root)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/faults.py --write
 
@@ -99,4 +103,4 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo smollm2-demo test test-slow test-zero faults vllm-test vllm-bench newest smollm2 bench gpu-check docs check
+.PHONY: help install demo smollm2-demo test test-slow test-zero lm-eval-test faults vllm-test vllm-bench newest smollm2 bench gpu-check docs check
