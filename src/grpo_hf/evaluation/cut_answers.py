@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# The sign of gaming that a comparison says by itself, as it counts these answers.
+ANSWERS_THAT_END = "answers that end"
 # A difference is in doubt where at least this share of the changed answers was cut off.
 MOSTLY_CUT = 0.5
 # So much more room is proposed: an answer that was cut off says nothing of how long it would be.

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.cut_answers import ANSWERS_THAT_END
 from ..run_files import GAMING_FILE, write_or_say
 from . import gaming_places, gaming_rewards, gaming_texts
 from .run_evidence import Evidence, Sample, read_evidence
@@ -41,9 +42,6 @@ class Finding:
     advice: str = ""
 
 
-# What a comparison of base and adapter says itself.
-OF_COMPARISONS = "answers that end"
-
 # What to try first, by the name of a sign; docs/gaming.md has more.
 REMEDIES = {
     "another reward rises instead": "Lower its weight, or pay it only where the answer is right.",
@@ -54,7 +52,7 @@ REMEDIES = {
     "one answer everywhere": "Take examples out of the prompt, have right "
     "answers evenly in the data, and do not pay for guesses.",
     "answer by place": "Train longer, or with easier prompts; deal the right place evenly.",
-    OF_COMPARISONS: "Compare both with more room: grpo-hf eval RUN --max_completion_length N.",
+    ANSWERS_THAT_END: "Compare both with more room: grpo-hf eval RUN --max_completion_length N.",
     "answers without reasoning": "Ask for the reasoning in the prompt, unless none is wanted.",
 }
 
@@ -69,7 +67,7 @@ SIGNS: dict[str, Sign] = {
     "repetition": gaming_texts.repeats_itself,
     "one answer everywhere": gaming_texts.one_answer,
     "answer by place": gaming_places.answer_by_place,
-    OF_COMPARISONS: gaming_rewards.answers_end,
+    ANSWERS_THAT_END: gaming_rewards.answers_end,
     "answers without reasoning": gaming_texts.no_working,
 }
 

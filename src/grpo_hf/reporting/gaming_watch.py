@@ -7,9 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..evaluation.cut_answers import ANSWERS_THAT_END
 from ..process_log import get_logger
 from ..run_files import warn_once
-from .gaming import OF_COMPARISONS, Finding, findings, write_findings
+from .gaming import Finding, findings, write_findings
 
 # It speaks in the main process alone.
 logger = get_logger(__name__)
@@ -60,7 +61,7 @@ class GamingWatch(TrainerCallback):
 def say_findings(run: Path) -> None:
     """Look at a run whose held-out answers are there now, and say what is new."""
     for finding in found_in(run, write_findings):
-        if finding.name != OF_COMPARISONS:
+        if finding.name != ANSWERS_THAT_END:
             _warn(run, finding)
 
 

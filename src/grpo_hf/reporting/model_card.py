@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..data.overlap_text import overlap_text
+from ..evaluation.cut_answers import ANSWERS_THAT_END
 from ..evaluation.telling import cannot_tell
 from ..run_files import GAMING_FILE, say, write_or_say
 from .card_code import code, example_prompt
@@ -27,7 +28,6 @@ from .card_tables import (
     result_rows,
     table,
 )
-from .gaming import OF_COMPARISONS
 from .nothing_learned import why_run_learned_nothing
 from .public_names import hub_base, hub_names, license_of, public_name, public_text
 
@@ -228,7 +228,7 @@ def _limits(folder: Path, card: dict[str, Any]) -> list[str]:
     try:
         findings = json.loads((folder / GAMING_FILE).read_text(encoding="utf-8"))
         for finding in findings:
-            if finding.get("name") != OF_COMPARISONS:
+            if finding.get("name") != ANSWERS_THAT_END:
                 limits.append(" ".join(str(finding["text"]).split()))
     except (OSError, ValueError, KeyError, TypeError):
         # A run without findings, or one that was not watched.
