@@ -95,7 +95,8 @@ def test_a_set_of_an_evaluation_and_the_card_say_the_same():
     sides = {name: {"accuracy": share} for name in ("base", "adapter", "difference")}
     summary |= {"flips": {"gained": [], "lost": []}, "cut": found["cut"]} | sides
     shown = Console(file=io.StringIO(), width=300)
-    shown.print(report_of(summary, Path("evaluations")))
+    shown.print(report_of(summary, Path("runs/a b/evaluations")))
+    assert "grpo-hf eval 'runs/a b' --max_completion_length 136" in shown.file.getvalue()
     assert LINE in shown.file.getvalue() and WORDS in shown.file.getvalue()
     assert cut_lines({}, [summary])[0].startswith(f"sums: {LINE}. Beware: {WORDS}")
 

@@ -118,4 +118,7 @@ class CutAnswers:
     def cure(self, run: str = "RUN") -> str:
         """Return what to do about a difference in doubt."""
         room = _MORE_ROOM * self.limit
-        return f"Give both more room: grpo-hf eval {run} --max_completion_length {room}"
+        return (
+            f"Give both more room: grpo-hf eval {run} --max_completion_length {room}. What is cut "
+            "off there, too, does not end by itself: then its text says whether the base knew."
+        )

@@ -1,6 +1,7 @@
 """The summaries of an evaluation as tables of a terminal."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def report_of(summary: dict[str, Any], folder: Path) -> Group:
     by_category = category_table(summary)
     if by_category is not None:
         parts.append(by_category)
-    parts += _cut_off(summary)
+    # The evaluations of a run are a folder in it.
+    parts += _cut_off(summary, folder.parent)
     answers = folder / f"{summary['set']}.jsonl"
     parts += _flips(summary["flips"], answers)
     if summary["samples"] and not summary["base"]["maj_at"]:
@@ -112,7 +114,7 @@ def _rows_of(summary: dict[str, Any]) -> list[tuple[str, str, str | None]]:
     return rows
 
 
-def _cut_off(summary: dict[str, Any]) -> list[Text]:
+def _cut_off(summary: dict[str, Any], run: Path) -> list[Text]:
     """Return how many answers were cut off, and what of the difference that may explain."""
     cut = CutAnswers.of(summary.get("cut"))
     if cut is None or not cut.line:
@@ -121,7 +123,7 @@ def _cut_off(summary: dict[str, Any]) -> list[Text]:
     difference = summary["difference"]["accuracy"]
     doubt = cut.doubt(difference["low"], difference["high"])
     if doubt:
-        parts.append(Text(f"note: {doubt}. {cut.cure()}"))
+        parts.append(Text(f"note: {doubt}. {cut.cure(shlex.quote(str(run)))}"))
     return parts
 
 
