@@ -35,7 +35,7 @@ NEEDS = {
     "grpo_hf.cli eval": "the Hub: tests/evaluation/test_evaluate.py",
     "grpo-hf push": "the Hub: tests/runs/test_pushing_a_run.py",
     "--format gguf": "llama.cpp's converter: tests/runs/test_export.py",
-    "pip install lm-eval": "lm-eval: tests/evaluation/test_lm_eval.py",
+    "pip install 'lm-eval[hf]'": "lm-eval: tests/evaluation/test_lm_eval.py",
     "lm_eval --model hf": "lm-eval: tests/evaluation/test_lm_eval.py",
     "vllm serve BASE": "vLLM: tests/real_vllm",
     "vllm serve": "vLLM: tests/runs/test_export.py",

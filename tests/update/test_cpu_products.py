@@ -132,6 +132,13 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+# MKL has kernels of its own for Intel's processors, which add in another order.
+only_where_it_is_used = pytest.mark.skipif(
+    not torch_seam.has_faster_products(), reason="MKL is fast on this processor"
+)
+
+
+@only_where_it_is_used
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("out", [40, 700])
 @pytest.mark.parametrize("features", [12, 192, 200, 383, 384, 500, 576, 1536])
@@ -148,7 +155,7 @@ def test_a_forward_that_is_learned_from_has_torchs_bits(
         assert torch.equal(got, expected)
 
 
-@pytest.mark.skipif(not torch_seam.has_faster_products(), reason="MKL is fast on this processor")
+@only_where_it_is_used
 def test_sums_in_parts_are_torchs_for_usual_widths() -> None:
     for shape in ((1536, 576), (576, 1536), (4864, 896), (896, 4864), (2048, 2048)):
         assert _has_same_bits(*shape)
@@ -233,7 +240,9 @@ def test_long_sums_are_added_in_parts(on_any_processor: list[tuple[int, ...]]) -
 
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "Mistral", "Gemma3Text", "Phi3"])
 def test_a_model_has_the_gradients_of_torchs_products(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
+    architecture: str,
+    on_any_processor: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the adapter, of a layer without one that trains, and through layers that are frozen."""
     adapter = lora(target_modules=["o_proj", "down_proj"], modules_to_save=["lm_head"])
@@ -247,11 +256,15 @@ def test_a_model_has_the_gradients_of_torchs_products(
     weights = torch.linspace(-1, 1, ids.numel()).view_as(ids)
     gradients = []
     for faster in (True, False):
+        on_any_processor.clear()
         monkeypatch.setattr(cpu_products, "has_faster_products", lambda faster=faster: faster)
         model.zero_grad()
         log_probs = model(input_ids=ids).logits.log_softmax(-1)
         (log_probs.gather(2, ids[..., None])[..., 0] * weights).sum().backward()
         trained = [weight.grad.flatten() for weight in model.parameters() if weight.requires_grad]
         gradients.append(torch.cat(trained))
+        # On some processors the two libraries give the same bits.
+        assert bool(on_any_processor) == faster
     apart = (gradients[0] - gradients[1]).norm()
-    assert 0 < apart <= 1e-5 * gradients[1].norm()
+    assert apart <= 1e-5 * gradients[1].norm()
+    assert gradients[1].norm() > 0
