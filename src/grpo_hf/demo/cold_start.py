@@ -74,6 +74,9 @@ def cold_start(
         rows = worked or islice(word_problems("cold_start", seed=seed), steps * BATCH)
         args = _training_arguments(partial, steps, seed, use_cpu, bf16, fp16)
         trainer = _supervised_trainer(args, rows)
+        # Reading them takes as long as the first steps.
+        problems = f"{len(trainer.train_dataset):,} problems"
+        state.print(f"cold start: {problems}, as tokens; now the steps", flush=True)
         trainer.train()
         if state.is_main_process:
             # The checkpoint is in float32, whatever the trainer has made of the model.
