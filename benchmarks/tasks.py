@@ -35,6 +35,8 @@ class Task:
         source: where the problems come from, in a sentence.
         reward: the function of `data/task_rewards.py` that says what is right.
         problems: makes all rows from the folder with the data.
+        tests: makes the rows that are held out, where the data has a split for them; else they are
+            some of `problems`.
         settings: of the recipe, beside those that every task shares.
         recipe: the file in recipes/ that is the whole task, data and all, if there is one.
     """
@@ -45,6 +47,7 @@ class Task:
     reward: str = ""
     problems: Callable[[Path | None], list[Problem]] = lambda _: []
     settings: dict[str, Any] = field(default_factory=dict)
+    tests: Callable[[Path | None], list[Problem]] | None = None
     recipe: str | None = None
 
     def splits(self, data: Path | None) -> tuple[list[Problem], list[Problem], list[Problem]]:
@@ -55,11 +58,20 @@ class Task:
         Raises:
             SystemExit: the data of the task is not there.
         """
-        asked = {row["prompt"][-1]["content"]: row for row in self.problems(data)}
-        rows = list(asked.values())
+        held_out = self.tests(data) if self.tests else []
+        hidden = {_question(row) for row in held_out}
+        asked = {_question(row): row for row in self.problems(data)}
+        rows = [row for question, row in asked.items() if question not in hidden]
         random.Random(0).shuffle(rows)
-        held_out, others = rows[:HELD_OUT], rows[HELD_OUT:]
-        return others[CHOICE:], others[:CHOICE], held_out
+        if not held_out:
+            held_out, rows = rows[:HELD_OUT], rows[HELD_OUT:]
+        return rows[CHOICE:], rows[:CHOICE], held_out
+
+
+def _question(row: Problem) -> str:
+    """Return what the last message of a prompt asks."""
+    asked: str = row["prompt"][-1]["content"]
+    return asked
 
 
 def _turns(*texts: str) -> list[dict[str, str]]:
@@ -136,6 +148,58 @@ def _last_arguments(data: Path | None) -> list[Problem]:
     return rows
 
 
+# Solutions write every calculation a second time in such brackets.
+_BRACKETS = re.compile(r"<<[^>]*>>")
+
+
+def gsm8k_solutions(data: Path | None, split: str = "train") -> list[Problem]:
+    """Return GSM8K's problems with their solutions as a model is to write them.
+
+    Raises:
+        SystemExit: the data is not there.
+    """
+    rows = []
+    for line in _lines(data, f"gsm8k/{split}.jsonl"):
+        solution, _, answer = line["answer"].rpartition("####")
+        solution = _BRACKETS.sub("", solution)
+        rows.append(
+            {
+                "prompt": _turns(line["question"]),
+                "solution": f"{solution}#### {answer.strip()}",
+                "answer": int(answer.replace(",", "")),
+            }
+        )
+    return rows
+
+
+# Rows of GSM8K's prompts and answers, the solutions left out.
+def _gsm8k(split: str, *example: str) -> Callable[[Path | None], list[Problem]]:
+    def rows(data: Path | None) -> list[Problem]:
+        return [
+            {"prompt": _turns(*example, _question(row)), "answer": row["answer"]}
+            for row in gsm8k_solutions(data, split)
+        ]
+
+    return rows
+
+
+_EXAMPLE = (
+    "Tom has 3 boxes with 6 pens each. He gives 5 pens to Ann. How many pens does he have left?",
+    "The boxes hold 3 * 6 = 18 pens.\nHe has 18 - 5 = 13 pens left.\n#### 13",
+)
+# A GPU's: 512 completions a step, in two updates.
+_ON_A_GPU = {
+    "use_cpu": False,
+    "dtype": "bfloat16",
+    "per_device_train_batch_size": 256,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 2,
+    "per_device_eval_batch_size": 660,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 4,
+    "learning_rate": 1e-4,
+}
+
 _ALL = (
     Task(
         "demo",
@@ -166,6 +230,25 @@ _ALL = (
         "last_word",
         _last_arguments,
         {"max_completion_length": 14, "max_steps": 24},
+    ),
+    Task(
+        "gsm8k",
+        "GSM8K itself, after one worked problem; right is the last number.",
+        "The problems are GSM8K's, held out is its test split, and a GPU trains.",
+        "last_number",
+        _gsm8k("train", *_EXAMPLE),
+        _ON_A_GPU | {"max_completion_length": 128, "num_generations": 16, "temperature": 0.7},
+        _gsm8k("test", *_EXAMPLE),
+    ),
+    Task(
+        "gsm8k_taught",
+        "GSM8K itself, by a model that was taught its solutions first (benchmarks/supervised.py, "
+        "as DeepSeekMath-Instruct was, arXiv 2402.03300 section 3); right is the last number.",
+        "The problems are GSM8K's, held out is its test split, and a GPU trains.",
+        "last_number",
+        _gsm8k("train"),
+        _ON_A_GPU | {"max_completion_length": 160},
+        _gsm8k("test"),
     ),
 )
 TASKS = {task.name: task for task in _ALL}
