@@ -31,15 +31,17 @@ with exit_on_error():
     finally:
         Path({file!r}).write_text("unwound")
 """
-# A process that scores, whose reward does not finish loading.
+# A process that scores, whose reward does not finish loading. Its parent ends while it imports.
 SCORER = """
-import sys, time
-from grpo_hf.scoring.worker_server import main
+import os
 from multiprocessing import Pipe
 from pathlib import Path
-ours, theirs = Pipe()
+parent = os.getppid()
 Path({file!r}).write_text("begun")
-main(theirs.fileno(), 1, 2**30)
+while os.getppid() == parent: pass
+from grpo_hf.scoring.worker_server import main
+ours, theirs = Pipe()
+main(theirs.fileno(), 1, 2**30, parent)
 """
 
 
@@ -99,4 +101,4 @@ def test_a_program_without_a_launcher_outlives_its_shell(tmp_path: Path) -> None
 def test_the_process_that_scores_leaves_with_the_trainer(tmp_path: Path) -> None:
     """Although its end of the connection stays open, and it waits there."""
     scorer = started(SCORER, tmp_path / "state", {})
-    assert ends(scorer, 15)
+    assert ends(scorer, 60)

@@ -160,6 +160,7 @@ class RewardProcess:
             "descriptor": theirs.fileno(),
             "workers": self._workers,
             "memory": memory,
+            "parent": os.getpid(),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, json.dumps(arguments)],

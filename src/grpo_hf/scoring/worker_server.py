@@ -46,17 +46,18 @@ _ENDING = 5.0
 _LARGE = 2**14
 
 
-def main(descriptor: int, workers: int, memory: int) -> None:
+def main(descriptor: int, workers: int, memory: int, parent: int) -> None:
     """Serve one trainer until it closes its end of the connection.
 
     Args:
         descriptor: of the socket to the trainer.
         workers: how many completions are scored at a time.
         memory: bytes that a worker may use.
+        parent: the trainer's process.
     """
     # Ctrl-C is for the trainer, which then closes the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    when_parent_ends(_end)
+    when_parent_ends(_end, parent)
     connection = Connection(descriptor)
     try:
         connection.send(_load_all(connection.recv()))
