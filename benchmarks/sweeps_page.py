@@ -31,9 +31,13 @@ def means(runs: Sequence[Row]) -> list[str]:
         cells.append(f"{fmean(run[side]['value'] for run in runs):{sign}.3f}")
     ends = [kl for run in runs if (kl := kl_at_end(run)) is not None]
     cells.append(f"{fmean(ends):.3f}" if ends else "not logged")
-    known = all("cpu" in run for run in runs)
-    cells.append(f"{fmean(run['cpu'] for run in runs):.0f}" if known else "")
+    cells.append(f"{fmean(run['cpu'] for run in runs):.0f}" if timed(runs) else "")
     return cells
+
+
+def timed(runs: Sequence[Row]) -> bool:
+    """Return whether the CPU time of every run is known."""
+    return all("cpu" in run for run in runs)
 
 
 def kl_at_end(run: Row) -> float | None:
@@ -61,7 +65,7 @@ def write_page(records: Path, docs: Path) -> Path:
             raise SystemExit(f"error: {SENTENCES.name} has no sentence for {file.stem}.")
         record["name"] = file.stem
         record["sentence"] = sentences[file.stem]
-        record["timed"] = all("cpu" in run for value in record["values"] for run in value["runs"])
+        record["timed"] = all(timed(value["runs"]) for value in record["values"])
         draw(record, docs / f"sweep_{file.stem}.png")
         found.append(record)
     if not found:

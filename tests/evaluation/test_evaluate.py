@@ -172,12 +172,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("batches", [1, 13])
-def test_an_evaluation_that_was_killed_goes_on_to_the_same_result(
-    run: Path, tmp_path: Path, batches: int
-):
-    trained = open_run(run)
-    evaluated(trained, run, tmp_path / "whole")
+def kill_after(batches: int, trained: Any, run: Path, folder: Path) -> None:
+    """Evaluate until so many batches are answered, and no further."""
     left = batches
 
     def kill(side: str, kind: str, count: int) -> None:
@@ -187,7 +183,16 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_result(
             raise Killed
 
     with pytest.raises(Killed):
-        evaluated(trained, run, tmp_path / "cut", progress=kill)
+        evaluated(trained, run, folder, progress=kill)
+
+
+@pytest.mark.parametrize("batches", [1, 13])
+def test_an_evaluation_that_was_killed_goes_on_to_the_same_result(
+    run: Path, tmp_path: Path, batches: int
+):
+    trained = open_run(run)
+    evaluated(trained, run, tmp_path / "whole")
+    kill_after(batches, trained, run, tmp_path / "cut")
     # What a killed process may leave in the middle of a line.
     with (tmp_path / "cut" / "letters.partial" / "0.jsonl").open("a") as file:
         file.write('{"side": "adapter", "kind": "samples", "row": 6, "texts": ["x')
@@ -204,16 +209,7 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_result(
 def test_samples_that_an_earlier_version_kept_without_rewards_count(run: Path, tmp_path: Path):
     trained = open_run(run)
     whole = evaluated(trained, run, tmp_path / "whole")
-    left = 13
-
-    def kill(side: str, kind: str, count: int) -> None:
-        nonlocal left
-        left -= count > 0
-        if left == 0:
-            raise Killed
-
-    with pytest.raises(Killed):
-        evaluated(trained, run, tmp_path / "cut", progress=kill)
+    kill_after(13, trained, run, tmp_path / "cut")
     file = tmp_path / "cut" / "letters.partial" / "0.jsonl"
     kept = [json.loads(line) for line in file.read_text().splitlines()]
     assert sum(row.pop("sample_rewards", None) is not None for row in kept) == 7

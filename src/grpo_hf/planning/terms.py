@@ -1,13 +1,11 @@
-"""What takes memory, as terms that name their tensors and shapes.
-
-Shapes: T tokens of a forward, L decoder layers, D hidden size, H query and K key and value heads,
-d values per head, I inner width, r rank, V vocabulary, S scored tokens, R rows, P and C tokens of a
-prompt and a completion, N prompts.
-"""
+"""What takes memory, as terms that name their tensors and shapes."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+GIB = 2**30
+MIB = 2**20
 
 # The letters of the shapes, for readers of a plan.
 _LETTERS = {
@@ -29,9 +27,6 @@ _LETTERS = {
 }
 _SHAPE = re.compile(r"\(([^()]*)\)|(\d) ([A-Z]) times")
 _LETTER = re.compile(r"\b[A-Za-z]\b")
-
-GIB = 2**30
-MIB = 2**20
 
 
 @dataclass(frozen=True)
