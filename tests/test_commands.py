@@ -127,7 +127,7 @@ def run(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     piped = shlex.split(before)[1] if before else ""
     words, _, target = after.replace(MODEL, "model").partition(">")
     arguments = shlex.split(words)[1:]
-    if arguments[0] == "train":
+    if arguments[0] in ("train", "baseline"):
         arguments += TINY.split()
     monkeypatch.chdir(desk)
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{piped}\n"))

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .cli_evaluate import add_evaluate_command
-from .cli_plan import add_plan_command
+from .cli_plan import add_plan_commands
 from .cli_report import add_report_commands
 from .cli_rewards import add_rewards_commands
 from .cli_start import add_start_commands
@@ -76,7 +76,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     train.set_defaults(command=_train, takes_settings=True, stopped=STOPPED_TRAINING)
 
     add_start_commands(commands)
-    add_plan_command(commands)
+    add_plan_commands(commands)
     add_evaluate_command(commands)
     add_rewards_commands(commands)
 

@@ -1,4 +1,4 @@
-"""The command `grpo-hf plan`."""
+"""The commands before a run: `grpo-hf plan` and `grpo-hf baseline`."""
 
 import argparse
 import math
@@ -9,8 +9,8 @@ from .recipe_keys import check_keys
 from .run_folders import recipe_at
 
 
-def add_plan_command(commands: Any) -> None:
-    """Add the command to those of `grpo-hf`."""
+def add_plan_commands(commands: Any) -> None:
+    """Add `plan` and `baseline` to the parser of the command."""
     plan = commands.add_parser(
         "plan", help="what a recipe needs, before it runs", description=_plan.__doc__
     )
@@ -40,6 +40,17 @@ def add_plan_command(commands: Any) -> None:
         "--table", action="store_true", help="which well-known model fits where, instead"
     )
     plan.set_defaults(command=_plan, takes_settings=True)
+
+    baseline = commands.add_parser(
+        "baseline",
+        help="what the base earns before it is trained",
+        description=_baseline.__doc__,
+    )
+    baseline.add_argument("recipe", type=Path, help="YAML file; every setting in it is also a flag")
+    baseline.add_argument(
+        "--prompts", type=_count, default=8, metavar="N", help="prompts that it answers (8)"
+    )
+    baseline.set_defaults(command=_baseline, takes_settings=True)
 
 
 def _count(text: str) -> int:
@@ -84,3 +95,16 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
     with planned_processes(gpus_of(question)[0]):
         recipe = read_recipe(["--config", str(file), *rest])
     print((table_text if options.table else plan_text)(recipe, question), end="")
+
+
+def _baseline(options: argparse.Namespace, rest: list[str]) -> None:
+    """Let the model of a recipe answer a few training prompts as the training would sample them,
+    before it is trained: what the rewards pay, how many prompts have answers that differ, which is
+    what GRPO learns from, how many are cut off, and the best and worst answer to some of them."""
+    # Before the imports, which take longer.
+    file = recipe_at(options.recipe)
+    check_keys(file, rest)
+    from .runs.baseline import show_baseline
+    from .runs.recipe import read_recipe
+
+    show_baseline(read_recipe(["--config", str(file), *rest]), options.prompts)

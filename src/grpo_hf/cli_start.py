@@ -198,6 +198,7 @@ def _say_what_comes_next(recipe: Path, run: str, reward: Path | None) -> None:
         steps.append((f"python -m doctest {reward}", "after a change of the reward"))
     steps.append((f"grpo-hf rewards check {recipe}", "what the reward pays for"))
     steps.append((f"grpo-hf plan {recipe}", "memory, what fits where, tokens"))
+    steps.append((f"grpo-hf baseline {recipe}", "what the base earns: can it learn this"))
     steps.append((f"grpo-hf train {recipe}", "train, and compare with the base"))
     steps.append((f"grpo-hf report {run}", "did it get better, why, how sure is that"))
     steps.append((f"grpo-hf eval {run} --samples 8", "how often is it right: pass@k, maj@k"))

@@ -27,6 +27,21 @@ _GROWTH, _LEAST_WEIGHT = 5.0, 1.0
 _MOSTLY = 0.5
 
 
+# What to do, said by a run and by a look at the base before one.
+NOTHING_EARNED = (
+    "if right answers earn 0, mend the reward or the prompt that asks for its format; else begin "
+    "with easier prompts, a reward for parts of an answer, or a model that has learned the format."
+)
+ALL_ALIKE = (
+    "Use prompts that the model solves sometimes, a reward with more than two values, a higher "
+    "temperature, more completions a group (num_generations), or --dynamic_sampling true."
+)
+MOSTLY_CUT = (
+    "Where the answer comes at their end, it is not there: raise max_completion_length, or ask for "
+    "shorter answers in the prompt. Where it comes first, nothing is lost."
+)
+
+
 @dataclass(frozen=True)
 class Sign:
     """A sign that a run learns nothing.
@@ -107,17 +122,13 @@ SIGNS = (
         "nothing earned",
         _nothing_earned,
         "Every completion of the last {steps} steps earned 0, so there is nothing to learn from. "
-        "Look at completions (`grpo-hf credit {run}`): if right answers earn 0, mend the reward or "
-        "the prompt that asks for its format; else begin with easier prompts, a reward for parts "
-        "of an answer, or a model that has learned the format.",
+        f"Look at completions (`grpo-hf credit {{run}}`): {NOTHING_EARNED}",
     ),
     Sign(
         "no difference",
         _all_alike,
         "All completions of each group earned the same in the last {steps} steps, so every "
-        "advantage is 0 and only the KL term is left to learn from. Use prompts that the model "
-        "solves sometimes, a reward with more than two values, a higher temperature, more "
-        "completions a group (num_generations), or --dynamic_sampling true.",
+        f"advantage is 0 and only the KL term is left to learn from. {ALL_ALIKE}",
     ),
     Sign(
         "all clipped",
@@ -129,9 +140,8 @@ SIGNS = (
     Sign(
         "mostly clipped",
         _mostly_clipped,
-        "Most completions of the last {steps} steps were cut off at max_completion_length. Where "
-        "the answer comes at their end, it is not there: raise max_completion_length, or ask for "
-        "shorter answers in the prompt. Where it comes first, nothing is lost.",
+        "Most completions of the last {steps} steps were cut off at max_completion_length. "
+        f"{MOSTLY_CUT}",
         beside="all clipped",
     ),
     Sign(

@@ -93,12 +93,15 @@ class Prompts:
         return frozenset(digests_of(self.train["prompt"], self.form))
 
 
-def check_task(recipe: Recipe, *, may_stream: bool = False, may_use_tools: bool = False) -> Task:
+def check_task(
+    recipe: Recipe, *, may_stream: bool = False, may_use_tools: bool = False, trains: bool = True
+) -> Task:
     """Check rewards, data and output folder, none of which needs a model.
 
     Args:
         may_stream: whether the program can train on a stream (`dataset_streaming`).
         may_use_tools: whether the model may call `tools` in it.
+        trains: whether it writes a run; else the output folder may hold anything.
 
     Raises:
         GrpoError: the first thing that is wrong; see errors.py.
@@ -110,14 +113,15 @@ def check_task(recipe: Recipe, *, may_stream: bool = False, may_use_tools: bool 
         )
     if recipe.task.tools and not may_use_tools:
         raise ConfigError("tools: the model calls none in this program. Leave tools out.")
-    check_report_to(recipe.training)
+    if trains:
+        check_report_to(recipe.training)
     _check_cold_start(recipe)
     _check_evaluations(recipe)
     rewards, eval_reward = rewards_of(recipe)
     tools = load_tools(recipe.task.tools, recipe.folder)
     data = read_data(recipe, rewards)
-    resume = checkpoint_to_resume(recipe)
-    if recipe.training.push_to_hub:
+    resume = checkpoint_to_resume(recipe) if trains else None
+    if trains and recipe.training.push_to_hub:
         check_hub_login(recipe)
     return Task(
         rewards,

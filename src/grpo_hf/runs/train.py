@@ -1,13 +1,11 @@
 """One run from recipe to result: check, load, train, save, compare with the base, push."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
 from transformers import TrainerCallback, set_seed
-from transformers.utils import logging
 
 from .. import trl_seam
 from ..data.overlap import which_are_in
@@ -25,6 +23,7 @@ from .defaults import describe
 from .evaluation_sets import EvaluationSet, keep_held_out, keep_trained
 from .output_checks import first_checkpoint, step_of_its_end
 from .recipe import EMBEDDED_MODEL, Recipe
+from .trained import no_bars_in_a_file
 
 
 class _AtBeginning(TrainerCallback):
@@ -62,9 +61,7 @@ def train(recipe: Recipe) -> Comparison | None:
         GrpoError: something is wrong with the recipe; before the model is loaded where that can be
             known.
     """
-    # In a file, a bar would be a line per refresh.
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    no_bars_in_a_file()
     end = step_of_its_end(recipe)
     if end is not None:
         run = recipe.training.output_dir

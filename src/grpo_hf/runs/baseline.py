@@ -1,0 +1,278 @@
+"""`grpo-hf baseline`: what the model of a recipe earns before it is trained.
+
+GRPO learns from groups whose completions earn different rewards. Whether a base has any can be seen
+in a minute, before a night of training.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..data.completions import completion_text, message_text
+from ..durability.dead_run import ALL_ALIKE, MOSTLY_CUT, NOTHING_EARNED
+from ..evaluation.answers import completed_batches, is_right, judged, judging
+from ..evaluation.evaluation_progress import EvaluationProgress
+from ..models import adapters, loading
+from ..run_files import say
+from ..scoring.outcomes import Outcome
+from ..scoring.scorer import weights_at
+from . import preflight
+from .evaluating import answering_of
+from .recipe import Recipe
+from .train import prompts_of
+from .trained import no_bars_in_a_file
+
+# Prompts whose best and worst answer is shown, and characters of an answer.
+_SHOWN, _CHARACTERS = 3, 300
+# From this share on most answers are cut off.
+_MOST = 0.5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a prompt.
+
+    Args:
+        earned: the sum of all rewards with their weights; None where none could judge.
+        right: whether it gets the full mark of the reward that counts right answers.
+        is_cut: whether it was cut off before its end.
+    """
+
+    text: str
+    earned: float | None
+    right: bool | None
+    is_cut: bool
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a base answered to some prompts, a group of answers to each."""
+
+    rows: Sequence[dict[str, Any]]
+    groups: Sequence[Sequence[Answer]]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The answers of all groups."""
+        return [answer for group in self.groups for answer in group]
+
+    @property
+    def earned(self) -> list[float]:
+        """What the answers earned that could be judged."""
+        return [answer.earned for answer in self.answers if answer.earned is not None]
+
+    @property
+    def solved(self) -> int:
+        """Prompts with a right answer."""
+        return sum(any(answer.right for answer in group) for group in self.groups)
+
+    @property
+    def differing(self) -> int:
+        """Prompts whose answers earn different rewards."""
+        return sum(len({answer.earned for answer in group}) > 1 for group in self.groups)
+
+    @property
+    def is_mostly_cut(self) -> bool:
+        """Whether most answers were cut off."""
+        return fmean(answer.is_cut for answer in self.answers) > _MOST
+
+
+def show_baseline(recipe: Recipe, count: int) -> None:
+    """Let the model of a recipe answer some training prompts, and print what came.
+
+    Args:
+        count: prompts, evenly chosen among those of the training.
+
+    Raises:
+        GrpoError: the first thing that is wrong with the recipe, as a training would find it.
+    """
+    no_bars_in_a_file()
+    task = preflight.check_task(recipe, may_stream=True, may_use_tools=True, trains=False)
+    prompts = prompts_of(recipe, task)
+    for note in task.notes + prompts.notes:
+        say(f"note: {note}")
+    rows = _chosen(prompts.train, count)
+    begun = time.monotonic()
+    found = _answered(recipe, task, prompts, rows)
+    limit = recipe.training.max_completion_length
+    title = (
+        f"{recipe.model.model_name_or_path} before training: {len(rows)} prompts of "
+        f"{task.train.source}, {recipe.training.num_generations} answers each as the training "
+        f"samples them, {time.monotonic() - begun:.0f} s"
+    )
+    console = Console(highlight=False)
+    console.print(Text(title))
+    console.print(_table(found, task.eval_reward.name, limit))
+    _show_answers(console, found)
+    console.print(Text(verdict(found)))
+
+
+def verdict(found: Baseline) -> str:
+    """Return what a baseline says of a training, and what to change first."""
+    count = len(found.groups)
+    parts = []
+    if not found.earned:
+        parts.append(
+            "No reward could judge any answer. `grpo-hf rewards check RECIPE` tries the rewards on "
+            "rows of the data."
+        )
+    elif not found.differing and not any(found.earned):
+        parts.append(
+            "Every answer earned 0, and a training would have nothing to learn from. Read the "
+            f"answers: {NOTHING_EARNED}"
+        )
+    elif not found.differing and all(answer.right for answer in found.answers):
+        parts.append(
+            "Every answer is right: a group in which all earn the same teaches nothing. Take "
+            "harder prompts."
+        )
+    elif not found.differing:
+        parts.append(
+            f"All answers to a prompt earned the same, and that teaches nothing. {ALL_ALIKE}"
+        )
+    else:
+        parts.append(
+            f"{found.differing} of {count} prompts have answers that earn different rewards. From "
+            "such prompts GRPO learns; the others of a step teach nothing."
+        )
+    if found.is_mostly_cut:
+        parts.append(f"Most answers were cut off at max_completion_length. {MOSTLY_CUT}")
+    return "\n".join(parts)
+
+
+def _chosen(train: Any, count: int) -> list[dict[str, Any]]:
+    """Return rows that are evenly spread over the data, or the first ones of a stream."""
+    if not isinstance(train, Dataset):
+        return list(islice(train, count))
+    count = min(count, len(train))
+    return list(train.select([number * len(train) // count for number in range(count)]))
+
+
+def _answered(
+    recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts, rows: list[dict[str, Any]]
+) -> Baseline:
+    """Sample a group of answers to each row, and judge them."""
+    training = recipe.training
+    copies = training.num_generations
+    steps = training.steps_per_generation or training.gradient_accumulation_steps
+    answering = answering_of(
+        training,
+        task.tools,
+        max_new_tokens=training.max_completion_length,
+        samples=copies,
+        steps_per_generation=steps,
+    )
+    # The rewards' process starts before the model takes its memory.
+    with judging(task.rewards, training) as scored:
+        batches = completed_batches(
+            _model(recipe),
+            prompts.tokenizer,
+            [row["prompt"] for row in rows],
+            copies=copies,
+            sampling=answering.sampling,
+            seed=answering.seed,
+            **answering.decoding | {"batch_size": max(1, answering.batch_size // copies)},
+        )
+        written = {}
+        with EvaluationProgress("baseline", len(rows)) as progress:
+            for batch in batches:
+                written.update(batch)
+                progress.update("base", "samples", len(batch))
+        asked = [row for row in rows for _ in range(copies)]
+        answers = [each for place in range(len(rows)) for each in written[place]]
+        completions = [each.completion for each in answers]
+        outcomes = [judged(reward, asked, completions) for reward in scored]
+        given = training.reward_weights
+        weights = weights_at(scored, given, step=0) or given or [1.0] * len(scored)
+    of_right = outcomes[task.rewards.index(task.eval_reward)]
+    flat = []
+    for place, each in enumerate(answers):
+        earned = _earned([found[place] for found in outcomes], weights)
+        text = completion_text(each.completion)
+        flat.append(Answer(text, earned, is_right(of_right[place]), each.is_cut))
+    groups = [flat[start : start + copies] for start in range(0, len(flat), copies)]
+    return Baseline(rows, groups)
+
+
+def _earned(outcomes: Sequence[Outcome], weights: Sequence[float]) -> float | None:
+    """Return the weighted sum of the rewards that could judge, as TRL adds them up."""
+    known = []
+    for outcome, weight in zip(outcomes, weights, strict=True):
+        if outcome.value is not None:
+            known.append(weight * outcome.value)
+    return sum(known) if known else None
+
+
+def _model(recipe: Recipe) -> Any:
+    """Return the model that a training would begin with, on its device."""
+    model: Any = loading.load_base(
+        recipe.model,
+        gguf_file=recipe.task.gguf_file,
+        trust_remote_code=recipe.training.trust_remote_code,
+    ).to(recipe.training.device)
+    if recipe.task.adapter is not None:
+        model = adapters.continue_adapter(model, recipe.task.adapter)
+    return model.eval()
+
+
+def _table(found: Baseline, right: str, limit: int | None) -> Table:
+    """Return the counts of a baseline."""
+    table = Table(show_header=False)
+    table.add_column("what")
+    table.add_column("how many", justify="right")
+    table.add_column("share", justify="right")
+    total, prompts = len(found.answers), len(found.groups)
+    for name, number, of in (
+        (f"right answers (full mark of {right})", sum(map(_is_right, found.answers)), total),
+        ("prompts with a right answer", found.solved, prompts),
+        ("prompts whose answers earn different rewards", found.differing, prompts),
+        (f"answers cut off at {limit} tokens", sum(each.is_cut for each in found.answers), total),
+    ):
+        table.add_row(name, f"{number} of {of}", f"{number / of:.3f}")
+    if found.earned:
+        low, high = min(found.earned), max(found.earned)
+        table.add_row("reward", f"{low:g} to {high:g}", f"{fmean(found.earned):.3f}")
+    return table
+
+
+def _is_right(answer: Answer) -> bool:
+    return bool(answer.right)
+
+
+def _show_answers(console: Console, found: Baseline) -> None:
+    """Show the best and the worst answer to some prompts, those first whose answers differ."""
+    places = sorted(
+        range(len(found.groups)),
+        key=lambda place: -len({answer.earned for answer in found.groups[place]}),
+    )
+    for place in places[:_SHOWN]:
+        ranked = sorted(found.groups[place], key=_rank)
+        console.print(Text(f"\n{_short(_asked(found.rows[place]['prompt']))}"))
+        shown = [ranked[-1]] if ranked[-1].earned == ranked[0].earned else [ranked[-1], ranked[0]]
+        for answer in shown:
+            mark = "none" if answer.earned is None else f"{answer.earned:g}"
+            console.print(Text(f"  reward {mark}: {_short(answer.text)}"))
+    console.print()
+
+
+def _asked(prompt: Any) -> str:
+    """Return what a prompt ends with, which tells it from others."""
+    return prompt if isinstance(prompt, str) else message_text(prompt[-1])
+
+
+def _rank(answer: Answer) -> float:
+    return float("-inf") if answer.earned is None else answer.earned
+
+
+def _short(text: str) -> str:
+    """Return a text in one line, with an end in place of what is too long."""
+    line = text.strip().replace("\n", " ⏎ ")
+    return line if len(line) <= _CHARACTERS else f"{line[:_CHARACTERS]} …"

@@ -1,0 +1,159 @@
+"""`grpo-hf baseline`: what a base earns before it is trained."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from grpo_hf import cli
+from grpo_hf.runs.baseline import Answer, Baseline, verdict
+
+# It writes down what it is asked, and pays by the text alone.
+REWARDS = """
+import json
+
+def texts_of(completions):
+    return [completion[0]["content"] for completion in completions]
+
+def even(completions, prompts, **columns):
+    texts = texts_of(completions)
+    with open(__file__ + ".seen", "a") as file:
+        for prompt, text in zip(prompts, texts):
+            file.write(json.dumps([prompt[0]["content"], text]) + "\\n")
+    return [float(len(text) % 2 == 0) for text in texts]
+
+def with_an_e(completions, **columns):
+    return [None if "a" in text else float("e" in text) for text in texts_of(completions)]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_checkpoint: Path) -> Callable[..., list[str]]:
+    """The arguments of a small recipe, with flags."""
+    rows = [{"prompt": f"{n} and {n} is"} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text(REWARDS)
+    settings = {
+        "model_name_or_path": str(tiny_checkpoint),
+        "dataset_path": str(tmp_path / "rows.jsonl"),
+        "rewards": ["./mine.py:even", "./mine.py:with_an_e"],
+        "reward_weights": [1.0, 0.5],
+        "output_dir": str(tmp_path / "run"),
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 6,
+        "max_steps": 1,
+        "eval_rows": 4,
+        "use_cpu": True,
+        "dtype": "float32",
+        "reward_workers": 0,
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    return lambda *flags: ["baseline", str(tmp_path / "recipe.yaml"), *flags]
+
+
+def counted(text: str, what: str) -> tuple[int, int]:
+    """Return the numbers of a row: 3 of 8."""
+    found = re.search(rf"{what}[^│]*│ +(\d+) of (\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2])
+
+
+def answered(folder: Path, count: int) -> list[list[str]]:
+    """Return the last prompts and answers that the reward has seen."""
+    # The rewards were tried on made-up completions before.
+    return [json.loads(line) for line in (folder / "mine.py.seen").open()][-count:]
+
+
+def test_the_counts_are_those_of_the_texts(
+    recipe: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(recipe("--prompts", "5"))
+    text = capsys.readouterr().out
+    seen = answered(tmp_path, 20)
+    groups = [seen[start : start + 4] for start in range(0, 20, 4)]
+    right, solved, differing, totals = 0, 0, 0, []
+    for group in groups:
+        assert len({prompt for prompt, _ in group}) == 1
+        earned = []
+        for _, answer in group:
+            second = 0 if "a" in answer else 0.5 * ("e" in answer)
+            earned.append((len(answer) % 2 == 0) + second)
+        marks = [len(answer) % 2 == 0 for _, answer in group]
+        right += sum(marks)
+        solved += any(marks)
+        differing += len(set(earned)) > 1
+        totals += earned
+    assert counted(text, "right answers") == (right, 20)
+    assert counted(text, "prompts with a right answer") == (solved, 5)
+    assert counted(text, "prompts whose answers earn") == (differing, 5)
+    assert f"{sum(totals) / 20:.3f}" in text
+    # Prompts from all of the data, none of them held out or asked twice.
+    assert len({group[0][0] for group in groups}) == 5
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_no_matter(
+    recipe: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A look comes between two runs, too."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "adapter_config.json").write_text("{}")
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    cli.main(recipe("--prompts", "1"))
+    assert "1 prompts of" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(SystemExit):
+        cli.main(["train", *recipe()[1:]])
+
+
+def test_a_mistake_in_the_recipe_is_named(
+    recipe: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(recipe("--eval_reward", "evn"))
+    assert end.value.code == 2
+    assert "Did you mean 'even'" in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_trained_on_answers(
+    recipe: Callable[..., list[str]], tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """A training that begins with `adapter` begins with its answers."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    config = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    cli.main(recipe("--prompts", "2"))
+    of_base = answered(tmp_path, 8)
+    cli.main(recipe("--prompts", "2"))
+    assert answered(tmp_path, 8) == of_base
+    cli.main(recipe("--prompts", "2", "--adapter", str(tmp_path / "adapter")))
+    of_adapter = answered(tmp_path, 8)
+    assert [prompt for prompt, _ in of_adapter] == [prompt for prompt, _ in of_base]
+    assert of_adapter != of_base
+
+
+def group(*earned: float | None, right: bool = False, cut: bool = False) -> list[Answer]:
+    return [Answer("text", each, right, cut) for each in earned]
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        ([group(0, 1), group(0, 0)], "1 of 2 prompts have answers that earn different"),
+        ([group(0, 0), group(0, 0)], "Every answer earned 0"),
+        ([group(0.2, 0.2), group(0, 0)], "All answers to a prompt earned the same"),
+        ([group(1, 1, right=True)], "Every answer is right"),
+        ([group(None, None)], "No reward could judge any answer"),
+        ([group(0, 1, cut=True)], "Most answers were cut off"),
+        # An answer that could not be judged is another than one that earned something.
+        ([group(None, 1)], "1 of 1 prompts have answers"),
+    ],
+)
+def test_what_a_baseline_says(groups: list[list[Answer]], says: str) -> None:
+    rows: list[Any] = [{"prompt": "?"}] * len(groups)
+    assert says in verdict(Baseline(rows, groups))
