@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from grpo_hf import recipe_keys
+from grpo_hf.cli import main
 from grpo_hf.errors import ConfigError
-from grpo_hf.recipe_keys import check_keys, setting_names
+from grpo_hf.recipe_keys import check_flags, check_keys, setting_names
 from grpo_hf.runs.recipe import read_recipe, settings_parser
 
 
@@ -33,18 +34,25 @@ def test_mistakes_are_named_as_the_parser_names_them(
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as soon:
-        check_keys(file, flags)
+        check_keys(file)
+        check_flags(flags)
     with pytest.raises(ConfigError) as late:
         read_recipe(["--config", str(file), *flags])
     assert said in str(soon.value) and str(soon.value) == str(late.value)
 
 
+def test_a_flag_of_the_command_may_have_been_meant(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main(["eval", "runs/none", "--sampels", "3"])
+    assert end.value.code == 2
+    assert "--sampels is not known. Did you mean 'samples'?" in capsys.readouterr().err
+
+
 def test_whatever_a_flag_may_look_like_passes(tmp_path: Path):
     file = tmp_path / "recipe.yaml"
     file.write_text("beta: 0.0\nrewards: [gsm8k]\n")
-    check_keys(
-        file, ["--beta", "-1", "--max-steps=3", "--no_bf16", "--help", "--rewards", "a", "b"]
-    )
+    check_keys(file)
+    check_flags(["--beta", "-1", "--max-steps=3", "--no_bf16", "--help", "--rewards", "a", "b"])
     file.write_text("env: {A: 1}\n")
     check_keys(file)
 
@@ -62,7 +70,8 @@ def test_a_source_of_another_form_checks_nothing(
     file = tmp_path / "recipe.yaml"
     file.write_text("of_a_later_version: 1\n")
     assert setting_names() is None
-    check_keys(file, ["--of_a_later_version"])
+    check_keys(file)
+    check_flags(["--of_a_later_version"])
 
 
 def test_a_class_above_that_is_elsewhere_checks_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from .cli_rewards import add_rewards_commands
 from .cli_start import add_start_commands
 from .cli_use import add_use_commands
 from .errors import ConfigError, did_you_mean
-from .recipe_keys import check_keys
+from .recipe_keys import check_flags, check_keys
 from .run_files import METRICS_FILE
 from .run_folders import recipe_at
 from .runs.program import STOPPED_TRAINING, exit_on_error, quiet
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     quiet()
     with exit_on_error(options.stopped):
+        # Before the command imports what it needs, which takes longer.
+        check_flags(rest, re.findall(r"--(\w+)", commands[given[0]].format_usage()))
         options.command(options, rest)
 
 
@@ -106,7 +109,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
             f"with --output_dir {options.recipe} --resume_from_checkpoint auto. To run it again: "
             f"grpo-hf train {file} --output_dir NEW"
         )
-    check_keys(file, rest)
+    check_keys(file)
     from .runs.recipe import read_recipe
 
     recipe = read_recipe(["--config", str(file), *rest])

@@ -77,7 +77,7 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
     time and cost."""
     # Before the imports, which take longer.
     file = recipe_at(options.recipe)
-    check_keys(file, rest)
+    check_keys(file)
     from .config_checks import planned_processes
     from .runs.plan import Question, gpus_of, plan_text, table_text
     from .runs.recipe import read_recipe
@@ -103,7 +103,7 @@ def _baseline(options: argparse.Namespace, rest: list[str]) -> None:
     what GRPO learns from, how many are cut off, and the best and worst answer to some of them."""
     # Before the imports, which take longer.
     file = recipe_at(options.recipe)
-    check_keys(file, rest)
+    check_keys(file)
     from .runs.baseline import show_baseline
     from .runs.recipe import read_recipe
 

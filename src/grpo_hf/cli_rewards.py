@@ -153,7 +153,7 @@ def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_RO
         The names of the rewards that failed on any of them.
     """
     # Before the imports, which take longer.
-    check_keys(file, flags)
+    check_keys(file)
     from rich.table import Table
 
     from .runs.preflight import sample_rows

@@ -6,7 +6,7 @@ as expected, nothing is checked here.
 """
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ _CLASSES = ("TaskArguments", "ModelConfig", "GRPOConfig")
 _OTHERS = {"config", "help", "env"}
 
 
-def check_keys(file: Path, flags: Sequence[str] = ()) -> None:
-    """Check that the keys of a recipe and the flags beside it are settings.
+def check_keys(file: Path) -> None:
+    """Check that the keys of a recipe are settings.
 
     Raises:
         ConfigError: the file is no mapping in YAML, or a name is not known; the message has the
@@ -40,11 +40,25 @@ def check_keys(file: Path, flags: Sequence[str] = ()) -> None:
     for key in settings:
         if key not in known and key not in _OTHERS:
             raise unknown_key(file, key, known)
+
+
+def check_flags(flags: Sequence[str], own: Iterable[str] = ()) -> None:
+    """Check that flags which a command does not know are settings of a recipe.
+
+    Args:
+        own: the flags of the command itself, one of which may have been meant.
+
+    Raises:
+        ConfigError: a name is not known; the message has the closest known one.
+    """
+    known = setting_names()
+    if known is None:
+        return
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0].replace("-", "_")
         is_known = name in known or name in _OTHERS or name.removeprefix("no_") in known
         if flag.startswith("--") and name and not is_known:
-            raise unknown_flag(flag, known)
+            raise unknown_flag(flag, {*known, *own})
 
 
 def load_mapping(file: Path) -> dict[str, Any]:
