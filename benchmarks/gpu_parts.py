@@ -45,7 +45,11 @@ KERNEL_BAR = 0.02
 NEAR = {"gradient": 0.1, "reference": 0.5}
 
 UPDATES = {
-    FULL: [case for case in update.CASES if case.name in ("p128", "p512")],
+    FULL: [
+        *(case for case in update.CASES if case.name in ("p128", "p512")),
+        # As much as TRL's side fits into 80 GB.
+        Case("g16", "P=512, C≤256, G=16", prompt=512, longest=256, size=16),
+    ],
     "tiny": [Case("p128", "P=24, C≤8, G=4, 2 groups", prompt=24, longest=8, size=4, groups=2)],
 }
 ROLLOUTS = {FULL: rollout.CASES, "tiny": UPDATES["tiny"]}
