@@ -268,7 +268,9 @@ class Check:
         title = "gpu-check" if self.finished else "gpu-check, interrupted"
         Console(width=width).print(table(self.rows, title))
         bad = [f"{row['part']}: {row['name']}" for row in self.rows if row["status"] in BAD]
-        print(f"written to {self.arguments.json}, after {sum(self.seconds.values()):.0f} s")
+        # Those of parts that were kept are not this run's.
+        took = sum(self.seconds.get(part, 0.0) for part in self.arguments.parts)
+        print(f"written to {self.arguments.json}, after {took:.0f} s")
         if bad:
             print(f"error: missed or failed: {'; '.join(bad)}", file=sys.stderr)
         return self.finished and not bad

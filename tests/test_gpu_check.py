@@ -128,15 +128,20 @@ def test_parts_that_measure_no_time_run_beside_each_other(
 
 
 def test_the_file_keeps_the_parts_of_earlier_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "x.json"
     checked(["vllm"], file, monkeypatch)
     found, _ = checked(["rollout"], file, monkeypatch)
     assert [row["part"] for row in found["rows"]] == ["rollout", "vllm"]
     assert found["seconds"].keys() == found["commits"].keys() == {"rollout", "vllm"}
+    # Of a file that does not say how long an earlier part took, the time of this run is told.
+    found["seconds"]["vllm"] = None
+    file.write_text(json.dumps(found))
+    capsys.readouterr()
     found, _ = checked(["rollout"], file, monkeypatch)
     assert [row["part"] for row in found["rows"]] == ["rollout", "vllm"]
+    assert f"after {found['seconds']['rollout']:.0f} s" in capsys.readouterr().out
 
 
 def test_a_word_names_all_parts_that_begin_with_it(capsys: pytest.CaptureFixture[str]) -> None:
