@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from grpo_hf import cli
+from grpo_hf.runs import baseline
 from grpo_hf.runs.baseline import Answer, Baseline, verdict
 
 # It writes down what it is asked, and pays by the text alone.
@@ -118,6 +120,18 @@ def test_a_mistake_in_the_recipe_is_named(
         cli.main(recipe("--eval_reward", "evn"))
     assert end.value.code == 2
     assert "Did you mean 'even'" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(
+    recipe: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # A recipe that is read makes the state of accelerate anew.
+    monkeypatch.setattr(baseline, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(SystemExit):
+        cli.main(recipe())
+    assert "start it without a launcher" in capsys.readouterr().err
 
 
 def test_an_adapter_that_is_trained_on_answers(

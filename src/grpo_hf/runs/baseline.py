@@ -11,6 +11,7 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from ..data.completions import completion_text, message_text
 from ..durability.dead_run import ALL_ALIKE, MOSTLY_CUT, NOTHING_EARNED
+from ..errors import ConfigError
 from ..evaluation.answers import completed_batches, is_right, judged, judging
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..models import adapters, loading
@@ -92,8 +94,11 @@ def show_baseline(recipe: Recipe, count: int) -> None:
         count: prompts, evenly chosen among those of the training.
 
     Raises:
+        ConfigError: there are several processes.
         GrpoError: the first thing that is wrong with the recipe, as a training would find it.
     """
+    if PartialState().num_processes > 1:
+        raise ConfigError("grpo-hf baseline runs in one process: start it without a launcher.")
     no_bars_in_a_file()
     task = preflight.check_task(recipe, may_stream=True, may_use_tools=True, trains=False)
     prompts = prompts_of(recipe, task)
