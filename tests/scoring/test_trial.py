@@ -33,6 +33,7 @@ def test_a_sound_reward_has_no_notes(rows: list[dict[str, Any]]) -> None:
         "repeated": 0.0,
         "prompt copied": 0.0,
         "another's answer": 0.0,
+        "own and another's": 0.0,
     }
     assert (finding.lowest, finding.highest, finding.deterministic, finding.alone) == (
         0.0,
@@ -55,9 +56,25 @@ def test_what_pays_for_nothing_is_named() -> None:
 
     short, long, copy = found(concise, verbose, parrot)
     assert short.exploited == ("empty",)
-    assert set(long.exploited) == {"repeated", "prompt copied", "another's answer"}
+    assert set(long.exploited) == set(long.pays) - {"gold answer", "empty"}
     assert copy.exploited == ("prompt copied",)
     assert "parrot pays for: prompt copied." in copy.notes()[0]
+
+
+def test_a_reward_that_pays_for_naming_several_answers_is_found() -> None:
+    def mentioned(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        texts = zip(completions, answer, strict=True)
+        return [float(right in re.findall(r"\d+", text)) for text, right in texts]
+
+    def first(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        texts = zip(completions, answer, strict=True)
+        return [float(re.findall(r"\d+", text)[:1] == [right]) for text, right in texts]
+
+    any_of_them, one = found(mentioned, first)
+    assert any_of_them.pays["own and another's"] == 1.0
+    assert any_of_them.exploited == ("own and another's",)
+    # It reads one answer, and which of them is no matter.
+    assert one.exploited == ()
 
 
 def test_what_a_row_s_neighbour_has_right_is_no_exploit() -> None:
@@ -175,7 +192,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     main(["rewards", "check", str(recipe), "--rows", "4"])
     shown = capsys.readouterr().out
     assert "mean reward on 4 rows" in shown and "gsm8k" in shown
-    assert "note: polite pays for: empty, repeated, prompt copied, another's answer." in shown
+    assert "note: polite pays for: empty, repeated, prompt copied, another's answer, " in shown
+    assert "own and another's." in shown
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine.py").write_text("def broken(completions, **_):\n    return 1.0\n")
     with pytest.raises(SystemExit) as failed:

@@ -95,6 +95,24 @@ def test_what_is_written_works(kind, data, begun):
         assert all(paid < 1 for paid in reward(list(map(str, others)), answer=gold))
 
 
+def test_words_that_name_several_answers_are_not_paid(data, begun):
+    """What stands in the prompt could be copied from it, with the right answer among it."""
+    cities = ("Cairo", "New York", "Lisbon", "Oslo")
+    asked = "Ann went from {} to {}. To which city did she go?"
+    names = [(cities[n % 4] + str(n), cities[(n + 1) % 4] + str(n)) for n in range(ROWS)]
+    folder, printed = begun(data(lambda n: {"ask": asked.format(*names[n]), "city": names[n][1]}))
+    reward = module_of(folder / "reward.py").right_words
+    paid = {
+        "Lisbon": 1.0,
+        "She went to Lisbon.": 1.0,
+        "Lisbon or Cairo": 0.0,
+        "Ann went from Cairo to Lisbon, or to Oslo": 0.0,
+        "": 0.0,
+    }
+    assert reward(list(paid), city=["Lisbon"] * len(paid)) == list(paid.values())
+    assert "pays for:" not in printed
+
+
 @pytest.mark.parametrize(
     ("kind", "texts", "votes"),
     [

@@ -12,6 +12,8 @@ from .reward import Reward, definition_of
 
 # What a completion is called that is the right answer.
 GOLD = "gold answer"
+# The right answer of another row, and the row's own beside it.
+OTHER, BOTH = "another's answer", "own and another's"
 AT_ONCE = "all gold answers in one call"
 # What rounding may leave of a reward of 0, or put between two equal ones.
 ROUNDING = 1e-9
@@ -64,8 +66,8 @@ class Finding:
     Args:
         reward: the reward.
         pays: the mean reward by kind of answer, `None` where it could not be judged. The kinds are
-            the gold answer, an empty text, one word 10,000 times, a copy of the prompt, and the
-            gold answer of another row.
+            the gold answer, an empty text, one word 10,000 times, a copy of the prompt, the gold
+            answer of another row, and both gold answers, whichever comes first.
         gold_column: the column that holds the gold answer; empty where none does.
         lowest, highest: the lowest and the highest of all rewards.
         milliseconds: the median time for a completion.
@@ -74,7 +76,7 @@ class Finding:
             author says where.
         alone: whether a completion has the same reward alone as among others.
         exploited: the kinds that are rewarded and should not be: by more than 0, or by more than
-            the gold answer. The answer of another row counts only above half the reward of the gold
+            the gold answer. The answers of another row count only above half the reward of the gold
             answer, because some of them happen to be right.
         failures: how the reward failed, each with the kinds on which it did.
         unpaid: the right answers that earn nothing, if there are any.
@@ -138,7 +140,7 @@ def exploited(pays: Mapping[str, float | None]) -> tuple[str, ...]:
             continue
         is_paid = mean > ROUNDING or (right is not None and mean > right + ROUNDING)
         # Some answers happen to be right, so another row's may be paid for now and then.
-        if kind == "another's answer" and right is not None:
+        if kind in (OTHER, BOTH) and right is not None:
             is_paid = is_paid and mean > right / 2
         if is_paid:
             kinds.append(kind)

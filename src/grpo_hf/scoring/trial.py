@@ -6,9 +6,11 @@ be rewarded.
 """
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from statistics import fmean
 from typing import Any
 from weakref import WeakSet
@@ -21,7 +23,9 @@ from ..data.readers import PLACE
 from ..errors import RewardOutputError
 from .finding import (
     AT_ONCE,
+    BOTH,
     GOLD,
+    OTHER,
     ROUNDING,
     Finding,
     Unpaid,
@@ -218,7 +222,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
         "empty": [""] * len(rows),
         "repeated": [_REPEATED_WORD * _REPETITIONS] * len(rows),
         "prompt copied": copied,
-        "another's answer": gold[1:] + gold[:1],
+        OTHER: gold[1:] + gold[:1],
     }
     outcomes = {}
     for kind, texts in kinds.items():
@@ -232,7 +236,11 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
     pays = {}
     for kind, of_kind in outcomes.items():
         pays[kind] = _mean(of_kind)
-    pays["another's answer"] = _mean(_of_other_answers(outcomes, gold))
+    differ = [own != other for own, other in zip(gold, kinds[OTHER], strict=True)]
+    # Another row's answer may happen to be right.
+    both = _paid_for_both(entry, rows, gold, kinds[OTHER])
+    for kind, of_kind in ((OTHER, outcomes[OTHER]), (BOTH, both)):
+        pays[kind] = _mean(list(compress(of_kind, differ)))
     wrong = [mean for kind, mean in pays.items() if kind != GOLD]
     values = []
     seconds = []
@@ -265,15 +273,22 @@ def _stays(entry: ScoredReward) -> str:
     return "" if is_said else entry.references.changeable
 
 
-def _of_other_answers(outcomes: dict[str, list[Outcome]], gold: list[str]) -> list[Outcome]:
-    """Return the outcomes of other rows' answers, without those that happen to be right."""
-    of_others = outcomes["another's answer"]
-    others = gold[1:] + gold[:1]
-    different = []
-    for outcome, own, other in zip(of_others, gold, others, strict=True):
-        if own != other:
-            different.append(outcome)
-    return different
+def _paid_for_both(
+    entry: ScoredReward, rows: Sequence[Row], own: Sequence[str], others: Sequence[str]
+) -> list[Outcome]:
+    """Return the lower outcome of naming two answers, the right one first or last.
+
+    A reward may read the first answer or the last one. What pays in both orders pays for naming
+    several.
+    """
+    orders = []
+    for pairs in (zip(own, others, strict=True), zip(others, own, strict=True)):
+        orders.append(_score(entry, rows, [f"{first} or {second}" for first, second in pairs]))
+    return [min(both, key=_paid) for both in zip(*orders, strict=True)]
+
+
+def _paid(outcome: Outcome) -> float:
+    return -math.inf if outcome.value is None else outcome.value
 
 
 def _unpaid(

@@ -33,7 +33,7 @@ _INSTRUCTIONS = {
     "problem": _LAST_LINE,
     "gsm8k": _LAST_LINE,
     "math": "Think step by step. Put the final answer into \\boxed{}.",
-    "short": "Answer in a few words.",
+    "short": "Answer in a few words that end with the right ones.",
     "form": "Answer in one sentence.",
 }
 # A question with a number as answer that is longer than this takes working.
@@ -50,6 +50,8 @@ _LONGEST = 512
 _TOKEN_CHARACTERS = 3
 _STEPS = 40
 _MOST_HELD_OUT = 200
+# Words that may stand before a right answer of a few.
+_WORDS_AROUND = 20
 # Names of the reward's own parameters, and of what a trainer passes.
 _TAKEN = ("prompt", "prompts", "completion", "completions", "completion_ids", "columns", "limit")
 
@@ -161,12 +163,15 @@ def recipe_text(plan: Plan) -> str:
 
 def reward_text(plan: Plan) -> str:
     """Return a reward for the answers of a task, with rows of the data as examples."""
-    own, other = "", ""
+    own, other, longest = "", "", 1
     if plan.gold is not None:
         values = plan.facts.values(plan.gold)
         own = values[0]
-        differing = [value for value in values if str(value) != str(own)]
+        # The reward's example is wrong with it, so it may not end like the right one.
+        end = str(own).casefold()
+        differing = [value for value in values if not str(value).casefold().endswith(end)]
         other = differing[0] if differing else f"{own}1"
+        longest = max(len(str(value).split()) for value in values)
     return _template(
         f"{plan.kind}.py",
         file=plan.folder / REWARD,
@@ -177,7 +182,8 @@ def reward_text(plan: Plan) -> str:
         own_text=_literal(str(own)),
         other_text=_literal(str(other)),
         labels=tuple(_labels(plan)) if plan.kind == "label" else (),
-        limit=len(str(own).split()) + 20,
+        longest=longest,
+        limit=longest + _WORDS_AROUND,
     )
 
 
