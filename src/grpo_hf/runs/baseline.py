@@ -5,7 +5,7 @@ in a minute, before a night of training.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -20,9 +20,10 @@ from rich.text import Text
 from ..data.completions import completion_text, message_text
 from ..durability.dead_run import ALL_ALIKE, MOSTLY_CUT, NOTHING_EARNED
 from ..errors import ConfigError
-from ..evaluation.answers import completed_batches, is_right, judged, judging
+from ..evaluation.answers import completed_batches, is_right, judged, judging, right_answers
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..models import adapters, loading
+from ..rollout.sampling import GREEDY, Written
 from ..run_files import say
 from ..scoring.outcomes import Outcome
 from ..scoring.scorer import weights_at
@@ -34,8 +35,8 @@ from .trained import no_bars_in_a_file
 
 # Prompts whose best and worst answer is shown, and characters of an answer.
 _SHOWN, _CHARACTERS = 3, 300
-# From this share on most answers are cut off.
-_MOST = 0.5
+# From this share on most answers are cut off, and nearly all greedy ones are right.
+_MOST, _NEARLY_ALL = 0.5, 0.9
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a base answered to some prompts, a group of answers to each."""
+    """What a base answered to some prompts.
+
+    Args:
+        rows: the prompts.
+        groups: sampled answers to each.
+        greedy: whether the greedy answer to each is right.
+    """
 
     rows: Sequence[dict[str, Any]]
     groups: Sequence[Sequence[Answer]]
+    greedy: Sequence[bool | None]
 
     @property
     def answers(self) -> list[Answer]:
@@ -70,6 +78,11 @@ class Baseline:
     def earned(self) -> list[float]:
         """What the answers earned that could be judged."""
         return [answer.earned for answer in self.answers if answer.earned is not None]
+
+    @property
+    def right_greedily(self) -> int:
+        """Prompts whose greedy answer is right."""
+        return sum(bool(right) for right in self.greedy)
 
     @property
     def solved(self) -> int:
@@ -109,7 +122,7 @@ def show_baseline(recipe: Recipe, count: int) -> None:
     found = _answered(recipe, task, prompts, rows)
     limit = recipe.training.max_completion_length
     title = (
-        f"{recipe.model.model_name_or_path} before training: {len(rows)} prompts of "
+        f"{recipe.model.model_name_or_path} before training: {len(rows)} training prompts of "
         f"{task.train.source}, {recipe.training.num_generations} answers each as the training "
         f"samples them, {time.monotonic() - begun:.0f} s"
     )
@@ -148,6 +161,12 @@ def verdict(found: Baseline) -> str:
             f"{found.differing} of {count} prompts have answers that earn different rewards. From "
             "such prompts GRPO learns; the others of a step teach nothing."
         )
+    if found.right_greedily >= _NEARLY_ALL * count:
+        parts.append(
+            f"Greedily it answers {found.right_greedily} of {count} right, so the comparison at "
+            "the end, which is greedy, has little room: take harder prompts or a stricter reward, "
+            "or compare samples (grpo-hf eval RUN --samples 8)."
+        )
     if found.is_mostly_cut:
         parts.append(f"Most answers were cut off at max_completion_length. {MOSTLY_CUT}")
     return "\n".join(parts)
@@ -175,36 +194,44 @@ def _answered(
         samples=copies,
         steps_per_generation=steps,
     )
-    # The rewards' process starts before the model takes its memory.
-    with judging(task.rewards, training) as scored:
+
+    def write(copies: int, kind: str, sampling: Mapping[str, Any]) -> list[Written]:
         batches = completed_batches(
-            _model(recipe),
+            model,
             prompts.tokenizer,
             [row["prompt"] for row in rows],
             copies=copies,
-            sampling=answering.sampling,
+            sampling=sampling,
             seed=answering.seed,
             **answering.decoding | {"batch_size": max(1, answering.batch_size // copies)},
         )
         written = {}
+        for batch in batches:
+            written.update(batch)
+            progress.update("base", kind, len(batch))
+        return [each for place in range(len(rows)) for each in written[place]]
+
+    # The rewards' process starts before the model takes its memory.
+    with judging(task.rewards, training) as scored:
+        model = _model(recipe)
         with EvaluationProgress("baseline", len(rows)) as progress:
-            for batch in batches:
-                written.update(batch)
-                progress.update("base", "samples", len(batch))
+            answers = write(copies, "samples", answering.sampling)
+            greedy = [each.completion for each in write(1, "greedy", GREEDY)]
         asked = [row for row in rows for _ in range(copies)]
-        answers = [each for place in range(len(rows)) for each in written[place]]
         completions = [each.completion for each in answers]
         outcomes = [judged(reward, asked, completions) for reward in scored]
+        judge = task.rewards.index(task.eval_reward)
+        right_greedily = right_answers(scored[judge], rows, greedy)
         given = training.reward_weights
         weights = weights_at(scored, given, step=0) or given or [1.0] * len(scored)
-    of_right = outcomes[task.rewards.index(task.eval_reward)]
+    of_right = outcomes[judge]
     flat = []
     for place, each in enumerate(answers):
         earned = _earned([found[place] for found in outcomes], weights)
         text = completion_text(each.completion)
         flat.append(Answer(text, earned, is_right(of_right[place]), each.is_cut))
     groups = [flat[start : start + copies] for start in range(0, len(flat), copies)]
-    return Baseline(rows, groups)
+    return Baseline(rows, groups, right_greedily)
 
 
 def _earned(outcomes: Sequence[Outcome], weights: Sequence[float]) -> float | None:
@@ -237,6 +264,7 @@ def _table(found: Baseline, right: str, limit: int | None) -> Table:
     total, prompts = len(found.answers), len(found.groups)
     for name, number, of in (
         (f"right answers (full mark of {right})", sum(map(_is_right, found.answers)), total),
+        ("right greedily, as it is compared at the end", found.right_greedily, prompts),
         ("prompts with a right answer", found.solved, prompts),
         ("prompts whose answers earn different rewards", found.differing, prompts),
         (f"answers cut off at {limit} tokens", sum(each.is_cut for each in found.answers), total),

@@ -6,7 +6,6 @@ be rewarded.
 """
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -284,11 +283,8 @@ def _paid_for_both(
     orders = []
     for pairs in (zip(own, others, strict=True), zip(others, own, strict=True)):
         orders.append(_score(entry, rows, [f"{first} or {second}" for first, second in pairs]))
-    return [min(both, key=_paid) for both in zip(*orders, strict=True)]
-
-
-def _paid(outcome: Outcome) -> float:
-    return -math.inf if outcome.value is None else outcome.value
+    pairs_of_outcomes = zip(*orders, strict=True)
+    return [min(both, key=lambda outcome: outcome.value or 0.0) for both in pairs_of_outcomes]
 
 
 def _unpaid(
