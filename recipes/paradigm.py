@@ -235,13 +235,14 @@ class Start:
         from grpo_hf.evaluation.answers import greedy_completions
 
         rows = self.prompts.held_out.to_list()
-        texts = greedy_completions(
+        answers = greedy_completions(
             model,
             self.prompts.tokenizer,
             prompts_of(rows),
             max_new_tokens=self.training.max_completion_length,
             batch_size=len(rows),
         )
+        texts = [answer.completion for answer in answers]
         return mean(self.right(rows, texts))
 
     def sample(
