@@ -256,7 +256,7 @@ def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
     if file.exists():
         return list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
     load_policy(loop.model, folder / "policy")
-    texts = greedy_completions(
+    answers = greedy_completions(
         loop.model,
         loop.tokenizer,
         prompts,
@@ -264,6 +264,7 @@ def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
         batch_size=loop.args.per_device_train_batch_size,
         template_options=loop.args.chat_template_kwargs,
     )
+    texts = [answer.completion for answer in answers]
     if PartialState().is_main_process:
         lines = [json.dumps(text) + "\n" for text in texts]
         # An interrupted write must not leave a part of the file, which the next call would read.

@@ -3,6 +3,7 @@
     python recipes/paradigm.py --method all --seeds 0 1 2 3 4    # embedded model, offline, one core
     python recipes/paradigm.py --method grpo --seeds 0
     python recipes/paradigm.py --plot                            # show the results on disk
+    python recipes/paradigm.py --config recipes/paradigm_long.yaml --method grpo grpo_gain
 
 Every method follows the gradient of equation 5, E[1/|o| Σ_t GC ∇ log π_θ(o_t | q, o_<t)]. The
 methods differ in the source of the outputs o and in the gradient coefficient GC.
@@ -15,8 +16,9 @@ methods differ in the source of the outputs o and in the gradient coefficient GC
     ppo            samples of the policy                advantage from a critic
     grpo           samples of the policy                advantage within the group
     grpo_process   samples of the policy                advantage of every step
+    grpo_gain      samples of the policy                the same, of what a step adds to the value
 
-DPO's coefficient is in table 10 of the paper. The flags of the last four methods are in `ONLINE`.
+DPO's coefficient is in table 10 of the paper. The flags of the last five methods are in `ONLINE`.
 
 All methods of one seed share the base (after its cold start), the training prompts and their
 order, the reward, the LoRA settings, the held-out prompts and the budget. The budget (--budget) is
@@ -28,7 +30,7 @@ for --epochs epochs.
 Every pair of seed and method writes one JSON file into --output_dir. A pair with a file is not run
 again. The learning rate of a method is --learning_rate times its entry in `RATES`. The entries are
 powers of two, tuned on seed 100 only: for each method, values were tried until the final accuracy
-was lower on both sides of the best value.
+was lower on both sides of the best value. grpo_gain has the entry of grpo_process, untuned.
 
 Source: DeepSeekMath (arXiv 2402.03300), section 5.2.
 """
@@ -57,6 +59,13 @@ ONLINE = {
     "ppo": ("--advantage_estimator", "gae"),
     "grpo": (),
     "grpo_process": ("--process_reward", "monte_carlo(n=2)", "--reward_weights", "0", "1"),
+    "grpo_gain": (
+        "--process_reward",
+        "monte_carlo(n=4, credit='gain', groups='mixed')",
+        "--reward_weights",
+        "0",
+        "1",
+    ),
 }
 # Factors of the learning rate; the text at the top says how they were found.
 RATES = {
@@ -67,10 +76,16 @@ RATES = {
     "ppo": 1.0,
     "grpo": 1.0,
     "grpo_process": 2.0,
+    "grpo_gain": 2.0,
 }
 # Pairs of methods that differ in one respect: the source of the samples, the baseline, and the
 # supervision of steps.
-DIFFERENCES = (("online_rft", "rft"), ("grpo", "online_rft"), ("grpo_process", "grpo"))
+DIFFERENCES = (
+    ("online_rft", "rft"),
+    ("grpo", "online_rft"),
+    ("grpo_process", "grpo"),
+    ("grpo_gain", "grpo"),
+)
 
 # Settings that the offline trainers (SFT, DPO) take over from the recipe, so that they train in the
 # same way as the online methods.
@@ -235,13 +250,14 @@ class Start:
         from grpo_hf.evaluation.answers import greedy_completions
 
         rows = self.prompts.held_out.to_list()
-        texts = greedy_completions(
+        answers = greedy_completions(
             model,
             self.prompts.tokenizer,
             prompts_of(rows),
             max_new_tokens=self.training.max_completion_length,
             batch_size=len(rows),
         )
+        texts = [answer.completion for answer in answers]
         return mean(self.right(rows, texts))
 
     def sample(
@@ -521,7 +537,11 @@ class LearningCurve:
         self.tokens = tokens
         self.spent = 0.0
         accuracy = start.accuracy(trainer.model)
-        self.points = [{"share": 0.0, "updates": 0, "tokens": 0, "accuracy": accuracy}]
+        point = {"share": 0.0, "updates": 0, "tokens": 0, "seconds": 0.0, "accuracy": accuracy}
+        self.points = [point]
+        # Of the training, without what the points cost.
+        self.seconds = 0.0
+        self.measured_at = time.process_time()
 
     def update(self, args: Any, state: Any, logs: dict[str, Any]) -> float:
         """Count the tokens of a log, add a point if one is due, and return the progress."""
@@ -543,12 +563,15 @@ class LearningCurve:
 
     def measure(self, share: float, updates: int) -> None:
         """Add a point to the curve and print it."""
+        self.seconds += time.process_time() - self.measured_at
         accuracy = self.start.accuracy(self.trainer.model)
+        self.measured_at = time.process_time()
         point = {
             # The last rollout may exceed the budget.
             "share": min(share, 1.0),
             "updates": updates,
             "tokens": round(self.tokens or self.spent),
+            "seconds": self.seconds,
             "accuracy": accuracy,
         }
         self.points.append(point)
@@ -606,9 +629,16 @@ def show(results: Results) -> None:
                 gains.append(final[first][seed] - final[second][seed])
             pair = f"{first} − {second}, paired by seed"
             console.print(f"{pair}: {interval(gains)}  ({len(both)} seeds)")
-    for seed in results.get("grpo_process", {}):
-        if seed in results.get("grpo", {}):
-            console.print(catch_up(results, seed))
+        # The other methods also take time before the training.
+        if both and first in ONLINE and second in ONLINE:
+            gains = []
+            for seed in both:
+                gains.append(at_equal_time(results[first][seed], results[second][seed]))
+            console.print(f"{pair}, at equal processor time: {interval(gains)}")
+    for name in ("grpo_process", "grpo_gain"):
+        for seed in results.get(name, {}):
+            if seed in results.get("grpo", {}):
+                console.print(catch_up(results, name, seed))
 
 
 def accuracy_table(results: Results, final: dict[str, dict[int, float]]) -> Any:
@@ -641,21 +671,29 @@ def mean_cost(of_seeds: dict[int, dict[str, Any]]) -> tuple[str, str]:
     return f"{mean(updates):,.0f}", f"{mean(tokens):,.0f}"
 
 
-def catch_up(results: Results, seed: int) -> str:
-    """Describe when grpo_process first reached the final accuracy of grpo on the same seed."""
+def at_equal_time(first: dict[str, Any], second: dict[str, Any]) -> float:
+    """Return how far the first method is ahead when the faster of the two has spent its budget."""
+    curves = (first["curve"], second["curve"])
+    seconds = min(curve[-1]["seconds"] for curve in curves)
+    ahead, behind = (at(curve, seconds, "seconds") for curve in curves)
+    return ahead - behind
+
+
+def catch_up(results: Results, name: str, seed: int) -> str:
+    """Describe when a method first reached the final accuracy of grpo on the same seed."""
     of_grpo = results["grpo"][seed]
     reached = "not reached"
-    for point in results["grpo_process"][seed]["curve"]:
+    for point in results[name][seed]["curve"]:
         if point["accuracy"] >= of_grpo["accuracy"]:
             reached = cost_text(point)
             break
     target = f"grpo's final accuracy ({cost_text(of_grpo['curve'][-1])})"
-    return f"seed {seed}: {target} with grpo_process: {reached}"
+    return f"seed {seed}: {target} with {name}: {reached}"
 
 
 def cost_text(point: dict[str, Any]) -> str:
-    """Return the updates and tokens of a curve's point as text."""
-    return f"{point['updates']} updates, {point['tokens']:,} tokens"
+    """Return the updates, tokens and seconds of a curve's point as text."""
+    return f"{point['updates']} updates, {point['tokens']:,} tokens, {point['seconds']:.0f} s"
 
 
 def draw(results: Results, out: Path) -> None:
@@ -783,16 +821,20 @@ def band(axes: Any, xs: Sequence[float], of_seeds: Sequence[Sequence[float]], **
     axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
 
 
-def at(curve: Sequence[dict[str, Any]], share: float) -> float:
-    """Return the accuracy at a share of the training, interpolated between measured points."""
+def at(curve: Sequence[dict[str, Any]], progress: float, by: str = "share") -> float:
+    """Return the accuracy at a share of the training, interpolated between measured points.
+
+    Args:
+        by: what `progress` counts: `"share"`, or `"seconds"`.
+    """
     from numpy import interp
 
-    shares = []
+    places = []
     accuracies = []
     for point in curve:
-        shares.append(point["share"])
+        places.append(point[by])
         accuracies.append(point["accuracy"])
-    return float(interp(share, shares, accuracies))
+    return float(interp(progress, places, accuracies))
 
 
 if __name__ == "__main__":

@@ -332,7 +332,7 @@ def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> No
     # The same format as the evaluation of a GRPO run, so that `show` reads all stages alike.
     evaluation = []
     for answer in answers:
-        evaluation.append({"adapter": {"answer": answer}})
+        evaluation.append({"adapter": {"answer": answer.completion}})
     write_lines(folder / EVALUATION_FILE, evaluation)
 
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from support.chats import SHAPES
 from support.data_files import ROWS, as_text, jsonl
 
-from grpo_hf.data.readers import EMBEDDED, SUFFIXES, read_split
+from grpo_hf.data.readers import EMBEDDED, EMBEDDED_PROBLEMS, SUFFIXES, read_split
 from grpo_hf.data.rows import build_dataset, column_names
 from grpo_hf.errors import DataError, HubUnreachable
 
@@ -193,12 +193,14 @@ class TestSplits:
 
 
 class TestEmbedded:
-    def test_same_rows_for_the_same_seed(self):
-        assert read(EMBEDDED, seed=3) == read(EMBEDDED, seed=3) != read(EMBEDDED, seed=4)
+    @pytest.mark.parametrize("path", EMBEDDED_PROBLEMS)
+    def test_same_rows_for_the_same_seed(self, path):
+        assert read(path, seed=3) == read(path, seed=3) != read(path, seed=4)
 
-    def test_train_and_test_share_no_question(self):
-        train = {row["question"] for row in read(EMBEDDED, split="train")}
-        test = {row["question"] for row in read(EMBEDDED, split="test")}
+    @pytest.mark.parametrize("path", EMBEDDED_PROBLEMS)
+    def test_train_and_test_share_no_question(self, path):
+        train = {row["question"] for row in read(path, split="train")}
+        test = {row["question"] for row in read(path, split="test")}
         assert train and test
         assert not train & test
 

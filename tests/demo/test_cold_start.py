@@ -14,7 +14,10 @@ from transformers import LlamaForCausalLM
 
 import grpo_hf.demo.cold_start as module
 from grpo_hf.demo.cold_start import cold_start
+from grpo_hf.demo.running_sums import running_sums
 from grpo_hf.demo.word_problems import word_problems
+from grpo_hf.runs.recipe import read_recipe
+from grpo_hf.runs.train import cold_started
 
 
 class Stopped(Exception):
@@ -49,6 +52,21 @@ def test_it_trains_on_problems_of_its_own_split(
     questions = [prompt[0]["content"] for prompt in rows["prompt"]]
     problems = islice(word_problems("cold_start", seed=3), 2 * module.BATCH)
     assert questions == [row["question"] for row in problems]
+
+
+def test_running_sums_are_learned_from_running_sums(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flags = ["--dataset_path", "embedded:running_sums", "--cold_start_steps", "2", "--seed", "3"]
+    flags += ["--output_dir", str(tmp_path / "run"), "--model_name_or_path", "embedded:tiny"]
+    recipe = read_recipe([*flags, "--use_cpu"])
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(module, "cold_start", lambda cache, **settings: asked.update(settings))
+    cold_started(recipe)
+    assert asked["worked"] == list(islice(running_sums("cold_start", seed=3), 2 * module.BATCH))
+    recipe.task.dataset_path = "embedded:word_problems"
+    cold_started(recipe)
+    assert asked["worked"] is None
 
 
 def test_an_interrupted_stage_leaves_nothing_to_be_found(

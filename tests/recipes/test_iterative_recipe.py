@@ -84,6 +84,9 @@ def test_two_iterations_and_a_second_call(
     assert [line for line in said.splitlines() if line.startswith("iteration")] == expected
     assert "replayed" in said
     assert len(weights(out)) == 6
+    for number in range(3):
+        answers = (out / f"iteration-{number}" / "answers.jsonl").read_text().splitlines()
+        assert [type(json.loads(answer)) for answer in answers] == [str] * 4
     # The second call has nothing to do.
     before = write_times(out)
     recipe.main([*flags, "--output_dir", str(out)])

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from support.programs import load_recipe
 
-METHODS = ("sft", "rft", "dpo", "online_rft", "ppo", "grpo", "grpo_process")
+METHODS = ("sft", "rft", "dpo", "online_rft", "ppo", "grpo", "grpo_process", "grpo_gain")
 BUDGET = 600
 REWARD = '''
 from grpo_hf import reward_settings
@@ -62,10 +62,14 @@ def test_every_method_spends_the_budget_and_is_run_once(
     for name in METHODS:
         results[name] = json.loads((out / "seed3" / f"{name}.json").read_text())
     base = json.loads((out / "seed3" / "base.json").read_text())
+    # The reward calls about half of the completions right, which takes texts.
+    assert base["accuracy"] > 0
     for name, result in results.items():
         first, *_, last = result["curve"]
-        start = {"share": 0.0, "updates": 0, "tokens": 0, "accuracy": base["accuracy"]}
-        assert first == start, name
+        zeros = {"share": 0.0, "updates": 0, "tokens": 0, "seconds": 0.0}
+        assert first == zeros | {"accuracy": base["accuracy"]}, name
+        seconds = [point["seconds"] for point in result["curve"]]
+        assert seconds == sorted(set(seconds)) and seconds[-1] < result["seconds"], name
         assert last["share"] == 1.0 and last["updates"] > 0, name
         assert result["accuracy"] == last["accuracy"], name
         # The last rollout and its continuations may exceed the budget.
@@ -82,13 +86,15 @@ def test_every_method_spends_the_budget_and_is_run_once(
     assert results["rft"]["curve"][-1]["updates"] == -(-right // 16)
     # Three problems (--sampled_problems) with two samples each (--samples).
     assert list(map(len, results["grpo"]["sampled"])) == [2, 2, 2]
-    metrics = (out / "seed3" / "grpo_process" / "metrics.jsonl").read_text()
-    tokens = []
-    for row in map(json.loads, metrics.splitlines()):
-        if "reward" in row:
-            tokens.append(16 * row["completions/mean_length"] + row["monte_carlo/tokens"])
-    assert results["grpo_process"]["curve"][-1]["tokens"] == round(sum(tokens))
-    assert "grpo_process − grpo, paired by seed" in said
+    for name in ("grpo_process", "grpo_gain"):
+        metrics = (out / "seed3" / name / "metrics.jsonl").read_text()
+        tokens = []
+        for row in map(json.loads, metrics.splitlines()):
+            if "reward" in row:
+                tokens.append(16 * row["completions/mean_length"] + row["monte_carlo/tokens"])
+        assert results[name]["curve"][-1]["tokens"] == round(sum(tokens))
+        assert f"{name} − grpo, paired by seed: " in said
+        assert f"{name} − grpo, paired by seed, at equal processor time: " in said
 
     # All results exist, so no method runs again.
     recipe.main(["--method", "grpo", "sft", "--seeds", "3", *flags])
@@ -109,6 +115,13 @@ def test_intervals_over_seeds(recipe: ModuleType) -> None:
     assert recipe.half_width([0.1, 0.2, 0.3]) == pytest.approx(4.303 * 0.1 / 3**0.5)
     assert recipe.half_width([0.5]) == 0.0
     assert recipe.interval([0.25, 0.25]) == "0.250 ± 0.000"
+
+
+def test_methods_are_compared_when_the_faster_one_is_done(recipe: ModuleType) -> None:
+    fast = [{"seconds": 0.0, "accuracy": 0.2}, {"seconds": 10.0, "accuracy": 0.5}]
+    slow = [{"seconds": 0.0, "accuracy": 0.2}, {"seconds": 40.0, "accuracy": 0.6}]
+    assert recipe.at_equal_time({"curve": slow}, {"curve": fast}) == pytest.approx(0.3 - 0.5)
+    assert recipe.at_equal_time({"curve": fast}, {"curve": slow}) == pytest.approx(0.5 - 0.3)
 
 
 def test_curves_are_read_between_their_points(recipe: ModuleType) -> None:

@@ -69,6 +69,10 @@ def test_stages_follow_each_other_and_a_finished_one_is_kept(
     table = said.out[said.out.index("6 held-out prompts") :]
     for stage in ("cold_start", "rl", "sft", "rl_again"):
         assert f"│ {stage} " in table
+    # Written by the recipe and by a run; the table takes both as texts.
+    for stage in ("sft", "rl"):
+        for line in (out / stage / "evaluation.jsonl").read_text().splitlines():
+            assert isinstance(json.loads(line)["adapter"]["answer"], str)
     for stage in ("rl", "sft", "rl_again"):
         adapter = json.loads((out / stage / "adapter_config.json").read_text())
         assert adapter["base_model_name_or_path"] == str(out / "cold_start")

@@ -237,6 +237,33 @@ def test_gains_add_up_to_the_reward(trained: Any) -> None:
             assert sum(gains) == pytest.approx(reward - mean)
 
 
+def test_only_groups_of_different_rewards_are_continued(trained: Any) -> None:
+    """The two groups of a rollout: in the first all earn the same, in the second they do not."""
+
+    @reward_settings(in_process=True)
+    def half(completions: list[Any], **_: Any) -> list[float]:
+        """Return equal rewards for the first group, and others for the second."""
+        return [1.0 if row < 4 else float(row % 2) for row in range(len(completions))]
+
+    spec = "monte_carlo(n=2, steps=' ', groups='mixed')"
+    trainer, (call, *_) = trained(spec, reward_funcs=half)
+    assert all(outcome.steps is None for outcome in call["said"][:4])
+    begun = set()
+    tokenizer = trainer.processing_class
+    for row in range(4, 8):
+        text, ids = call["completions"][row], call["completion_ids"][row]
+        steps = call["said"][row].steps
+        assert steps.rewards[-1] == row % 2
+        for end in step_end_tokens(tokenizer, text, ids, steps.ends[:-1]):
+            if end + 1 < len(ids):
+                prompt = tokenizer(call["prompts"][row])["input_ids"]
+                begun.add((*prompt, *ids[: end + 1]))
+    assert begun and call["sampled"].keys() == begun
+    advantages = list(trainer._logs["advantages"])
+    assert advantages[:4] == [0.0] * 4
+    assert any(advantages[4:])
+
+
 def test_the_cost_is_logged_and_shared_beginnings_are_paid_once(trained: Any) -> None:
     trainer, (call, *_) = trained("monte_carlo(n=5, steps=' ')")
     row = trainer.state.log_history[0]
@@ -278,6 +305,7 @@ def test_it_trains(trained: Any) -> None:
         ("monte_carlo(n=True)", "n of at least 1"),
         ("monte_carlo(steps='')", "steps"),
         ("monte_carlo(credit='gains')", "Did you mean 'gain'"),
+        ("monte_carlo(groups='mixd')", "Did you mean 'mixed'"),
         ("monte_carlo(steps='line')", "Did you mean 'lines'"),
         ("monte_carlo(m=4)", "no option 'm'"),
         ("monte_carlo(4)", "cannot be read"),

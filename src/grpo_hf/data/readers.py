@@ -16,10 +16,14 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
+from ..demo.running_sums import running_sums
 from ..demo.word_problems import word_problems
 from ..errors import DataError, HubUnreachable, did_you_mean, did_you_mean_file
 
 EMBEDDED = "embedded:word_problems"
+RUNNING_SUMS = "embedded:running_sums"
+# The problems that need no file, by the path that names them.
+EMBEDDED_PROBLEMS = {EMBEDDED: word_problems, RUNNING_SUMS: running_sums}
 # A folder may hold a split in several formats; the first of these suffixes wins.
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _EMBEDDED_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
@@ -87,7 +91,7 @@ def read_split(
     `train`.
 
     Args:
-        path: a local file or folder, or `embedded:word_problems`.
+        path: a local file or folder, `embedded:word_problems` or `embedded:running_sums`.
         name: a dataset on the Hub; not read where there is a path.
         config: the dataset's configuration on the Hub.
         split: the split's name.
@@ -102,8 +106,8 @@ def read_split(
         HubUnreachable: the dataset is on the Hub, and the Hub does not answer.
     """
     loaded: Split | None = None
-    if path == EMBEDDED:
-        loaded = _read_embedded(split, seed, optional)
+    if path in EMBEDDED_PROBLEMS:
+        loaded = _read_embedded(path, split, seed, optional)
     elif path is not None:
         file = split_file(Path(path), split, optional)
         if file is not None:
@@ -120,17 +124,17 @@ def read_split(
     return loaded
 
 
-def _read_embedded(split: str, seed: int, optional: bool) -> Split | None:
+def _read_embedded(path: str, split: str, seed: int, optional: bool) -> Split | None:
     # The problems have a third split, for the cold start. It is no dataset of a run: a model would
     # be trained twice on the same problems.
     for embedded_split in _EMBEDDED_SPLITS:
         if embedded_split == split:
-            problems = word_problems(embedded_split, seed=seed)
-            return Split(list(islice(problems, _EMBEDDED_ROWS)), [], EMBEDDED)
+            problems = EMBEDDED_PROBLEMS[path](embedded_split, seed=seed)
+            return Split(list(islice(problems, _EMBEDDED_ROWS)), [], path)
     if optional:
         return None
     raise DataError(
-        f"{EMBEDDED} has no split {split!r}; it has train and test."
+        f"{path} has no split {split!r}; it has train and test."
         f"{did_you_mean(split, _EMBEDDED_SPLITS)}"
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import IterableDataset, load_dataset
 
 from ..errors import DataError, ModelError
-from .readers import EMBEDDED, PLACE, Row, Split, check_filled, hub_split, split_file
+from .readers import EMBEDDED_PROBLEMS, PLACE, Row, Split, check_filled, hub_split, split_file
 from .rows import with_prompt
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def open_stream(
     """
     if path is None and name is not None:
         return hub_split(name, config, split, optional, streaming=True)
-    if path is None or path == EMBEDDED:
+    if path is None or path in EMBEDDED_PROBLEMS:
         raise DataError(
             f"dataset_streaming reads files or the Hub, and the dataset is {path}. Give "
             "--dataset_path or --dataset_name, or leave dataset_streaming out."

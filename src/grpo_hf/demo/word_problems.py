@@ -37,10 +37,10 @@ _STORIES = (
 )
 
 
-def split_of(a: int, b: int) -> Split:
-    """Return the split that the pair of numbers (a, b) belongs to."""
+def split_of(*numbers: int) -> Split:
+    """Return the split that a problem with these numbers, in this order, belongs to."""
     # Not hash(): for text its values differ from process to process.
-    digest = hashlib.sha256(f"{a}+{b}".encode()).digest()
+    digest = hashlib.sha256("+".join(map(str, numbers)).encode()).digest()
     return _SPLITS[digest[0] % len(_SPLITS)]
 
 

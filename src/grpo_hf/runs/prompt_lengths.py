@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..data import prompts, rows
-from ..data.readers import EMBEDDED, Split, read_split
+from ..data.readers import EMBEDDED_PROBLEMS, Split, read_split
 from ..errors import GrpoError
 from .recipe import Recipe
 from .run_data import dataset_of, form_of_prompts, tokenizer_at_hand
@@ -91,7 +91,7 @@ def _sample(recipe: Recipe) -> Split:
     path = task.dataset_path
     if task.dataset_streaming or path is None:
         raise ValueError("it is streamed" if task.dataset_streaming else "it is not a local file")
-    if path != EMBEDDED and not Path(path).exists():
+    if path not in EMBEDDED_PROBLEMS and not Path(path).exists():
         raise ValueError(f"{path} is not here")
     split = read_split(path=path, seed=recipe.training.seed, split=task.dataset_train_split)
     # Only an optional split may be missing.

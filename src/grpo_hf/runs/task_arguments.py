@@ -9,7 +9,7 @@ class TaskArguments:
 
     Args:
         dataset_path (`str`, *optional*): a local folder with a file per split, or one jsonl, json,
-            csv or parquet file, or `embedded:word_problems`.
+            csv or parquet file, `embedded:word_problems` or `embedded:running_sums`.
         dataset_name (`str`, *optional*): a dataset on the Hub; it is used when `dataset_path` is
             not given.
         dataset_config (`str`, *optional*): the configuration of the Hub dataset.

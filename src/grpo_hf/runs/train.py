@@ -1,6 +1,7 @@
 """One run from recipe to result: check, load, train, save, compare with the base, push."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import TrainerCallback, set_seed
 
 from .. import trl_seam
 from ..data.overlap import which_are_in
+from ..data.readers import RUNNING_SUMS
 from ..durability.output_folder import note_end
 from ..errors import ModelError
 from ..evaluation.statistics import Comparison
@@ -231,14 +233,15 @@ def cold_started(recipe: Recipe) -> str:
     The checkpoint lies beside the run, for the next one.
     """
     # TRL's supervised trainer is not imported for runs that need none.
-    from ..demo.cold_start import cold_start, like_the_run
+    from ..demo.cold_start import BATCH, cold_start, like_the_run
+    from ..demo.running_sums import running_sums
 
     training = recipe.training
+    steps = recipe.task.cold_start_steps
+    worked = None
+    if recipe.task.dataset_path == RUNNING_SUMS:
+        # Word problems have no working of this form.
+        problems = running_sums("cold_start", seed=training.seed)
+        worked = list(islice(problems, steps * BATCH))
     cache = Path(training.output_dir).parent
-    return str(
-        cold_start(
-            cache,
-            steps=recipe.task.cold_start_steps,
-            **like_the_run(training),
-        )
-    )
+    return str(cold_start(cache, steps=steps, **like_the_run(training), worked=worked))

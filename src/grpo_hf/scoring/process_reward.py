@@ -4,9 +4,10 @@ algorithm/monte_carlo.py has the equation. Here the sampler is the trainer's rol
 is the first of its rewards.
 """
 
+import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..algorithm.monte_carlo import Sampler, gains, mean_of_judged, step_values
 from ..errors import ConfigError, RewardSpecError, did_you_mean
@@ -19,7 +20,8 @@ from .settings import RewardSettings
 from .signature import checked_reward
 from .steps import SEPARATORS, StepRewards, found_steps
 
-_CREDITS = ("value", "gain")
+# What these options may be, the default first.
+_CHOICES = {"credit": ("value", "gain"), "groups": ("all", "mixed")}
 
 
 class MonteCarlo:
@@ -49,6 +51,7 @@ class MonteCarlo:
         n: int = 4,
         steps: str = "lines",
         credit: str = "value",
+        groups: str = "all",
         **columns: Any,
     ) -> list[StepRewards | None]:
         """Return the values of the steps of each completion.
@@ -62,6 +65,8 @@ class MonteCarlo:
             steps: how a completion is cut; see `split_steps`.
             credit: `"value"`, or `"gain"`: what a step adds to the value before it, at first to the
                 mean reward of the completions of its group.
+            groups: `"all"`, or `"mixed"`: only groups whose completions earned different rewards.
+                The completions of the other groups count as completions without steps.
         """
         # A reward is tried before there is a model. An evaluation needs no credit for steps, and
         # continuations are expensive.
@@ -70,13 +75,6 @@ class MonteCarlo:
             return [None] * len(completions)
         start = time.perf_counter()
         first_values = columns.pop("first_values", None)
-        # By completion: the characters at which its steps end, and the tokens.
-        step_characters = []
-        step_tokens = []
-        for completion, ids in zip(completions, completion_ids, strict=True):
-            characters, tokens = found_steps(policy.tokenizer, completion, ids, steps)
-            step_characters.append(characters)
-            step_tokens.append(tokens)
         state = columns.pop("trainer_state", None)
         # Columns of the data are lists; what TRL passes beside them, such as `log_extra`, is not.
         lists = {}
@@ -88,7 +86,16 @@ class MonteCarlo:
             call = {"prompts": prompts, "completion_ids": completion_ids, "trainer_state": state}
             first_values = values_of(self._judge.score(completions, lists | call))
         earned = list(map(number, first_values))
-        groups, means = _groups(policy.context(), earned)
+        of_groups = _groups(policy.context(), earned)
+        # By completion: the characters at which its steps end, and the tokens.
+        step_characters = []
+        step_tokens = []
+        for completion, ids, group in zip(completions, completion_ids, of_groups, strict=True):
+            found: tuple[list[int], list[int]] = ([], [])
+            if group.mixed or groups == "all":
+                found = found_steps(policy.tokenizer, completion, ids, steps)
+            step_characters.append(found[0])
+            step_tokens.append(found[1])
 
         def sample(prompt_ids: list[list[int]], tokens: int) -> list[list[int]]:
             return policy.sample(prompt_ids, tokens, n)
@@ -99,7 +106,7 @@ class MonteCarlo:
             completion_ids,
             step_tokens,
             earned,
-            groups=groups,
+            groups=[group.number for group in of_groups],
             n=n,
             sampler=Sampler(sample, policy.max_completion_length, len(prompts)),
             judge=judge_by(self._judge, policy.tokenizer, prompts, lists, state),
@@ -107,8 +114,8 @@ class MonteCarlo:
         of_steps = values.of_steps
         if credit == "gain":
             of_steps = []
-            for mean, of_row in zip(means, values.of_steps, strict=True):
-                of_steps.append(gains([mean, *of_row]))
+            for group, of_row in zip(of_groups, values.of_steps, strict=True):
+                of_steps.append(gains([group.mean, *of_row]))
         log_metric("monte_carlo/beginnings", values.beginnings)
         log_metric("monte_carlo/tokens", values.tokens)
         log_metric("monte_carlo/time", time.perf_counter() - start)
@@ -134,12 +141,13 @@ def process_reward(spec: str) -> Reward:
     reward = checked_reward(MonteCarlo(), name, name, options, "grpo-hf")
     n = reward.options.get("n", 4)
     steps = reward.options.get("steps", "lines")
-    credit = reward.options.get("credit", "value")
     # Not isinstance: True is an int, and no number of continuations.
     if type(n) is not int or n < 1 or not isinstance(steps, str) or not steps:
         raise _wrong_option(spec, "")
-    if credit not in _CREDITS:
-        raise _wrong_option(spec, did_you_mean(str(credit), _CREDITS))
+    for option, possible in _CHOICES.items():
+        chosen = reward.options.get(option, possible[0])
+        if chosen not in possible:
+            raise _wrong_option(spec, did_you_mean(str(chosen), possible))
     # A text of the user's own may mark the end of a step, but a typo of a known way may not.
     if steps not in SEPARATORS and (hint := did_you_mean(steps, SEPARATORS)):
         raise RewardSpecError(
@@ -151,8 +159,8 @@ def process_reward(spec: str) -> Reward:
 def _wrong_option(spec: str, hint: str) -> RewardSpecError:
     return RewardSpecError(
         f"process_reward is {spec!r}; expected n of at least 1, steps lines, blank_lines, "
-        "sentences or the text that marks the end of a step, and credit one of "
-        f"{', '.join(_CREDITS)}.{hint}"
+        "sentences or the text that marks the end of a step, credit one of "
+        f"{', '.join(_CHOICES['credit'])}, and groups one of {', '.join(_CHOICES['groups'])}.{hint}"
     )
 
 
@@ -198,18 +206,22 @@ def _check_traits(traits: RunTraits) -> None:
         )
 
 
-def _groups(run: RunContext, earned: list[float]) -> tuple[list[int], list[float]]:
-    """Return the number of each completion's group, and the mean of what that group earned.
+class _Group(NamedTuple):
+    """A completion's group: its number, the mean of what it earned, and whether that differs."""
 
-    A group may lie on several processes.
-    """
+    number: int
+    mean: float
+    mixed: bool
+
+
+def _groups(run: RunContext, earned: list[float]) -> list[_Group]:
+    """Return the group of each completion of this process; it may lie on several processes."""
     # Every process makes this call, also one whose completions have no steps.
     everywhere = run.gather_list(earned)
     groups = []
-    means = []
     for row in range(len(everywhere))[run.mine(len(earned))]:
-        group = row // run.group_size
-        groups.append(group)
-        members = everywhere[group * run.group_size : (group + 1) * run.group_size]
-        means.append(mean_of_judged(members))
-    return groups, means
+        number = row // run.group_size
+        members = everywhere[number * run.group_size : (number + 1) * run.group_size]
+        judged = {reward for reward in members if not math.isnan(reward)}
+        groups.append(_Group(number, mean_of_judged(members), len(judged) > 1))
+    return groups

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from ..data.completions import message_text
-from ..data.readers import EMBEDDED, SUFFIXES, Split, read_split
+from ..data.readers import EMBEDDED_PROBLEMS, SUFFIXES, Split, read_split
 from ..data.rows import column_names, usual_prompt_column
 from ..errors import DataError, did_you_mean
 from ..scoring.gold import GOLD_COLUMNS
@@ -91,14 +91,14 @@ def look_at(data: str) -> DataFacts:
         DataError, HubUnreachable: it cannot be read.
     """
     path = Path(data)
-    is_local = data == EMBEDDED or path.exists() or path.suffix in SUFFIXES
+    is_local = data in EMBEDDED_PROBLEMS or path.exists() or path.suffix in SUFFIXES
     place = {"dataset_path" if is_local else "dataset_name": data}
     path_given, name_given = (data, None) if is_local else (None, data)
     split = read_split(path=path_given, name=name_given)
     # Only an optional split may be missing.
     assert split is not None
     test = None
-    if data == EMBEDDED or path.is_dir() or not is_local:
+    if data in EMBEDDED_PROBLEMS or path.is_dir() or not is_local:
         test = read_split(path=path_given, name=name_given, split="test", optional=True)
     columns = {}
     for name in column_names(split.rows):
