@@ -91,7 +91,7 @@ def test_as_a_user_sees_it():
     done = in_a_process(str(PROGRAM), "--reward", "gsm8k")
     assert done.returncode == 2
     assert done.stderr.endswith(
-        "error: flag --reward is not known. Did you mean 'rewards'? Try --help, or "
+        "error: flag --reward is not known. Did you mean '--rewards'? Try --help, or "
         "`grpo-hf settings`.\n"
     )
     assert "Traceback" not in done.stderr
@@ -106,7 +106,7 @@ class TestSettings:
         )
 
     def test_unknown_flag(self, run):
-        assert "flag --num-generation is not known. Did you mean 'num_generations'?" in run(
+        assert "flag --num-generation is not known. Did you mean '--num_generations'?" in run(
             "--num-generation", "4"
         )
 

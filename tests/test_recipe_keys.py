@@ -21,8 +21,8 @@ def test_the_names_are_those_of_the_parser():
     ("text", "flags", "said"),
     [
         ("lerning_rate: 1.0e-4", [], "'lerning_rate' is not known. Did you mean 'learning_rate'?"),
-        ("seed: 1", ["--max_stps", "3"], "--max_stps is not known. Did you mean 'max_steps'?"),
-        ("seed: 1", ["--max-stps=3"], "Did you mean 'max_steps'?"),
+        ("seed: 1", ["--max_stps", "3"], "--max_stps is not known. Did you mean '--max_steps'?"),
+        ("seed: 1", ["--max-stps=3"], "Did you mean '--max_steps'?"),
         ("- seed", [], "expected settings as `key: value` lines, got list"),
         ("", [], "is empty"),
         ("a: [", [], "not a YAML file"),
@@ -45,7 +45,7 @@ def test_a_flag_of_the_command_may_have_been_meant(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as end:
         main(["eval", "runs/none", "--sampels", "3"])
     assert end.value.code == 2
-    assert "--sampels is not known. Did you mean 'samples'?" in capsys.readouterr().err
+    assert "--sampels is not known. Did you mean '--samples'?" in capsys.readouterr().err
 
 
 def test_whatever_a_flag_may_look_like_passes(tmp_path: Path):

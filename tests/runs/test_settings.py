@@ -49,6 +49,8 @@ class TestSettings:
             assert framed is None, (name, setting.text)
         assert settings["attn_implementation"].text.endswith("Kernels Hub Integrations Guide.")
         assert settings["top_entropy_quantile"].text.startswith("ρ parameter")
+        # The last one, before what the class raises.
+        assert settings["push_samples"].text.endswith("and what `log_completions` writes.")
 
     def test_topics(self, settings):
         """A heading of TRL or transformers that is not known would fill the last topic."""

@@ -202,7 +202,9 @@ def _entries(docstring: str) -> Iterator[tuple[str, str, str]]:
     topic = ""
     name = ""
     lines: list[str] = []
-    for line in [*docstring.splitlines(), "        end (", ""]:
+    # What raises which error comes behind the last parameter.
+    parameters = docstring.partition("\n    Raises:")[0]
+    for line in [*parameters.splitlines(), "        end (", ""]:
         heading = _HEADING.match(line)
         entry = _ENTRY.match(line)
         if (heading or entry) and name:

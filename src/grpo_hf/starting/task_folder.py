@@ -19,5 +19,5 @@ def refuse_existing(folder: Path) -> None:
     if there:
         raise OutputExistsError(
             f"{folder} holds {' and '.join(there)} already, and nothing is written over. Give "
-            "another folder, or move the files."
+            f"another folder, or move the files. To change a setting, edit {RECIPE}."
         )
