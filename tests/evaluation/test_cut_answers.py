@@ -14,9 +14,10 @@ from grpo_hf.evaluation.summary_text import report_of
 from grpo_hf.reporting import report
 from grpo_hf.reporting.card_tables import cut_lines
 from grpo_hf.reporting.gaming import findings
-from grpo_hf.run_report.facts import results_of, verdict
+from grpo_hf.run_report.facts import results_of
 from grpo_hf.run_report.page import write_report
 from grpo_hf.run_report.record import read_run
+from grpo_hf.run_report.verdict import verdict
 
 # Of 60 prompts the base solves 20 and the adapter 41: 21 became right.
 RIGHT = {"base": [True] * 20 + [False] * 40, "adapter": [True] * 41 + [False] * 19}

@@ -1,24 +1,20 @@
-"""Numbers and sentences of a run: whether it got better, its figures, its settings."""
+"""Numbers of a run: its evaluations, its figures, its settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any
 
 from ..data.overlap_text import overlap_text
 from ..evaluation.cut_answers import CutAnswers, Marked
 from ..evaluation.statistics import compare
-from ..evaluation.telling import cannot_tell
 from .points import number_text, points_of
 from .record import Row, RunRecord
 
 # Of settings, what says where a run lies and not what it does.
 _OF_ONE_RUN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
 # As the page calls the prompts that a run kept from training, and as `grpo-hf eval` does.
-_HELD_OUT, _HELD_OUT_SET = "held-out prompts", "held_out"
-# The signs of gaming that make "better" a wrong word.
-_FIXED_CHOICES = ("answer by place", "one answer everywhere")
+HELD_OUT, _HELD_OUT_SET = "held-out prompts", "held_out"
 # Smaller than a KL that tells two policies in float32 apart.
 _ROUNDING = 1e-7
 # The first and the last part of a run that a figure compares: so many of them are in it.
@@ -70,7 +66,7 @@ class Result:
     @property
     def overlap(self) -> str | None:
         """A sentence on prompts that were trained on, if any were."""
-        what = self.name if self.name == _HELD_OUT else f"prompts of {self.name}"
+        what = self.name if self.name == HELD_OUT else f"prompts of {self.name}"
         return overlap_text(self.in_training, self.problems, what)
 
     @property
@@ -99,7 +95,7 @@ def results_of(run: RunRecord) -> list[Result]:
         if base is None or adapter is None:
             continue
         difference = Interval.of((summary.get("difference") or {}).get("accuracy"))
-        name = _HELD_OUT if summary in repeated else str(summary["set"])
+        name = HELD_OUT if summary in repeated else str(summary["set"])
         if name == _HELD_OUT_SET and final is not None:
             name += ", by grpo-hf eval"
         problems = int(summary.get("problems") or len(summary["rows"]))
@@ -149,7 +145,7 @@ def _final(run: RunRecord) -> Result | None:
     limit = run.answers[0].get("limit")
     # Runs of older versions have not noted it.
     cut = CutAnswers.count(marked, limit) if isinstance(limit, int) else None
-    return Result(_HELD_OUT, len(base), before, after, difference, [], [], None, in_training, cut)
+    return Result(HELD_OUT, len(base), before, after, difference, [], [], None, in_training, cut)
 
 
 def _whole(value: Any) -> int | None:
@@ -190,44 +186,6 @@ def _categories(
         if base is not None and adapter is not None:
             found.append((str(name), int(row.get("problems") or 0), base, adapter, difference))
     return found
-
-
-def verdict(results: Sequence[Result], findings: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Return in a sentence whether the adapter is better than the base, and how sure that is.
-
-    Args:
-        findings: what the watch for gaming says, by the name of the sign.
-    """
-    if not results:
-        return (
-            "Whether the adapter is better than the base is not known: nothing was evaluated "
-            "(eval_rows, or grpo-hf eval)."
-        )
-    first = results[0]
-    where = f"On {first.problems:,} {first.name}" if first.name == _HELD_OUT else f"On {first.name}"
-    both = f"{first.base.value:.1%} of the base's answers are right and {first.adapter.value:.1%}"
-    both += " of the adapter's"
-    alike = cannot_tell(first.base.value, first.adapter.value, "The reward")
-    if alike is not None:
-        return f"{where}, {both}. {alike}"
-    difference = first.difference
-    if difference is None:
-        return f"{where}, {both}."
-    points = f"{100 * difference.value:+.1f} points, 95% interval "
-    points += f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    if difference.low > 0:
-        word = "The adapter is better"
-    elif difference.high < 0:
-        word = "The adapter is worse"
-    else:
-        word = "That is no difference that so few prompts can show"
-    if first.cut is not None and first.doubt:
-        word += f", but {first.doubt}. {first.cut.cure()}"
-    for name in _FIXED_CHOICES:
-        if difference.low > 0 and name in findings:
-            word += f". It may have learned a fixed choice: {findings[name].rstrip('.')}"
-    overlap = f" {first.overlap}" if first.overlap else ""
-    return f"{where}, {both}: {points}. {word}.{overlap}"
 
 
 def figures(run: RunRecord) -> list[tuple[str, str, str]]:

@@ -25,6 +25,7 @@ from .curves import all_numbers, panels_of, slug
 from .points import number_text, points_of
 from .record import Row, RunRecord, read_runs
 from .result_charts import accuracy_chart, at_k_chart
+from .verdict import verdict as verdict_of
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
     best, worst = samples.extremes(run, prefix)
     findings = _findings(run.folder, prefix)
     nothing = why_nothing_was_learned(run.steps)
-    verdict = facts.verdict(results, {found.name: found.text for found in findings or []})
+    verdict = verdict_of(results, {found.name: found.text for found in findings or []})
     return RunView(
         record=run,
         prefix=prefix,
