@@ -120,6 +120,7 @@ def args(tmp_path: Any) -> Callable[..., GRPOConfig]:
         {"reward_std": 0.0, "frac_reward_zero_std": 1.0},
         {"completions/clipped_ratio": 1.0},
         {"completions/clipped_ratio": 0.6},
+        {"frac_reward_zero_std": 0.5},
         {"grad_norm": 0.0},
     ],
 )
@@ -135,6 +136,15 @@ def test_a_sign_has_to_last(
     # A line of ten steps is about all of them.
     watch(args(), [line], every=10)
     assert len(said(caplog)) == 1
+
+
+def test_groups_that_agree_more_and_more(
+    args: Callable[..., GRPOConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run of a user: of four groups two to four agree in its second half."""
+    shares = [0.25] * 10 + [0.5, 1.0, 0.75, 1.0, 0.5, 0.5, 1.0, 0.75, 0.5, 1.0]
+    watch(args(), [HEALTHY | {"frac_reward_zero_std": share} for share in shares])
+    assert len(said(caplog)) == 1 and said(caplog)[0].startswith("In half of the groups or more")
 
 
 def test_a_healthy_run_is_left_in_peace(
@@ -155,6 +165,7 @@ ALIKE = {"reward_std": 0.0, "frac_reward_zero_std": 1.0}
         ({"advantage_estimator": "reward"}, ALIKE),
         ({"advantage_estimator": "gae"}, ALIKE),
         ({"dynamic_sampling": True}, ALIKE),
+        ({"dynamic_sampling": True}, {"frac_reward_zero_std": 0.7}),
         ({"process_reward": "monte_carlo(n=2)"}, ALIKE),
         ({}, ALIKE | {"rewards/mine/steps": 2.0}),
         ({}, ALIKE | {"reward": 0.0, "rewards/mine/steps": 2.0}),

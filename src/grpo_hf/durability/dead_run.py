@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 _LASTS, _LEAST, _SHARE = 10, 3, 4
 # How far weights may grow: several times the largest at the start, and never below this number.
 _GROWTH, _LEAST_WEIGHT = 5.0, 1.0
-# The share of completions from which most of them are cut off.
+# The share from which most completions are cut off, or most groups agree.
 _MOSTLY = 0.5
 
 
@@ -82,6 +82,12 @@ def _all_alike(logs: dict[str, Any]) -> bool:
     return logs.get("frac_reward_zero_std") == 1
 
 
+def _mostly_alike(logs: dict[str, Any]) -> bool:
+    if _nothing_earned(logs) or _speaks_of_steps(logs):
+        return False
+    return bool(logs.get("frac_reward_zero_std", 0) >= _MOSTLY)
+
+
 def _speaks_of_steps(logs: dict[str, Any]) -> bool:
     # Steps may differ where their means, which stand for a completion here, do not.
     return any(name.startswith("rewards/") and name.endswith("/steps") for name in logs)
@@ -129,6 +135,14 @@ SIGNS = (
         _all_alike,
         "All completions of each group earned the same in the last {steps} steps, so every "
         f"advantage is 0 and only the KL term is left to learn from. {ALL_ALIKE}",
+    ),
+    Sign(
+        "little difference",
+        _mostly_alike,
+        "In half of the groups or more all completions earned the same, in each of the last "
+        "{steps} steps, and such groups teach nothing. Where most answers are right, take harder "
+        "prompts or stop here; where most are wrong, easier ones.",
+        beside="no difference",
     ),
     Sign(
         "all clipped",
@@ -234,7 +248,7 @@ def _signs_for(args: Any) -> list[Sign]:
     """Return the signs that mean something under the settings of a run."""
     signs = []
     for sign in SIGNS:
-        if sign.holds is _all_alike and not _compares_groups(args):
+        if sign.holds in (_all_alike, _mostly_alike) and not _compares_groups(args):
             continue
         # Whatever ends at a stop string has no end-of-sequence token, and counts as cut off.
         stops = (args.generation_kwargs or {}).get("stop_strings")
