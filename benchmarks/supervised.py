@@ -15,25 +15,25 @@ from .common import MODEL
 from .tasks import gsm8k_solutions
 
 
-def teach(model: str, data: Path, output: Path, settings: argparse.Namespace) -> None:
+def teach(settings: argparse.Namespace) -> None:
     """Train a model on the solutions of the training split, and save it with its tokenizer."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
     rows = []
-    for row in gsm8k_solutions(data):
+    for row in gsm8k_solutions(settings.data):
         completion = [{"role": "assistant", "content": row["solution"]}]
         rows.append({"prompt": row["prompt"], "completion": completion})
     trainer = SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32),
         SFTConfig(
-            output_dir=str(output),
+            output_dir=str(settings.output),
             num_train_epochs=settings.epochs,
             max_steps=settings.max_steps,
-            per_device_train_batch_size=64,
+            per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=10,
@@ -48,8 +48,8 @@ def teach(model: str, data: Path, output: Path, settings: argparse.Namespace) ->
         processing_class=tokenizer,
     )
     trainer.train()
-    trainer.save_model(str(output))
-    tokenizer.save_pretrained(output)
+    trainer.save_model(str(settings.output))
+    tokenizer.save_pretrained(settings.output)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -60,11 +60,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds gsm8k/")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--max_steps", type=int, default=-1, help="end earlier, to try it")
     settings = parser.parse_args(given)
     if (settings.output / "config.json").is_file():
         raise SystemExit(f"error: {settings.output} holds a model already. Name another folder.")
-    teach(settings.model, settings.data, settings.output, settings)
+    teach(settings)
 
 
 if __name__ == "__main__":

@@ -172,8 +172,9 @@ def gsm8k_solutions(data: Path | None, split: str = "train") -> list[Problem]:
     return rows
 
 
-# Rows of GSM8K's prompts and answers, the solutions left out.
 def _gsm8k(split: str, *example: str) -> Callable[[Path | None], list[Problem]]:
+    """Return what makes GSM8K's prompts, behind an example, and answers without the solutions."""
+
     def rows(data: Path | None) -> list[Problem]:
         return [
             {"prompt": _turns(*example, _question(row)), "answer": row["answer"]}

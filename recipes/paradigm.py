@@ -213,13 +213,16 @@ class Start:
 
     @classmethod
     def of(cls, folder: Path, flags: tuple[str, ...], settings: argparse.Namespace) -> "Start":
-        """Check the task, and cold-start the base unless an earlier run left its checkpoint."""
+        """Check the task, and cold-start the embedded base unless there is its checkpoint."""
         from grpo_hf.runs.preflight import check_model, check_task
+        from grpo_hf.runs.recipe import EMBEDDED_MODEL
         from grpo_hf.runs.train import cold_started
 
         recipe = read([*flags, "--output_dir", str(folder / "base")])
         task = check_task(recipe)
-        base = cold_started(recipe)
+        base = recipe.model.model_name_or_path
+        if base == EMBEDDED_MODEL:
+            base = cold_started(recipe)
         recipe.model.model_name_or_path = base
         # The checkpoint has had its cold start, so the methods must not ask for another one.
         base_flags = ("--model_name_or_path", base, "--cold_start_steps", "0")
@@ -629,11 +632,13 @@ def show(results: Results) -> None:
                 gains.append(final[first][seed] - final[second][seed])
             pair = f"{first} − {second}, paired by seed"
             console.print(f"{pair}: {interval(gains)}  ({len(both)} seeds)")
-        # The other methods also take time before the training.
-        if both and first in ONLINE and second in ONLINE:
-            gains = []
-            for seed in both:
-                gains.append(at_equal_time(results[first][seed], results[second][seed]))
+        gains = []
+        for seed in both:
+            timed = [results[name][seed]["curve"] for name in (first, second)]
+            # The other methods also take time before the training, and older results have none.
+            if {first, second} <= ONLINE.keys() and all("seconds" in curve[-1] for curve in timed):
+                gains.append(at_equal_time(*timed))
+        if gains:
             console.print(f"{pair}, at equal processor time: {interval(gains)}")
     for name in ("grpo_process", "grpo_gain"):
         for seed in results.get(name, {}):
@@ -671,12 +676,10 @@ def mean_cost(of_seeds: dict[int, dict[str, Any]]) -> tuple[str, str]:
     return f"{mean(updates):,.0f}", f"{mean(tokens):,.0f}"
 
 
-def at_equal_time(first: dict[str, Any], second: dict[str, Any]) -> float:
-    """Return how far the first method is ahead when the faster of the two has spent its budget."""
-    curves = (first["curve"], second["curve"])
-    seconds = min(curve[-1]["seconds"] for curve in curves)
-    ahead, behind = (at(curve, seconds, "seconds") for curve in curves)
-    return ahead - behind
+def at_equal_time(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> float:
+    """Return how far the first curve is ahead when the faster of the two has spent its budget."""
+    seconds = min(first[-1]["seconds"], second[-1]["seconds"])
+    return at(first, seconds, "seconds") - at(second, seconds, "seconds")
 
 
 def catch_up(results: Results, name: str, seed: int) -> str:
@@ -692,8 +695,9 @@ def catch_up(results: Results, name: str, seed: int) -> str:
 
 
 def cost_text(point: dict[str, Any]) -> str:
-    """Return the updates, tokens and seconds of a curve's point as text."""
-    return f"{point['updates']} updates, {point['tokens']:,} tokens, {point['seconds']:.0f} s"
+    """Return the updates and tokens of a curve's point as text, and the seconds where known."""
+    seconds = f", {point['seconds']:.0f} s" if "seconds" in point else ""
+    return f"{point['updates']} updates, {point['tokens']:,} tokens{seconds}"
 
 
 def draw(results: Results, out: Path) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
-from benchmarks import learning, learning_page
-from benchmarks.tasks import CHOICE, HELD_OUT, TASKS, Task
+from benchmarks import learning, learning_page, supervised
+from benchmarks.tasks import CHOICE, HELD_OUT, TASKS, Task, gsm8k_solutions
 from grpo_hf import load_reward
 from grpo_hf.runs.recipe import read_recipe
 
@@ -189,3 +192,21 @@ def test_the_page_is_made_of_the_records(
 
 def test_a_running_mean_looks_back_only() -> None:
     assert learning_page.running_mean([1, 3, 5, 7], window=2) == [1, 2, 4, 6]
+
+
+def test_a_model_is_taught_solutions_for_a_start(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """What `gsm8k_taught` begins from is an ordinary checkpoint that has seen no test problem."""
+    (tmp_path / "gsm8k").mkdir()
+    solved = "He has 3+4=<<3+4=7>>7 pens.\n#### 1,007"
+    row = json.dumps({"question": "How many?", "answer": solved})
+    (tmp_path / "gsm8k" / "train.jsonl").write_text(f"{row}\n" * 8)
+    (row,) = gsm8k_solutions(tmp_path)[:1]
+    assert (row["solution"], row["answer"]) == ("He has 3+4=7 pens.\n#### 1,007", 1007)
+    out = tmp_path / "taught"
+    flags = ["--model", str(tiny_checkpoint), "--data", str(tmp_path), "--batch_size", "4"]
+    supervised.main([*flags, "--max_steps", "2", str(out)])
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, out))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert AutoTokenizer.from_pretrained(out).chat_template
+    with pytest.raises(SystemExit, match="holds a model already"):
+        supervised.main([*flags, str(out)])

@@ -41,11 +41,20 @@ def test_mistakes_are_named_as_the_parser_names_them(
     assert said in str(soon.value) and str(soon.value) == str(late.value)
 
 
-def test_a_flag_of_the_command_may_have_been_meant(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("command", "wrong", "right"),
+    [
+        (["eval", "runs/none"], "--sampels", "--samples"),
+        (["rewards", "check", "recipe.yaml"], "--rwos", "--rows"),
+    ],
+)
+def test_a_flag_of_the_command_may_have_been_meant(
+    capsys: pytest.CaptureFixture[str], command: list[str], wrong: str, right: str
+):
     with pytest.raises(SystemExit) as end:
-        main(["eval", "runs/none", "--sampels", "3"])
+        main([*command, wrong, "3"])
     assert end.value.code == 2
-    assert "--sampels is not known. Did you mean '--samples'?" in capsys.readouterr().err
+    assert f"{wrong} is not known. Did you mean '{right}'?" in capsys.readouterr().err
 
 
 def test_whatever_a_flag_may_look_like_passes(tmp_path: Path):

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet()
     with exit_on_error(options.stopped):
         # Before the command imports what it needs, which takes longer.
-        check_flags(rest, re.findall(r"--(\w+)", commands[given[0]].format_usage()))
+        check_flags(rest, _flags_of(commands, given))
         options.command(options, rest)
 
 
@@ -59,6 +59,15 @@ def _check_command(
     below = commands[name].get_default("subcommands")
     if below is not None:
         _check_command(commands[name], below, given[1:])
+
+
+def _flags_of(commands: Mapping[str, argparse.ArgumentParser], given: Sequence[str]) -> list[str]:
+    """Return the flags of the command that is given, without their dashes."""
+    command = commands[given[0]]
+    below = command.get_default("subcommands")
+    if below is not None:
+        return _flags_of(below, given[1:])
+    return re.findall(r"--(\w+)", command.format_usage())
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:

@@ -120,8 +120,8 @@ def test_intervals_over_seeds(recipe: ModuleType) -> None:
 def test_methods_are_compared_when_the_faster_one_is_done(recipe: ModuleType) -> None:
     fast = [{"seconds": 0.0, "accuracy": 0.2}, {"seconds": 10.0, "accuracy": 0.5}]
     slow = [{"seconds": 0.0, "accuracy": 0.2}, {"seconds": 40.0, "accuracy": 0.6}]
-    assert recipe.at_equal_time({"curve": slow}, {"curve": fast}) == pytest.approx(0.3 - 0.5)
-    assert recipe.at_equal_time({"curve": fast}, {"curve": slow}) == pytest.approx(0.5 - 0.3)
+    assert recipe.at_equal_time(slow, fast) == pytest.approx(0.3 - 0.5)
+    assert recipe.at_equal_time(fast, slow) == pytest.approx(0.5 - 0.3)
 
 
 def test_curves_are_read_between_their_points(recipe: ModuleType) -> None:

@@ -1,10 +1,14 @@
 """What a page says first: is the adapter better, and how sure is that?"""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.run_folders import write_evaluation, write_run
 
-from grpo_hf.run_report.facts import HELD_OUT, Interval, Result
+from grpo_hf.run_report.facts import HELD_OUT, HELD_OUT_SET, Interval, Result, results_of
+from grpo_hf.run_report.record import read_run
 from grpo_hf.run_report.verdict import verdict
 
 HINT = "grpo-hf eval RUN --samples 8"
@@ -19,7 +23,7 @@ def result(
     summary: dict[str, Any] | None = None
     if sampled is not None:
         values = {"base": sampled[0], "adapter": sampled[1], "difference": sampled[1] - sampled[0]}
-        summary = {}
+        summary = {"set": HELD_OUT_SET if name.startswith("held") else name}
         for part, value in values.items():
             row = {"value": value, "low": value - 0.1, "high": value + 0.1}
             summary[part] = {"pass_at": {"1": row}}
@@ -36,11 +40,26 @@ def test_where_greedy_answers_cannot_tell_samples_do() -> None:
     assert HINT not in said
 
 
-def test_samples_of_a_later_evaluation_of_the_same_prompts_count() -> None:
-    later = result(-0.01, 0.11, f"{HELD_OUT}, by grpo-hf eval", sampled=(0.3, 0.9))
+def test_samples_of_a_later_evaluation_of_the_same_prompts_count(tmp_path: Path) -> None:
+    """`grpo-hf eval RUN --samples 4 --limit 2`, after a comparison that is open."""
+    run = write_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["base"]["right"] = row["adapter"]["right"]
+    rows[0]["base"]["right"] = not rows[0]["adapter"]["right"]
+    (run / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert HINT in verdict(results_of(read_run(run, "run")))
+    write_evaluation(run, "held_out")
+    file = run / "evaluations" / "held_out.json"
+    summary = json.loads(file.read_text())
+    summary["difference"]["pass_at"] = {"1": {"value": 0.2, "low": 0.1, "high": 0.3}}
+    file.write_text(json.dumps(summary))
+    said = verdict(results_of(read_run(run, "run")))
+    assert "45.0% of the base's answers are right and 65.0%" in said and HINT not in said
+
+
+def test_another_set_says_nothing_of_these_prompts() -> None:
     other = result(0.1, 0.2, "svamp", sampled=(0.1, 0.2))
-    assert "30.0% of the base's" in verdict([result(-0.01, 0.11), other, later])
-    # Another set says nothing of these prompts.
     assert HINT in verdict([result(-0.01, 0.11), other])
 
 

@@ -114,6 +114,16 @@ def test_a_folder_that_holds_a_run_is_no_matter(
     assert "1 training prompts of" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         cli.main(["train", *recipe()[1:]])
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_steps_are_not_valued(
+    recipe: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a process reward there is a weight more than rewards that judge an answer."""
+    flags = ["--prompts", "1", "--rewards", "./mine.py:even", "--reward_weights", "0", "1"]
+    cli.main(recipe(*flags, "--process_reward", "monte_carlo(n=2)"))
+    assert "process_reward values steps" in capsys.readouterr().out
 
 
 def test_a_mistake_in_the_recipe_is_named(
@@ -167,8 +177,8 @@ def group(*earned: float | None, right: bool = False, cut: bool = False) -> list
         ([group(1, 1, right=True)], "Every answer is right"),
         ([group(None, None)], "No reward could judge any answer"),
         ([group(0, 1, cut=True)], "Most answers were cut off"),
-        # An answer that could not be judged is another than one that earned something.
-        ([group(None, 1)], "1 of 1 prompts have answers"),
+        # What could not be judged is left out of its group.
+        ([group(None, 1, 1)], "All answers to a prompt earned the same"),
     ],
 )
 def test_what_a_baseline_says(groups: list[list[Answer]], says: str) -> None:

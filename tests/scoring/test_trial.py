@@ -120,7 +120,9 @@ def test_a_failure_is_a_line_with_its_place_and_the_kinds_it_is_on() -> None:
     assert note.endswith("NameError: name 'completons' is not defined. Did you mean 'completions'?")
     failing = numbers.notes()[0]
     # The same mistake with three texts in its message, one of them of 40,000 characters.
-    assert failing.startswith("whole fails on empty, repeated, prompt copied: test_trial.py:")
+    assert failing.startswith(
+        "whole fails on empty, repeated, prompt copied, own and another's: test_trial.py:"
+    )
     assert "ValueError: invalid literal for int()" in failing and len(failing) < 250
 
 

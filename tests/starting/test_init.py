@@ -93,6 +93,7 @@ def test_what_is_written_works(kind, data, begun):
         others = gold[1:] + gold[:1]
         assert reward(list(map(str, gold)), answer=gold) == [1.0] * ROWS
         assert all(paid < 1 for paid in reward(list(map(str, others)), answer=gold))
+        assert "own and another" not in printed.partition("note:")[2]
 
 
 def test_words_that_name_several_answers_are_not_paid(data, begun):
@@ -111,6 +112,21 @@ def test_words_that_name_several_answers_are_not_paid(data, begun):
     }
     assert reward(list(paid), city=["Lisbon"] * len(paid)) == list(paid.values())
     assert "pays for:" not in printed
+
+
+@pytest.mark.parametrize("answers", [("C#", "vitamin C", "B"), ("a-1", "b-1", "c-2")])
+def test_the_examples_hold_whatever_words_are_made_of(answers, data, begun):
+    names = [answers[n % 3] if n < 3 else f"{answers[n % 3]} {n}" for n in range(ROWS)]
+    folder, _ = begun(data(lambda n: {"ask": f"What about {n}?", "answer": names[n]}))
+    written = module_of(folder / "reward.py")
+    assert doctest.testmod(written).failed == 0
+    assert len(set(written.final_answers(["a-1", "b-1"]))) == 2
+
+
+def test_the_wrong_example_of_labels_is_a_label(data, begun):
+    labels = ("valid", "invalid")
+    folder, _ = begun(data(lambda n: {"ask": f"What about {n}?", "answer": labels[n % 2]}))
+    assert '"valid1"' not in (folder / "reward.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from .record import Row, RunRecord
 # Of settings, what says where a run lies and not what it does.
 _OF_ONE_RUN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
 # As the page calls the prompts that a run kept from training, and as `grpo-hf eval` does.
-HELD_OUT, _HELD_OUT_SET = "held-out prompts", "held_out"
+HELD_OUT, HELD_OUT_SET = "held-out prompts", "held_out"
 # Smaller than a KL that tells two policies in float32 apart.
 _ROUNDING = 1e-7
 # The first and the last part of a run that a figure compares: so many of them are in it.
@@ -96,7 +96,7 @@ def results_of(run: RunRecord) -> list[Result]:
             continue
         difference = Interval.of((summary.get("difference") or {}).get("accuracy"))
         name = HELD_OUT if summary in repeated else str(summary["set"])
-        if name == _HELD_OUT_SET and final is not None:
+        if name == HELD_OUT_SET and final is not None:
             name += ", by grpo-hf eval"
         problems = int(summary.get("problems") or len(summary["rows"]))
         at_k, categories = _at_k(summary), _categories(summary)
@@ -109,7 +109,7 @@ def results_of(run: RunRecord) -> list[Result]:
 
 def _repeats_comparison(run: RunRecord, summary: Row) -> bool:
     """Return whether a set has every answer of the comparison at the end, judged alike."""
-    if summary["set"] != _HELD_OUT_SET or not run.answers:
+    if summary["set"] != HELD_OUT_SET or not run.answers:
         return False
     marks = {}
     for row in summary["rows"]:

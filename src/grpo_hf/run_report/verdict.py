@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from ..evaluation.telling import cannot_tell
-from .facts import HELD_OUT, Interval, Result
+from .facts import HELD_OUT, HELD_OUT_SET, Interval, Result
 
 # The signs of gaming that make "better" a wrong word.
 _FIXED_CHOICES = ("answer by place", "one answer everywhere")
@@ -63,7 +63,7 @@ def _by_samples(results: Sequence[Result]) -> str:
     A training samples, so that it moves them first.
     """
     for result in results:
-        if result.name.startswith(HELD_OUT) and result.summary is not None:
+        if result.summary is not None and result.summary.get("set") == HELD_OUT_SET:
             found = []
             for part in ("base", "adapter", "difference"):
                 measures = result.summary.get(part) or {}

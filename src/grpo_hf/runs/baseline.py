@@ -44,7 +44,8 @@ class Answer:
     """An answer to a prompt.
 
     Args:
-        earned: the sum of all rewards with their weights; None where none could judge.
+        earned: the sum of all rewards with their weights; None where none could judge, or one has
+            failed.
         right: whether it gets the full mark of the reward that counts right answers.
         is_cut: whether it was cut off before its end.
     """
@@ -92,7 +93,7 @@ class Baseline:
     @property
     def differing(self) -> int:
         """Prompts whose answers earn different rewards."""
-        return sum(len({answer.earned for answer in group}) > 1 for group in self.groups)
+        return sum(len(_marks(group)) > 1 for group in self.groups)
 
     @property
     def is_mostly_cut(self) -> bool:
@@ -223,6 +224,9 @@ def _answered(
         judge = task.rewards.index(task.eval_reward)
         right_greedily = right_answers(scored[judge], rows, greedy)
         given = training.reward_weights
+        if training.process_reward is not None:
+            say("note: process_reward values steps; here the other rewards judge, each for itself.")
+            given = None
         weights = weights_at(scored, given, step=0) or given or [1.0] * len(scored)
     of_right = outcomes[judge]
     flat = []
@@ -236,6 +240,9 @@ def _answered(
 
 def _earned(outcomes: Sequence[Outcome], weights: Sequence[float]) -> float | None:
     """Return the weighted sum of the rewards that could judge, as TRL adds them up."""
+    # The trainer leaves such a completion out of its group.
+    if any(outcome.failure is not None for outcome in outcomes):
+        return None
     known = []
     for outcome, weight in zip(outcomes, weights, strict=True):
         if outcome.value is not None:
@@ -284,7 +291,7 @@ def _show_answers(console: Console, found: Baseline) -> None:
     """Show the best and the worst answer to some prompts, those first whose answers differ."""
     places = sorted(
         range(len(found.groups)),
-        key=lambda place: -len({answer.earned for answer in found.groups[place]}),
+        key=lambda place: -len(_marks(found.groups[place])),
     )
     for place in places[:_SHOWN]:
         ranked = sorted(found.groups[place], key=_rank)
@@ -299,6 +306,11 @@ def _show_answers(console: Console, found: Baseline) -> None:
 def _asked(prompt: Any) -> str:
     """Return what a prompt ends with, which tells it from others."""
     return prompt if isinstance(prompt, str) else message_text(prompt[-1])
+
+
+def _marks(group: Sequence[Answer]) -> set[float]:
+    """Return the different rewards of the answers that could be judged, as advantages see them."""
+    return {answer.earned for answer in group if answer.earned is not None}
 
 
 def _rank(answer: Answer) -> float:

@@ -15,6 +15,9 @@ GOLD = "gold answer"
 # The right answer of another row, and the row's own beside it.
 OTHER, BOTH = "another's answer", "own and another's"
 AT_ONCE = "all gold answers in one call"
+# The share of the gold answer's reward above which such answers are paid for. Another row's may
+# happen to be right, and both together earn a part of it where a reward pays for shared words.
+_LEAST_SHARES = {OTHER: 0.5, BOTH: 0.9}
 # What rounding may leave of a reward of 0, or put between two equal ones.
 ROUNDING = 1e-9
 # Characters of an error's message, which may quote a completion of any length.
@@ -76,8 +79,7 @@ class Finding:
             author says where.
         alone: whether a completion has the same reward alone as among others.
         exploited: the kinds that are rewarded and should not be: by more than 0, or by more than
-            the gold answer. The answers of another row count only above half the reward of the gold
-            answer, because some of them happen to be right.
+            the gold answer. The answers of another row count only above a share of that.
         failures: how the reward failed, each with the kinds on which it did.
         unpaid: the right answers that earn nothing, if there are any.
     """
@@ -140,8 +142,8 @@ def exploited(pays: Mapping[str, float | None]) -> tuple[str, ...]:
             continue
         is_paid = mean > ROUNDING or (right is not None and mean > right + ROUNDING)
         # Some answers happen to be right, so another row's may be paid for now and then.
-        if kind in (OTHER, BOTH) and right is not None:
-            is_paid = is_paid and mean > right / 2
+        if kind in _LEAST_SHARES and right is not None:
+            is_paid = is_paid and mean > _LEAST_SHARES[kind] * right
         if is_paid:
             kinds.append(kind)
     return tuple(kinds)

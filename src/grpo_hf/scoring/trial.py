@@ -259,7 +259,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
         stays=_stays(entry),
         alone=alone,
         exploited=exploited(pays),
-        failures=failed_kinds(entry.reward, {**outcomes, AT_ONCE: at_once}),
+        failures=failed_kinds(entry.reward, {**outcomes, BOTH: both, AT_ONCE: at_once}),
         unpaid=_unpaid(entry, rows, (gold_column, gold), outcomes[GOLD], wrong),
     )
 

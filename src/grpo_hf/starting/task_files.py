@@ -2,6 +2,7 @@
 
 import json
 import keyword
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,11 +168,13 @@ def reward_text(plan: Plan) -> str:
     if plan.gold is not None:
         values = plan.facts.values(plan.gold)
         own = values[0]
-        # The reward's example is wrong with it, so it may not end like the right one.
-        end = str(own).casefold()
-        differing = [value for value in values if not str(value).casefold().endswith(end)]
+        differing = [value for value in values if str(value) != str(own)]
+        if plan.kind == "short":
+            # An example of a wrong answer, so it may not end with the words of the right one.
+            end = _words_of(own)
+            differing = [each for each in differing if _words_of(each)[-len(end) :] != end]
+            longest = max(len(_words_of(value)) for value in values) or 1
         other = differing[0] if differing else f"{own}1"
-        longest = max(len(str(value).split()) for value in values)
     return _template(
         f"{plan.kind}.py",
         file=plan.folder / REWARD,
@@ -185,6 +188,11 @@ def reward_text(plan: Plan) -> str:
         longest=longest,
         limit=longest + _WORDS_AROUND,
     )
+
+
+def _words_of(value: Any) -> list[str]:
+    """Return the words of an answer as the reward for answers of a few words reads them."""
+    return re.findall(r"\w+", str(value).casefold())
 
 
 def _template(name: str, **values: Any) -> str:
