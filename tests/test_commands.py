@@ -33,6 +33,7 @@ NEEDS = {
     "grpo-hf replay": "a step that was not finite: tests/durability/test_broken_runs.py",
     "held_out svamp math500": "the Hub: tests/evaluation/test_evaluate.py",
     "grpo_hf.cli eval": "the Hub: tests/evaluation/test_evaluate.py",
+    "runs/sweeps/calculations": "SmolLM2: benchmarks/sweeps.py",
     "grpo-hf push": "the Hub: tests/runs/test_pushing_a_run.py",
     "--format gguf": "llama.cpp's converter: tests/runs/test_export.py",
     "pip install 'lm-eval[hf]'": "lm-eval: tests/evaluation/test_lm_eval.py",
