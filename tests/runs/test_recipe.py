@@ -214,9 +214,9 @@ class TestMistakes:
         [
             (
                 ["--learning-rat", "1"],
-                r"flag --learning-rat is not known. Did you mean 'learning_rate'\? Try --help",
+                r"flag --learning-rat is not known. Did you mean '--learning_rate'\? Try --help",
             ),
-            (["--num_generation=4"], r"Did you mean 'num_generations'\?"),
+            (["--num_generation=4"], r"Did you mean '--num_generations'\?"),
             (["--learning_rate", "fast"], "learning_rate.*invalid float value: 'fast'"),
             (["--max_steps", "2.5"], "max_steps.*invalid int value: '2.5'"),
             (["--dtype", "bfloat17"], "dtype.*invalid choice: 'bfloat17'"),

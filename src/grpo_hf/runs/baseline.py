@@ -22,7 +22,7 @@ from ..durability.dead_run import ALL_ALIKE, MOSTLY_CUT, NOTHING_EARNED
 from ..errors import ConfigError
 from ..evaluation.answers import completed_batches, is_right, judged, judging, right_answers
 from ..evaluation.evaluation_progress import EvaluationProgress
-from ..models import adapters, loading
+from ..models import adapters
 from ..rollout.sampling import GREEDY, Written
 from ..run_files import say
 from ..scoring.outcomes import Outcome
@@ -30,7 +30,7 @@ from ..scoring.scorer import weights_at
 from . import preflight
 from .evaluating import answering_of
 from .recipe import Recipe
-from .train import prompts_of
+from .train import base_of, prompts_of
 from .trained import no_bars_in_a_file
 
 # Prompts whose best and worst answer is shown, and characters of an answer.
@@ -252,11 +252,7 @@ def _earned(outcomes: Sequence[Outcome], weights: Sequence[float]) -> float | No
 
 def _model(recipe: Recipe) -> Any:
     """Return the model that a training would begin with, on its device."""
-    model: Any = loading.load_base(
-        recipe.model,
-        gguf_file=recipe.task.gguf_file,
-        trust_remote_code=recipe.training.trust_remote_code,
-    ).to(recipe.training.device)
+    model = base_of(recipe).to(recipe.training.device)
     if recipe.task.adapter is not None:
         model = adapters.continue_adapter(model, recipe.task.adapter)
     return model.eval()

@@ -157,11 +157,7 @@ def _push(trainer: GRPOTrainer) -> None:
 
 def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompts) -> GRPOTrainer:
     """Load the model of a recipe, and make its trainer."""
-    model: Any = loading.load_base(
-        recipe.model,
-        gguf_file=recipe.task.gguf_file,
-        trust_remote_code=recipe.training.trust_remote_code,
-    )
+    model = base_of(recipe)
     lora = loading.lora_config(recipe.model)
     if recipe.task.adapter is not None:
         model = adapters.continue_adapter(model, recipe.task.adapter)
@@ -182,6 +178,15 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
     trainer.dataset_source = task.train.source
     trainer.prompt_form = prompts.form
     return trainer
+
+
+def base_of(recipe: Recipe) -> Any:
+    """Load the base of a recipe."""
+    return loading.load_base(
+        recipe.model,
+        gguf_file=recipe.task.gguf_file,
+        trust_remote_code=recipe.training.trust_remote_code,
+    )
 
 
 def prompts_of(recipe: Recipe, task: preflight.Task) -> preflight.Prompts:
@@ -213,11 +218,7 @@ def policy_of(recipe: Recipe) -> PeftModel:
             "use_peft is false, and here the policy is an adapter beside others. Leave it out."
         )
     adapters.guard_adapter_config(config)
-    model = loading.load_base(
-        recipe.model,
-        gguf_file=recipe.task.gguf_file,
-        trust_remote_code=recipe.training.trust_remote_code,
-    ).to(recipe.training.device)
+    model = base_of(recipe).to(recipe.training.device)
     # Without a trainer the first thing is to sample, and inference packs 4-bit weights.
     adapters.keep_trainable(model)
     # After loading, so that a fresh adapter does not depend on what loading drew.
