@@ -148,21 +148,23 @@ def _flips(flips: dict[str, list[int]], answers: Path) -> list[Text]:
         if line["row"] in wanted:
             kind = "wrong to right" if line["row"] in gained else "right to wrong"
             parts.append(Text(f"row {line['row']}, {kind}:", style="bold"))
-            parts.append(Text(f"  asked:   {_short(_last_said(line['prompt']))}"))
+            parts.append(Text(f"  asked:   {short(last_said(line['prompt']))}"))
             for side in ("base", "adapter"):
                 cut = " (cut off)" if line[side].get("greedy_cut") else ""
-                parts.append(Text(f"  {side + ':':9}{_short(line[side]['greedy'])}{cut}"))
+                parts.append(Text(f"  {side + ':':9}{short(line[side]['greedy'])}{cut}"))
     return parts
 
 
-def _last_said(prompt: Any) -> str:
+def last_said(prompt: Any) -> str:
+    """Return what a prompt ends with, which tells it from others."""
     if isinstance(prompt, str):
         return prompt
     content: Any = prompt[-1]["content"] if isinstance(prompt, Sequence) and prompt else ""
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """Return a text in one line, cut where it is too long to read among others."""
     one_line = " ⏎ ".join(part for part in text.strip().splitlines() if part.strip())
     if len(one_line) > _SHOWN_CHARACTERS:
         return one_line[:_SHOWN_CHARACTERS] + " …"

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data.completions import completion_text, message_text
+from ..data.completions import completion_text
 from ..durability.dead_run import ALL_ALIKE, MOSTLY_CUT, NOTHING_EARNED
 from ..errors import ConfigError
 from ..evaluation.answers import completed_batches, is_right, judged, judging, right_answers
 from ..evaluation.evaluation_progress import EvaluationProgress
+from ..evaluation.summary_text import last_said, short
 from ..models import adapters
 from ..rollout.sampling import GREEDY, Written
 from ..run_files import say
@@ -33,8 +34,8 @@ from .recipe import Recipe
 from .train import base_of, prompts_of
 from .trained import no_bars_in_a_file
 
-# Prompts whose best and worst answer is shown, and characters of an answer.
-_SHOWN, _CHARACTERS = 3, 300
+# Prompts whose best and worst answer is shown.
+_SHOWN = 3
 # From this share on most answers are cut off, and nearly all greedy ones are right.
 _MOST, _NEARLY_ALL = 0.5, 0.9
 
@@ -291,17 +292,12 @@ def _show_answers(console: Console, found: Baseline) -> None:
     )
     for place in places[:_SHOWN]:
         ranked = sorted(found.groups[place], key=_rank)
-        console.print(Text(f"\n{_short(_asked(found.rows[place]['prompt']))}"))
+        console.print(Text(f"\n{short(last_said(found.rows[place]['prompt']))}"))
         shown = [ranked[-1]] if ranked[-1].earned == ranked[0].earned else [ranked[-1], ranked[0]]
         for answer in shown:
             mark = "none" if answer.earned is None else f"{answer.earned:g}"
-            console.print(Text(f"  reward {mark}: {_short(answer.text)}"))
+            console.print(Text(f"  reward {mark}: {short(answer.text)}"))
     console.print()
-
-
-def _asked(prompt: Any) -> str:
-    """Return what a prompt ends with, which tells it from others."""
-    return prompt if isinstance(prompt, str) else message_text(prompt[-1])
 
 
 def _marks(group: Sequence[Answer]) -> set[float]:
@@ -311,9 +307,3 @@ def _marks(group: Sequence[Answer]) -> set[float]:
 
 def _rank(answer: Answer) -> float:
     return float("-inf") if answer.earned is None else answer.earned
-
-
-def _short(text: str) -> str:
-    """Return a text in one line, with an end in place of what is too long."""
-    line = text.strip().replace("\n", " ⏎ ")
-    return line if len(line) <= _CHARACTERS else f"{line[:_CHARACTERS]} …"
