@@ -51,7 +51,8 @@ def check_flags(flags: Sequence[str], own: Iterable[str] = ()) -> None:
     Raises:
         ConfigError: a name is not known; the message has the closest known one.
     """
-    known = setting_names()
+    # Most commands have none, and the names are read from the source of libraries.
+    known = setting_names() if flags else None
     if known is None:
         return
     for flag in flags:
