@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_on_error(options.stopped):
         # Before the command imports what it needs, which takes longer.
         check_flags(rest, _flags_of(commands, given))
+        if options.takes_settings or options.loads:
+            _say_what_is_loaded()
         options.command(options, rest)
+
+
+def _say_what_is_loaded() -> None:
+    """Say what a command is doing for its first seconds: libraries are slow to import."""
+    # The launcher sets RANK.
+    if os.environ.get("RANK", "0") == "0":
+        print("loading torch, transformers and trl ...", file=sys.stderr, flush=True)
 
 
 def _check_command(
@@ -74,7 +84,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     """Return the parser of the command, and those of its subcommands."""
     parser = argparse.ArgumentParser(prog="grpo-hf", description="GRPO on one frozen base model.")
     parser.add_argument("--version", action="version", version=f"grpo-hf {version('grpo-hf')}")
-    parser.set_defaults(takes_settings=False, stopped="stopped.")
+    parser.set_defaults(takes_settings=False, loads=False, stopped="stopped.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(

@@ -33,7 +33,7 @@ def add_start_commands(commands: Any) -> None:
     init.add_argument("--prompt", metavar="COLUMN", help="column of the prompt")
     init.add_argument("--gold", metavar="COLUMN", help="column of the right answer; - for none")
     init.add_argument("--reward", help="a reward that is there, instead of a new file")
-    init.set_defaults(command=_init)
+    init.set_defaults(command=_init, loads=True)
 
     settings = commands.add_parser(
         "settings", help="every setting by topic, or one", description=_settings.__doc__

@@ -26,7 +26,7 @@ def add_use_commands(commands: Any) -> None:
     chat.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (0)")
     chat.add_argument("--system", metavar="TEXT", help="system prompt, instead of the run's")
     chat.add_argument("--json", action="store_true", help="of piped prompts: a JSON object each")
-    chat.set_defaults(command=_chat)
+    chat.set_defaults(command=_chat, loads=True)
 
     export = commands.add_parser(
         "export", help="a run's merged weights, or a GGUF file", description=_export.__doc__
@@ -48,7 +48,7 @@ def add_use_commands(commands: Any) -> None:
     export.add_argument(
         "--converter", type=Path, metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py"
     )
-    export.set_defaults(command=_export)
+    export.set_defaults(command=_export, loads=True)
 
     push = commands.add_parser("push", help="push a run to the Hub", description=_push.__doc__)
     push.add_argument("run", type=Path, help="output folder of a run")

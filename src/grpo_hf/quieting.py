@@ -13,6 +13,10 @@ _KERNEL_LOGGER = "bitsandbytes.backends.cpu.ops"
 
 # Of TRL, with a row of the data.
 _NO_REWARD = "All reward functions returned None for the following kwargs"
+_NO_REWARD_IN_SHORT = (
+    "A completion has no reward: each reward returned None for it, or failed. It has advantage 0. "
+    "Said once in a run; rewards/*/judged counts them."
+)
 _REWARDS_LOGGER = "trl.trainer.grpo_trainer"
 
 
@@ -35,29 +39,31 @@ def drop_kernel_line() -> None:
 
 
 def say_none_once() -> None:
-    """Let TRL say once in the run that begins, and not at every step, that nothing was judged.
+    """Let TRL say once in the run that begins, and in one line, that nothing was judged.
 
-    It logs a whole row each time. Which reward failed on what is said by this library, once a run.
+    It logs a whole row at every step. Which reward failed on what is said by this library.
     """
     logger = logging.getLogger(_REWARDS_LOGGER)
     for each in list(logger.filters):
-        if isinstance(each, _Once):
+        if isinstance(each, _OnceInShort):
             logger.removeFilter(each)
-    logger.addFilter(_Once(_NO_REWARD))
+    logger.addFilter(_OnceInShort(_NO_REWARD, _NO_REWARD_IN_SHORT))
 
 
-class _Once(logging.Filter):
-    """Lets the first line with these words pass, and no further one."""
+class _OnceInShort(logging.Filter):
+    """Lets the first line with these words pass, in other words, and no further one."""
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, words: str, short: str) -> None:
         super().__init__()
         self._words = words
+        self._short = short
         self._was_said = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         if self._words not in str(record.msg):
             return True
         is_first, self._was_said = not self._was_said, True
+        record.msg, record.args = self._short, ()
         return is_first
 
 

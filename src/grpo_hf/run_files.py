@@ -25,11 +25,15 @@ RECIPE_FILE = "recipe.yaml"
 # Both answers to each prompt of the comparison at its end, and the folder of other evaluations.
 EVALUATION_FILE = "evaluation.jsonl"
 EVALUATIONS = "evaluations"
+# The name, among evaluations, of the prompts that a run kept from its training.
+HELD_OUT_SET = "held_out"
 # Answers to a few held-out prompts at each evaluation during the training.
 OVER_TIME_FILE = "answers_over_time.jsonl"
 # What the watch over its rewards has found.
 GAMING_FILE = "gaming.json"
 REPORT_FILE = "report.html"
+# Completions on which a reward failed, each with its traceback or reason.
+FAILURES_FILE = "failures.jsonl"
 # The file that a run holds a lock on, and nobody else's business.
 RUN_FILE = ".run"
 

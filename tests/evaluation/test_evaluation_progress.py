@@ -16,7 +16,7 @@ def test_a_long_batch_is_not_silent(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "held-out: 4 problems"
     assert len(said) > 2
-    assert set(said[1:]) == {"held-out, adapter, greedy: answered 2 of 4, 0 s"}
+    assert set(said[1:]) == {"held-out, adapter, greedy: 2 of 4 answered, 0 s"}
     time.sleep(0.15)
     assert capsys.readouterr().err == "", "no line comes after the end"
 

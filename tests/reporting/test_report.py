@@ -1,6 +1,7 @@
 """Tests of what a run shows when it has ended: its comparison, and where its files lie."""
 
 import io
+import json
 import os
 import shlex
 import sys
@@ -8,8 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from grpo_hf.config import GRPOConfig
 from grpo_hf.evaluation.statistics import compare
 from grpo_hf.reporting import report
+from grpo_hf.reporting.failed_rewards import LEFT_OUT
+from grpo_hf.reporting.model_card import write_model_card
+from grpo_hf.run_context import CardFacts
+from grpo_hf.run_report.page import write_report
 
 
 def test_the_report_shows_the_comparison_and_where_everything_lies():
@@ -82,3 +88,28 @@ def test_prompts_that_were_trained_on_are_named_below_the_table():
     found = compare([True] * 20 + [False] * 20, [True] * 40)
     report.show(found, "runs/demo", "gsm8k", shown, in_training=40)
     assert "40 of 40 held-out prompts are also in the training data." in shown.file.getvalue()
+
+
+def test_a_reward_that_failed_is_named_at_the_end_on_the_page_and_on_the_card(tmp_path: Path):
+    rows = [
+        {"step": 1, "reward": 0.2, "reward_std": 0.1, "rewards/tests/failed": 0.25}
+        | {"rewards/tests/failed/time_limit": 0.25, "rewards/form/failed": 0.0},
+        {"step": 2, "reward": 0.2, "reward_std": 0.1, "rewards/tests/failed": 0.5}
+        | {"rewards/tests/failed/exception": 0.5, "rewards/form/failed": 0.0},
+        {"step": 3, "reward": 0.4, "rewards/tests/failed": 0.0, "rewards/form/failed": None},
+        {"step": 3, "eval_reward": 0.4, "eval_rewards/tests/failed": 1.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = Console(file=io.StringIO(), width=120, highlight=False)
+    report.show(None, tmp_path, "tests", shown)
+    said = (
+        "The reward tests failed on 25.0% of the completions (time limit, exception), in 2 of 3 "
+        "logged steps."
+    )
+    assert f"note: {said} {LEFT_OUT} {tmp_path}/failures.jsonl" in shown.file.getvalue()
+    assert "form" not in shown.file.getvalue()
+    assert said in write_report([tmp_path], pictures=False).read_text()
+    args = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    facts = CardFacts("org/base", "data", [], None, has_adapter=False, steps=3)
+    write_model_card(tmp_path, facts, args, {})
+    assert f"- {said}\n" in (tmp_path / "README.md").read_text()

@@ -17,8 +17,8 @@ from rich.progress import (
 
 from .answers import own_places
 
-# How many answers are there says nothing of how many are right, and a bare "32/60" reads so.
-_KINDS = {"greedy": "greedy: answered", "samples": "samples: answered", "judging": "judged"}
+# What is counted, in words: a bare "32 of 60" reads as if so many were right.
+_ANSWERED, _JUDGED = "answered", "judged"
 # Seconds between two lines where there is no terminal.
 _BETWEEN_LINES = 10.0
 
@@ -37,7 +37,7 @@ class EvaluationProgress:
         self._name = name
         # What this process answers; the others answer as many.
         self._problems = len(own_places(problems))
-        self._pass = ""
+        self._pass, self._counted = "", _ANSWERED
         self._task: Any = None
         self._done = 0
         self._began = time.monotonic()
@@ -49,7 +49,7 @@ class EvaluationProgress:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed:.0f} of {task.fields[of]}"),
+                TextColumn("{task.completed:.0f} of {task.fields[of]} {task.fields[counted]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
@@ -72,12 +72,15 @@ class EvaluationProgress:
         """Take note of `count` more problems that one side has answered in one way."""
         if self._silent:
             return
-        name = f"{self._name}, {side}, {_KINDS.get(kind, kind)}"
+        name = f"{self._name}, {side}, {kind}"
         if name != self._pass:
             self._pass, self._done = name, 0
+            self._counted = _JUDGED if kind == "judging" else _ANSWERED
             if self._bar is not None:
                 # Without a total the bar moves: until the first batch is done nothing else does.
-                self._task = self._bar.add_task(name, total=None, of=self._problems)
+                self._task = self._bar.add_task(
+                    name, total=None, of=self._problems, counted=self._counted
+                )
         self._done += count
         if self._bar is not None and self._done:
             self._bar.update(self._task, completed=self._done, total=self._problems)
@@ -85,6 +88,6 @@ class EvaluationProgress:
     def _say_now_and_then(self) -> None:
         while not self._over.wait(_BETWEEN_LINES):
             seconds = round(time.monotonic() - self._began)
-            what = self._pass or f"{self._name}: answered"
-            line = f"{what} {self._done} of {self._problems}, {seconds} s"
+            what = self._pass or self._name
+            line = f"{what}: {self._done} of {self._problems} {self._counted}, {seconds} s"
             print(line, file=sys.stderr, flush=True)

@@ -147,7 +147,7 @@ def _flips(flips: dict[str, list[int]], answers: Path) -> list[Text]:
     for line in lines:
         if line["row"] in wanted:
             kind = "wrong to right" if line["row"] in gained else "right to wrong"
-            parts.append(Text(f"row {line['row']}, {kind}:", style="bold"))
+            parts.append(Text(f"prompt {line['row'] + 1}, {kind}:", style="bold"))
             parts.append(Text(f"  asked:   {short(last_said(line['prompt']))}"))
             for side in ("base", "adapter"):
                 cut = " (cut off)" if line[side].get("greedy_cut") else ""

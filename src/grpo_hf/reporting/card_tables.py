@@ -7,9 +7,11 @@ from typing import Any
 
 from ..data.overlap_text import overlap_text
 from ..evaluation.cut_answers import CutAnswers
-from ..run_files import EVALUATIONS
+from ..run_files import EVALUATIONS, HELD_OUT_SET
 
 Evaluation = dict[str, Any]
+# Where the summary of a side has the share of greedy answers that are right.
+_ACCURACY = ["accuracy"]
 
 
 def evaluations_of(folder: Path) -> list[Evaluation]:
@@ -26,23 +28,48 @@ def evaluations_of(folder: Path) -> list[Evaluation]:
     return found
 
 
-def evaluation_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
-    """Return the rows of the table of evaluations: each set of data with each measure."""
+def evaluation_rows(
+    evaluations: Sequence[Evaluation], results: dict[str, Any]
+) -> list[tuple[str, ...]]:
+    """Return the rows of the table of evaluations: each set of data with each measure.
+
+    Args:
+        results: of the comparison at the end of the run, whose table has its accuracy already.
+    """
     rows = []
     for summary in evaluations:
         for label, *path in _measures(summary):
-            cells = [str(summary["set"]), str(summary["problems"]), label]
+            if path == _ACCURACY and _repeats(summary, results):
+                continue
+            cells = [set_name(summary), str(summary["problems"]), label]
             for side, sign in (("base", ""), ("adapter", ""), ("difference", "+")):
                 cells.append(_with_interval(_at(summary.get(side), path), sign))
             rows.append(tuple(cells))
     return rows
 
 
+def set_name(summary: Evaluation) -> str:
+    """Return the name of an evaluation's data, as a reader of the card understands it."""
+    return "held-out prompts" if _is_held_out(summary) else str(summary["set"])
+
+
+def _is_held_out(summary: Evaluation) -> bool:
+    return bool(summary["set"] == HELD_OUT_SET)
+
+
+def _repeats(summary: Evaluation, results: dict[str, Any]) -> bool:
+    """Whether an evaluation has greedy answers to all prompts of the run's own comparison."""
+    if not results or not _is_held_out(summary):
+        return False
+    return bool(summary["problems"] >= results["adapter"]["total"])
+
+
 def evaluation_notes(evaluations: Sequence[Evaluation]) -> list[str]:
     """Return a sentence on each set whose problems were trained on."""
     notes = []
     for summary in evaluations:
-        what = f"prompts of {summary['set']}"
+        name = set_name(summary)
+        what = name if _is_held_out(summary) else f"prompts of {name}"
         notes.append(overlap_text(summary.get("in_training"), summary["problems"], what))
     return [note for note in notes if note is not None]
 
@@ -52,7 +79,7 @@ def _measures(summary: Evaluation) -> list[tuple[str, ...]]:
 
     Of pass@k the smallest and the largest k, of maj@k the largest.
     """
-    measures: list[tuple[str, ...]] = [("accuracy, greedy", "accuracy")]
+    measures: list[tuple[str, ...]] = [("accuracy, greedy", *_ACCURACY)]
     for name, which in (("pass_at", (0, -1)), ("maj_at", (-1,))):
         ks = sorted(summary["adapter"].get(name) or {}, key=int)
         for k in dict.fromkeys(ks[place] for place in which if ks):
@@ -95,7 +122,7 @@ def cut_lines(results: dict[str, Any], evaluations: Sequence[Evaluation]) -> lis
         sets.append(("Held-out prompts", results, results))
     for summary in evaluations:
         difference = (summary.get("difference") or {}).get("accuracy")
-        sets.append((str(summary["set"]), summary, difference))
+        sets.append((set_name(summary), summary, difference))
     for name, found, interval in sets:
         cut = CutAnswers.of(found.get("cut"))
         if cut is None or not cut.line:
@@ -116,22 +143,22 @@ def evaluation_results(
     """
     found = []
     results = card["results"]
-    if results:
+    held_out = f"{data}, held out"
+    if results and not any(_repeats(summary, results) for summary in evaluations):
         share = results["adapter"]
         base = results["base"]["right"] / results["base"]["total"]
-        name = f"{data}, held out"
         value = round(share["right"] / share["total"], 4)
         interval = [share["low"], share["high"]]
-        result = _result(name, data, "accuracy", value, interval, base)
+        result = _result(held_out, data, "accuracy", value, interval, base)
         found.append(_with_overlap(result, results))
     for summary in evaluations:
         for label, *path in _measures(summary):
             here, base = _at(summary["adapter"], path), _at(summary.get("base"), path)
             if here and here.get("value") is not None:
                 interval = [here["low"], here["high"]]
-                set_name = str(summary["set"])
                 of_base = base.get("value") if base else None
-                result = _result(set_name, set_name, label, here["value"], interval, of_base)
+                names = (held_out, data) if _is_held_out(summary) else (str(summary["set"]),) * 2
+                result = _result(*names, label, here["value"], interval, of_base)
                 found.append(_with_overlap(result, summary))
     return found
 

@@ -28,6 +28,7 @@ from .card_tables import (
     result_rows,
     table,
 )
+from .failed_rewards import failed_rewards
 from .nothing_learned import why_run_learned_nothing
 from .public_names import hub_base, hub_names, license_of, public_name, public_text
 
@@ -200,7 +201,7 @@ def _text(folder: Path, card: dict[str, Any]) -> str:
             "eval_reward": results.get("reward"),
             "results_rows": result_rows(results),
             "results_caption": _caption(results),
-            "evaluation_rows": evaluation_rows(evaluations),
+            "evaluation_rows": evaluation_rows(evaluations, results),
             "evaluation_notes": evaluation_notes(evaluations),
             "curves": sorted(f"report/{file.name}" for file in folder.glob("report/*.png")),
             "limits": cut_lines(results, evaluations) + _limits(folder, card),
@@ -233,6 +234,7 @@ def _limits(folder: Path, card: dict[str, Any]) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         # A run without findings, or one that was not watched.
         pass
+    limits.extend(failed_rewards(folder))
     nothing = why_run_learned_nothing(folder)
     if nothing:
         limits.append(nothing)

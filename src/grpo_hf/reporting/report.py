@@ -13,7 +13,15 @@ from rich.table import Table
 from ..data.overlap_text import overlap_text
 from ..evaluation.statistics import LEAST_PAIRS, Comparison
 from ..evaluation.telling import cannot_tell
-from ..run_files import EVALUATION_FILE, METRICS_FILE, RECIPE_FILE, REPORT_FILE, say
+from ..run_files import (
+    EVALUATION_FILE,
+    FAILURES_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    say,
+)
+from .failed_rewards import LEFT_OUT, failed_rewards
 from .nothing_learned import NOTHING_LEARNED_CURE, why_run_learned_nothing
 from .token_credit import CREDIT_FILE
 
@@ -82,6 +90,9 @@ def show(
         console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True, markup=False)
     if (Path(folder) / REPORT_FILE).is_file():
         console.print(f"report:  {folder}/{REPORT_FILE}", soft_wrap=True, markup=False)
+    for failed in failed_rewards(Path(folder)):
+        where = f"{Path(folder) / FAILURES_FILE} has the first of them."
+        console.print(f"note: {failed} {LEFT_OUT} {where}", soft_wrap=True, markup=False)
     if nothing:
         console.print(f"note: {nothing} {NOTHING_LEARNED_CURE}", soft_wrap=True, markup=False)
     for line in what_to_look_at(folder) if nothing else next_steps(folder):

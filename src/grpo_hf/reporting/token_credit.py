@@ -161,7 +161,8 @@ def credited_group(
             )
         )
     prompt = batch["prompt_ids"][first][batch["prompt_mask"][first].bool()].tolist()
-    return Group(step, tokenizer.decode(prompt), completions)
+    # The marks of a chat template say nothing that the card does not show once.
+    return Group(step, tokenizer.decode(prompt, skip_special_tokens=True), completions)
 
 
 def _among(steps: dict[str, list[list[float]]], kept: list[bool]) -> dict[str, list[list[float]]]:

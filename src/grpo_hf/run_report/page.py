@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import ConfigError, DataError, OutputExistsError
+from ..reporting.failed_rewards import LEFT_OUT, why_completions_were_left_out
 from ..reporting.nothing_learned import NOTHING_LEARNED_CURE, why_nothing_was_learned
 from ..reporting.spikes import spikes
 from ..reporting.trends import FEWEST_VALUES
@@ -184,11 +185,12 @@ def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
     best, worst = samples.extremes(run, prefix)
     findings = _findings(run.folder, prefix)
     nothing = why_nothing_was_learned(run.steps)
+    failed = [f"{each} {LEFT_OUT}" for each in why_completions_were_left_out(run.steps)]
     verdict = verdict_of(results, {found.name: found.text for found in findings or []})
     return RunView(
         record=run,
         prefix=prefix,
-        verdict=f"{nothing} {NOTHING_LEARNED_CURE}" if nothing else verdict,
+        verdict=" ".join([f"{nothing} {NOTHING_LEARNED_CURE}" if nothing else verdict, *failed]),
         nothing_learned=nothing,
         figures=facts.figures(run),
         results=[_result_view(run, result, prefix, is_alone=is_alone) for result in results],

@@ -276,7 +276,7 @@ def final_changes(run: RunRecord, prefix: str) -> list[Change]:
         rows.append(
             {
                 "prompt": row.get("prompt"),
-                "gold": None,
+                "gold": row.get("gold"),
                 "base": (base.get("answer"), base.get("right"), base.get("cut")),
                 "adapter": (adapter.get("answer"), adapter.get("right"), adapter.get("cut")),
             }

@@ -29,11 +29,11 @@ from ..rollout.conversations import ToolUse
 from ..rollout.sampling import sampling_of
 from ..rollout.vllm_answers import VllmAnswers, start_answers
 from ..rollout.vllm_engine import close_engines
-from ..run_files import EVALUATIONS, say, say_first
+from ..run_files import EVALUATIONS, HELD_OUT_SET, say, say_first
 from ..run_folders import check_folder
 from ..scoring.model_tools import Tool, call_tool, load_tools
 from ..trl_seam import name_or_path
-from .evaluation_sets import HELD_OUT, EvaluationSet, SetReader, check_names, trained_prompts
+from .evaluation_sets import EvaluationSet, SetReader, check_names, trained_prompts
 from .preflight import judges_of, rewards_of
 from .recipe import Recipe, read_recipe, relocated
 from .trained import TrainedModel, open_run, recipe_file
@@ -169,7 +169,7 @@ def _check(question: Question) -> None:
 
 
 def _asked(question: Question, recipe: Recipe) -> list[str]:
-    asked = list(question.data) or [HELD_OUT, *recipe.task.eval_data]
+    asked = list(question.data) or [HELD_OUT_SET, *recipe.task.eval_data]
     check_names(asked)
     return asked
 

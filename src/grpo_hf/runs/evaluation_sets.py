@@ -14,13 +14,12 @@ from ..data.overlap import which_are_in
 from ..data.prompts import PromptForm
 from ..data.readers import Split, read_split, split_file
 from ..errors import ConfigError, DataError, did_you_mean
-from ..run_files import read_lines, write_or_say
+from ..run_files import HELD_OUT_SET, read_lines, write_or_say
 from ..scoring.registry import load_reward
 from ..scoring.reward import Reward
 from .recipe import Recipe
 from .run_data import dataset_of, form_of_prompts
 
-HELD_OUT = "held_out"
 HELD_OUT_FILE = "held_out.jsonl"
 # Digests of the prompts that a run trains on, a line each.
 TRAINED_FILE = "trained_prompts.txt"
@@ -94,10 +93,10 @@ def check_names(asked: Sequence[str]) -> None:
     for each in asked:
         name, path = name_and_path(each)
         names.append(name)
-        if each == HELD_OUT or (name in KNOWN_SETS and path is None):
+        if each == HELD_OUT_SET or (name in KNOWN_SETS and path is None):
             continue
         if path is None or not path.exists():
-            known = [*KNOWN_SETS, HELD_OUT]
+            known = [*KNOWN_SETS, HELD_OUT_SET]
             raise DataError(
                 f"--data {each}: no such file or folder, and no known set."
                 f"{did_you_mean(name, known)} Known sets: {', '.join(known)}. Data of your own is "
@@ -150,7 +149,7 @@ class SetReader:
             HubUnreachable: it is on the Hub, and the Hub does not answer.
         """
         name, path = name_and_path(asked)
-        if asked == HELD_OUT:
+        if asked == HELD_OUT_SET:
             return self._kept_rows()
         if name in KNOWN_SETS:
             return self._known(KNOWN_SETS[name], path)
@@ -170,7 +169,7 @@ class SetReader:
         """Return the set of held-out rows, which have their prompts."""
         task = self._recipe.task
         form = PromptForm(True, system_prompt=task.system_prompt, instruction=task.instruction)
-        return self._set(HELD_OUT, Split(found, [], source), found, self._rewards, form)
+        return self._set(HELD_OUT_SET, Split(found, [], source), found, self._rewards, form)
 
     def _known(self, known: KnownSet, path: Path | None) -> EvaluationSet:
         split = read_known_set(known, path)

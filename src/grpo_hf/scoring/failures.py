@@ -17,6 +17,7 @@ from torch import Tensor
 from ..config import option
 from ..errors import RewardFailuresError
 from ..run_context import RunContext
+from ..run_files import FAILURES_FILE
 from .outcomes import REASONS, Outcome
 from .scored_reward import ScoredReward
 from .scorer import Scores
@@ -24,7 +25,6 @@ from .scorer import Scores
 # A logger of every process: each of them sees failures of its own.
 logger = logging.getLogger(__name__)
 
-FAILURES_FILE = "failures.jsonl"
 # Failures of a reward that are written down in a step; a broken reward fails on all completions.
 _WRITTEN = 16
 
