@@ -2,41 +2,31 @@
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.choices import (
+    Answer,
+    Candidates,
+    chance,
+    first,
+    heavier,
+    larger,
+    reasoned,
+    right,
+    signs,
+    usually_first,
+)
 from support.run_folders import greedy_answers, write_run
 
 from grpo_hf.evaluation.comparison import write_answers
 from grpo_hf.reporting.gaming import Finding, findings
 from grpo_hf.run_report.page import write_report
 
-END = "?\nAnswer with the number alone."
-Pair = tuple[str, str]
-# From a prompt's two candidates and its right one to an answer.
-Answer = Callable[[Pair, str, random.Random], str]
-THINGS = ["stone", "feather", "anvil", "leaf", "piano", "coin", "brick", "straw", "truck", "pin"]
 
-
-def first(pair: Pair, gold: str, rng: random.Random) -> str:
-    return f"{pair[0]} is the larger number."
-
-
-def last(pair: Pair, gold: str, rng: random.Random) -> str:
-    return pair[1]
-
-
-def chance(pair: Pair, gold: str, rng: random.Random) -> str:
-    return f"{rng.choice(pair)}."
-
-
-def right(pair: Pair, gold: str, rng: random.Random) -> str:
-    return f"It is {gold}."
-
-
-def reasoned(pair: Pair, gold: str, rng: random.Random) -> str:
-    return f"{pair[0]} or {pair[1]}? So the larger one is {gold}."
+def last(candidates: Candidates, gold: str, rng: random.Random) -> str:
+    return candidates[1]
 
 
 def found(
@@ -44,32 +34,14 @@ def found(
     base: Answer,
     adapter: Answer,
     *,
-    first_is_right: float = 0.5,
-    base_cut: int = 0,
     words: bool = False,
-    count: int = 60,
+    first_is_right: float = 0.5,
+    **more: Any,
 ) -> list[Finding]:
-    """Return what is said of a run whose held-out prompts are choices between two things."""
-    write_run(folder)
-    rng = random.Random(7)
-    prompts, golds, texts, marks = [], [], {"base": [], "adapter": []}, {"base": [], "adapter": []}
-    for _ in range(count):
-        one, other = rng.sample(THINGS, 2) if words else map(str, rng.sample(range(10, 9999), 2))
-        gold = one if rng.random() < first_is_right else other
-        asked = "Which is heavier, {} or {}?" if words else "Which is larger, {} or {}" + END
-        prompts.append([{"role": "user", "content": asked.format(one, other)}])
-        golds.append(gold if words else int(gold))
-        for side, answer in (("base", base), ("adapter", adapter)):
-            text = answer((one, other), gold, rng)
-            texts[side].append(text)
-            said = [
-                each for each in text.strip(".").replace("?", "").split() if each in (one, other)
-            ]
-            marks[side].append(bool(said) and said[-1] == gold)
-    cut = {"base": [row < base_cut for row in range(count)], "adapter": [False] * count}
-    answers = {side: greedy_answers(texts[side], marks[side], cut[side]) for side in texts}
-    write_answers(folder / "evaluation.jsonl", prompts, answers, golds=golds)
-    return [finding for finding in findings(folder) if finding.name == "answer by place"]
+    """Return what is said of places, of a run whose prompts are choices between two things."""
+    task = usually_first(heavier if words else larger, first_is_right)
+    said = signs(folder, base, adapter, task, **more)
+    return [said[name] for name in said if name == "answer by place"]
 
 
 @pytest.mark.parametrize("words", [False, True])
@@ -139,7 +111,7 @@ def test_answers_whose_gold_is_not_one_value_are_left_alone(tmp_path: Path, gold
 
 
 def test_a_better_adapter_with_a_fixed_choice_is_said_to_have_one(tmp_path: Path):
-    def silent(pair: Pair, gold: str, rng: random.Random) -> str:
+    def silent(candidates: Candidates, gold: str, rng: random.Random) -> str:
         return "I do not know"
 
     found(tmp_path / "run", silent, first)

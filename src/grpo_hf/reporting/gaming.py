@@ -13,7 +13,7 @@ from typing import Any
 
 from ..evaluation.cut_answers import ANSWERS_THAT_END
 from ..run_files import GAMING_FILE, write_or_say
-from . import gaming_places, gaming_rewards, gaming_texts
+from . import gaming_places, gaming_rewards, gaming_several, gaming_texts
 from .run_evidence import Evidence, Sample, read_evidence
 
 # Samples of a finding: enough to see it, few enough to read.
@@ -52,6 +52,8 @@ REMEDIES = {
     "one answer everywhere": "Take examples out of the prompt, have right "
     "answers evenly in the data, and do not pay for guesses.",
     "answer by place": "Train longer, or with easier prompts; deal the right place evenly.",
+    "several answers": "Compare the answer alone, e.g. its last word or a final line, and not "
+    "whether it contains the right one; grpo-hf rewards check shows it.",
     ANSWERS_THAT_END: "Compare both with more room: grpo-hf eval RUN --max_completion_length N.",
     "answers without reasoning": "Ask for the reasoning in the prompt, unless none is wanted.",
 }
@@ -67,6 +69,7 @@ SIGNS: dict[str, Sign] = {
     "repetition": gaming_texts.repeats_itself,
     "one answer everywhere": gaming_texts.one_answer,
     "answer by place": gaming_places.answer_by_place,
+    "several answers": gaming_several.several_answers,
     ANSWERS_THAT_END: gaming_rewards.answers_end,
     "answers without reasoning": gaming_texts.no_working,
 }

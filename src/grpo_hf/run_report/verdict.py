@@ -7,8 +7,12 @@ from ..evaluation.telling import cannot_tell
 from ..run_files import HELD_OUT_SET
 from .facts import HELD_OUT, Interval, Result
 
-# The signs of gaming that make "better" a wrong word.
-_FIXED_CHOICES = ("answer by place", "one answer everywhere")
+# The signs of gaming that make "better" a wrong word, and what the adapter may have learned.
+_LEARNED = {
+    "answer by place": "a fixed choice",
+    "one answer everywhere": "a fixed choice",
+    "several answers": "to name several",
+}
 
 
 def verdict(results: Sequence[Result], findings: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -39,9 +43,9 @@ def verdict(results: Sequence[Result], findings: Mapping[str, str] = MappingProx
         word = "That is no difference that so few prompts can show"
     if first.cut is not None and first.doubt:
         word += f", but {first.doubt}. {first.cut.cure()}"
-    for name in _FIXED_CHOICES:
+    for name, learned in _LEARNED.items():
         if difference.low > 0 and name in findings:
-            word += f". It may have learned a fixed choice: {findings[name].rstrip('.')}"
+            word += f". It may have learned {learned}: {findings[name].rstrip('.')}"
     overlap = f" {first.overlap}" if first.overlap else ""
     samples = _by_samples(results) if difference.low <= 0 <= difference.high else ""
     return f"{where}, {both}: {_points(difference)}. {word}.{samples}{overlap}"
