@@ -1,4 +1,4 @@
-"""A model as it is measured: without dropout, its adapter at work, in float32."""
+"""A model as it is measured: without dropout, its adapter at work, in float32, untold."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +43,20 @@ def zeros_filled(model: nn.Module) -> Iterator[None]:
     finally:
         for weight, before in zeros:
             weight.copy_(before)
+
+
+@contextmanager
+def unreported(args: Any) -> Iterator[None]:
+    """Let TRL report nothing for a block.
+
+    It reports how long each call took, to trackio even before the training, where trackio raises.
+    """
+    report_to = args.report_to
+    args.report_to = []
+    try:
+        yield
+    finally:
+        args.report_to = report_to
 
 
 def _is_whole(weight: nn.Parameter) -> bool:

@@ -17,6 +17,7 @@ from ..run_context import PolicyState
 from .adapters import flags_kept
 from .digests import digest_of
 from .kept_weights import kept_weights, role_weights
+from .measuring import unreported
 from .precision import computes_in_half
 from .random_state import own_random_numbers
 from .reference import as_reference, keep_base_copies
@@ -66,7 +67,8 @@ def guard_reference(policy: PolicyState, args: Any) -> AbstractContextManager[No
         return nullcontext()
     if not isinstance(policy.model, PeftModel):
         if policy.fresh and policy.reference_model is not None:
-            check_kl_at_start(policy)
+            with unreported(args):
+                check_kl_at_start(policy)
         return nullcontext()
     # What a user has unfrozen since the trainer was made.
     keep_base_copies(policy.model, sharded=False)
@@ -75,7 +77,8 @@ def guard_reference(policy: PolicyState, args: Any) -> AbstractContextManager[No
     held_to_base = option(args, "reference") == "base" and policy.continues_adapter
     starts_elsewhere = held_to_base or policy.model.active_peft_config.is_prompt_learning
     if policy.fresh and policy.has_kl_term and not starts_elsewhere:
-        check_kl_at_start(policy)
+        with unreported(args):
+            check_kl_at_start(policy)
     # A critic learns. A copy `ref` is reset, or comes with the checkpoint that a run resumes.
     resets = option(args, "reference_reset_every") is not None
     moving = ["critic"] if policy.fresh and not resets else ["critic", "ref"]

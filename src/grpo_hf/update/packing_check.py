@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from ..config import option
 from ..errors import NotPackableError, SeamMovedError
 from ..models.adapters import causal_model
-from ..models.measuring import in_float32, without_dropout, zeros_filled
+from ..models.measuring import in_float32, unreported, without_dropout, zeros_filled
 from ..models.precision import computes_in_half
 from ..process_log import get_logger
 from ..run_context import RunTraits
@@ -145,7 +145,7 @@ def decide_packing(
             )
         refuse_by_looking(policy, embedding_noise=args.neftune_noise_alpha is not None)
         # As training will compute.
-        with accelerator.autocast():
+        with accelerator.autocast(), unreported(args):
             for model in models:
                 base = causal_model(accelerator.unwrap_model(model))
                 half = computes_in_half(base, autocast=args.bf16 or args.fp16)
