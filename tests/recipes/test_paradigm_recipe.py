@@ -1,11 +1,16 @@
 """Test recipes/paradigm.py: all methods with a small budget, and a second run without work."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.programs import load_recipe
+from support.programs import RECIPES, load_recipe
+
+from unified_paradigm.intervals import half_width, interval
+from unified_paradigm.learning_curve import accuracy_at, gain_at_equal_time
 
 METHODS = ("sft", "rft", "dpo", "online_rft", "ppo", "grpo", "grpo_process", "grpo_gain")
 BUDGET = 600
@@ -110,25 +115,32 @@ def test_every_method_spends_the_budget_and_is_run_once(
     assert "holds results of other settings" in capsys.readouterr().err
 
 
-def test_intervals_over_seeds(recipe: ModuleType) -> None:
+def test_it_finds_its_parts_as_a_program(tmp_path: Path) -> None:
+    """A wrong flag ends the program after its imports."""
+    command = [sys.executable, str(RECIPES / "paradigm.py"), "--method", "reinforce"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and "invalid choice: 'reinforce'" in ended.stderr
+
+
+def test_intervals_over_seeds() -> None:
     """With two degrees of freedom, Student's t gives ± 4.303 · s / √3."""
-    assert recipe.half_width([0.1, 0.2, 0.3]) == pytest.approx(4.303 * 0.1 / 3**0.5)
-    assert recipe.half_width([0.5]) == 0.0
-    assert recipe.interval([0.25, 0.25]) == "0.250 ± 0.000"
+    assert half_width([0.1, 0.2, 0.3]) == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert half_width([0.5]) == 0.0
+    assert interval([0.25, 0.25]) == "0.250 ± 0.000"
 
 
-def test_methods_are_compared_when_the_faster_one_is_done(recipe: ModuleType) -> None:
+def test_methods_are_compared_when_the_faster_one_is_done() -> None:
     fast = [{"seconds": 0.0, "accuracy": 0.2}, {"seconds": 10.0, "accuracy": 0.5}]
     slow = [{"seconds": 0.0, "accuracy": 0.2}, {"seconds": 40.0, "accuracy": 0.6}]
-    assert recipe.at_equal_time(slow, fast) == pytest.approx(0.3 - 0.5)
-    assert recipe.at_equal_time(fast, slow) == pytest.approx(0.5 - 0.3)
+    assert gain_at_equal_time(slow, fast) == pytest.approx(0.3 - 0.5)
+    assert gain_at_equal_time(fast, slow) == pytest.approx(0.5 - 0.3)
 
 
-def test_curves_are_read_between_their_points(recipe: ModuleType) -> None:
+def test_curves_are_read_between_their_points() -> None:
     curve = [
         {"share": 0.0, "accuracy": 0.2},
         {"share": 0.5, "accuracy": 0.6},
         {"share": 1.0, "accuracy": 0.7},
     ]
     for share, accuracy in ((0.0, 0.2), (0.25, 0.4), (0.75, 0.65)):
-        assert recipe.at(curve, share) == pytest.approx(accuracy)
+        assert accuracy_at(curve, share) == pytest.approx(accuracy)
