@@ -42,13 +42,18 @@ class Start:
         if base == EMBEDDED_MODEL:
             base = cold_started(recipe)
         recipe.model.model_name_or_path = base
+        options = recipe.training.chat_template_kwargs
+        prompts = check_model(recipe, task)
+        # Where prompts begin an answer, the check adds an option that the methods' own settings,
+        # read from the flags, do not have; SFT and DPO could not use it either.
+        recipe.training.chat_template_kwargs = options
         # The checkpoint has had its cold start, so the methods must not ask for another one.
         base_flags = ("--model_name_or_path", base, "--cold_start_steps", "0")
         return cls(
             folder,
             (*flags, *base_flags),
             recipe.training,
-            check_model(recipe, task),
+            prompts,
             task.rewards[0],
             settings,
         )
@@ -70,17 +75,12 @@ class Start:
 
     def accuracy(self, model: Any) -> float:
         """Return the share of held-out prompts that the model's greedy completions solve."""
-        from grpo_hf.evaluation.answers import greedy_completions
+        from grpo_hf.evaluation.answers import greedy_texts
 
         rows = self.prompts.held_out.to_list()
-        answers = greedy_completions(
-            model,
-            self.prompts.tokenizer,
-            prompts_of(rows),
-            max_new_tokens=self.training.max_completion_length,
-            batch_size=len(rows),
+        texts = greedy_texts(
+            model, self.prompts.tokenizer, prompts_of(rows), self.training, batch_size=len(rows)
         )
-        texts = [answer.completion for answer in answers]
         return mean(self.right(rows, texts))
 
     def sample(
@@ -99,6 +99,7 @@ class Start:
             seed=seed,
             max_new_tokens=self.training.max_completion_length,
             batch_size=PROMPTS,
+            template_options=self.training.chat_template_kwargs,
         )
         # The reward takes one row per completion.
         row_of_text = []

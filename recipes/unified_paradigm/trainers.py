@@ -65,6 +65,10 @@ def offline_trainer(start: Start, name: str) -> tuple[Any, int]:
             "Give more --cold_start_steps or --budget."
         )
     recipe = start.recipe(name)
+    options = recipe.training.chat_template_kwargs
+    if options:
+        # SFT and DPO have no such setting; they read the options from each row.
+        rows = [{**row, "chat_template_kwargs": options} for row in rows]
     trainer_class = DPOTrainer if name == "dpo" else SFTTrainer
     config_class = DPOConfig if name == "dpo" else SFTConfig
     trainer = trainer_class(
