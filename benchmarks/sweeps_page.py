@@ -82,6 +82,7 @@ def draw(record: Row, output: Path) -> None:
     # This backend writes files and needs no display.
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
     values = record["values"]
@@ -94,6 +95,10 @@ def draw(record: Row, output: Path) -> None:
                 axes[1].plot(place, max(end, _LEAST_KL), "o", color="#D55E00", markersize=4)
     axes[1].set_title("KL to the base at the end", fontsize=9)
     axes[1].set_yscale("log")
+    low, high = axes[1].get_ylim()
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    # Within a power of ten the values between are all that there is to read.
+    axes[1].yaxis.set_minor_formatter("{x:.2g}" if high < 10 * low else NullFormatter())
     for axis in axes:
         axis.set_xticks(places, [str(found["value"]) for found in values], fontsize=8)
         axis.set_xlabel(record["setting"], fontsize=8)
