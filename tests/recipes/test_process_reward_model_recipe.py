@@ -11,6 +11,9 @@ import pytest
 from peft import AutoPeftModelForSequenceClassification
 from support.programs import load_recipe
 
+from first_mistakes.lessons import lesson
+from first_mistakes.measures import first_mistake, judge
+from first_mistakes.traces import Trace, read, split
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.errors import DataError
 
@@ -39,15 +42,15 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_steps_after_the_mistake_have_no_label(recipe: ModuleType) -> None:
-    assert recipe.Trace("t", "p", ("a", "b", "c", "d"), 2).labels == [1, 1, 0]
-    assert recipe.Trace("t", "p", ("a", "b"), None).labels == [1, 1]
+def test_steps_after_the_mistake_have_no_label() -> None:
+    assert Trace("t", "p", ("a", "b", "c", "d"), 2).labels == [1, 1, 0]
+    assert Trace("t", "p", ("a", "b"), None).labels == [1, 1]
 
 
-def test_a_lesson_ends_with_its_last_labelled_step(recipe: ModuleType) -> None:
+def test_a_lesson_ends_with_its_last_labelled_step() -> None:
     tokenizer = tiny_tokenizer()
-    trace = recipe.Trace("t", "6 * 7?", ("first", "second one", "third", "fourth"), 2)
-    prompt, completion, ends, labels = recipe.lesson(tokenizer, trace, 1000)
+    trace = Trace("t", "6 * 7?", ("first", "second one", "third", "fourth"), 2)
+    prompt, completion, ends, labels = lesson(tokenizer, trace, 1000)
     text = tokenizer.decode(prompt + completion)
     assert text == "<|user|>6 * 7?<|assistant|>first\nsecond one\nthird\n"
     assert [tokenizer.decode(completion[: end + 1]) for end in ends] == [
@@ -57,35 +60,35 @@ def test_a_lesson_ends_with_its_last_labelled_step(recipe: ModuleType) -> None:
     ]
     assert labels == [1, 1, 0]
     whole = len(prompt) + len(completion)
-    assert recipe.lesson(tokenizer, trace, whole) == (prompt, completion, ends, labels)
+    assert lesson(tokenizer, trace, whole) == (prompt, completion, ends, labels)
     without_last_step = (prompt, completion[: ends[1] + 1], ends[:2], [1, 1])
-    assert recipe.lesson(tokenizer, trace, whole - 1) == without_last_step
+    assert lesson(tokenizer, trace, whole - 1) == without_last_step
     # The prompt leaves no room for a step.
-    assert recipe.lesson(tokenizer, trace, len(prompt))[1:] == ([], [], [])
+    assert lesson(tokenizer, trace, len(prompt))[1:] == ([], [], [])
 
 
 @pytest.mark.parametrize(
     "scores", [*itertools.permutations([-3.0, -0.2, 0.0, 1.0]), (4.0, 9.0, 5.0), (-90.0, -95.0)]
 )
 def test_the_first_mistake_is_the_likeliest_one(
-    recipe: ModuleType, scores: tuple[float, ...]
+    scores: tuple[float, ...],
 ) -> None:
     # Brute force, with the formula as it is written.
     probabilities = [1 / (1 + math.exp(-score)) for score in scores]
     likelihoods = [(1 - p) * math.prod(probabilities[:k]) for k, p in enumerate(probabilities)]
-    assert recipe.first_mistake(scores) == max(range(len(scores)), key=likelihoods.__getitem__)
+    assert first_mistake(scores) == max(range(len(scores)), key=likelihoods.__getitem__)
 
 
-def test_what_is_reported(recipe: ModuleType) -> None:
+def test_what_is_reported() -> None:
     steps = ("a", "b", "c", "d")
     train = []
     for place in (1, 1, 3, None):
-        train.append(recipe.Trace("t", "p", steps, place))
+        train.append(Trace("t", "p", steps, place))
     held_out = []
     for size, place in ((4, 1), (2, 1), (4, 3), (4, None)):
-        held_out.append(recipe.Trace("t", "p", steps[:size], place))
+        held_out.append(Trace("t", "p", steps[:size], place))
     scores = [[5.0, -5.0, 0.0, 0.0], [-5.0, 5.0], [5.0, 5.0, 6.0, -5.0], [2.0, 5.0, 2.0, -5.0]]
-    results = recipe.judge(train, held_out, scores)
+    results = judge(train, held_out, scores)
     assert results["t"] == results["all"]
     result = results["t"]
     assert (result["right"], result["total"]) == (2, 3)
@@ -98,9 +101,9 @@ def test_what_is_reported(recipe: ModuleType) -> None:
 
 def test_tasks_share_no_trace_between_training_and_held_out(recipe: ModuleType, data: Path) -> None:
     settings = recipe.flags().parse_args(["--dataset_path", str(data), *FLAGS])
-    train, held_out = recipe.split(recipe.read(data), settings)
+    train, held_out = split(read(data), settings)
     assert (len(train), len(held_out)) == (48, 16) and not {*train} & {*held_out}
-    assert recipe.split(recipe.read(data), settings) == (train, held_out)
+    assert split(read(data), settings) == (train, held_out)
 
 
 def test_a_run_learns_to_find_mistakes(
@@ -131,9 +134,9 @@ def test_a_run_learns_to_find_mistakes(
 @pytest.mark.parametrize(
     "row", ['{"input": "x"}', "{", '{"input": "x", "steps": ["a"], "mistake_index": 1}']
 )
-def test_rows_of_another_form_are_named(recipe: ModuleType, tmp_path: Path, row: str) -> None:
+def test_rows_of_another_form_are_named(tmp_path: Path, row: str) -> None:
     (tmp_path / "task.jsonl").write_text(row)
     with pytest.raises(DataError, match=r"task\.jsonl:1: .*expected"):
-        recipe.read(tmp_path)
+        read(tmp_path)
     with pytest.raises(DataError, match=r"holds no \*\.jsonl"):
-        recipe.read(tmp_path / "nowhere")
+        read(tmp_path / "nowhere")
