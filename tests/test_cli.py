@@ -85,6 +85,12 @@ class TestArguments:
         text = refused("train", tmp_path / "mine.yaml", "--num_generations", "1")
         assert text.splitlines()[-1].startswith("error: num_generations is 1;")
 
+    def test_a_file_of_rewards_is_no_recipe(self, refused, tmp_path):
+        (tmp_path / "mine.py").write_text("def mine(completions, **_):\n    return [1.0]\n")
+        said = refused("rewards", "check", tmp_path / "mine.py")
+        assert "is a Python file; expected a recipe" in said
+        assert f"grpo-hf rewards test {tmp_path}/mine.py:FUNCTION" in said
+
     def test_what_a_run_advises_at_its_end_is_a_command(self, cli):
         commands = [line.split() for line in next_steps("runs/mine") if "grpo-hf" in line]
         assert len(commands) == 5

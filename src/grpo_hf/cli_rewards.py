@@ -63,7 +63,11 @@ def add_rewards_commands(commands: Any) -> None:
         help="jsonl file: rows with `completion` and the columns it needs",
     )
     test.add_argument(
-        "--column", action="append", default=[], metavar="NAME=VALUE", help="a column, as answer=42"
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a column, read as JSON: answer=42 is a number, answer='\"42\"' a text",
     )
     test.set_defaults(command=_rewards_test)
     # Known to who explains a wrong name.
@@ -137,6 +141,12 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(
             f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another."
         )
+    if options.recipe.suffix == ".py":
+        raise ConfigError(
+            f"{options.recipe} is a Python file; expected a recipe. Its rewards are tried on a "
+            f"recipe's rows with `grpo-hf rewards check RECIPE --rewards {options.recipe}:FUNCTION`"
+            f", and on texts with `grpo-hf rewards test {options.recipe}:FUNCTION`."
+        )
     # Before the imports, which take longer.
     failed = check_recipe(recipe_at(options.recipe), rest, options.rows)
     if failed:
@@ -154,6 +164,7 @@ def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_RO
     """
     # Before the imports, which take longer.
     check_keys(file)
+    from rich.markup import escape
     from rich.table import Table
 
     from .runs.preflight import sample_rows
@@ -164,12 +175,14 @@ def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_RO
     rewards, rows, notes = sample_rows(recipe, count)
     findings = examine(rewards, rows, timeout=recipe.training.reward_timeout)
     table = Table(title=f"mean reward on {len(rows)} rows, by what the completion is")
-    table.add_column("reward")
-    for title in (*findings[0].pays, "range", "ms each", "the same twice"):
-        table.add_column(title, justify="right")
+    # Kinds below each other: beside each other they are too wide for a terminal.
+    table.add_column("completion")
     for finding in findings:
-        table.add_row(*_finding_cells(finding))
+        table.add_column(escape(finding.reward.name), justify="right")
         notes.extend(finding.notes())
+    facts = [_facts(finding) for finding in findings]
+    for name in facts[0]:
+        table.add_row(name, *(of_reward[name] for of_reward in facts))
     console = _console()
     console.print(table)
     for note in notes:
@@ -178,18 +191,14 @@ def check_recipe(file: Path, flags: Sequence[str] = (), count: int = _CHECKED_RO
     return [finding.reward.name for finding in findings if finding.failures]
 
 
-def _finding_cells(finding: "Finding") -> list[str]:
-    """Return the cells of a reward's row in the table of `rewards check`."""
-    cells = [finding.reward.name]
-    for mean in finding.pays.values():
-        cells.append("-" if mean is None else f"{mean:.2f}")
-    if finding.lowest is None:
-        cells.append("-")
-    else:
-        cells.append(f"{finding.lowest:.2f} to {finding.highest:.2f}")
-    cells.append(f"{finding.milliseconds:.2f}")
-    cells.append("yes" if finding.deterministic else "[red]no[/]")
-    return cells
+def _facts(finding: "Finding") -> dict[str, str]:
+    """Return what the table of `rewards check` says of a reward, by the name of the row."""
+    facts = {kind: "-" if mean is None else f"{mean:.2f}" for kind, mean in finding.pays.items()}
+    known = finding.lowest is not None
+    facts["range"] = f"{finding.lowest:.2f} to {finding.highest:.2f}" if known else "-"
+    facts["ms for each"] = f"{finding.milliseconds:.2f}"
+    facts["the same twice"] = "yes" if finding.deterministic else "[red]no[/]"
+    return facts
 
 
 def _console() -> "Console":

@@ -160,7 +160,11 @@ def _ask(question: str, flag: str, default: str | None = None) -> str:
 
     answer: str | None = None
     while not answer:
-        answer = Prompt.ask(question, default=default)
+        try:
+            answer = Prompt.ask(question, default=default)
+        except EOFError:
+            # Ctrl-D; nothing is written before the last question.
+            raise KeyboardInterrupt from None
     return answer
 
 

@@ -56,7 +56,7 @@ class TestPage:
         # 7 of 8 against 4 of 8.
         assert "On 8 held-out prompts, 50.0% of the base's answers are right and 87.5%" in page.text
         assert "+37.5 points" in page.text and "svamp" in page.text
-        assert "+20.0% (+15.0 to +25.0)" in page.text and "– sums" in page.text
+        assert "+20.0 points (+15.0 to +25.0)" in page.text and "– sums" in page.text
         for kind, count in (("Right only with the adapter", 3), ("Wrong with both", 1)):
             assert re.search(rf"{kind}\s+{count}\b", page.text)
 

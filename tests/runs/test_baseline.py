@@ -177,6 +177,8 @@ def group(*earned: float | None, right: bool = False, cut: bool = False) -> list
         ([group(1, 1, right=True)], "Every answer is right"),
         ([group(None, None)], "No reward could judge any answer"),
         ([group(0, 1, cut=True)], "Most answers were cut off"),
+        # A quarter is few, and a third is not.
+        ([group(0, 1), *[group(0, 0)] * 3], "These are few: most of a step is for nothing"),
         # What could not be judged is left out of its group.
         ([group(None, 1, 1)], "All answers to a prompt earned the same"),
     ],
@@ -192,3 +194,19 @@ def test_a_base_that_is_right_already_is_named() -> None:
     room = "has little room"
     assert room in verdict(Baseline(rows, groups, [True] * 8))
     assert room not in verdict(Baseline(rows, groups, [True] * 7 + [None]))
+
+
+def test_a_few_prompts_that_teach_are_said_to_be_few() -> None:
+    rows: list[Any] = [{"prompt": "?"}] * 3
+    said = verdict(Baseline(rows, [group(0, 1), group(0, 0), group(0, 0)], [False] * 3))
+    assert "These are few" not in said
+
+
+def test_answers_that_are_right_greedily_alone_want_a_lower_temperature() -> None:
+    rows: list[Any] = [{"prompt": "?"}] * 8
+    wrong, right = group(0, 0), group(1, 0, right=True)
+    cooler = "more sampled answers are right at a lower --temperature"
+    said = verdict(Baseline(rows, [right] + [wrong] * 7, [True] * 4 + [False] * 4))
+    assert f"(50% and 12%), so {cooler}" in said
+    as_many = Baseline(rows, [right] * 4 + [wrong] * 4, [True] * 4 + [False] * 4)
+    assert cooler not in verdict(as_many)

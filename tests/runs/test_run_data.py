@@ -184,7 +184,7 @@ class TestHeldOut:
     def test_at_most_a_fifth_where_nobody_says_how_many(self, recipe, count, held_out):
         *counts, note = self.rows_of(recipe, count)
         assert counts == [held_out, count - held_out]
-        assert f"{held_out} of its {count} rows are held out" in note
+        assert f"{held_out} of the {count} rows of" in note and "are held out, as it has" in note
         assert ("a fifth" in note) == (held_out < 200)
 
     def test_as_many_as_the_user_says(self, recipe):
@@ -211,7 +211,7 @@ class TestHeldOut:
         made.given.pop("eval_rows")
         made.task.eval_rows = 200
         task = preflight.check_task(made)
-        assert "4 of its 21 usable rows are held out" in task.notes[0]
+        assert "4 of the 21 usable rows of" in task.notes[0]
         notes = checked(made).notes
         _, _, of_check = preflight.sample_rows(made, 4)
         for said in (task.train.describe_bad(), *notes, *of_check):

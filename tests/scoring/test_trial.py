@@ -286,3 +286,22 @@ def test_what_a_reward_reads_beside_the_answer_is_no_gold_answer() -> None:
     rows = [{**row, "tests": "assert True", "checks": ["a"]} for row in ROWS]
     (finding,) = found(same, rows=rows)
     assert finding.gold_column == "answer" and finding.notes() == []
+
+
+def test_what_right_answers_earn_is_not_claimed_without_any() -> None:
+    def brief(completions: list[Any], **_: Any) -> list[float]:
+        return [float(len(text) < 40) for text in completions]
+
+    rows = [{"prompt": f"What is {n} and {n}?"} for n in range(4)]
+    (finding,) = found(brief, rows=rows)
+    assert finding.pays["gold answer"] is finding.pays["own and another's"] is None
+    assert finding.notes()[0].startswith("brief reads no column that may hold right answers")
+
+
+def test_how_a_reward_for_mentions_is_mended_is_said() -> None:
+    def mentions(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        return [float(gold in text) for text, gold in zip(completions, answer, strict=True)]
+
+    (finding,) = found(mentions)
+    (note,) = finding.notes()
+    assert "own and another's: a completion that names the right answer and another row's" in note

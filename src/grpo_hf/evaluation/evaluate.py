@@ -5,6 +5,7 @@ RUN/evaluations/NAME.json       the summary: accuracies, pass@k, maj@k, differen
 RUN/evaluations/NAME.partial/   answers so far, while an evaluation is under way
 """
 
+import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -228,16 +229,20 @@ def _lines(problems: ProblemSet, answers: dict[Any, Answer]) -> list[Line]:
                 "sample_turns": samples["turns"],
                 "right": samples["right"],
                 "sample_rewards": rewards,
-                "answers": _final_answers(problems, samples["texts"]),
+                "answers": _final_answers(problems, row, samples["texts"]),
             }
         lines.append(line)
     return lines
 
 
-def _final_answers(problems: ProblemSet, texts: Sequence[str]) -> list[str | None]:
+def _final_answers(problems: ProblemSet, row: Line, texts: Sequence[str]) -> list[str | None]:
     """Return the answers that vote together; None for all where the reward does not know them."""
     answers_of = problems.reward.reward.settings.answers
-    return [None] * len(texts) if answers_of is None else answers_of(list(texts))
+    if answers_of is None:
+        return [None] * len(texts)
+    # The first parameter is the texts; others are columns, as in a reward.
+    _, *names = inspect.signature(answers_of).parameters
+    return answers_of(list(texts), **{name: row[name] for name in names if name in row})
 
 
 def _summary(

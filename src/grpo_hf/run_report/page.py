@@ -330,11 +330,14 @@ def _write_pictures(folder: Path, charts: Sequence[Chart]) -> None:
 
 
 def _percent(interval: facts.Interval, *, signed: bool = False) -> str:
-    """Return a share and its interval in percent.
+    """Return a share and its interval in percent, or a difference of shares in points.
 
     >>> _percent(facts.Interval(0.25, 0.2, 0.31))
     '25.0% (20.0 to 31.0)'
+    >>> _percent(facts.Interval(0.25, 0.2, 0.31), signed=True)
+    '+25.0 points (+20.0 to +31.0)'
     """
     sign = "+" if signed else ""
     value, low, high = (100 * part for part in (interval.value, interval.low, interval.high))
-    return f"{value:{sign}.1f}% ({low:{sign}.1f} to {high:{sign}.1f})"
+    unit = " points" if signed else "%"
+    return f"{value:{sign}.1f}{unit} ({low:{sign}.1f} to {high:{sign}.1f})"

@@ -38,6 +38,9 @@ from .trained import no_bars_in_a_file
 _SHOWN = 3
 # From this share on most answers are cut off, and nearly all greedy ones are right.
 _MOST, _NEARLY_ALL = 0.5, 0.9
+# Up to this share of prompts with different rewards a training is slow; from this difference on a
+# greedy answer is right more often than sampled ones.
+_FEW, _MUCH = 0.25, 0.25
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,18 @@ def verdict(found: Baseline) -> str:
         parts.append(
             f"{found.differing} of {count} prompts have answers that earn different rewards. From "
             "such prompts GRPO learns; the others of a step teach nothing."
+        )
+    share = fmean(map(_is_right, found.answers))
+    if found.right_greedily >= (share + _MUCH) * count:
+        parts.append(
+            f"Greedily it is right far more often than sampled ({found.right_greedily / count:.0%} "
+            f"and {share:.0%}), so more sampled answers are right at a lower --temperature."
+        )
+    if 0 < found.differing <= _FEW * count:
+        parts.append(
+            "These are few: most of a step is for nothing. More teach with prompts that it solves "
+            "now and then, more answers to each (--num_generations 16), or an instruction that "
+            "says plainly what is wanted."
         )
     if found.right_greedily >= _NEARLY_ALL * count:
         parts.append(

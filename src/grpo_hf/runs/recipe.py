@@ -114,6 +114,10 @@ class Recipe:
     def saved_in(self, folder: Path) -> str:
         """Return what `save` writes into a folder."""
         settings = _without(self.chosen | self.given, _OF_ONE_RUN)
+        for name, value in settings.items():
+            # Steps are whole, or a share of all; transformers makes a float of either.
+            if name.endswith("_steps") and isinstance(value, float) and value.is_integer():
+                settings[name] = int(value)
         for name in _OF_FILES:
             moved = []
             for spec in settings.get(name, ()):

@@ -80,8 +80,8 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     held_out, rest = rows.hold_out(train, held_out_count, recipe.training.seed, column)
     usable = " usable" if train.bad else ""
     note = (
-        f"{train.source} has no split {task.dataset_test_split!r}: {len(held_out.rows)} of its "
-        f"{len(train.rows)}{usable} rows are held out."
+        f"{len(held_out.rows)} of the {len(train.rows)}{usable} rows of {train.source} are held "
+        f"out, as it has no split {task.dataset_test_split!r}."
     )
     if held_out_count != task.eval_rows:
         note += " That is a fifth of them, as they are few (--eval_rows for another number)."

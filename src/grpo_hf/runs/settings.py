@@ -62,6 +62,8 @@ _TOPICS = {
     "deepspeed": _DEVICES,
     "dataloader": _DEVICES,
 }
+# What stands under no heading, and is no odd end.
+_WITHOUT_HEADING = {"output_dir": _SAVING}
 # A name, and its type in brackets, at the depth at which docstrings list parameters.
 _ENTRY = re.compile(r"^ {8}(\w+) ?\((.*)$")
 _HEADING = re.compile(r"^ {8}> (.+)$")
@@ -113,6 +115,7 @@ def all_settings() -> dict[str, Setting]:
     # The actions are in the reversed order of the classes.
     for name in reversed(actions):
         topic, text = documented.get(name, (_OTHER, actions[name].help or ""))
+        topic = _WITHOUT_HEADING.get(name, topic)
         settings[name] = Setting(
             name,
             topic,

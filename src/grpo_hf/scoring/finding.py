@@ -18,6 +18,10 @@ AT_ONCE = "all gold answers in one call"
 # The share of the gold answer's reward above which such answers are paid for. Another row's may
 # happen to be right, and both together earn a part of it where a reward pays for shared words.
 _LEAST_SHARES = {OTHER: 0.5, BOTH: 0.9}
+_CURE = (
+    f" ({BOTH}: a completion that names the right answer and another row's. Judge the end of a "
+    "completion alone, such as its last words or what follows ####; docs/gaming.md has more.)"
+)
 # What rounding may leave of a reward of 0, or put between two equal ones.
 ROUNDING = 1e-9
 # Characters of an error's message, which may quote a completion of any length.
@@ -101,7 +105,12 @@ class Finding:
         """Return what the user of the reward should look at."""
         name = self.reward.name
         notes = []
-        if self.gold_column and self.gold_column not in GOLD_COLUMNS:
+        if not self.gold_column:
+            notes.append(
+                f"{name} reads no column that may hold right answers, and none of the data is "
+                "called so: what right answers earn was not tried."
+            )
+        elif self.gold_column not in GOLD_COLUMNS:
             notes.append(f"{name} reads {self.gold_column}, which is taken for the gold answer.")
         for failure in self.failures:
             notes.append(f"{name} fails on {failure}")
@@ -110,7 +119,7 @@ class Finding:
         if self.exploited:
             notes.append(
                 f"{name} pays for: {', '.join(self.exploited)}. Unless that is what it is for, a "
-                "model will find out."
+                f"model will find out.{_CURE if BOTH in self.exploited else ''}"
             )
         if not self.deterministic:
             notes.append(

@@ -40,7 +40,7 @@ def reward_settings(
     concurrency: int = 16,
     imports: tuple[str, ...] = (),
     check: Callable[..., None] | None = None,
-    answers: Callable[[list[str]], list[str | None]] | None = None,
+    answers: Callable[..., list[str | None]] | None = None,
 ) -> Callable[[_Function], _Function]:
     """Say how the decorated reward is run (see `RewardSettings`).
 

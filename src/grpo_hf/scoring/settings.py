@@ -44,6 +44,7 @@ class RewardSettings:
             begins; it raises RewardSpecError for an impossible one.
         answers: a function from the texts of completions to their final answers, in which equal
             answers are spelled alike, and None is no answer. Evaluations count votes by it (maj@k).
+            It is called with the samples of one problem, and gets columns of that by name.
         weight: what the reward is multiplied by in the sum of rewards: a number, or a schedule.
         clip: the lowest and the highest value; a value beyond becomes the nearer of them.
     """
@@ -55,7 +56,7 @@ class RewardSettings:
     concurrency: int = 16
     imports: tuple[str, ...] = ()
     check: Callable[..., None] | None = None
-    answers: Callable[[list[str]], list[str | None]] | None = None
+    answers: Callable[..., list[str | None]] | None = None
     weight: "float | Schedule | None" = None
     clip: tuple[float, float] | None = None
 

@@ -234,7 +234,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
     alone = values_of(at_once) == values_of(outcomes[GOLD])
     pays = {}
     for kind, of_kind in outcomes.items():
-        pays[kind] = _mean(of_kind)
+        pays[kind] = _mean(of_kind) if gold_column or kind != GOLD else None
     differ = [own != other for own, other in zip(gold, kinds[OTHER], strict=True)]
     # Another row's answer may happen to be right.
     both = _paid_for_both(entry, rows, gold, kinds[OTHER])

@@ -14,7 +14,12 @@ from ..errors import DataError, did_you_mean
 from ..scoring.gold import GOLD_COLUMNS
 
 # Other names under which datasets keep answers, beside those that `rewards check` knows.
-_ANSWER_COLUMNS = (*GOLD_COLUMNS, "answers", "output", "response", "completion", "result", "class")
+_ANSWER_COLUMNS = (
+    *GOLD_COLUMNS,
+    *("expected", "expected_answer", "correct_answer", "right_answer", "final_answer"),
+    *("ground_truth", "reference", "answers", "output", "response", "completion", "result"),
+    *("class",),
+)
 _NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(\.\d+)?\s?%?")
 _VALUE = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 # A task is a choice where so many of its prompts hold the right answer.

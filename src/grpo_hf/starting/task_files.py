@@ -34,7 +34,7 @@ _INSTRUCTIONS = {
     "problem": _LAST_LINE,
     "gsm8k": _LAST_LINE,
     "math": "Think step by step. Put the final answer into \\boxed{}.",
-    "short": "Answer in a few words that end with the right ones.",
+    "short": "Answer with the right word or words alone.",
     "form": "Answer in one sentence.",
 }
 # A question with a number as answer that is longer than this takes working.
@@ -185,7 +185,6 @@ def reward_text(plan: Plan) -> str:
         own_text=_literal(str(own)),
         other_text=_literal(str(other)),
         labels=tuple(_labels(plan)) if plan.kind == "label" else (),
-        longest=longest,
         limit=longest + _WORDS_AROUND,
     )
 
