@@ -247,7 +247,7 @@ def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
     """
     from accelerate import PartialState
 
-    from grpo_hf.evaluation.answers import greedy_completions
+    from grpo_hf.evaluation.answers import greedy_texts
     from grpo_hf.run_files import write_whole
     from grpo_hf.runs.checkpoints import load_policy
 
@@ -256,15 +256,7 @@ def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
     if file.exists():
         return list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
     load_policy(loop.model, folder / "policy")
-    answers = greedy_completions(
-        loop.model,
-        loop.tokenizer,
-        prompts,
-        max_new_tokens=loop.args.max_completion_length,
-        batch_size=loop.args.per_device_train_batch_size,
-        template_options=loop.args.chat_template_kwargs,
-    )
-    texts = [answer.completion for answer in answers]
+    texts = greedy_texts(loop.model, loop.tokenizer, prompts, loop.args)
     if PartialState().is_main_process:
         lines = [json.dumps(text) + "\n" for text in texts]
         # An interrupted write must not leave a part of the file, which the next call would read.

@@ -311,28 +311,18 @@ def write_lines(file: Path, values: Sequence[Any]) -> None:
 
 def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> None:
     """Run stage sft: train a fresh adapter on the kept samples, and answer the held-out prompts."""
-    from grpo_hf.evaluation.answers import greedy_completions
+    from grpo_hf.evaluation.answers import greedy_texts
     from grpo_hf.run_files import EVALUATION_FILE
 
-    training = recipe.training
-    folder = Path(training.output_dir)
+    folder = Path(recipe.training.output_dir)
     # Written whole by the stage before; each line is a pair, which is no object.
     lines = (samples / SAMPLES_FILE).read_text(encoding="utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]
     model = supervised(recipe, prompts.tokenizer, pairs, folder, epochs=epochs)
     model.save_pretrained(folder)
-    answers = greedy_completions(
-        model,
-        prompts.tokenizer,
-        prompts.held_out["prompt"],
-        max_new_tokens=training.max_completion_length,
-        batch_size=training.per_device_train_batch_size,
-        template_options=training.chat_template_kwargs,
-    )
+    texts = greedy_texts(model, prompts.tokenizer, prompts.held_out["prompt"], recipe.training)
     # The same format as the evaluation of a GRPO run, so that `show` reads all stages alike.
-    evaluation = []
-    for answer in answers:
-        evaluation.append({"adapter": {"answer": answer.completion}})
+    evaluation = [{"adapter": {"answer": text}} for text in texts]
     write_lines(folder / EVALUATION_FILE, evaluation)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState
 from transformers import LlamaForCausalLM
 
 import grpo_hf.demo.cold_start as module
+from grpo_hf.data.readers import EMBEDDED_PROBLEMS
 from grpo_hf.demo.cold_start import cold_start
 from grpo_hf.demo.running_sums import running_sums
 from grpo_hf.demo.word_problems import word_problems
@@ -54,19 +56,36 @@ def test_it_trains_on_problems_of_its_own_split(
     assert questions == [row["question"] for row in problems]
 
 
-def test_running_sums_are_learned_from_running_sums(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("path", ["embedded:running_sums", "embedded:more_problems"])
+def test_embedded_problems_are_learned_from_problems_of_their_kind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str
 ) -> None:
-    flags = ["--dataset_path", "embedded:running_sums", "--cold_start_steps", "2", "--seed", "3"]
-    flags += ["--output_dir", str(tmp_path / "run"), "--model_name_or_path", "embedded:tiny"]
-    recipe = read_recipe([*flags, "--use_cpu"])
+    monkeypatch.setitem(
+        EMBEDDED_PROBLEMS, "embedded:more_problems", partial(running_sums, largest=3)
+    )
+    expected = islice(EMBEDDED_PROBLEMS[path]("cold_start", seed=3), 2 * module.BATCH)
+    assert worked_problems(monkeypatch, tmp_path, path) == list(expected)
+
+
+@pytest.mark.parametrize("path", ["embedded:word_problems", "data.jsonl", None])
+def test_without_problems_of_the_kind_word_problems_are_learned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str | None
+) -> None:
+    """Nothing is handed over, which would change the names of the checkpoints that people have."""
+    assert worked_problems(monkeypatch, tmp_path, path) is None
+
+
+def worked_problems(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, path: str | None
+) -> list[dict[str, Any]] | None:
+    """Return the rows that a run with this data hands to its cold start."""
+    flags = ["--cold_start_steps", "2", "--seed", "3", "--output_dir", str(folder / "run")]
+    recipe = read_recipe([*flags, "--model_name_or_path", "embedded:tiny", "--use_cpu"])
+    recipe.task.dataset_path = path
     asked: dict[str, Any] = {}
     monkeypatch.setattr(module, "cold_start", lambda cache, **settings: asked.update(settings))
     cold_started(recipe)
-    assert asked["worked"] == list(islice(running_sums("cold_start", seed=3), 2 * module.BATCH))
-    recipe.task.dataset_path = "embedded:word_problems"
-    cold_started(recipe)
-    assert asked["worked"] is None
+    return asked["worked"]
 
 
 def test_an_interrupted_stage_leaves_nothing_to_be_found(

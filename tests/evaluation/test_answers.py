@@ -5,8 +5,14 @@ import torch
 from support.questions import CHATS, QUESTIONS, graded, one_by_one, varied_model
 from transformers import LlamaForCausalLM, TrainerState
 
+from grpo_hf import GRPOConfig
 from grpo_hf.demo.tiny_model import tiny_tokenizer
-from grpo_hf.evaluation.answers import greedy_completions, right_answers, sampled_completions
+from grpo_hf.evaluation.answers import (
+    greedy_completions,
+    greedy_texts,
+    right_answers,
+    sampled_completions,
+)
 from grpo_hf.rollout.sampling import is_cut
 from grpo_hf.scoring.registry import load_reward
 from grpo_hf.scoring.scored_reward import ScoredReward
@@ -29,6 +35,23 @@ def test_greedy_completions_are_those_of_each_prompt_alone(model, tokenizer, pro
     assert len(set(expected)) == len(prompts), "answers that are alike would not show a wrong order"
     found = greedy_completions(model, tokenizer, prompts, max_new_tokens=12, batch_size=batch_size)
     assert [written.completion for written in found] == expected
+
+
+def test_greedy_texts_have_the_limit_and_the_template_of_a_run(model, tmp_path):
+    styled, brief = tiny_tokenizer(), tiny_tokenizer()
+    styled.chat_template = "{{ style }}" + styled.chat_template
+    brief.chat_template = "brief" + brief.chat_template
+    expected = one_by_one(model, brief, CHATS, 9)
+    assert expected != one_by_one(model, styled, CHATS, 9), "the template makes no difference"
+    args = GRPOConfig(
+        output_dir=str(tmp_path),
+        max_completion_length=9,
+        chat_template_kwargs={"style": "brief"},
+        use_cpu=True,
+    )
+    assert greedy_texts(model, styled, CHATS, args) == expected
+    found = greedy_texts(model, styled, CHATS, args, max_new_tokens=3)
+    assert found == one_by_one(model, brief, CHATS, 3)
 
 
 @pytest.mark.parametrize(

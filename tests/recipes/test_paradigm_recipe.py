@@ -1,11 +1,20 @@
 """Test recipes/paradigm.py: all methods with a small budget, and a second run without work."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
-from support.programs import load_recipe
+from support.programs import RECIPES, load_recipe
+from transformers import PreTrainedTokenizerBase
+
+from grpo_hf.runs.train import cold_started
+from unified_paradigm.intervals import half_width, interval
+from unified_paradigm.learning_curve import accuracy_at, gain_at_equal_time
+from unified_paradigm.start import Start
 
 METHODS = ("sft", "rft", "dpo", "online_rft", "ppo", "grpo", "grpo_process", "grpo_gain")
 BUDGET = 600
@@ -45,6 +54,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "max_completion_length": 10,
         "per_device_train_batch_size": 16,
         "num_generations": 4,
+        "chat_template_kwargs": '{"enable_thinking": false}',
     }
     flags = []
     for name, value in settings.items():
@@ -52,10 +62,38 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return flags
 
 
+@pytest.fixture
+def templated(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options with which problems are put into the chat template, after the cold start."""
+    calls: list[dict[str, Any]] = []
+    template = PreTrainedTokenizerBase.apply_chat_template
+
+    def recorded(self: Any, conversation: Any, **options: Any) -> Any:
+        # TRL also tries the template with messages of its own.
+        if "How many" in str(conversation):
+            calls.append(options)
+        return template(self, conversation, **options)
+
+    def start(task: Any) -> str:
+        checkpoint = cold_started(task)
+        calls.clear()
+        return checkpoint
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "apply_chat_template", recorded)
+    monkeypatch.setattr("grpo_hf.runs.train.cold_started", start)
+    return calls
+
+
 def test_every_method_spends_the_budget_and_is_run_once(
-    recipe: ModuleType, flags: list[str], capsys: pytest.CaptureFixture[str]
+    recipe: ModuleType,
+    flags: list[str],
+    templated: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe.main(["--method", "all", "--seeds", "3", *flags])
+    # Training, evaluations and samples, of every method alike.
+    assert len(templated) > len(METHODS)
+    assert all(options.get("enable_thinking") is False for options in templated)
     said = capsys.readouterr().out
     out = Path(flags[flags.index("--output_dir") + 1])
     results = {}
@@ -110,25 +148,49 @@ def test_every_method_spends_the_budget_and_is_run_once(
     assert "holds results of other settings" in capsys.readouterr().err
 
 
-def test_intervals_over_seeds(recipe: ModuleType) -> None:
+def test_answers_that_prompts_begin_are_evaluated_as_they_are_trained(
+    recipe: ModuleType, flags: list[str], tmp_path: Path
+) -> None:
+    rows = []
+    for number in range(20):
+        asked = {"role": "user", "content": f"What is {number} + 2?"}
+        begun = {"role": "assistant", "content": "The sum is"}
+        rows.append({"prompt": [asked, begun], "answer": f"#### {number + 2}"})
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    own, recipe_flags = recipe.flags().parse_known_args(flags)
+    start = Start.of(tmp_path / "run", (*recipe_flags, "--dataset_path", str(data)), own)
+    for name in METHODS:
+        options = start.recipe(name).training.chat_template_kwargs
+        assert options == start.training.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_it_finds_its_parts_as_a_program(tmp_path: Path) -> None:
+    """A wrong flag ends the program after its imports."""
+    command = [sys.executable, str(RECIPES / "paradigm.py"), "--method", "reinforce"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and "invalid choice: 'reinforce'" in ended.stderr
+
+
+def test_intervals_over_seeds() -> None:
     """With two degrees of freedom, Student's t gives ± 4.303 · s / √3."""
-    assert recipe.half_width([0.1, 0.2, 0.3]) == pytest.approx(4.303 * 0.1 / 3**0.5)
-    assert recipe.half_width([0.5]) == 0.0
-    assert recipe.interval([0.25, 0.25]) == "0.250 ± 0.000"
+    assert half_width([0.1, 0.2, 0.3]) == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert half_width([0.5]) == 0.0
+    assert interval([0.25, 0.25]) == "0.250 ± 0.000"
 
 
-def test_methods_are_compared_when_the_faster_one_is_done(recipe: ModuleType) -> None:
+def test_methods_are_compared_when_the_faster_one_is_done() -> None:
     fast = [{"seconds": 0.0, "accuracy": 0.2}, {"seconds": 10.0, "accuracy": 0.5}]
     slow = [{"seconds": 0.0, "accuracy": 0.2}, {"seconds": 40.0, "accuracy": 0.6}]
-    assert recipe.at_equal_time(slow, fast) == pytest.approx(0.3 - 0.5)
-    assert recipe.at_equal_time(fast, slow) == pytest.approx(0.5 - 0.3)
+    assert gain_at_equal_time(slow, fast) == pytest.approx(0.3 - 0.5)
+    assert gain_at_equal_time(fast, slow) == pytest.approx(0.5 - 0.3)
 
 
-def test_curves_are_read_between_their_points(recipe: ModuleType) -> None:
+def test_curves_are_read_between_their_points() -> None:
     curve = [
         {"share": 0.0, "accuracy": 0.2},
         {"share": 0.5, "accuracy": 0.6},
         {"share": 1.0, "accuracy": 0.7},
     ]
     for share, accuracy in ((0.0, 0.2), (0.25, 0.4), (0.75, 0.65)):
-        assert recipe.at(curve, share) == pytest.approx(accuracy)
+        assert accuracy_at(curve, share) == pytest.approx(accuracy)

@@ -1,4 +1,4 @@
-"""Recipes as modules: they are programs beside the package, and cannot be imported by name."""
+"""Recipes as modules. They are programs, so each file of tests runs its own copy."""
 
 import importlib.util
 import sys

@@ -21,9 +21,8 @@ from ..demo.word_problems import word_problems
 from ..errors import DataError, HubUnreachable, did_you_mean, did_you_mean_file
 
 EMBEDDED = "embedded:word_problems"
-RUNNING_SUMS = "embedded:running_sums"
 # The problems that need no file, by the path that names them.
-EMBEDDED_PROBLEMS = {EMBEDDED: word_problems, RUNNING_SUMS: running_sums}
+EMBEDDED_PROBLEMS = {EMBEDDED: word_problems, "embedded:running_sums": running_sums}
 # A folder may hold a split in several formats; the first of these suffixes wins.
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _EMBEDDED_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")

@@ -58,6 +58,25 @@ def greedy_completions(
     return [completion for (completion,) in _gathered(groups, progress)]
 
 
+def greedy_texts(
+    model: Any, tokenizer: Any, prompts: Sequence[Any], args: GRPOConfig, **settings: Any
+) -> list[Completion]:
+    """Return the greedy completion of each prompt, with the limit and the template of a run.
+
+    Args:
+        prompts: lists of messages, or plain texts.
+        args: settings of the run.
+        settings: of `sampled_completions`, in place of the run's.
+    """
+    of_run = {
+        "max_new_tokens": args.max_completion_length,
+        "batch_size": args.per_device_train_batch_size,
+        "template_options": args.chat_template_kwargs,
+    }
+    written = greedy_completions(model, tokenizer, prompts, **(of_run | settings))
+    return [each.completion for each in written]
+
+
 def sampled_completions(
     model: Any,
     tokenizer: Any,

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, set_seed
 
 from .. import trl_seam
 from ..data.overlap import which_are_in
-from ..data.readers import RUNNING_SUMS
+from ..data.readers import EMBEDDED, EMBEDDED_PROBLEMS
 from ..durability.output_folder import note_end
 from ..errors import ModelError
 from ..evaluation.statistics import Comparison
@@ -231,18 +231,19 @@ def policy_of(recipe: Recipe) -> PeftModel:
 def cold_started(recipe: Recipe) -> str:
     """Teach the embedded model the format, and return where its checkpoint lies.
 
-    The checkpoint lies beside the run, for the next one.
+    It learns from problems like those of the run, and from word problems where the run has data of
+    its own. The checkpoint lies beside the run, for the next one.
     """
     # TRL's supervised trainer is not imported for runs that need none.
     from ..demo.cold_start import BATCH, cold_start, like_the_run
-    from ..demo.running_sums import running_sums
 
     training = recipe.training
     steps = recipe.task.cold_start_steps
     worked = None
-    if recipe.task.dataset_path == RUNNING_SUMS:
-        # Word problems have no working of this form.
-        problems = running_sums("cold_start", seed=training.seed)
-        worked = list(islice(problems, steps * BATCH))
+    default = EMBEDDED_PROBLEMS[EMBEDDED]
+    problems = EMBEDDED_PROBLEMS.get(recipe.task.dataset_path or EMBEDDED, default)
+    # `cold_start` draws the default ones itself; rows handed to it give a checkpoint another name.
+    if problems is not default:
+        worked = list(islice(problems("cold_start", seed=training.seed), steps * BATCH))
     cache = Path(training.output_dir).parent
     return str(cold_start(cache, steps=steps, **like_the_run(training), worked=worked))
