@@ -69,15 +69,15 @@ def differences(run: Path, paper: Sequence[str] = ()) -> Columns:
         if not both:
             continue
         pairs = [(results[first][seed], results[second][seed]) for seed in both]
-        row = [f"{first} − {second}", over_seeds([a["accuracy"] - b["accuracy"] for a, b in pairs])]
+        at_end = over_seeds([one["accuracy"] - other["accuracy"] for one, other in pairs])
+        row: list[Any] = [f"{first} − {second}", at_end, None, None]
+        # The other methods also take time before the training.
         if {first, second} <= ONLINE.keys():
-            both_curves = [(a["curve"], b["curve"]) for a, b in pairs]
-            timed = all("seconds" in end for pair in both_curves for end in (pair[0][-1],))
-            times = [gain_at_equal_time(*pair) for pair in both_curves] if timed else []
-            row.append(over_seeds(times) if times else None)
-            row.append(over_seeds([gain_at_equal_updates(*pair) for pair in both_curves]))
-        else:
-            row += [None, None]
+            both_curves = [(one["curve"], other["curve"]) for one, other in pairs]
+            # Results of early commits have no seconds.
+            if all("seconds" in end for pair in both_curves for end in (pair[0][-1], pair[1][-1])):
+                row[2] = over_seeds([gain_at_equal_time(*pair) for pair in both_curves])
+            row[3] = over_seeds([gain_at_equal_updates(*pair) for pair in both_curves])
         rows.append([*row, paper[len(rows)] if paper else None])
     signed = ["at the end", "at equal processor time", "after as many updates"]
     return ["paired by seed", *signed, "the paper's figure 5"], rows, signed

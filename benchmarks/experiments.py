@@ -93,7 +93,6 @@ def record_of(experiment: Row, folder: Path, threads: int) -> Row:
         "machine": {**started, "threads": threads},
         "seeds": experiment["seeds"],
         "took": {kind: round(sum(each[kind] for each in took), 1) for kind in ("wall", "cpu")},
-        "shares": "Jeffreys",
         "tables": tables,
     }
 

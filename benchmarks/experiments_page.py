@@ -1,7 +1,9 @@
 """Write docs/results.md from the records of `benchmarks.experiments` and from their sentences."""
 
 import json
+import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ EXPERIMENTS = DATA / "experiments.yaml"
 WIDTH = 120
 # Where a number needs no decimals any more.
 _LARGE = 10
+# A link or a flag that is broken at a hyphen would be another.
+AS_THEY_ARE: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+# In the place of a space where no line may end.
+_HELD = "\0"
 
 
 def experiments() -> dict[str, Row]:
@@ -39,11 +45,30 @@ def write_page(records: Path, docs: Path) -> Path:
     found = []
     for name, experiment in names.items():
         record = json.loads(files[name].read_text(encoding="utf-8"))
-        found.append({**experiment, **record, "name": name, "layout": experiment["tables"]})
+        found.append({**experiment, **record, "name": name})
     page = docs / "results.md"
-    text = rendered(TEMPLATE, found, cells=cells, paragraphs=paragraphs, anchor=anchor)
+    filters: dict[str, Callable[..., Any]] = {"cells": cells, "origin": origin, "anchor": anchor}
+    filters |= {"paragraphs": paragraphs, "command_lines": command_lines}
+    text = rendered(TEMPLATE, found, **filters)
     page.write_text(text, encoding="utf-8")
     return page
+
+
+def origin(record: Row) -> str:
+    """Return a sentence of commit, machine, time and seeds, as far as they were written down."""
+    machine = record["machine"]
+    parts = [f"Commit {machine['commit']}" if machine["commit"] else "The commit was not noted"]
+    parts += [machine[part] for part in ("cpu", "accelerator") if machine.get(part)]
+    if "threads" in machine:
+        parts.append("1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads")
+    if "versions" in machine:
+        parts.append(f"torch {machine['versions']['torch']}, TRL {machine['versions']['trl']}")
+    if "took" in record:
+        parts.append(f"{record['took']['cpu'] / 60:.1f} minutes of CPU time")
+    seeds = ", ".join(map(str, record["seeds"]))
+    text = f"{', '.join(parts)}; seed{'s' if len(record['seeds']) > 1 else ''} {seeds}."
+    # What our evaluation has had since is Jeffreys', as the head of the page says.
+    return f"{text} Intervals are {record['shares']}'s." if "shares" in record else text
 
 
 def cells(table: Row) -> list[list[str]]:
@@ -84,11 +109,19 @@ def cell_text(cell: Any, sign: str = "") -> str:
 
 def paragraphs(text: str) -> str:
     """Return paragraphs, one a line, as the page has them."""
-    wrapped = []
-    for line in text.strip().splitlines():
-        # A link or a command that is broken at a hyphen would be another.
-        wrapped += [textwrap.fill(line, WIDTH, break_on_hyphens=False, break_long_words=False)]
-    return "\n\n".join(part for part in wrapped if part)
+    # Code in a line stays on it.
+    whole = re.sub("`[^`]*`", lambda code: code[0].replace(" ", _HELD), text.strip())
+    lines = [textwrap.fill(line, WIDTH, **AS_THEY_ARE) for line in whole.splitlines()]
+    return "\n\n".join(lines).replace(_HELD, " ")
+
+
+def command_lines(command: str) -> str:
+    """Return a command as a block of code, on as many lines as it needs."""
+    # A flag keeps its value, or the first of its values.
+    whole = re.sub(r"( --\w+) (?!-)", rf"\1{_HELD}", command)
+    indents: dict[str, Any] = {"initial_indent": " " * 4, "subsequent_indent": " " * 8}
+    lines = textwrap.wrap(whole, WIDTH - len(" \\"), **indents, **AS_THEY_ARE)
+    return " \\\n".join(lines).replace(_HELD, " ")
 
 
 def anchor(title: str) -> str:
