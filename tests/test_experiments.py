@@ -26,7 +26,8 @@ tiny:
   commands:
     - >-
       python recipes/countdown.py --config recipes/countdown_tiny.yaml --cold_start_steps 1
-      --max_steps 1 --eval_rows 4 --per_device_train_batch_size 8 --max_completion_length 4 --logging_steps 1
+      --max_steps 1 --eval_rows 4 --per_device_train_batch_size 8 --max_completion_length 4
+      --logging_steps 1
   tables:
     - reader: comparison
       runs: {right: runs/countdown_tiny/demo}
