@@ -28,7 +28,6 @@ from grpo_hf.run_files import EVALUATION_FILE, METRICS_FILE, read_lines
 
 from . import experiment_paradigm
 from .common import Row
-from .learning import curves_of
 
 # What recipes write beside their tables on the screen.
 RESULTS_FILE = "results.json"
@@ -108,14 +107,15 @@ def blocks(folder: Path, run: str, metrics: Mapping[str, str], size: int = 20) -
         metrics: names of columns in metrics.jsonl, by their names in the table.
         size: steps of a block.
     """
-    curves = curves_of(folder / run, dict(metrics))
-    steps = max(map(len, curves.values()))
+    logged = [line for line in read_lines(folder / run / METRICS_FILE) if "reward" in line]
+    last = max(line["step"] for line in logged)
     rows = []
-    for start in range(0, steps, size):
-        end = min(start + size, steps)
-        means = [fmean(curve[start:end]) for curve in curves.values()]
-        rows.append([f"{start + 1}–{end}", *means])
-    return table(["steps", *curves], rows)
+    for before in range(0, last, size):
+        # A line may be the mean of several steps, and has the number of the last one.
+        block = [line for line in logged if before < line["step"] <= before + size]
+        means = [fmean(line[metric] for line in block) for metric in metrics.values()]
+        rows.append([f"{before + 1}–{min(before + size, last)}", *means])
+    return table(["steps", *metrics], rows)
 
 
 def stages(folder: Path, run: str, names: Mapping[str, str]) -> Row:

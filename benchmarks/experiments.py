@@ -7,8 +7,9 @@
 `data/experiments.yaml` has the experiments: their commands, the readers of what these write, and
 what a person says of the figures. `--run` gives the commands a folder, runs/experiments/NAME, in
 which they find recipes/, models/ and the rest by the names that they have here, and runs them one
-after the other as they are typed. The same call goes on after an interruption. What the readers
-find goes to results/experiments/NAME.json, from which `--page` writes docs/results.md.
+after the other as they are typed. The same call goes on after an interruption, and begins anew
+without the folder. What the readers find goes to results/experiments/NAME.json, from which `--page`
+writes docs/results.md.
 """
 
 import argparse
@@ -73,11 +74,12 @@ def run_commands(folder: Path, commands: Sequence[str], arguments: argparse.Name
     """
     for number, command in enumerate(commands):
         took = folder / f"took-{number}.json"
-        if not took.is_file():
-            print(command, flush=True)
-            words = words_of(command, arguments.data)
-            seconds = run_alone(words, folder, arguments.threads)
-            took.write_text(json.dumps(seconds), encoding="utf-8")
+        if took.is_file():
+            print(f"ended before, in {folder}: {command}", flush=True)
+            continue
+        print(command, flush=True)
+        seconds = run_alone(words_of(command, arguments.data), folder, arguments.threads)
+        took.write_text(json.dumps(seconds), encoding="utf-8")
 
 
 def record_of(experiment: Row, folder: Path, threads: int) -> Row:

@@ -79,6 +79,11 @@ def test_blocks_of_steps(run: Path) -> None:
     assert cells(table, "steps") == ["1–2", "3–4", "5–5"]
     assert cells(table, "KL") == pytest.approx([0.015, 0.035, 0.05])
     assert cells(table, "right") == [1.5, 3.5, 5]
+    # Lines that are means of two steps.
+    lines = [{"step": step, "reward": 1, "kl": step} for step in (2, 4, 6, 8)]
+    write_lines(run / "run" / "metrics.jsonl", lines)
+    table = READERS["blocks"](run, run="run", metrics={"KL": "kl"}, size=4)
+    assert table["rows"] == [["1–4", 3], ["5–8", 7]]
 
 
 def test_stages(tmp_path: Path) -> None:

@@ -20,19 +20,19 @@ NUMBER = re.compile(r"(?<![\d.:])(?<!arXiv )\d+\.\d+(?!\d|\.\d)")
 
 CHEAP = """
 tiny:
-  title: "Countdown: as little as there can be"
+  title: "The demo: as little as there can be"
   minutes: 1
   seeds: [42]
   commands:
     - >-
-      python recipes/countdown.py --config recipes/countdown_tiny.yaml --cold_start_steps 1
+      python recipes/gsm8k.py --config recipes/gsm8k_tiny.yaml --cold_start_steps 1
       --max_steps 1 --eval_rows 4 --per_device_train_batch_size 8 --max_completion_length 4
       --logging_steps 1
   tables:
     - reader: comparison
-      runs: {right: runs/countdown_tiny/demo}
+      runs: {right: runs/gsm8k_tiny/demo}
   pictures:
-    - {file: tiny.png, made: runs/countdown_tiny/demo/report/rewards.png, shows: the reward}
+    - {file: tiny.png, made: runs/gsm8k_tiny/demo/report/rewards.png, shows: the reward}
   about: One step.
   found: Nothing
   says: Nothing can be said of it.
@@ -121,14 +121,17 @@ def cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_an_experiment_runs_as_it_is_typed(
-    tmp_path: Path, cheap: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    cheap: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     experiments.main(["--run", "tiny", *cheap])
     written = (tmp_path / "records" / "tiny.json").read_text(encoding="utf-8")
     found = json.loads(written)
     assert found["took"]["cpu"] > 0 and found["machine"]["threads"] == 1
     (row,) = found["tables"][0]["rows"]
-    run = tmp_path / "runs" / "tiny" / "runs" / "countdown_tiny" / "demo"
+    run = tmp_path / "runs" / "tiny" / "runs" / "gsm8k_tiny" / "demo"
     lines = (run / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
     right = [json.loads(line)["base"]["right"] for line in lines]
     assert row[:2] == ["right", 1] and (row[2]["right"], row[2]["total"]) == (sum(right), 4)
@@ -137,10 +140,12 @@ def test_an_experiment_runs_as_it_is_typed(
     experiments.main(["--page", *cheap])
     page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     assert "Nothing can be said of it." in page and f"Commit {found['machine']['commit']}" in page
-    assert "[Countdown: as little as there can be](#countdown-as-little-as-there-can-be)" in page
+    assert "[The demo: as little as there can be](#the-demo-as-little-as-there-can-be)" in page
     # The second call has nothing to run, and writes the same.
     monkeypatch.setattr(experiments, "run_alone", lambda *_: pytest.fail("it ran again"))
+    capsys.readouterr()
     experiments.main(["--run", "tiny", *cheap])
+    assert "ended before, in " in capsys.readouterr().out
     assert (tmp_path / "records" / "tiny.json").read_text(encoding="utf-8") == written
 
 
