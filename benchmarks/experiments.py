@@ -88,8 +88,10 @@ def record_of(experiment: Row, folder: Path, threads: int) -> Row:
     took = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("took-*.json")]
     tables = []
     for asked in experiment["tables"]:
-        options = {name: value for name, value in asked.items() if name != "reader"}
-        tables.append(READERS[asked["reader"]](folder, **options))
+        options = dict(asked)
+        read = READERS[options.pop("reader")]
+        caption = {"caption": options.pop("caption")} if "caption" in options else {}
+        tables.append({**caption, **read(folder, **options)})
     return {
         "commands": experiment["commands"],
         "machine": {**started, "threads": threads},

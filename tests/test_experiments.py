@@ -30,6 +30,7 @@ tiny:
       --logging_steps 1
   tables:
     - reader: comparison
+      caption: What there is
       runs: {right: runs/gsm8k_tiny/demo}
   pictures:
     - {file: tiny.png, made: runs/gsm8k_tiny/demo/report/rewards.png, shows: the reward}
@@ -140,6 +141,7 @@ def test_an_experiment_runs_as_it_is_typed(
     experiments.main(["--page", *cheap])
     page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
     assert "Nothing can be said of it." in page and f"Commit {found['machine']['commit']}" in page
+    assert "\n\nWhat there is:\n\n|  | steps |" in page
     assert "[The demo: as little as there can be](#the-demo-as-little-as-there-can-be)" in page
     # The second call has nothing to run, and writes the same.
     monkeypatch.setattr(experiments, "run_alone", lambda *_: pytest.fail("it ran again"))
