@@ -12,6 +12,8 @@
     learning.py           a real model on the tasks of tasks.py, with several seeds
     learning_page.py      the records of such runs as a page of the documents
     sweeps.py  sweeps_page.py    one task at several values of one setting, and the page of that
+    experiments.py  experiments_page.py    the experiments of docs/results.md, and that page
+    experiment_readers.py  experiment_paradigm.py    what recipes have written, as tables
     gpu_check.py  gpu_*.py    all of it on a GPU in 8 minutes, and whether it is right there
     sweep.py  plot.py    the update for several prompt lengths and group sizes, and its picture
     record.py     samples the completions in data/ once

@@ -340,11 +340,22 @@ def train_alone(recipe: Path, run: Path, settings: Sequence[str], threads: int =
     Raises:
         SystemExit: the run failed.
     """
-    before, start = os.times(), time.perf_counter()
     command = [sys.executable, "-m", "grpo_hf.cli", "train", str(recipe)]
-    command += ["--output_dir", str(run), *settings]
+    return run_alone([*command, "--output_dir", str(run), *settings], ROOT, threads)
+
+
+def run_alone(command: Sequence[str], folder: Path, threads: int = 1) -> Row:
+    """Run a command in a folder, in a process of its own.
+
+    Returns:
+        Seconds of it, `wall` and `cpu`.
+
+    Raises:
+        SystemExit: the command failed.
+    """
+    before, start = os.times(), time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"error: `{' '.join(command)}` ended with {done.returncode}.")
     after = os.times()

@@ -28,6 +28,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ ANSWERS = "answers.jsonl"
 
 # The settings of a run, in its output folder.
 SETTINGS = "settings.json"
+
+# The accuracy of every iteration, in the output folder.
+RESULTS = "results.json"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -190,6 +194,7 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
     from rich.table import Table
 
     from grpo_hf.evaluation.answers import judging
+    from grpo_hf.run_files import write_whole
     from grpo_hf.runs.finished import report
 
     prompts = [row["prompt"] for row in rows]
@@ -204,9 +209,12 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
     )
     for column in ("iteration", "right", "accuracy", "95% interval", "r_φ", "pairs", "replayed"):
         table.add_column(column, justify="right")
+    results = []
     with judging([reward], loop.args) as (judge,):
         for number, texts in enumerate(answers):
-            table.add_row(*iteration_cells(loop, number, judge, rows, texts))
+            results.append(iteration_result(loop, number, judge, rows, texts))
+            table.add_row(str(number), *iteration_cells(results[-1]))
+    write_whole(loop.folder / RESULTS, json.dumps(results, indent=1) + "\n")
     console = Console(highlight=False)
     console.print(table)
     # In one piece, so that the paths can be copied.
@@ -217,10 +225,10 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
         console.print(f"report: {page}", soft_wrap=True)
 
 
-def iteration_cells(
+def iteration_result(
     loop: Any, number: int, judge: Any, rows: list[dict[str, Any]], texts: list[str]
-) -> list[str]:
-    """Return the cells of the table for one iteration."""
+) -> dict[str, Any]:
+    """Return the accuracy of one iteration's policy, and what is known of its reward model."""
     from grpo_hf.evaluation.answers import right_answers
     from grpo_hf.evaluation.statistics import accuracy
 
@@ -228,15 +236,25 @@ def iteration_cells(
     file = loop.folder / f"iteration-{number}" / "report.json"
     report = json.loads(file.read_text(encoding="utf-8"))
     ranked = report["before"]["accuracy"]
-    return [
-        str(number),
-        f"{share.right}/{share.total}",
-        f"{share.value:.3f}",
-        f"{share.low:.3f} to {share.high:.3f}",
+    return {
+        "policy": asdict(share),
         # Before iteration 0 the reward model has not been trained at all.
-        f"{ranked['right'] / ranked['total']:.3f}" if number > 0 else "",
-        str(report["pairs"]),
-        str(report["replayed"]),
+        "ranked": ranked if number > 0 else None,
+        "pairs": report["pairs"],
+        "replayed": report["replayed"],
+    }
+
+
+def iteration_cells(result: dict[str, Any]) -> list[str]:
+    """Return the cells of the table for one iteration."""
+    share, ranked = result["policy"], result["ranked"]
+    return [
+        f"{share['right']}/{share['total']}",
+        f"{share['right'] / share['total']:.3f}",
+        f"{share['low']:.3f} to {share['high']:.3f}",
+        f"{ranked['right'] / ranked['total']:.3f}" if ranked else "",
+        str(result["pairs"]),
+        str(result["replayed"]),
     ]
 
 

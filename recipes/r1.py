@@ -11,9 +11,9 @@
     sft          a fresh adapter on the base learns the kept samples         an adapter on the base
     rl_again     GRPO continues from the adapter of stage sft                an adapter on the base
 
-At the end a table compares the stages on the same held-out prompts. Every stage has its own folder
-in --output_dir. A finished stage is not run again, so the same command continues after an
-interruption.
+At the end a table, and results.json, compare the stages on the same held-out prompts. Every stage
+has its own folder in --output_dir. A finished stage is not run again, so the same command continues
+after an interruption.
 
 The settings apply to both GRPO stages. The other stages have flags of their own: --cold_start_rows,
 --sample_prompts, --samples_per_prompt and --sft_epochs. For the embedded model, every third worked
@@ -28,7 +28,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ HERE = Path(__file__).parent
 # An empty file with this name marks the folder of a finished stage.
 FINISHED = "finished"
 SAMPLES_FILE = "samples.jsonl"
+
+# The accuracy of every stage, in the output folder.
+RESULTS = "results.json"
 
 # Rows of a supervised batch, and prompts that are sampled together.
 BATCH = 32
@@ -391,23 +394,42 @@ def show(out: Path, rewards: Sequence[Any], rows: list[dict[str, Any]], training
         table.add_column(heading)
     for reward in rewards[1:]:
         table.add_column(reward.name)
+    results = {}
     with judging(rewards, training) as judges:
         for stage, (folder, column) in EVALUATIONS.items():
             texts = []
             for evaluation in read_lines(out / folder / EVALUATION_FILE):
                 texts.append(evaluation[column]["answer"])
-            table.add_row(stage, *stage_cells(judges, rows, texts))
+            results[stage] = judged(judges, rows, texts)
+            table.add_row(stage, *stage_cells(list(results[stage].values())))
+    write_results(out, results)
     Console(highlight=False).print(table)
 
 
-def stage_cells(judges: Sequence[Any], rows: list[dict[str, Any]], texts: list[str]) -> list[str]:
-    """Return the cells of the table for one stage's greedy completions."""
+def judged(judges: Sequence[Any], rows: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
+    """Return the share of full marks of each reward in one stage's greedy completions."""
     from grpo_hf.evaluation.answers import right_answers
     from grpo_hf.evaluation.statistics import accuracy
 
-    shares = []
+    shares = {}
     for judge in judges:
-        shares.append(accuracy(list(map(bool, right_answers(judge, rows, texts)))))
+        right = list(map(bool, right_answers(judge, rows, texts)))
+        shares[judge.reward.name] = accuracy(right)
+    return shares
+
+
+def write_results(out: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Write the shares of every stage, and how many samples were kept, to a file."""
+    samples = (out / "samples" / SAMPLES_FILE).read_text(encoding="utf-8").splitlines()
+    stages = {}
+    for stage, shares in results.items():
+        stages[stage] = {name: asdict(share) for name, share in shares.items()}
+    report = json.dumps({"samples": len(samples), "stages": stages}, indent=1)
+    (out / RESULTS).write_text(report + "\n", encoding="utf-8")
+
+
+def stage_cells(shares: Sequence[Any]) -> list[str]:
+    """Return the cells of the table for one stage."""
     first = shares[0]
     cells = [
         f"{first.right}/{first.total}",

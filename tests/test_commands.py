@@ -34,6 +34,7 @@ NEEDS = {
     "held_out svamp math500": "the Hub: tests/evaluation/test_evaluate.py",
     "grpo_hf.cli eval": "the Hub: tests/evaluation/test_evaluate.py",
     "runs/sweeps/calculations": "SmolLM2: benchmarks/sweeps.py",
+    "plot runs/gsm8k_smollm2": "SmolLM2: benchmarks/experiments.py",
     "grpo-hf push": "the Hub: tests/runs/test_pushing_a_run.py",
     "--format gguf": "llama.cpp's converter: tests/runs/test_export.py",
     "pip install 'lm-eval[hf]'": "lm-eval: tests/evaluation/test_lm_eval.py",

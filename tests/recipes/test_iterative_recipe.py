@@ -87,6 +87,15 @@ def test_two_iterations_and_a_second_call(
     for number in range(3):
         answers = (out / f"iteration-{number}" / "answers.jsonl").read_text().splitlines()
         assert [type(json.loads(answer)) for answer in answers] == [str] * 4
+    results = json.loads((out / "results.json").read_text())
+    assert [result["policy"]["total"] for result in results] == [4] * 3
+    assert results[0]["ranked"] is None and results[2]["ranked"]["total"] > 0
+    # What the table says of the second iteration.
+    (row,) = [line for line in said.splitlines() if line.startswith("│         2 ")]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    policy = results[2]["policy"]
+    assert cells[1] == f"{policy['right']}/{policy['total']}"
+    assert cells[5:] == [str(results[2]["pairs"]), str(results[2]["replayed"])]
     # The second call has nothing to do.
     before = write_times(out)
     recipe.main([*flags, "--output_dir", str(out)])

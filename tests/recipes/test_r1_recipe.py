@@ -69,6 +69,11 @@ def test_stages_follow_each_other_and_a_finished_one_is_kept(
     table = said.out[said.out.index("6 held-out prompts") :]
     for stage in ("cold_start", "rl", "sft", "rl_again"):
         assert f"│ {stage} " in table
+    results = json.loads((out / "results.json").read_text())
+    assert results["samples"] == 8
+    assert list(results["stages"]) == ["cold_start", "rl", "sft", "rl_again"]
+    for shares in results["stages"].values():
+        assert (shares["lenient"]["right"], shares["lenient"]["total"]) == (6, 6)
     # Written by the recipe and by a run; the table takes both as texts.
     for stage in ("sft", "rl"):
         for line in (out / stage / "evaluation.jsonl").read_text().splitlines():
