@@ -15,6 +15,8 @@ import pytest
 from support.programs import load_recipe
 
 from benchmarks.experiment_readers import READERS
+from first_mistakes.measures import judge
+from first_mistakes.traces import Trace
 from grpo_hf.evaluation.statistics import Accuracy
 
 # Two-sided 95% of Student's t with two degrees of freedom, from a printed table.
@@ -129,12 +131,12 @@ def test_step_values(tmp_path: Path) -> None:
 
 def test_first_mistakes(tmp_path: Path) -> None:
     recipe = load_recipe("process_reward_model")
-    train = [recipe.Trace("sorting", "?", ("a", "b"), 1)]
-    held_out = [recipe.Trace("sorting", "?", ("a", "b", "c", "d"), place) for place in (1, 2, 0)]
+    train = [Trace("sorting", "?", ("a", "b"), 1)]
+    held_out = [Trace("sorting", "?", ("a", "b", "c", "d"), place) for place in (1, 2, 0)]
     # The model says step 1, step 1 and step 0.
     scores = [[5.0, -5.0, 5.0, 5.0], [5.0, -5.0, 5.0, 5.0], [-5.0, 5.0, 5.0, 5.0]]
     settings = argparse.Namespace(output_dir=tmp_path)
-    recipe.write_results(recipe.judge(train, held_out, scores), settings)
+    recipe.write_results(judge(train, held_out, scores), settings)
     table = READERS["first_mistakes"](tmp_path, run=".")
     assert cells(table, "task") == ["sorting", "all"] and cells(table, "traces") == [3, 3]
     assert cells(table, "found")[0]["value"] == pytest.approx(2 / 3)
