@@ -6,6 +6,7 @@ when an evaluation, a report or findings have joined the run.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -98,6 +99,7 @@ def write_model_card(
         "tags": [tags] if isinstance(tags, str) else list(tags or ()),
         "base": base,
         "base_model": hub_base(facts.base),
+        "base_is_folder": os.path.isdir(facts.base),
         "license": license_of(facts.base),
         "data": public_name(facts.dataset),
         "has_adapter": facts.has_adapter,
