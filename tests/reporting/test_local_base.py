@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from support.cards import code_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_hf.models.adapters import base_found_from_anywhere
+from grpo_hf.reporting.public_names import own_weights
 from grpo_hf.runs.trained import open_run
 
 # How `make smollm2` writes it.
@@ -144,3 +146,49 @@ def test_an_adapter_names_its_base_while_it_is_saved(
     # A model without adapters has nothing to name.
     with base_found_from_anywhere(AutoModelForCausalLM.from_pretrained("models/llama")):
         pass
+
+
+def test_what_was_measured_is_told_from_the_original(project: Path):
+    card = ModelCard.load(project / "runs" / "mine" / "README.md")
+    limits = card.text.partition("## Known limits")[2]
+    listed = python(project, "-m", "grpo_hf.cli", "push", "runs/mine", "me/mine", "--dry_run")
+    if not (project / "models" / "llama" / "README.md").is_file():
+        assert "weights of a local folder" not in limits + listed
+        return
+    assert card.data.base_model == "tester/original"
+    said = (
+        "It was trained and measured on the weights of a local folder, `llama`, which says of "
+        f'itself: "{SAYS}" On tester/original itself it was not measured.'
+    )
+    assert f"\n- {said}\n" in limits
+    assert f"\nnote: {said}\n" in listed
+
+
+MADE = "---\nbase_model: org/base\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"README.md": f'{MADE}\n# Base\nIn 4 bits,\nof "Base". More.'}, "In 4 bits, of 'Base'."),
+        ({"README.md": f"{MADE}![x](y)\n\n<!-- a\n\nb -->\n- a\n\nBold"}, "Bold"),
+        ({"README.md": MADE}, ""),
+        ({"README.md": f"{MADE}Made by /home/me/quantize.py.\n\nMore."}, ""),
+        ({"README.md": f"{MADE}{'long ' * 200}."}, f"{'long ' * 39}[...]"),
+        # A copy of the Hub's model, a folder without a card, one that names nothing.
+        ({"README.md": MADE, "config.json": '{"_name_or_path": "org/base"}'}, None),
+        ({"config.json": "{}"}, None),
+        ({"README.md": "Mine."}, None),
+        ({"README.md": "---\nbase_model: /home/me/llama\n---\nMine."}, None),
+    ],
+)
+def test_a_folder_says_whose_weights_it_has(
+    files: dict[str, str], says: str | None, tmp_path: Path
+):
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    assert own_weights(str(tmp_path)) == says
+
+
+def test_names_on_the_hub_have_no_weights_of_their_own():
+    assert own_weights("org/base") is None and own_weights("") is None

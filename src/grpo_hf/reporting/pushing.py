@@ -32,7 +32,7 @@ from ..run_files import (
     RUN_FILE,
     say,
 )
-from .model_card import CARD_FILE, refresh_card
+from .model_card import CARD_FILE, other_weights, refresh_card
 from .public_names import without_folders
 from .spikes import KL_FILE
 from .token_credit import CREDIT_FILE
@@ -309,6 +309,9 @@ def _list_files(
     left = sorted({each.name for each in folder.iterdir()} - pushed - {RUN_FILE, CARD_FILE})
     if left:
         say(f"  not pushed: {', '.join(left)}")
+    other = other_weights(folder)
+    if other:
+        say(f"note: {other}")
 
 
 def _of_the_hub(error: BaseException | None) -> Exception | None:
