@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from support.cards import code_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grpo_hf.cli import main
 from grpo_hf.models.adapters import base_found_from_anywhere
 from grpo_hf.reporting.public_names import own_weights
 from grpo_hf.runs.trained import open_run
@@ -65,7 +66,9 @@ def project(
         (here / "models" / "llama" / "README.md").write_text(CARD)
     recipe = SETTINGS | {"model_name_or_path": "models/llama"}
     (here / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    python(here, "-m", "grpo_hf.cli", "train", "recipe.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        main(["train", "recipe.yaml"])
     return here
 
 
