@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo_hf.cli import main
 from grpo_hf.models.adapters import base_found_from_anywhere
 from grpo_hf.reporting.public_names import own_weights
+from grpo_hf.runs.evaluating import facts_of
 from grpo_hf.runs.trained import open_run
 
 # How `make smollm2` writes it.
@@ -149,6 +150,17 @@ def test_an_adapter_names_its_base_while_it_is_saved(
     # A model without adapters has nothing to name.
     with base_found_from_anywhere(AutoModelForCausalLM.from_pretrained("models/llama")):
         pass
+
+
+def test_answers_kept_by_a_run_are_those_of_its_base_by_any_path(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A training has the base by the path that was given, and `grpo-hf eval` by the adapter's."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "llama")
+    monkeypatch.chdir(tmp_path)
+    relative = AutoModelForCausalLM.from_pretrained("llama")
+    absolute = AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
+    assert facts_of(relative, tmp_path) == facts_of(absolute, tmp_path)
 
 
 def test_what_was_measured_is_told_from_the_original(project: Path):
