@@ -19,13 +19,17 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from support.runs import made_run
 
 from grpo_hf import cli
 from grpo_hf.cli import main
+from grpo_hf.runs.chat import Chat
 from grpo_hf.runs.recipe import settings_parser
+from grpo_hf.runs.trained import open_run
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("grpo-hf", "make", "python", "accelerate", "echo", "pip", "lm_eval", "vllm", "ollama")
 # What a command needs that no test has; everything else has to run.
 NEEDS = {
@@ -117,8 +121,13 @@ def desk(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def python_block(first_line: str) -> str:
     """Return the block of Python in the README that begins with a line."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"```python\n({re.escape(first_line)}\n.*?)```", text, re.DOTALL)
+    return block("python", first_line)
+
+
+def block(language: str, first_line: str) -> str:
+    """Return the block of a language in the README that begins with a line."""
+    text = README.read_text(encoding="utf-8")
+    found = re.search(rf"```{language}\n({re.escape(first_line)}\n.*?)```", text, re.DOTALL)
     assert found is not None
     return found.group(1)
 
@@ -160,6 +169,23 @@ def test_the_commands_of_the_documents_run(
         capsys.readouterr()
     assert (desk / "runs/mine/report.html").is_file()
     assert (desk / "curve.png").stat().st_size > 0
+
+
+def test_the_readme_s_code_asks_the_adapter_as_its_run_did(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    instruction = yaml.safe_load(block("yaml", "# mine/recipe.yaml"))["instruction"]
+    made_run(Path("runs/mine"), tiny_checkpoint, recipe={"instruction": instruction})
+    chat = Chat(open_run(Path("runs/mine")), greedy=True, max_new_tokens=64)
+    (row,) = re.findall(r'^    (\{"question": .*\})$', README.read_text(encoding="utf-8"), re.M)
+    answer = chat.ask(json.loads(row)["question"])["adapter"]
+    capsys.readouterr()
+    exec(python_block("from peft import AutoPeftModelForCausalLM"), {})
+    assert capsys.readouterr().out == f"{answer}\n"
 
 
 def other_commands() -> list[Any]:

@@ -26,6 +26,7 @@ from .durability import (
 from .durability.launchers import leave_with_launcher
 from .durability.leaving import Departure, Leaving
 from .durability.peers import Peers
+from .models import adapters
 from .models.random_state import remembered_random_numbers
 from .reporting import progress, pushing
 from .run_files import written_or_said
@@ -150,7 +151,7 @@ class DurableTrainer(TRLGRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         finite.check_weights(model, f"after step {self.state.global_step}", _NOT_SAVED)
         run = Path(self.args.output_dir)
-        with disk.saving(run):
+        with disk.saving(run), adapters.base_found_from_anywhere(model):
             if _internal_call and self.args.should_save:
                 whole_checkpoints.copy_card(run, Path(output_dir or run))
             super().save_model(output_dir, _internal_call=_internal_call)

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
+from support.cards import code_of
 from support.fakehub import TOKEN, FakeHub
 from support.run_folders import write_evaluation
 from support.runs import made_run
@@ -223,11 +224,6 @@ def test_the_code_of_the_card_loads_the_pushed_files_and_answers(pushed: Pushed)
     assert here != code
     shown = python(pushed.hub, "-c", here)
     assert shown == f"{answer_of(pushed.base, pushed.folder)}\n"
-
-
-def code_of(card: str) -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    return code
 
 
 def answer_of(base: Path, run: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from support.fakehub import TOKEN, FakeHub
 
+from grpo_hf.durability import whole_checkpoints
 from grpo_hf.reporting.pushing import pushed_files
 
 REPO = "tester/demo"
@@ -195,6 +197,64 @@ def test_a_dry_run_lists_and_asks_nobody(fake_hub: FakeHub, run: Path):
     assert done.stdout.startswith(f"would push 7 files of {run} to {REPO}:\n")
     assert "  in all  " in done.stdout and "not pushed: " in done.stdout
     assert fake_hub.requests == []
+
+
+@pytest.fixture
+def killed(run: Path) -> Path:
+    """The folder of a run that was killed after its second checkpoint, in which it saved."""
+    model = {"adapter_model.safetensors": "weights", "tokenizer.json": "{}"}
+    for name in [*model, "tokenizer_config.json", "adapter_config.json"]:
+        (run / name).unlink()
+    shutil.rmtree(run / "checkpoint-2")
+    for step in (2, 4, 6):
+        checkpoint = run / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        for name, text in model.items():
+            (checkpoint / name).write_text(f"{text} of step {step}")
+        adapter = {"base_model_name_or_path": str(run.parents[1] / "base"), "r": 4}
+        (checkpoint / "adapter_config.json").write_text(json.dumps(adapter))
+        (checkpoint / "README.md").write_text("# the card as it was\n")
+        (checkpoint / "optimizer.pt").write_text("moments")
+        whole_checkpoints.seal(checkpoint, {"step": step})
+    (run / "checkpoint-6" / "adapter_model.safetensors").write_text("torn")
+    return run
+
+
+def test_of_a_run_that_has_not_ended_the_newest_whole_checkpoint_goes(
+    fake_hub: FakeHub, killed: Path
+):
+    listed = push(fake_hub, killed, REPO, "--dry_run").stdout
+    assert fake_hub.requests == []
+    done = push(fake_hub, killed, REPO)
+    assert done.returncode == 0, done.stderr
+    files = fake_hub.files(REPO)
+    assert set(files) == {
+        *("README.md", "metrics.jsonl", "recipe.yaml"),
+        *("adapter_model.safetensors", "adapter_config.json", "tokenizer.json"),
+    }
+    assert files["adapter_model.safetensors"] == b"weights of step 4"
+    assert json.loads(files["adapter_config.json"]) == {"base_model_name_or_path": "base", "r": 4}
+    assert files["README.md"] == PUSHED["README.md"].encode(), "the card is that of the run"
+    for said, verb in ((listed, "would push"), (done.stdout, "pushing")):
+        assert said.startswith("note: the run has not ended; this is checkpoint-4.\n")
+        assert f"\n{verb} 6 files of {killed} to {REPO}:\n" in said
+        assert set(re.findall(r"^  (\S+)  [\d,]+ bytes", said, re.MULTILINE)) == set(files)
+        (left,) = re.findall(r"^  not pushed: (.*)$", said, re.MULTILINE)
+        assert "checkpoint-2" in left and "checkpoint-4" not in left
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]])
+def test_a_run_without_weights_is_not_pushed(fake_hub: FakeHub, killed: Path, flags: list[str]):
+    for checkpoint in killed.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    done = push(fake_hub, killed, REPO, *flags)
+    assert done.returncode == 2 and fake_hub.requests == []
+    assert done.stderr.startswith(f"error: {killed}: its run has ended at step 1 and saved nothing")
+    assert "Train again, with a smaller --save_steps." in done.stderr
+    # What says how to read weights is none.
+    (killed / "adapter_config.json").write_text("{}")
+    done = push(fake_hub, killed, REPO, *flags)
+    assert done.returncode == 2 and "saved nothing" in done.stderr and fake_hub.requests == []
 
 
 def test_evaluations_and_curves_go_and_their_samples_stay(run: Path, tmp_path: Path):

@@ -8,6 +8,7 @@ reference.py shows the reference. Nothing else in this library switches adapters
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import ModelError
-from ..trl_seam import is_packed, layers_that_pack, never_pack
+from ..trl_seam import is_packed, layers_that_pack, name_or_path, never_pack
 from .kept_weights import kept_weights, role_weights
 from .loading import loading
-from .places import check_local
+from .places import absolute, check_local
 
 # These write into the base weights when the adapter is created, so that the base with the adapter
 # disabled is no longer the model that the user gave.
@@ -165,6 +166,41 @@ def keep_trainable(model: Any) -> None:
 def causal_model(model: Any) -> PreTrainedModel:
     """Return the causal language model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def base_found_from_anywhere(model: Any) -> Iterator[None]:
+    """Name a base that is a folder by its absolute path, in what is saved of adapters in a block.
+
+    PEFT reads a relative path from the folder that a program is started in, and asks the Hub for
+    one that is not there.
+    """
+    configs = list(getattr(model, "peft_config", {}).values())
+    named = [config.base_model_name_or_path for config in configs]
+    try:
+        for config in configs:
+            loaded = name_or_path(causal_model(model).config)
+            config.base_model_name_or_path = _base_to_save(config.base_model_name_or_path, loaded)
+        yield
+    finally:
+        # PEFT warns of a configuration that is used again and names another base.
+        for config, name in zip(configs, named, strict=True):
+            config.base_model_name_or_path = name
+
+
+def _base_to_save(named: str | None, loaded: str) -> str | None:
+    """Return the name of a base for an adapter's file.
+
+    Args:
+        named: by the adapter's configuration, which may be older than the run.
+        loaded: by which the base was loaded.
+    """
+    if named and not os.path.isabs(named):
+        return absolute(named)
+    # A folder that is gone; or none is named yet, where PEFT takes the loaded one.
+    if not named or not os.path.isdir(named):
+        return absolute(loaded) if os.path.isdir(loaded) else named
+    return named
 
 
 @contextmanager

@@ -79,6 +79,11 @@ def check_found(name: str, what: str) -> None:
         )
 
 
+def absolute(name: str) -> str:
+    """Return a folder by its absolute path; a name on the Hub, or a folder that is gone, stays."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
 def is_at_hand(name: str) -> bool:
     """Whether a name is a folder, or was fetched from the Hub before."""
     # Its import takes a while, and most names are folders.

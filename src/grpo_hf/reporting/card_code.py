@@ -48,7 +48,10 @@ def code(card: dict[str, Any]) -> str:
     if not card["has_adapter"]:
         lines += ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
         lines += [f'name = "{name}"{said}', "model = AutoModelForCausalLM.from_pretrained(name)"]
-    elif card["base_model"]:
+    # The adapter's file names the folder of its base, which a push cuts.
+    elif card["base_model"] or (not card["repo"] and card.get("base_is_folder")):
+        if not card["base_model"]:
+            said = "  # this folder; its base is a folder of this machine"
         lines += ["from peft import AutoPeftModelForCausalLM"]
         lines += ["from transformers import AutoTokenizer", "", f'name = "{name}"{said}']
         lines += ["model = AutoPeftModelForCausalLM.from_pretrained(name)"]

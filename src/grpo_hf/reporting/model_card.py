@@ -6,6 +6,7 @@ when an evaluation, a report or findings have joined the run.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +31,7 @@ from .card_tables import (
 )
 from .failed_rewards import failed_rewards
 from .nothing_learned import why_run_learned_nothing
-from .public_names import hub_base, hub_names, license_of, public_name, public_text
+from .public_names import hub_base, hub_names, license_of, own_weights, public_name, public_text
 
 if TYPE_CHECKING:
     from ..run_context import CardFacts
@@ -98,6 +99,8 @@ def write_model_card(
         "tags": [tags] if isinstance(tags, str) else list(tags or ()),
         "base": base,
         "base_model": hub_base(facts.base),
+        "own_weights": own_weights(facts.base),
+        "base_is_folder": os.path.isdir(facts.base),
         "license": license_of(facts.base),
         "data": public_name(facts.dataset),
         "has_adapter": facts.has_adapter,
@@ -225,7 +228,8 @@ def _caption(results: dict[str, Any]) -> str:
 
 def _limits(folder: Path, card: dict[str, Any]) -> list[str]:
     """Return what a reader should doubt: what a run's own watch found, and what is always so."""
-    limits = []
+    other_weights = _other_weights(card)
+    limits = [other_weights] if other_weights else []
     try:
         findings = json.loads((folder / GAMING_FILE).read_text(encoding="utf-8"))
         for finding in findings:
@@ -250,6 +254,30 @@ def _limits(folder: Path, card: dict[str, Any]) -> list[str]:
     )
     limits.append("It has the limits and biases of its base.")
     return limits
+
+
+def other_weights(folder: Path) -> str | None:
+    """Return a sentence on a run whose base is not the one that its adapter names on the Hub."""
+    try:
+        return _other_weights(json.loads((folder / CARD_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError):
+        # The facts of a run, which an older one has not, or others.
+        return None
+
+
+def _other_weights(card: dict[str, Any]) -> str | None:
+    says = card.get("own_weights")
+    if says is None:
+        return None
+    measured = " and measured" if card["results"] else ""
+    stop = "" if says.endswith((".", "!", "?")) else "."
+    said = f'which says of itself: "{says}"{stop}' if says else "made from a model of the Hub."
+    sentence = f"It was trained{measured} on the weights of a local folder, {_code(card['base'])}"
+    sentence += f", {said}"
+    # A whole model comes with its own.
+    if card["has_adapter"]:
+        sentence += f" On {card['base_model']} itself it was not measured."
+    return sentence
 
 
 def _linked(name: str, hub_name: str | None, kind: str) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -13,6 +14,11 @@ import yaml
 _TEXTS = ("system_prompt", "instruction")
 # Settings that name the model that was trained.
 _BASES = ("base_model_name_or_path", "model_name_or_path")
+# Of a card: comments, blocks of code and headings; and how pictures, tags, tables and lists begin.
+_NO_TEXT = re.compile(r"<!--.*?-->|```.*?```|^#[^\n]*$", re.DOTALL | re.MULTILINE)
+_NO_SENTENCE = ("![", "[![", "<", "|", ">", "- ", "* ", "---")
+_LOCAL_PATH = re.compile(r"(?<![\w:/.])(?:[/~]|[A-Za-z]:\\)[\w.]")
+_LONGEST_SENTENCE = 200
 
 
 def public_name(name: str) -> str:
@@ -49,23 +55,54 @@ def hub_base(name: str) -> str | None:
     Args:
         name: as the run named it: a folder, or a name on the Hub.
     """
+    return _origin(name)[0]
+
+
+def own_weights(name: str) -> str | None:
+    """Return what the folder of a base says of itself where its weights may not be the Hub's.
+
+    On the Hub the `base_model` of a card is what a model was made from: by training, in another
+    precision, or from a file of fewer bits.
+
+    Args:
+        name: as the run named it: a folder, or a name on the Hub.
+
+    Returns:
+        The first sentence of the card in the folder, which may be empty; None where the weights are
+        those that `hub_base` names, as far as is known.
+    """
+    folder = Path(name).expanduser()
+    return _first_sentence(_card_of(folder)[1]) if _origin(name)[1] else None
+
+
+def _origin(name: str) -> tuple[str | None, bool]:
+    """Return the Hub's name of a base, and whether that is what its folder was made from."""
     folder = Path(name).expanduser()
     if not name or not folder.is_dir():
-        return next(iter(hub_names(public_name(name))), None)
+        return next(iter(hub_names(public_name(name))), None), False
     cached = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{folder.absolute()}/")
     if cached:
-        return f"{cached[1]}/{cached[2]}"
-    recorded = [
-        _read_json(folder / "config.json").get("_name_or_path"),
-        _metadata_of(folder).get("base_model"),
-        _read_json(folder / "adapter_config.json").get("base_model_name_or_path"),
-    ]
-    for value in recorded:
-        # A card may name several.
-        first = value[0] if isinstance(value, list) and value else value
-        if isinstance(first, str) and hub_names(public_name(first)):
-            return public_name(first)
-    return None
+        return f"{cached[1]}/{cached[2]}", False
+    copied = _hub_name(_read_json(folder / "config.json").get("_name_or_path"))
+    made_from = _hub_name(_metadata_of(folder).get("base_model"))
+    adapted = _hub_name(_read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    return copied or made_from or adapted, made_from is not None and copied is None
+
+
+def _hub_name(recorded: Any) -> str | None:
+    # A card may name several.
+    first = recorded[0] if isinstance(recorded, list) and recorded else recorded
+    return public_name(first) if isinstance(first, str) and hub_names(public_name(first)) else None
+
+
+def _first_sentence(card: str) -> str:
+    """Return the first sentence of a card in one line; nothing where it names a folder."""
+    for paragraph in re.split(r"\n\s*\n", _NO_TEXT.sub("", card)):
+        line = " ".join(paragraph.split()).replace('"', "'")
+        if line and not line.startswith(_NO_SENTENCE):
+            sentence = re.split(r"(?<=[.!?])\s", line, maxsplit=1)[0]
+            return "" if _LOCAL_PATH.search(sentence) else shorten(sentence, _LONGEST_SENTENCE)
+    return ""
 
 
 def license_of(name: str) -> str | None:
@@ -84,13 +121,18 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _metadata_of(folder: Path) -> dict[str, Any]:
-    """Return what stands above the card in a folder, between its first two lines of dashes."""
+    return _card_of(folder)[0]
+
+
+def _card_of(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return what stands above the card in a folder, between two lines of dashes, and the card."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-        values = yaml.safe_load(text.split("---\n", 2)[1]) if text.startswith("---\n") else None
-    except (OSError, IndexError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        _, above, below = text.split("---\n", 2) if text.startswith("---\n") else ("", "", text)
+        values = yaml.safe_load(above)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}, ""
+    return (values if isinstance(values, dict) else {}), below
 
 
 def public_text(text: str) -> str:

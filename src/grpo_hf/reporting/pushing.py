@@ -32,23 +32,24 @@ from ..run_files import (
     RUN_FILE,
     say,
 )
-from .model_card import CARD_FILE, refresh_card
+from .model_card import CARD_FILE, other_weights, refresh_card
 from .public_names import without_folders
 from .spikes import KL_FILE
 from .token_credit import CREDIT_FILE
 
-# What a reader of the repository needs, as a folder's patterns.
-_PUSHED = (
-    "README.md",
-    RECIPE_FILE,
-    METRICS_FILE,
-    f"{EVALUATIONS}/*.json",
-    "report/*.png",
+_WEIGHTS = (
     "*.safetensors",
-    "*.safetensors.index.json",
     "pytorch_model*.bin",
     "adapter_model.bin",
+    # PEFT writes an adapter that is not called `default` into a folder of its name.
+    "*/adapter_model.*",
+)
+# What loads them, as a folder's patterns.
+_MODEL = (
+    *_WEIGHTS,
+    "*.safetensors.index.json",
     "*config.json",
+    "*/adapter_config.json",
     "modeling_*.py",
     "configuration_*.py",
     "tokenization_*.py",
@@ -61,10 +62,9 @@ _PUSHED = (
     "merges.txt",
     "*.model",
     "*.tiktoken",
-    # PEFT writes an adapter that is not called `default` into a folder of its name.
-    "*/adapter_config.json",
-    "*/adapter_model.*",
 )
+# What else a reader of the repository needs.
+_RECORD = ("README.md", RECIPE_FILE, METRICS_FILE, f"{EVALUATIONS}/*.json", "report/*.png")
 # What holds prompts and completions.
 _SAMPLES = (
     CREDIT_FILE,
@@ -120,12 +120,16 @@ class RunClient(HfApi):
     Args:
         samples: whether prompts and completions are pushed.
         private: whether a new repository is private; None leaves it to the Hub.
+        checkpoint: of a run that has not ended, whose weights are pushed.
     """
 
-    def __init__(self, *, samples: bool, private: bool | None) -> None:
+    def __init__(
+        self, *, samples: bool, private: bool | None, checkpoint: Path | None = None
+    ) -> None:
         super().__init__(library_name="grpo_hf")
         self.samples = samples
         self.private = private
+        self.checkpoint = checkpoint
         self._listed: list[str] = []
 
     def upload_folder(
@@ -142,7 +146,7 @@ class RunClient(HfApi):
         A folder with a place in the repository is a checkpoint, which `hub_strategy` asks for.
         """
         folder = Path(folder_path)
-        files = pushed_files(folder, samples=self.samples)
+        files = pushed_files(folder, samples=self.samples, checkpoint=self.checkpoint)
         if path_in_repo is not None:
             files = _whole_folder(folder, path_in_repo)
         self.list_once(files, folder, repo_id)
@@ -164,7 +168,7 @@ class RunClient(HfApi):
         """Print what is pushed; a run that pushes at each of its checkpoints says it once."""
         names = [file.name for file in files]
         if names != self._listed:
-            _list_files(files, folder, repo_id)
+            _list_files(files, folder, repo_id, self.checkpoint)
             self._listed = names
 
     def license_of(self, repo_id: str, token: str | None = None) -> str | None:
@@ -219,6 +223,7 @@ def push_folder(
     samples: bool,
     token: str | None = None,
     revision: str | None = None,
+    checkpoint: Path | None = None,
 ) -> None:
     """Push a run, after saying which files go, and print the address after.
 
@@ -226,15 +231,17 @@ def push_folder(
         folder: the output folder of the run.
         private: whether a new repository is private; None leaves it to the Hub.
         samples: whether prompts and completions are pushed.
+        checkpoint: of a run that has not ended, whose weights are pushed.
 
     Raises:
         ConfigError: there is no login, the repository has no possible name, or the Hub refuses.
         HubUnreachable: the Hub does not answer, after several attempts.
     """
-    client = RunClient(samples=samples, private=private)
+    client = RunClient(samples=samples, private=private, checkpoint=checkpoint)
     refresh_card(folder, repo=repo_id)
     # Before anything of it is on its way.
-    client.list_once(pushed_files(folder, samples=samples), folder, repo_id)
+    files = pushed_files(folder, samples=samples, checkpoint=checkpoint)
+    client.list_once(files, folder, repo_id)
 
     def repository() -> tuple[str, bool]:
         made = client.create_repo(repo_id, token=token, private=private, exist_ok=True)
@@ -255,21 +262,37 @@ def push_folder(
     say(f"pushed to {client.endpoint}/{found} ({'private' if is_private else 'public'})")
 
 
-def pushed_files(folder: Path, *, samples: bool) -> list[PushedFile]:
+def holds_weights(folder: Path) -> bool:
+    """Whether a push of this folder would push weights."""
+    return bool(_names_in(folder, _WEIGHTS))
+
+
+def pushed_files(
+    folder: Path, *, samples: bool, checkpoint: Path | None = None
+) -> list[PushedFile]:
     """Return the files of a run's folder that are pushed, by name.
 
     Args:
         samples: whether prompts and completions are among them.
+        checkpoint: of a run that has not ended: its model is pushed in the place of the run's.
     """
+    patterns = _RECORD + _MODEL + (_SAMPLES if samples else ())
+    found = {name: folder / name for name in _names_in(folder, patterns)}
+    if checkpoint is not None:
+        found |= {name: checkpoint / name for name in _names_in(checkpoint, _MODEL)}
+    return [PushedFile(name, without_folders(file)) for name, file in sorted(found.items())]
+
+
+def _names_in(folder: Path, patterns: Sequence[str]) -> set[str]:
     names = set()
-    for pattern in _PUSHED + (_SAMPLES if samples else ()):
+    for pattern in patterns:
         for file in folder.glob(pattern):
             name = file.relative_to(folder).as_posix()
             # Checkpoints hold the rollout under way, and files that begin so are nobody's results.
             hidden = name.startswith((".", "_")) or "checkpoint-" in name or "partial" in name
             if file.is_file() and not hidden:
                 names.add(name)
-    return [PushedFile(name, without_folders(folder / name)) for name in sorted(names)]
+    return names
 
 
 def _whole_folder(folder: Path, place: str) -> list[PushedFile]:
@@ -281,9 +304,12 @@ def _whole_folder(folder: Path, place: str) -> list[PushedFile]:
     return files
 
 
-def list_files(folder: Path, repo_id: str, *, samples: bool) -> None:
+def list_files(
+    folder: Path, repo_id: str, *, samples: bool, checkpoint: Path | None = None
+) -> None:
     """Print what a push of a run would push, and push nothing."""
-    _list_files(pushed_files(folder, samples=samples), folder, repo_id, verb="would push")
+    files = pushed_files(folder, samples=samples, checkpoint=checkpoint)
+    _list_files(files, folder, repo_id, checkpoint, verb="would push")
 
 
 def _say_if_failed(future: Any) -> None:
@@ -296,7 +322,12 @@ def _say_if_failed(future: Any) -> None:
 
 
 def _list_files(
-    files: Sequence[PushedFile], folder: Path, repo_id: str, *, verb: str = "pushing"
+    files: Sequence[PushedFile],
+    folder: Path,
+    repo_id: str,
+    checkpoint: Path | None,
+    *,
+    verb: str = "pushing",
 ) -> None:
     """Print what is pushed, and what of the folder is not."""
     say(f"{verb} {len(files)} files of {folder} to {repo_id}:")
@@ -304,11 +335,16 @@ def _list_files(
         cut = " (folders of this machine cut)" if isinstance(file.content, bytes) else ""
         say(f"  {file.name}  {file.size:,} bytes{cut}")
     pushed = {file.name.partition("/")[0] for file in files}
+    if checkpoint is not None:
+        pushed.add(checkpoint.name)
     total = sum(file.size for file in files)
     say(f"  in all  {total:,} bytes")
     left = sorted({each.name for each in folder.iterdir()} - pushed - {RUN_FILE, CARD_FILE})
     if left:
         say(f"  not pushed: {', '.join(left)}")
+    other = other_weights(folder)
+    if other:
+        say(f"note: {other}")
 
 
 def _of_the_hub(error: BaseException | None) -> Exception | None:

@@ -24,6 +24,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..evaluation.problem_set import Answering, ProblemSet
 from ..evaluation.summary_text import report_of
+from ..models.places import absolute
 from ..reporting.model_card import refresh_card
 from ..rollout.conversations import ToolUse
 from ..rollout.sampling import sampling_of
@@ -338,7 +339,7 @@ def facts_of(model: Any, folder: Path) -> dict[str, Any]:
         if not file.relative_to(folder).parts[0].startswith("checkpoint-"):
             adapter.update(file.read_bytes())
     return {
-        "base": name_or_path(model.config),
+        "base": absolute(name_or_path(model.config)),
         "adapter": adapter.hexdigest()[:16],
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantized": bool(getattr(model, "is_quantized", False)),

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, OutputExistsError
+from ..errors import DataError, ModelError, OutputExistsError
 from ..run_files import read_lines, say, write_or_say
-from ..run_folders import check_run
+from ..run_folders import check_run, no_weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +117,32 @@ def push(run: Path, repo: str, *, private: bool, samples: bool, dry_run: bool = 
         ConfigError: the Hub refuses, or there is no login.
         DataError: the folder is not that of a run.
         HubUnreachable: the Hub does not answer.
+        ModelError: the run has saved no weights.
     """
     check_run(run)
-    from ..reporting.pushing import list_files, push_folder
+    from ..reporting.pushing import holds_weights, list_files, push_folder
 
+    checkpoint = None if holds_weights(run) else _checkpoint_to_push(run)
     if dry_run:
-        list_files(run, repo, samples=samples)
+        list_files(run, repo, samples=samples, checkpoint=checkpoint)
         return
-    push_folder(run, repo, private=private, samples=samples)
+    push_folder(run, repo, private=private, samples=samples, checkpoint=checkpoint)
+
+
+def _checkpoint_to_push(run: Path) -> Path:
+    """Return the newest whole checkpoint of a run that has not ended, and say which it is.
+
+    Raises:
+        ModelError: there is none, or none that others could load.
+    """
+    from ..durability import whole_checkpoints
+    from ..reporting.pushing import holds_weights
+
+    newest = whole_checkpoints.find(run).newest
+    if newest is None or not holds_weights(newest):
+        raise ModelError(f"{no_weights_in(run)} Nothing was pushed.")
+    say(f"note: the run has not ended; this is {newest.name}.")
+    return newest
 
 
 def push_run(folder: Path, repo: str, args: Any) -> None:

@@ -19,10 +19,12 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .. import run_folders
 from ..data.prompts import PromptForm
 from ..durability import whole_checkpoints
 from ..errors import ConfigError, ModelError
 from ..models import loading
+from ..reporting.environment import read_starts
 from ..rollout.sampling import sampling_of
 from ..run_files import RECIPE_FILE
 from ..run_folders import ADAPTER_FILE, MODEL_FILE, check_folder, no_weights_in
@@ -212,16 +214,36 @@ def _base_at(recorded: str | None, run: Path) -> str:
     """
     if not recorded:
         raise ModelError(f"{run}: the adapter does not name its base. Give it: --base FOLDER.")
-    if Path(recorded).is_absolute() and not Path(recorded).is_dir():
+    if Path(recorded).is_dir():
+        return recorded
+    for name in _as_given(recorded, run):
+        for start in (Path(), *run.resolve().parents[:_LEVELS_ABOVE]):
+            if (start / name).is_dir():
+                return str(start / name)
+    if Path(recorded).is_absolute():
         raise ModelError(
             f"{run}: its base {recorded} is not there any more. Say where it is: --base FOLDER."
         )
-    if Path(recorded).is_dir():
-        return recorded
-    for above in run.resolve().parents[:_LEVELS_ABOVE]:
-        if (above / recorded).is_dir():
-            return str(above / recorded)
     return recorded
+
+
+def _as_given(recorded: str, run: Path) -> list[str]:
+    """Return by which relative paths a base may have been given, where the run was started.
+
+    A run and its base may have moved together, with the folder that both are in.
+    """
+    if not Path(recorded).is_absolute():
+        return [recorded]
+    names = []
+    for home in (run, run.parent):
+        given = run_folders.settings_of(home).get("model_name_or_path")
+        if isinstance(given, str) and not Path(given).is_absolute():
+            names.append(given)
+        for start in read_starts(home):
+            folder = str(start.get("folder", recorded))
+            if folder != recorded and Path(recorded).is_relative_to(folder):
+                names.append(str(Path(recorded).relative_to(folder)))
+    return names
 
 
 def tokenizer_of(
