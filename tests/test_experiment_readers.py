@@ -18,6 +18,7 @@ from benchmarks.experiment_readers import READERS
 from first_mistakes.measures import judge
 from first_mistakes.traces import Trace
 from grpo_hf.evaluation.statistics import Accuracy
+from r1_stages.table import EVALUATIONS, SAMPLES_FILE, write_results
 
 # Two-sided 95% of Student's t with two degrees of freedom, from a printed table.
 T_OF_THREE = 4.303
@@ -89,12 +90,11 @@ def test_blocks_of_steps(run: Path) -> None:
 
 
 def test_stages(tmp_path: Path) -> None:
-    recipe = load_recipe("r1")
     (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / recipe.SAMPLES_FILE).write_text("1\n2\n3\n", encoding="utf-8")
+    (tmp_path / "samples" / SAMPLES_FILE).write_text("1\n2\n3\n", encoding="utf-8")
     shares = {"math": Accuracy(1, 4, 0.05, 0.7), "language": Accuracy(4, 4, 0.6, 1.0)}
-    recipe.write_results(tmp_path, dict.fromkeys(recipe.EVALUATIONS, shares))
-    names = {stage: f"stage {stage}" for stage in recipe.EVALUATIONS}
+    write_results(tmp_path, dict.fromkeys(EVALUATIONS, shares))
+    names = {stage: f"stage {stage}" for stage in EVALUATIONS}
     table = READERS["stages"](tmp_path, run=".", names=names)
     assert table["columns"] == ["stage", "math", "language", "samples learned"]
     assert cells(table, "stage") == list(names.values())
