@@ -134,6 +134,19 @@ class TestRewardsTest:
         )
         assert cli("rewards", "test", "gsm8k", *flags) == "1.000  'so #### 42'\n0.000  '#### 41'\n"
 
+    def test_a_text_as_a_chat_model_gives_it(self, cli, tmp_path, capsys):
+        (tmp_path / "mine.py").write_text(
+            "def short(completions, **_):\n"
+            "    return [float(len(each.strip()) < 9) for each in completions]\n"
+        )
+        command = ("rewards", "test", f"{tmp_path}/mine.py:short", "--completion", "Friday")
+        assert cli(*command) == "1.000  'Friday'\n"
+        with pytest.raises(SystemExit):
+            cli(*command, "--messages")
+        said = capsys.readouterr()
+        assert "failed (exception)  'Friday'" in said.out
+        assert "AttributeError: 'list' object has no attribute 'strip'" in said.err
+
     def test_file_of_completions(self, cli, tmp_path):
         rows = [
             {"completion": "#### 1\u2028", "answer": "1"},

@@ -55,6 +55,11 @@ def add_rewards_commands(commands: Any) -> None:
         "reward", help="name, ./file.py:function or package.module:function, with options"
     )
     test.add_argument(
+        "--messages",
+        action="store_true",
+        help="give each text as a model with a chat template does, as a list with a message",
+    )
+    test.add_argument(
         "--completion", action="append", default=[], help="a text to score; repeat for more"
     )
     test.add_argument(
@@ -118,7 +123,8 @@ def _rewards_test(options: argparse.Namespace, rest: list[str]) -> None:
             )
     columns = _columns(rows)
     completions = columns.pop("completion")
-    outcomes = _scored(reward, completions, columns)
+    given = [_as_messages(each) for each in completions] if options.messages else completions
+    outcomes = _scored(reward, given, columns)
     failure = None
     for outcome, text in zip(outcomes, completions, strict=True):
         if outcome.failure:
@@ -152,7 +158,9 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
     if failed:
         raise RewardOutputError(
             f"{', '.join(failed)}: see the note{'s' if len(failed) > 1 else ''} above. `grpo-hf "
-            "rewards test` shows the whole traceback of a failure."
+            "rewards test` shows the whole traceback of a failure; with a chat model a completion "
+            "is a list of messages, which --messages makes of a text, and "
+            "grpo_hf.completion_text(completion) its text."
         )
 
 
@@ -236,6 +244,12 @@ def _no_text() -> DataError:
     return DataError(
         "no text to score: give --completion TEXT, or --completions FILE with rows that have one."
     )
+
+
+def _as_messages(completion: Any) -> Any:
+    """Return a text as the answer in a conversation; messages stay."""
+    is_text = isinstance(completion, str)
+    return [{"role": "assistant", "content": completion}] if is_text else completion
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -305,3 +305,16 @@ def test_how_a_reward_for_mentions_is_mended_is_said() -> None:
     (finding,) = found(mentions)
     (note,) = finding.notes()
     assert "own and another's: a completion that names the right answer and another row's" in note
+
+
+def test_a_reward_whose_wrong_answers_would_be_called_right_is_named() -> None:
+    def double(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        marks = []
+        for text, gold in zip(completions, answer, strict=True):
+            marks.append(float(text.strip().isdigit()) + float(text == gold))
+        return marks
+
+    (finding,) = found(double, rows=[{"prompt": f"{n}?", "answer": str(n)} for n in range(4)])
+    assert (finding.pays["gold answer"], finding.pays["another's answer"]) == (2.0, 1.0)
+    assert finding.exploited == ("another's answer",)
+    assert any(note.startswith("double pays 2.00 for right answers.") for note in finding.notes())

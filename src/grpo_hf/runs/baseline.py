@@ -11,6 +11,7 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
@@ -22,6 +23,7 @@ from ..durability.dead_run import ALL_ALIKE, MOSTLY_CUT, NOTHING_EARNED
 from ..errors import ConfigError
 from ..evaluation.answers import completed_batches, is_right, judged, judging, right_answers
 from ..evaluation.evaluation_progress import EvaluationProgress
+from ..evaluation.intervals import share_estimates
 from ..evaluation.summary_text import last_said, short
 from ..models import adapters
 from ..rollout.sampling import GREEDY, Written
@@ -129,7 +131,8 @@ def show_baseline(recipe: Recipe, count: int) -> None:
     title = (
         f"{recipe.model.model_name_or_path} before training: {len(rows)} training prompts of "
         f"{task.train.source}, {recipe.training.num_generations} answers each as the training "
-        f"samples them, {time.monotonic() - begun:.0f} s"
+        f"samples them (temperature {recipe.training.temperature:g}), "
+        f"{time.monotonic() - begun:.0f} s"
     )
     console = Console(highlight=False)
     console.print(Text(title))
@@ -170,7 +173,8 @@ def verdict(found: Baseline) -> str:
     if found.right_greedily >= (share + _MUCH) * count:
         parts.append(
             f"Greedily it is right far more often than sampled ({found.right_greedily / count:.0%} "
-            f"and {share:.0%}), so more sampled answers are right at a lower --temperature."
+            f"and {share:.0%}), so more sampled answers are right at a lower --temperature: 0.7, "
+            "then 0.5."
         )
     if 0 < found.differing <= _FEW * count:
         parts.append(
@@ -289,6 +293,10 @@ def _table(found: Baseline, right: str, limit: int | None) -> Table:
         (f"answers cut off at {limit} tokens", sum(each.is_cut for each in found.answers), total),
     ):
         table.add_row(name, f"{number} of {of}", f"{number / of:.3f}")
+    # Of a few prompts a share alone says little.
+    shares = np.array([[fmean(map(_is_right, group))] for group in found.groups])
+    (spread,) = share_estimates(shares)
+    table.add_row("right answers, 95% interval", "", f"{spread.low:.3f} to {spread.high:.3f}")
     if found.earned:
         low, high = min(found.earned), max(found.earned)
         table.add_row("reward", f"{low:g} to {high:g}", f"{fmean(found.earned):.3f}")

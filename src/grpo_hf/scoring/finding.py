@@ -15,7 +15,7 @@ GOLD = "gold answer"
 # The right answer of another row, and the row's own beside it.
 OTHER, BOTH = "another's answer", "own and another's"
 AT_ONCE = "all gold answers in one call"
-# The share of the gold answer's reward above which such answers are paid for. Another row's may
+# The share of the gold answer's reward from which on such answers are paid for. Another row's may
 # happen to be right, and both together earn a part of it where a reward pays for shared words.
 _LEAST_SHARES = {OTHER: 0.5, BOTH: 0.9}
 _CURE = (
@@ -83,7 +83,7 @@ class Finding:
             author says where.
         alone: whether a completion has the same reward alone as among others.
         exploited: the kinds that are rewarded and should not be: by more than 0, or by more than
-            the gold answer. The answers of another row count only above a share of that.
+            the gold answer. The answers of another row count only from a share of that on.
         failures: how the reward failed, each with the kinds on which it did.
         unpaid: the right answers that earn nothing, if there are any.
     """
@@ -116,6 +116,13 @@ class Finding:
             notes.append(f"{name} fails on {failure}")
         if self.unpaid is not None:
             notes.append(self.unpaid.note(name))
+        right = self.pays[GOLD]
+        if right is not None and right > 1 + ROUNDING:
+            notes.append(
+                f"{name} pays {right:.2f} for right answers. Evaluations call right what earns 1.0 "
+                "or more, so an answer that earns 1.0 for less than that is called right, too. Pay "
+                "1.0 for a right answer and less for any other; reward_weights make it worth more."
+            )
         if self.exploited:
             notes.append(
                 f"{name} pays for: {', '.join(self.exploited)}. Unless that is what it is for, a "
@@ -152,7 +159,7 @@ def exploited(pays: Mapping[str, float | None]) -> tuple[str, ...]:
         is_paid = mean > ROUNDING or (right is not None and mean > right + ROUNDING)
         # Some answers happen to be right, so another row's may be paid for now and then.
         if kind in _LEAST_SHARES and right is not None:
-            is_paid = is_paid and mean > _LEAST_SHARES[kind] * right
+            is_paid = is_paid and mean >= _LEAST_SHARES[kind] * right - ROUNDING
         if is_paid:
             kinds.append(kind)
     return tuple(kinds)

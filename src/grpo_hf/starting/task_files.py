@@ -137,7 +137,7 @@ def recipe_text(plan: Plan) -> str:
     spec = plan.named_reward or f"./{REWARD}:{_FUNCTIONS[kind]}"
     instruction = _INSTRUCTIONS.get(form)
     if kind == "label":
-        instruction = f"Answer with one of: {', '.join(_labels(plan))}."
+        instruction = f"Answer with one of these alone: {', '.join(_spelled_labels(plan))}."
     length, length_why = _length(plan, form)
     return _template(
         RECIPE,
@@ -213,6 +213,15 @@ def _literal(value: Any) -> str:
 def _labels(plan: Plan) -> Sequence[str]:
     assert plan.gold is not None
     return sorted({str(value).strip().casefold() for value in plan.facts.values(plan.gold)})
+
+
+def _spelled_labels(plan: Plan) -> Sequence[str]:
+    """Return the labels as the data spells them, each once."""
+    assert plan.gold is not None
+    spelled: dict[str, str] = {}
+    for value in plan.facts.values(plan.gold):
+        spelled.setdefault(str(value).strip().casefold(), str(value).strip())
+    return [spelled[label] for label in sorted(spelled)]
 
 
 def _renames(plan: Plan) -> list[str]:
