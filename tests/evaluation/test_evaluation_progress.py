@@ -1,6 +1,7 @@
 """Tests of what an evaluation says while it works."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,25 @@ def test_a_long_batch_is_not_silent(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert set(said[1:]) == {"held-out, adapter, greedy: 2 of 4 answered, 0 s"}
     time.sleep(0.15)
     assert capsys.readouterr().err == "", "no line comes after the end"
+
+
+def test_the_time_that_is_left_is_told_by_the_pace_of_new_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    clock = [100.0]
+    monkeypatch.setattr("grpo_hf.evaluation.evaluation_progress._BETWEEN_LINES", 0.05)
+    monkeypatch.setattr(
+        "grpo_hf.evaluation.evaluation_progress.time", SimpleNamespace(monotonic=lambda: clock[0])
+    )
+    with EvaluationProgress("held-out", 60) as progress:
+        # 20 are there from an earlier attempt; 10 more take 30 s, so that 30 take 90.
+        progress.update("base", "samples", 0)
+        progress.update("base", "samples", 20)
+        clock[0] = 130.0
+        progress.update("base", "samples", 10)
+        time.sleep(0.2)
+    line = "held-out, base, samples: 30 of 60 answered, 30 s, 90 s left of this part"
+    assert line in capsys.readouterr().err.splitlines()
 
 
 def test_a_silent_one_says_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -41,6 +41,9 @@ class EvaluationProgress:
         self._task: Any = None
         self._done = 0
         self._began = time.monotonic()
+        # When the first problems of a pass were done, and how many: they may have been kept from
+        # an earlier attempt, so that the pace is that of the others.
+        self._first = (self._began, 0)
         self._bar: Progress | None = None
         self._over = threading.Event()
 
@@ -81,13 +84,20 @@ class EvaluationProgress:
                 self._task = self._bar.add_task(
                     name, total=None, of=self._problems, counted=self._counted
                 )
+        if not self._done:
+            self._first = (time.monotonic(), count)
         self._done += count
         if self._bar is not None and self._done:
             self._bar.update(self._task, completed=self._done, total=self._problems)
 
     def _say_now_and_then(self) -> None:
         while not self._over.wait(_BETWEEN_LINES):
-            seconds = round(time.monotonic() - self._began)
+            now = time.monotonic()
             what = self._pass or self._name
-            line = f"{what}: {self._done} of {self._problems} {self._counted}, {seconds} s"
+            line = f"{what}: {self._done} of {self._problems} {self._counted}"
+            line += f", {round(now - self._began)} s"
+            since, kept = self._first
+            if kept < self._done < self._problems:
+                left = (now - since) * (self._problems - self._done) / (self._done - kept)
+                line += f", {round(left)} s left of this part"
             print(line, file=sys.stderr, flush=True)
