@@ -83,7 +83,7 @@ class TestArguments:
             "train", tmp_path / "mine.yml"
         )
         text = refused("train", tmp_path / "mine.yaml", "--num_generations", "1")
-        assert text.splitlines()[-1].startswith("error: num_generations is 1;")
+        assert text.startswith("error: num_generations is 1;")
 
     def test_a_file_of_rewards_is_no_recipe(self, refused, tmp_path):
         (tmp_path / "mine.py").write_text("def mine(completions, **_):\n    return [1.0]\n")
@@ -334,3 +334,16 @@ class TestCredit:
         assert "the run was made with log_credit false" in refused("credit", finished)
         (finished / "metrics.jsonl").unlink()
         assert f"{finished} is not the output folder of a run" in refused("credit", finished)
+
+
+def test_what_takes_seconds_is_said_and_what_ends_at_once_is_not(tmp_path):
+    program = "import sys; from grpo_hf.cli import main; main(sys.argv[1:])"
+
+    def said(*arguments):
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True).stderr
+
+    (tmp_path / "mine.yaml").write_text("rewards: [gsm8k]\n")
+    loading = "loading torch, transformers and trl ...\n"
+    assert said("train", tmp_path / "mine.yaml", "--num_generations", "1").startswith(loading)
+    assert loading not in said("eval", tmp_path / "none")

@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,9 @@ from .recipe_keys import check_flags, check_keys
 from .run_files import METRICS_FILE
 from .run_folders import recipe_at
 from .runs.program import STOPPED_TRAINING, exit_on_error, quiet
+
+# Seconds after which a user wonders what a command does.
+_PATIENCE = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,10 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say_what_is_loaded() -> None:
-    """Say what a command is doing for its first seconds: libraries are slow to import."""
+    """Say what a command is doing in its first seconds, unless it ends before: imports are slow."""
     # The launcher sets RANK.
-    if os.environ.get("RANK", "0") == "0":
-        print("loading torch, transformers and trl ...", file=sys.stderr, flush=True)
+    if "trl" in sys.modules or os.environ.get("RANK", "0") != "0":
+        return
+    said = "loading torch, transformers and trl ..."
+    timer = threading.Timer(_PATIENCE, print, (said,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
 
 
 def _check_command(
