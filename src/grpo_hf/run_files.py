@@ -27,6 +27,8 @@ EVALUATION_FILE = "evaluation.jsonl"
 EVALUATIONS = "evaluations"
 # The name, among evaluations, of the prompts that a run kept from its training.
 HELD_OUT_SET = "held_out"
+# As a reader knows them.
+HELD_OUT = "held-out prompts"
 # Answers to a few held-out prompts at each evaluation during the training.
 OVER_TIME_FILE = "answers_over_time.jsonl"
 # What the watch over its rewards has found.

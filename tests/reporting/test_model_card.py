@@ -424,17 +424,22 @@ def test_prompts_that_were_trained_on_are_named_beside_the_results(card, tmp_pat
 
 
 def test_what_was_held_out_has_one_name_and_one_accuracy(card, tmp_path: Path):
-    results = compare([True] * 20 + [False] * 20, [True] * 40).as_dict()
+    results = compare([True] * 16 + [False] * 24, [True] * 24 + [False] * 16).as_dict()
     (tmp_path / "run").mkdir()
+    # 0.4 and 0.6 of its problems are right, as of the run's own.
     write_evaluation(tmp_path / "run", "held_out")
     file = tmp_path / "run" / "evaluations" / "held_out.json"
     summary = json.loads(file.read_text())
-    for problems, own in ((40, 0), (10, 1)):
-        file.write_text(json.dumps(summary | {"problems": problems, "in_training": 3}))
+    base = summary["base"]
+    for problems, right, own in ((40, 0.4, 0), (10, 0.4, 1), (40, 0.5, 1)):
+        judged = {"base": base | {"accuracy": base["accuracy"] | {"value": right}}}
+        facts = {"problems": problems, "in_training": 3}
+        file.write_text(json.dumps(summary | facts | judged))
         found = card(results=results)
         assert "held_out" not in found.text.partition("## Objective")[0]
         assert f"3 of {problems} held-out prompts are also" in found.text
-        # A part of what was held out says less than the comparison of the run, which then stays.
+        # What was answered with more room, or judged by another reward, is another accuracy; and a
+        # part of what was held out says less than the comparison of the run, which then stays.
         shown = found.text.count(f"| held-out prompts | {problems} | accuracy, greedy |")
         named = {(each.dataset_name, each.metric_name) for each in found.data.eval_results}
         assert (shown, ("unnamed data, held out", "accuracy") in named) == (own, bool(own))

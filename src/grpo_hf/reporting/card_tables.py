@@ -1,13 +1,14 @@
 """The figures of a model card: its tables, and the results that the Hub reads."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.overlap_text import overlap_text
 from ..evaluation.cut_answers import CutAnswers
-from ..run_files import EVALUATIONS, HELD_OUT_SET
+from ..run_files import EVALUATIONS, HELD_OUT, HELD_OUT_SET
 
 Evaluation = dict[str, Any]
 # Where the summary of a side has the share of greedy answers that are right.
@@ -50,7 +51,7 @@ def evaluation_rows(
 
 def set_name(summary: Evaluation) -> str:
     """Return the name of an evaluation's data, as a reader of the card understands it."""
-    return "held-out prompts" if _is_held_out(summary) else str(summary["set"])
+    return HELD_OUT if _is_held_out(summary) else str(summary["set"])
 
 
 def _is_held_out(summary: Evaluation) -> bool:
@@ -58,10 +59,18 @@ def _is_held_out(summary: Evaluation) -> bool:
 
 
 def _repeats(summary: Evaluation, results: dict[str, Any]) -> bool:
-    """Whether an evaluation has greedy answers to all prompts of the run's own comparison."""
+    """Whether an evaluation found what the run's own comparison did, on as many prompts."""
     if not results or not _is_held_out(summary):
         return False
-    return bool(summary["problems"] >= results["adapter"]["total"])
+    if summary["problems"] != results["adapter"]["total"]:
+        return False
+    for side in ("base", "adapter"):
+        found = _at(summary.get(side), _ACCURACY) or {}
+        own = results[side]["right"] / results[side]["total"]
+        # The one was written with the digits of a mean, the other is counted.
+        if not math.isclose(found.get("value") or 0.0, own, abs_tol=1e-9):
+            return False
+    return True
 
 
 def evaluation_notes(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -8,14 +8,12 @@ from typing import Any
 from ..data.overlap_text import overlap_text
 from ..evaluation.cut_answers import CutAnswers, Marked
 from ..evaluation.statistics import compare
-from ..run_files import HELD_OUT_SET
+from ..run_files import HELD_OUT, HELD_OUT_SET
 from .points import number_text, points_of
 from .record import Row, RunRecord
 
 # Of settings, what says where a run lies and not what it does.
 _OF_ONE_RUN = ("output_dir", "logging_dir", "run_name", "hub_model_id", "resume_from_checkpoint")
-# As a reader knows the prompts that a run kept from training.
-HELD_OUT = "held-out prompts"
 # Smaller than a KL that tells two policies in float32 apart.
 _ROUNDING = 1e-7
 # The first and the last part of a run that a figure compares: so many of them are in it.

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from ..evaluation.telling import cannot_tell
-from ..run_files import HELD_OUT_SET
-from .facts import HELD_OUT, Interval, Result
+from ..run_files import HELD_OUT, HELD_OUT_SET
+from .facts import Interval, Result
 
 # The signs of gaming that make "better" a wrong word, and what the adapter may have learned.
 _LEARNED = {
