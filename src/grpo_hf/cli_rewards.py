@@ -147,12 +147,6 @@ def _rewards_check(options: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError(
             f"--rows is {options.rows}; expected 2 or more, to try a row's answer on another."
         )
-    if options.recipe.suffix == ".py":
-        raise ConfigError(
-            f"{options.recipe} is a Python file; expected a recipe. Its rewards are tried on a "
-            f"recipe's rows with `grpo-hf rewards check RECIPE --rewards {options.recipe}:FUNCTION`"
-            f", and on texts with `grpo-hf rewards test {options.recipe}:FUNCTION`."
-        )
     # Before the imports, which take longer.
     failed = check_recipe(recipe_at(options.recipe), rest, options.rows)
     if failed:

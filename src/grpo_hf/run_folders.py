@@ -47,6 +47,12 @@ def recipe_at(place: Path) -> Path:
     if not place.exists():
         siblings = sorted(each.name for each in place.parent.glob("*.y*ml"))
         raise ConfigError(f"{place}: no such recipe.{did_you_mean_file(place.name, siblings)}")
+    if place.suffix == ".py":
+        raise ConfigError(
+            f"{place} is a Python file; expected a recipe, which is a YAML file. One with "
+            f"`rewards: [{place}:FUNCTION]` takes a reward from it, and `grpo-hf rewards test "
+            f"{place}:FUNCTION` tries that on texts."
+        )
     return place
 
 

@@ -240,8 +240,12 @@ def _final_answers(problems: ProblemSet, row: Line, texts: Sequence[str]) -> lis
     answers_of = problems.reward.reward.settings.answers
     if answers_of is None:
         return [None] * len(texts)
-    # The first parameter is the texts; others are columns, as in a reward.
-    _, *names = inspect.signature(answers_of).parameters
+    try:
+        # The first parameter is the texts; others are columns, as in a reward.
+        _, *names = inspect.signature(answers_of).parameters
+    except ValueError:
+        # Some functions that are written in C do not tell theirs.
+        names = []
     return answers_of(list(texts), **{name: row[name] for name in names if name in row})
 
 

@@ -177,9 +177,9 @@ def base_found_from_anywhere(model: Any) -> Iterator[None]:
     """
     configs = list(getattr(model, "peft_config", {}).values())
     named = [config.base_model_name_or_path for config in configs]
+    loaded = name_or_path(causal_model(model).config) if configs else ""
     try:
         for config in configs:
-            loaded = name_or_path(causal_model(model).config)
             config.base_model_name_or_path = _base_to_save(config.base_model_name_or_path, loaded)
         yield
     finally:

@@ -1,10 +1,7 @@
 """Rewards of a run that failed on completions, told at its end: the log has scrolled past."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-from ..run_files import METRICS_FILE
 
 LEFT_OUT = "Such completions are left out of the update."
 _PREFIX, _FAILED = "rewards/", "/failed"
@@ -44,12 +41,3 @@ def why_completions_were_left_out(rows: Sequence[dict[str, Any]]) -> list[str]:
                 f"{len(of_steps)} logged steps."
             )
     return sentences
-
-
-def failed_rewards(folder: Path) -> list[str]:
-    """Return the same of a run's folder, which may have logged nothing yet."""
-    # It imports transformers, which takes seconds, and a page has read the steps already.
-    from .metrics_file import read_metrics
-
-    has_steps = (folder / METRICS_FILE).is_file()
-    return why_completions_were_left_out(read_metrics(folder)) if has_steps else []

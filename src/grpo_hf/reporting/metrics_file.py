@@ -75,10 +75,12 @@ class PhaseTimes(TrainerCallback):
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the logged steps of a run, oldest first.
+    """Return the logged steps of a run, oldest first; none of one that has logged nothing yet.
 
     What a resumed run has made anew counts as it was made last.
     """
+    if not (folder / run_files.METRICS_FILE).is_file():
+        return []
     rows = []
     for row in run_files.read_lines(folder / run_files.METRICS_FILE):
         # Other rows are the summary at the end of training, and evaluations.

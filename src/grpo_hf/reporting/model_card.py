@@ -29,8 +29,8 @@ from .card_tables import (
     result_rows,
     table,
 )
-from .failed_rewards import failed_rewards
-from .nothing_learned import why_run_learned_nothing
+from .failed_rewards import why_completions_were_left_out
+from .nothing_learned import why_nothing_was_learned
 from .public_names import hub_base, hub_names, license_of, own_weights, public_name, public_text
 
 if TYPE_CHECKING:
@@ -238,8 +238,12 @@ def _limits(folder: Path, card: dict[str, Any]) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         # A run without findings, or one that was not watched.
         pass
-    limits.extend(failed_rewards(folder))
-    nothing = why_run_learned_nothing(folder)
+    # It imports transformers, which takes seconds.
+    from .metrics_file import read_metrics
+
+    steps = read_metrics(folder)
+    limits.extend(why_completions_were_left_out(steps))
+    nothing = why_nothing_was_learned(steps)
     if nothing:
         limits.append(nothing)
     if not card["results"]:

@@ -2,10 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-from ..run_files import METRICS_FILE
 
 # The share of completions from which the limit of their length is a likely reason.
 _MOSTLY_CUT = 0.5
@@ -36,15 +33,6 @@ def why_nothing_was_learned(rows: Sequence[dict[str, Any]]) -> str:
     if share > _MOSTLY_CUT:
         said += f", and {share:.0%} of them were cut off at max_completion_length before their end"
     return f"{said}."
-
-
-def why_run_learned_nothing(folder: Path) -> str:
-    """Return the same of a run's folder, which may have logged nothing yet."""
-    # It imports transformers, which takes seconds, and a page has read the steps already.
-    from .metrics_file import read_metrics
-
-    has_steps = (folder / METRICS_FILE).is_file()
-    return why_nothing_was_learned(read_metrics(folder)) if has_steps else ""
 
 
 def _earned(row: dict[str, Any]) -> bool:

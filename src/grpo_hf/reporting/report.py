@@ -21,8 +21,9 @@ from ..run_files import (
     REPORT_FILE,
     say,
 )
-from .failed_rewards import LEFT_OUT, failed_rewards
-from .nothing_learned import NOTHING_LEARNED_CURE, why_run_learned_nothing
+from .failed_rewards import LEFT_OUT, why_completions_were_left_out
+from .metrics_file import read_metrics
+from .nothing_learned import NOTHING_LEARNED_CURE, why_nothing_was_learned
 from .token_credit import CREDIT_FILE
 
 # What to look at where a run has learned nothing, each with the file that it needs.
@@ -64,7 +65,8 @@ def show(
         show(comparison, folder, reward_name, own, in_training=in_training)
         say(shown.getvalue().rstrip("\n"))
         return
-    nothing = why_run_learned_nothing(Path(folder))
+    steps = read_metrics(Path(folder))
+    nothing = why_nothing_was_learned(steps)
     if comparison is not None:
         console.print(_comparison_table(comparison, reward_name))
         _show_cut(comparison, folder, console)
@@ -90,7 +92,7 @@ def show(
         console.print(f"answers: {folder}/{EVALUATION_FILE}", soft_wrap=True, markup=False)
     if (Path(folder) / REPORT_FILE).is_file():
         console.print(f"report:  {folder}/{REPORT_FILE}", soft_wrap=True, markup=False)
-    for failed in failed_rewards(Path(folder)):
+    for failed in why_completions_were_left_out(steps):
         where = f"{Path(folder) / FAILURES_FILE} has the first of them."
         console.print(f"note: {failed} {LEFT_OUT} {where}", soft_wrap=True, markup=False)
     if nothing:

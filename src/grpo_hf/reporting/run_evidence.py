@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import run_files
 from ..data.completions import completion_text
-from ..run_files import EVALUATION_FILE, METRICS_FILE
+from ..run_files import EVALUATION_FILE
 from ..run_folders import settings_of
 from .metrics_file import read_metrics
 from .token_credit import CREDIT_FILE, Group, group_starts
@@ -111,7 +111,7 @@ class Evidence:
 
 def read_evidence(run: Path) -> Evidence:
     """Return what a run's folder tells."""
-    rows = read_metrics(run) if (run / METRICS_FILE).is_file() else []
+    rows = read_metrics(run)
     recipe = settings_of(run)
     weights = _weights(rows, recipe)
     right = recipe.get("eval_reward") or _says_right(list(weights))

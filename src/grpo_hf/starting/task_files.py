@@ -211,8 +211,8 @@ def _literal(value: Any) -> str:
 
 
 def _labels(plan: Plan) -> Sequence[str]:
-    assert plan.gold is not None
-    return sorted({str(value).strip().casefold() for value in plan.facts.values(plan.gold)})
+    """Return the labels without case, as the reward compares them."""
+    return [label.casefold() for label in _spelled_labels(plan)]
 
 
 def _spelled_labels(plan: Plan) -> Sequence[str]:
