@@ -50,6 +50,27 @@ def test_a_signal_where_no_run_trains_unwinds(number: int, capsys: Any) -> None:
     assert "The same command starts again" in said
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_destructor_is_not_lost(number: int) -> None:
+    code = f"""
+import os, time
+from grpo_hf.runs.program import exit_on_error
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+with exit_on_error():
+    Deaf()
+    time.sleep(60)
+    print("went on")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    said = f"{signals.name_of(number)}: stopped while no run was training"
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
 def test_a_program_that_trains_nothing_has_words_of_its_own(capsys: Any) -> None:
     with pytest.raises(SystemExit), exit_on_error("stopped."):
         os.kill(os.getpid(), signal.SIGINT)

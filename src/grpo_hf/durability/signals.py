@@ -5,6 +5,7 @@ A program imports this file before the heavy libraries, and it imports none of t
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 # Whose handlers give way to those of a run: transformers' one saves in the middle of a step, and
 # the others only raise.
 _GIVE_WAY = ("signal", "_signal", "grpo_hf", "transformers")
+
+# Seconds after which a signal is sent again.
+_AGAIN_AFTER = 0.05
 
 
 class Left(SystemExit):
@@ -77,6 +81,37 @@ def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+@contextmanager
+def sent_again(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Send a signal again whose `Stopped` was lost, for a block.
+
+    Where a signal comes while Python runs a destructor or a callback of C, as often happens during
+    imports, what the handler raises is printed, and the program goes on.
+
+    Args:
+        handler: of the signals, which raises `Stopped`.
+    """
+    before = sys.unraisablehook
+
+    def hear(lost: Any) -> None:
+        error = lost.exc_value
+        if not isinstance(error, Stopped):
+            before(lost)
+            return
+        # A handler may have given way to one that takes the next signal for the second one.
+        signal.signal(error.number, handler)
+        # From another thread and later, when the destructor has ended.
+        again = threading.Timer(_AGAIN_AFTER, os.kill, (os.getpid(), error.number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _open_to_us() -> Iterator[int]:

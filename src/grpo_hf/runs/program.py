@@ -65,7 +65,7 @@ def exit_on_error(stopped: str = STOPPED_TRAINING) -> Iterator[None]:
     """
     leave_with_launcher()
     try:
-        with signals.handled(_stop):
+        with signals.handled(_stop), signals.sent_again(_stop):
             yield
     except GrpoError as error:
         say_first(f"error: {error}", to_stderr=True)
