@@ -284,7 +284,8 @@ class TestData:
 
     def test_missing_file(self, run, tmp_path):
         text = run(dataset_path=str(tmp_path / "trian.jsonl"))
-        assert "trian.jsonl: no such dataset file or folder. Did you mean 'train.jsonl'?" in text
+        meant = f"Did you mean '{tmp_path}/train.jsonl'?"
+        assert f"trian.jsonl: no such dataset file or folder. {meant}" in text
 
     def test_a_common_ending_makes_no_names_alike(self, run, tmp_path):
         (tmp_path / "zh.jsonl").touch()
@@ -368,7 +369,7 @@ class TestModelFolder:
 
     def test_missing(self, run, folder):
         text = run(model_name_or_path=f"{folder.parent}/modle")
-        assert "modle: no such model folder. Did you mean 'model'?" in text
+        assert f"modle: no such model folder. Did you mean '{folder}'?" in text
 
     def test_no_configuration(self, run, folder):
         (folder / "config.json").unlink()

@@ -79,7 +79,7 @@ class TestArguments:
 
     def test_train_reads_the_recipe_and_passes_flags_on(self, refused, tmp_path):
         (tmp_path / "mine.yaml").write_text("rewards: [gsm8k]\n")
-        assert "no such recipe. Did you mean 'mine.yaml'?" in refused(
+        assert f"no such recipe. Did you mean '{tmp_path}/mine.yaml'?" in refused(
             "train", tmp_path / "mine.yml"
         )
         text = refused("train", tmp_path / "mine.yaml", "--num_generations", "1")

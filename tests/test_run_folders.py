@@ -88,8 +88,8 @@ def test_a_missing_run_is_described_in_one_way(refused, tmp_path, command):
     (tmp_path / "mine").mkdir()
     name, *more = command
     assert refused(name, tmp_path / "mime", *more) == (
-        f"error: {tmp_path}/mime: no such folder. Did you mean 'mine'? Expected the output folder "
-        "of a run.\n"
+        f"error: {tmp_path}/mime: no such folder. Did you mean '{tmp_path}/mine'? Expected the "
+        "output folder of a run.\n"
     )
 
 

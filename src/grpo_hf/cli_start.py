@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_rewards import check_recipe
-from .errors import ConfigError, DataError, did_you_mean_file
+from .errors import ConfigError, DataError, did_you_mean_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,7 +103,7 @@ def _check_data_file(name: str | None) -> None:
     file = Path(name or "")
     if file.suffix in _DATA_FILES and not file.exists():
         siblings = [each.name for each in file.parent.glob("*")]
-        raise DataError(f"{file}: no such data file.{did_you_mean_file(file.name, siblings)}")
+        raise DataError(f"{file}: no such data file.{did_you_mean_path(file, siblings)}")
 
 
 def _check_model(name: str | None) -> None:

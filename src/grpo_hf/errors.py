@@ -124,10 +124,13 @@ class HubUnreachable(GrpoError, ConnectionError):
     """The Hub was needed and did not answer."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], before: str = "") -> str:
     """Return a sentence that names the closest known spelling, or an empty string.
 
     The sentence starts with a space, so that it can follow another one.
+
+    Args:
+        before: what is typed before a name, and is shown with it.
 
     >>> did_you_mean("acuracy", ["accuracy", "overlong"])
     " Did you mean 'accuracy'?"
@@ -138,19 +141,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if not close:
         # A caller puts the result into its message, and needs no case for "nothing is close".
         return ""
-    return f" Did you mean '{close[0]}'?"
+    return f" Did you mean '{before}{close[0]}'?"
 
 
-def did_you_mean_file(name: str, siblings: Iterable[str]) -> str:
-    """Return what `did_you_mean` does for the name of a file.
+def did_you_mean_path(place: PurePath, siblings: Iterable[str]) -> str:
+    """Return what `did_you_mean` does for a file or folder, as it would be typed.
 
     An ending that both names have would make any two of them look alike.
 
-    >>> did_you_mean_file("nothere.jsonl", ["zh.jsonl"])
+    Args:
+        siblings: names in the same folder.
+
+    >>> did_you_mean_path(PurePath("nothere.jsonl"), ["zh.jsonl"])
     ''
-    >>> did_you_mean_file("train.json", ["train.jsonl"])
-    " Did you mean 'train.jsonl'?"
+    >>> did_you_mean_path(PurePath("data/train.json"), ["train.jsonl"])
+    " Did you mean 'data/train.jsonl'?"
     """
-    stem = PurePath(name).stem
-    near = [other for other in siblings if difflib.get_close_matches(stem, [PurePath(other).stem])]
-    return did_you_mean(name, near)
+    near = []
+    for sibling in siblings:
+        if difflib.get_close_matches(place.stem, [PurePath(sibling).stem]):
+            near.append(sibling)
+    before = str(place)[: -len(place.name)] if place.name else ""
+    return did_you_mean(place.name, near, before)

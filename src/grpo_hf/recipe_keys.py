@@ -88,8 +88,7 @@ def unknown_key(file: Path, key: Any, known: Sequence[str] | set[str]) -> Config
 def unknown_flag(flag: str, known: Sequence[str] | set[str]) -> ConfigError:
     """Return the error about a flag that is no setting."""
     name = flag.lstrip("-").partition("=")[0].replace("-", "_")
-    # With dashes, as it is typed.
-    meant = did_you_mean(name, known).replace("'", "'--", 1)
+    meant = did_you_mean(name, known, before="--")
     return ConfigError(f"flag {flag} is not known.{meant} Try --help, or `grpo-hf settings`.")
 
 

@@ -17,8 +17,7 @@ from .errors import (
     DataError,
     ModelError,
     OutputExistsError,
-    did_you_mean,
-    did_you_mean_file,
+    did_you_mean_path,
 )
 from .run_files import METRICS_FILE, RECIPE_FILE, RUN_FILE
 
@@ -46,7 +45,7 @@ def recipe_at(place: Path) -> Path:
         )
     if not place.exists():
         siblings = sorted(each.name for each in place.parent.glob("*.y*ml"))
-        raise ConfigError(f"{place}: no such recipe.{did_you_mean_file(place.name, siblings)}")
+        raise ConfigError(f"{place}: no such recipe.{did_you_mean_path(place, siblings)}")
     if place.suffix == ".py":
         raise ConfigError(
             f"{place} is a Python file; expected a recipe, which is a YAML file. One with "
@@ -65,8 +64,8 @@ def check_folder(run: Path) -> None:
     if not run.is_dir():
         siblings = sorted(each.name for each in run.parent.glob("*") if each.is_dir())
         raise DataError(
-            f"{run}: no such folder.{did_you_mean(run.name, siblings)} Expected the output folder "
-            "of a run."
+            f"{run}: no such folder.{did_you_mean_path(run, siblings)} Expected the output "
+            "folder of a run."
         )
 
 

@@ -170,7 +170,7 @@ class TestSplits:
         write("train.jsonl", jsonl(ROWS))
         with pytest.raises(
             DataError,
-            match=r"trian.jsonl: no such dataset file or folder. Did you mean 'train.jsonl'",
+            match=r"trian.jsonl: no such dataset file or folder. Did you mean '/.*/train.jsonl'",
         ):
             read_split(path=str(tmp_path / "trian.jsonl"))
 

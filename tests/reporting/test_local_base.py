@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -167,6 +168,10 @@ def test_what_was_measured_is_told_from_the_original(project: Path):
     card = ModelCard.load(project / "runs" / "mine" / "README.md")
     limits = card.text.partition("## Known limits")[2]
     listed = python(project, "-m", "grpo_hf.cli", "push", "runs/mine", "me/mine", "--dry_run")
+    (adapter,) = re.findall(r"^  adapter_config.json .*$", listed, re.MULTILINE)
+    assert adapter.endswith(
+        f"(folders of this machine cut; its base is {card.data.base_model or 'llama'})"
+    )
     if not (project / "models" / "llama" / "README.md").is_file():
         assert "weights of a local folder" not in limits + listed
         return

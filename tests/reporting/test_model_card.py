@@ -474,7 +474,8 @@ def test_a_card_grows_with_its_run_and_what_was_edited_stays(card, tmp_path: Pat
         assert absent not in text
     run = tmp_path / "run"
     (run / "report").mkdir()
-    (run / "report" / "reward_and_kl.png").touch()
+    for name in ("throughput", "kl", "at_k_svamp", "rewards", "of_its_own"):
+        (run / "report" / f"{name}.png").touch()
     (run / "gaming.json").write_text('[{"text": "116 of 200 answers were #### 10."}]')
     share = {"value": 0.5, "low": 0.4, "high": 0.6}
     side = {"accuracy": share, "pass_at": {"1": share, "2": share, "16": share}, "maj_at": {}}
@@ -484,7 +485,16 @@ def test_a_card_grows_with_its_run_and_what_was_edited_stays(card, tmp_path: Pat
     (run / "evaluations" / "torn.json").write_text("{")
     refresh_card(run, repo="me/mine", find_license=lambda name: f"that of {name}")
     written = ModelCard.load(run / "README.md")
-    assert "![reward and kl](report/reward_and_kl.png)" in written.text
+    # In the order of the page, each with what to look for.
+    pictures = re.findall(r"^!\[(.*)\]\(report/(.*)\.png\)$", written.text, re.MULTILINE)
+    assert pictures == [
+        ("pass@k and maj@k: svamp", "at_k_svamp"),
+        ("Reward", "rewards"),
+        ("KL divergence from the reference", "kl"),
+        ("Tokens per second", "throughput"),
+        ("of its own", "of_its_own"),
+    ]
+    assert "**Reward.** The mean of each reward over the completions of a step.\n" in written.text
     assert "- 116 of 200 answers were #### 10." in written.text
     assert "that of org/base, as the base." in written.text
     assert written.text.count("| svamp | 90 |") == 3

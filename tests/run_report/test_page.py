@@ -133,7 +133,7 @@ class TestPage:
         rows[-1]["reward"] = 5.0
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (record,) = read_runs([run])
-        assert ("reward", "1.75", "from 0.5, means of 4") in figures(record)
+        assert ("reward", "1.75", "from 0.5, means of 4 steps") in figures(record)
 
     def test_a_run_under_way_says_of_how_many_steps(self, tmp_path: Path):
         run = write_run(tmp_path / "run")

@@ -89,6 +89,21 @@ def test_an_answer_comes_in_pieces(trained: TrainedModel):
     assert max(map(len, pieces.values())) > 1
 
 
+def test_an_answer_that_would_have_gone_on_is_known(
+    trained: TrainedModel, monkeypatch: pytest.MonkeyPatch
+):
+    chat = Chat(trained, greedy=True, max_new_tokens=4)
+    answers = chat.ask("What?")
+    longer = Chat(trained, greedy=True, max_new_tokens=5).ask("What?")
+    # Five tokens begin with the same four, after which both would have gone on.
+    for name, answer in answers.items():
+        assert longer[name].startswith(answer) and name in chat.cut_off
+    every_token = list(range(len(trained.tokenizer)))
+    monkeypatch.setattr(trained.model.generation_config, "eos_token_id", every_token)
+    chat.ask("What?")
+    assert chat.cut_off == []
+
+
 def test_draws_are_those_of_the_seed_and_the_run(trained: TrainedModel):
     asked = [Chat(trained, seed=seed).ask("What?") for seed in (1, 1, 2)]
     assert asked[0] == asked[1] != asked[2]
@@ -150,12 +165,13 @@ def test_prompts_of_a_pipe_are_answered_each_by_itself(run: Path, capsys, monkey
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["prompt"] for row in rows] == ["What?"] * 3
     assert rows[0] == rows[1] != rows[2]
-    assert all(row.keys() == {"prompt", "base", "adapter"} for row in rows)
+    assert all(row.keys() == {"prompt", "base", "adapter", "cut_off"} for row in rows)
 
     monkeypatch.setattr("sys.stdin", iter_stdin(lines[:1]))
     main(["chat", str(run), "--greedy", "--max_new_tokens", "5"])
     shown = capsys.readouterr().out
-    expected = f"> What?\nbase:    {rows[0]['base']}\nadapter: {rows[0]['adapter']}\n\n"
+    expected = f"> What?\nbase:    {rows[0]['base']}\nadapter: {rows[0]['adapter']}\n"
+    expected += "note: the answer of base and of adapter was cut off at 5 tokens.\n\n"
     assert shown == expected
 
 

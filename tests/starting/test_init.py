@@ -333,7 +333,7 @@ class TestAsking:
         file = data(lambda n: {"question": f"{n}?", "answer": n})
         with pytest.raises(SystemExit):
             main(["init", str(tmp_path / "mine"), "--data", f"{file.with_suffix('')}s.jsonl"])
-        assert f"no such data file. Did you mean '{file.name}'?" in capsys.readouterr().err
+        assert f"no such data file. Did you mean '{file}'?" in capsys.readouterr().err
 
     def test_a_model_that_is_not_there_is_said_at_once(self, data, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
@@ -342,7 +342,7 @@ class TestAsking:
         with pytest.raises(SystemExit):
             main(["init", "mine", "--data", "nowhere.jsonl", "--model", "models/smollm"])
         said = capsys.readouterr().err
-        assert "models/smollm: no such model folder here. Did you mean 'smollm2'?" in said
+        assert "models/smollm: no such model folder here. Did you mean 'models/smollm2'?" in said
         file = data(lambda n: {"question": f"{n}?", "answer": n})
         main(["init", "mine", "--data", str(file), "--model", "smollm"])
         assert "note: smollm is no folder here" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
 from ..demo.running_sums import running_sums
 from ..demo.word_problems import word_problems
-from ..errors import DataError, HubUnreachable, did_you_mean, did_you_mean_file
+from ..errors import DataError, HubUnreachable, did_you_mean, did_you_mean_path
 
 EMBEDDED = "embedded:word_problems"
 # The problems that need no file, by the path that names them.
@@ -148,7 +148,7 @@ def split_file(path: Path, split: str, optional: bool) -> Path | None:
         return _single_file(path, split, optional)
     if path.is_dir():
         return _file_in_folder(path, split, optional)
-    hint = did_you_mean_file(path.name, _names_beside(path))
+    hint = did_you_mean_path(path, _names_beside(path))
     # Unlike rewards, data is not looked for beside the recipe.
     place = "" if path.is_absolute() else f", looked for in {Path.cwd()}"
     raise DataError(

@@ -6,7 +6,7 @@ Nothing heavy is imported, so that a mistake in a name is reported at once.
 import os
 from pathlib import Path
 
-from ..errors import HubUnreachable, ModelError, did_you_mean
+from ..errors import HubUnreachable, ModelError, did_you_mean, did_you_mean_path
 
 LOCAL_HELP = (
     "Without a network, point --model_name_or_path at a local folder (`make smollm2` makes one "
@@ -42,14 +42,14 @@ def check_local(name: str, what: str, expected: str) -> None:
     # A name on the Hub is `name` or `owner/name`; everything else is a path.
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"{name}: no such {what} folder.{did_you_mean(folder.name, siblings)} Expected a "
+            f"{name}: no such {what} folder.{did_you_mean_path(folder, siblings)} Expected a "
             f"folder with {expected}, or a Hub name."
         )
     # `models/mine` beside other models: the libraries would look for it on the Hub, for a minute
     # where there is no network.
     if folder.parent != Path() and siblings and not is_at_hand(name) and not is_on_hub(name):
         raise ModelError(
-            f"{name}: no such {what} folder here.{did_you_mean(folder.name, siblings)} Expected a "
+            f"{name}: no such {what} folder here.{did_you_mean_path(folder, siblings)} Expected a "
             f"folder with {expected}, or a name on the Hub, which has none of that name or does "
             "not answer."
         )

@@ -122,7 +122,8 @@ def to_text(group: Group) -> Text:
     for portion in (-1.0, -0.5, 0.0, 0.5, 1.0):
         # Adding 0.0 turns -0.0 into 0.0, which is printed without a minus.
         text.append(f" {portion * group.scale + 0.0:+.3g} ", _style(portion))
-    text.append(f"  │ a step ends\n\n{group.prompt.translate(PICTURES)}\n", "dim")
+    text.append("  │ a step ends  · a space  ⏎ a line ends", "dim")
+    text.append(f"\n\n{group.prompt.translate(PICTURES)}\n", "dim")
     for number, completion in enumerate(group.completions, 1):
         text.append(f"\ncompletion {number}: {summary(completion)}\n", "bold")
         for piece in pieces(completion):

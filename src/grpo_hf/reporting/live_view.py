@@ -23,7 +23,7 @@ from . import credit_file
 from .credit_display import PICTURES
 from .metrics_file import finite
 from .phases import CLOCK
-from .progress import ProgressLine, rollout_parts, time_text
+from .progress import ProgressLine, left_part, rollout_parts
 from .token_credit import Completion, Group
 
 # What of a step has a bar; the reference pass belongs to the scoring.
@@ -140,7 +140,7 @@ class LiveView(ProgressLine):
             self._foot = [part for part in parts if not part.startswith(("reward ", "kl "))]
         # A step on an earlier rollout samples none.
         self._rate = rate or self._rate
-        self._left = f"{self._rate:,.0f} tokens/s  {time_text(left)} left"
+        self._left = "  ".join([f"{self._rate:,.0f} tokens/s", *left_part(*steps, left)])
 
     def close(self) -> None:
         """Leave the last picture on the screen, and let everything print as before."""

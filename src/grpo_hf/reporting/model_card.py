@@ -30,6 +30,7 @@ from .card_tables import (
     table,
 )
 from .failed_rewards import why_completions_were_left_out
+from .headings import Heading, heading_of
 from .nothing_learned import why_nothing_was_learned
 from .public_names import hub_base, hub_names, license_of, own_weights, public_name, public_text
 
@@ -190,7 +191,7 @@ def _text(folder: Path, card: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"quoted": _quoted, "fenced": _fenced, "stem": _stem}
+    environment.filters |= {"quoted": _quoted, "fenced": _fenced}
     results = card["results"]
     text = environment.get_template("model_card.md.jinja").render(
         card
@@ -206,7 +207,7 @@ def _text(folder: Path, card: dict[str, Any]) -> str:
             "results_caption": _caption(results),
             "evaluation_rows": evaluation_rows(evaluations, results),
             "evaluation_notes": evaluation_notes(evaluations),
-            "curves": sorted(f"report/{file.name}" for file in folder.glob("report/*.png")),
+            "curves": _curves(folder),
             "limits": cut_lines(results, evaluations) + _limits(folder, card),
             "citation": _CITATION,
             "table": table,
@@ -334,8 +335,12 @@ def _fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def _stem(path: str) -> str:
-    return Path(path).stem.replace("_", " ")
+def _curves(folder: Path) -> list[tuple[str, Heading]]:
+    """Return the pictures of a run with their headings, in the order of its page."""
+    pictures = sorted(f"report/{file.name}" for file in folder.glob("report/*.png"))
+    headings = {picture: heading_of(picture) for picture in pictures}
+    ordered = sorted(pictures, key=lambda picture: headings[picture][0])
+    return [(picture, headings[picture][1]) for picture in ordered]
 
 
 def _objective(args: Any) -> str:

@@ -109,8 +109,16 @@ def progress_line(
     parts += rollout_parts(logs, reward_names)
     if tokens_per_second:
         parts.append(f"{tokens_per_second:,.0f} tokens/s")
-    parts.append(f"{time_text(seconds_left)} left")
-    return "  ".join(parts)
+    return "  ".join(parts + left_part(step, steps, seconds_left))
+
+
+def left_part(step: int, steps: int, seconds: float) -> list[str]:
+    """Return how long the training goes on, or nothing: a comparison may follow the last step.
+
+    >>> left_part(20, 100, 75), left_part(100, 100, 0)
+    (['1:15 left'], [])
+    """
+    return [f"{time_text(seconds)} left"] if step < steps else []
 
 
 def time_text(seconds: float) -> str:

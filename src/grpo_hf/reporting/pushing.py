@@ -4,6 +4,7 @@ Only files that are known go: weights, tokenizer, numbers, recipe and card. Prom
 go where they are asked for. Folders of this machine are cut from what goes.
 """
 
+import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from ..run_files import (
     RUN_FILE,
     say,
 )
+from ..run_folders import ADAPTER_FILE
 from .model_card import CARD_FILE, other_weights, refresh_card
 from .public_names import without_folders
 from .spikes import KL_FILE
@@ -332,8 +334,8 @@ def _list_files(
     """Print what is pushed, and what of the folder is not."""
     say(f"{verb} {len(files)} files of {folder} to {repo_id}:")
     for file in files:
-        cut = " (folders of this machine cut)" if isinstance(file.content, bytes) else ""
-        say(f"  {file.name}  {file.size:,} bytes{cut}")
+        note = f" ({_what_was_cut(file)})" if isinstance(file.content, bytes) else ""
+        say(f"  {file.name}  {file.size:,} bytes{note}")
     pushed = {file.name.partition("/")[0] for file in files}
     if checkpoint is not None:
         pushed.add(checkpoint.name)
@@ -345,6 +347,14 @@ def _list_files(
     other = other_weights(folder)
     if other:
         say(f"note: {other}")
+
+
+def _what_was_cut(file: PushedFile) -> str:
+    """Return what became of folders that a file named; of a base that is its name for others."""
+    said = "folders of this machine cut"
+    if not file.name.endswith(ADAPTER_FILE) or not isinstance(file.content, bytes):
+        return said
+    return f"{said}; its base is {json.loads(file.content)['base_model_name_or_path']}"
 
 
 def _of_the_hub(error: BaseException | None) -> Exception | None:

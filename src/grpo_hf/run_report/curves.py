@@ -7,6 +7,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from ..reporting.headings import HEADINGS
 from ..reporting.phases import PREFIX
 from .points import Point, metrics_of, points_of, trailing
 from .record import Row, RunRecord
@@ -61,13 +62,12 @@ class _Question:
     """A panel, and which metrics it shows.
 
     Args:
+        name: which of `HEADINGS` it has.
         pattern: of the names of metrics; a group in it is the label.
         labels: of metrics that the pattern has no group for.
     """
 
     name: str
-    title: str
-    caption: str
     pattern: str
     labels: dict[str, str]
 
@@ -75,45 +75,31 @@ class _Question:
 _QUESTIONS = (
     _Question(
         "rewards",
-        "Reward",
-        "The mean of each reward over the completions of a step.",
         r"reward|rewards/(.+)/mean",
         {"reward": "weighted sum"},
     ),
     _Question(
         "held_out",
-        "Reward on held-out prompts",
-        "The same rewards in evaluations during the training. Where training rises and this does "
-        "not, the run learns its prompts by heart.",
         r"eval_reward|eval_rewards/(.+)/mean",
         {"eval_reward": "weighted sum"},
     ),
     _Question(
         "kl",
-        "KL divergence from the reference",
-        "How far the policy has moved, per token. A steady climb is learning; a single peak is a "
-        "few tokens.",
         r"kl|kl/(median|max|maximum|mean)",
         {"kl": "mean"},
     ),
     _Question(
         "entropy",
-        "Entropy",
-        "How open the choice of the next token is. Close to 0 nothing new is tried any more.",
         r"entropy",
         {"entropy": "entropy"},
     ),
     _Question(
         "lengths",
-        "Length of completions",
-        "In tokens. Length that grows with the reward deserves a look at the samples.",
         r"completions/(mean|min|max)_length",
         {},
     ),
     _Question(
         "signal",
-        "Shares of what is sampled",
-        "Groups whose rewards differ have a signal; completions at the length limit are cut off.",
         r"frac_reward_zero_std|completions/clipped_ratio|signal/kept_fraction",
         {
             "frac_reward_zero_std": "groups without signal",
@@ -123,36 +109,26 @@ _QUESTIONS = (
     ),
     _Question(
         "clipping",
-        "Clipped tokens",
-        "The share of tokens whose ratio to the sampling policy left the trust region.",
         r"clip_ratio/(low|high|region)_mean|cispo_clip_ratio",
         {"cispo_clip_ratio": "clipped"},
     ),
     _Question(
         "gradient",
-        "Gradient norm",
-        "Before clipping. Peaks that grow announce a run that falls apart.",
         r"grad_norm",
         {"grad_norm": "norm"},
     ),
     _Question(
         "schedule",
-        "Learning rate",
-        "As the schedule set it.",
         r"learning_rate",
         {"learning_rate": "learning rate"},
     ),
     _Question(
         "judged",
-        "Completions that could be judged",
-        "A completion on which a reward failed is left out of the update.",
         r"rewards/(.+)/judged",
         {},
     ),
     _Question(
         "tools",
-        "Calls of tools",
-        "Per completion, and the share of them that failed.",
         r"tools/(call|failure)_frequency",
         {},
     ),
@@ -175,8 +151,7 @@ def panels_of(runs: Sequence[RunRecord]) -> list[Panel]:
         if not _says_something(question.name, curves):
             continue
         may_peak = question.name in ("kl", "gradient")
-        heading = (question.name, question.title, question.caption)
-        panel = Panel(*heading, curves, names, may_peak=may_peak)
+        panel = Panel(question.name, *HEADINGS[question.name], curves, names, may_peak=may_peak)
         panels += [panel] if len(runs) == 1 else _panel_per_label(panel)
     panels += _time_panels(runs)
     return panels
@@ -259,12 +234,9 @@ def _time_panels(runs: Sequence[RunRecord]) -> list[Panel]:
         if rate:
             rates.append(Curve(run.name, "tokens", rate))
     if phases:
-        caption = "Seconds of a step, over the last four logged ones. What is neither rollout nor "
-        caption += "scoring nor reference pass is the update."
-        panels.append(Panel("time", "Where the time goes", caption, phases, names, stacked=True))
+        panels.append(Panel("time", *HEADINGS["time"], phases, names, stacked=True))
     if rates:
-        caption = "Tokens of prompts and completions, over the last four logged steps."
-        panels.append(Panel("throughput", "Tokens per second", caption, rates, names))
+        panels.append(Panel("throughput", *HEADINGS["throughput"], rates, names))
     return panels
 
 

@@ -202,7 +202,7 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
             # A single step is the mean of a few prompts.
             few = max(1, len(values) // _EDGE)
             first, last = fmean(values[:few]), fmean(values[-few:])
-            over = f", means of {few}" if few > 1 else ""
+            over = f", means of {few} steps" if few > 1 else ""
             rows.append((name, number_text(last), f"from {number_text(first)}{over}"))
     kl = sorted(_without_rounding(value) for _, value in points_of(run.steps, "kl"))
     if kl:

@@ -5,6 +5,7 @@ from typing import Any
 
 import altair as alt
 
+from ..reporting.headings import HEADINGS
 from .charts import COLOURS, DASHES, Chart, spec_of
 from .curves import slug
 
@@ -45,8 +46,7 @@ def accuracy_chart(rows: Sequence[dict[str, Any]]) -> Chart:
     )
     parts = [f"{row['set']} {row['model']} {row['value']:.1%}" for row in rows]
     spec = spec_of(bars + points)
-    title = "Accuracy of base and adapter"
-    caption = "Greedy answers to the same prompts, with 95% intervals."
+    title, caption = HEADINGS["accuracy"]
     return Chart("accuracy", title, caption, spec, f"{title}: {'; '.join(parts)}")
 
 

@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..models import adapters
 from ..models.positions import context_of
 from ..models.random_state import own_random_numbers
-from ..rollout.sampling import GREEDY, generation_settings
+from ..rollout.sampling import GREEDY, end_token_ids, generation_settings, is_cut
 from .trained import TrainedModel
 
 BASE, ADAPTER, WHOLE = "base", "adapter", "model"
@@ -60,6 +60,8 @@ class Chat:
         self.form = trained.settings.form(trained.tokenizer)
         self.seed = seed
         self.speakers = (BASE, ADAPTER) if trained.has_adapter else (WHOLE,)
+        # Whose last answer ended at the limit of its tokens.
+        self.cut_off: list[str] = []
         self._asked = 0
         self.reset()
 
@@ -91,6 +93,7 @@ class Chat:
         prompts = {name: self._prompt(name, text) for name in self.speakers}
         token_ids = {name: self._token_ids(prompt) for name, prompt in prompts.items()}
         answers = {}
+        self.cut_off = []
         for name in self.speakers:
             answers[name] = self._answer(name, token_ids[name], listener)
         # After both: who interrupts an answer has not asked.
@@ -136,7 +139,11 @@ class Chat:
         # The same random numbers for both, so that they differ by the adapter and not by luck.
         with own_random_numbers(self.seed + self._asked), shown, torch.no_grad():
             output = model.generate(input_ids=read, generation_config=config, **call)
-        return tokenizer.decode(output[0, len(token_ids) :], skip_special_tokens=True)
+        new_ids = output[0, len(token_ids) :].tolist()
+        ends = end_token_ids(model, tokenizer)
+        if is_cut(new_ids, ends, self.max_new_tokens, self.sampling):
+            self.cut_off.append(name)
+        return str(tokenizer.decode(new_ids, skip_special_tokens=True))
 
 
 def _continued(prompt: Any, answer: str) -> Any:

@@ -48,6 +48,7 @@ def talk(chat: Chat) -> None:
             try:
                 if line and not _obeyed(chat, line):
                     _show_answers(chat, line)
+                    _say_cut_off(chat)
             except KeyboardInterrupt:
                 say("note: the answer was ended, and is not part of the conversation.")
             except (ConfigError, DataError) as error:
@@ -68,7 +69,8 @@ def answer_lines(chat: Chat, lines: Iterable[str], *, as_json: bool) -> None:
     """Answer each line as a conversation of its own, until the lines end.
 
     Args:
-        as_json: print a JSON object a line: the prompt, and each answer by who gives it.
+        as_json: print a JSON object a line: the prompt, each answer by who gives it, and whose
+            answers were cut off.
     """
     width = max(map(len, chat.speakers)) + 2
     for line in lines:
@@ -77,12 +79,21 @@ def answer_lines(chat: Chat, lines: Iterable[str], *, as_json: bool) -> None:
             continue
         chat.reset()
         if as_json:
-            say(json.dumps({"prompt": text} | chat.ask(text), ensure_ascii=False))
+            answers: dict[str, Any] = {"prompt": text} | chat.ask(text)
+            say(json.dumps(answers | {"cut_off": chat.cut_off}, ensure_ascii=False))
             continue
         say(f"> {text}")
         for name, answer in chat.ask(text).items():
             say(f"{name + ':':{width}}{answer}")
+        _say_cut_off(chat)
         say("")
+
+
+def _say_cut_off(chat: Chat) -> None:
+    """Say whose answer would have gone on."""
+    if chat.cut_off:
+        whose = " and of ".join(chat.cut_off)
+        say(f"note: the answer of {whose} was cut off at {chat.max_new_tokens} tokens.")
 
 
 def _obeyed(chat: Chat, line: str) -> bool:

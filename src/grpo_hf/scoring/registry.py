@@ -21,7 +21,7 @@ from ..errors import (
     RewardNotFound,
     RewardSpecError,
     did_you_mean,
-    did_you_mean_file,
+    did_you_mean_path,
 )
 from .reward import Reward, address, callable_name, definition_of
 from .signature import checked_reward
@@ -303,7 +303,7 @@ def _file_hint(path: Path) -> str:
             f" In a recipe it is relative to the recipe, as a flag to the current folder; the one "
             f"in the current folder is {here}."
         )
-    return did_you_mean_file(path.name, [sibling.name for sibling in path.parent.glob("*.py")])
+    return did_you_mean_path(path, [sibling.name for sibling in path.parent.glob("*.py")])
 
 
 def file_modules() -> list[str]:
