@@ -309,8 +309,7 @@ def machine() -> Row:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
-        # A pattern that excludes all tags, so that the result is always a commit.
-        "commit": _git("describe", "--always", "--dirty", "--exclude", "*"),
+        "commit": _commit(),
     }
 
 
@@ -362,6 +361,15 @@ def run_alone(command: Sequence[str], folder: Path, threads: int = 1) -> Row:
     cpu = after.children_user + after.children_system
     cpu -= before.children_user + before.children_system
     return {"wall": round(time.perf_counter() - start, 1), "cpu": round(cpu, 1)}
+
+
+def _commit() -> str | None:
+    """Return the commit of the code, with `-dirty` where the code is another one."""
+    commit = _git("rev-parse", "--short=7", "HEAD")
+    # What benchmarks write themselves changes no number of the next one.
+    written = [":(exclude)benchmarks/results", ":(exclude)docs"]
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
+    return f"{commit}-dirty" if commit and changed else commit
 
 
 def _git(*arguments: str) -> str | None:

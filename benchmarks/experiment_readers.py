@@ -138,8 +138,10 @@ def iterations(folder: Path, run: str) -> Row:
     rows = []
     for number, found in enumerate(read_json(folder / run / RESULTS_FILE)):
         name = f"after iteration {number}" if number else "the policy as it came"
-        ranked = counted(found["ranked"]) if found["ranked"] else None
-        rows.append([name, counted(found["policy"]), ranked, found["pairs"], found["replayed"]])
+        ranked = found["ranked"]
+        # Without an interval: pairs share completions, and are no independent draws.
+        share = ranked["right"] / ranked["total"] if ranked else None
+        rows.append([name, counted(found["policy"]), share, found["pairs"], found["replayed"]])
     columns = ["", "right", "r_φ tells fresh pairs apart", "pairs", "replayed"]
     return table(columns, rows)
 

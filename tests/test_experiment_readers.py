@@ -111,8 +111,7 @@ def test_iterations(tmp_path: Path) -> None:
     table = READERS["iterations"](tmp_path, run=".")
     assert cells(table, "") == ["the policy as it came", "after iteration 1"]
     assert [cell["value"] for cell in cells(table, "right")] == [0.25, 0.25]
-    before, after = cells(table, "r_φ tells fresh pairs apart")
-    assert before is None and after["value"] == 0.75
+    assert cells(table, "r_φ tells fresh pairs apart") == [None, 0.75]
     assert cells(table, "pairs") == [7, 7] and cells(table, "replayed") == [0, 2]
 
 
