@@ -265,7 +265,7 @@ def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
     """
     from accelerate import PartialState
 
-    from grpo_hf.evaluation.answers import greedy_texts
+    from grpo_hf.evaluation.answers import greedy_of_run
     from grpo_hf.run_files import write_whole
     from grpo_hf.runs.checkpoints import load_policy
 
@@ -274,7 +274,7 @@ def answered(loop: Any, number: int, prompts: list[Any]) -> list[str]:
     if file.exists():
         return list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
     load_policy(loop.model, folder / "policy")
-    texts = greedy_texts(loop.model, loop.tokenizer, prompts, loop.args)
+    texts = greedy_of_run(loop.model, loop.tokenizer, prompts, loop.args)
     if PartialState().is_main_process:
         lines = [json.dumps(text) + "\n" for text in texts]
         # An interrupted write must not leave a part of the file, which the next call would read.

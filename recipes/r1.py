@@ -301,7 +301,7 @@ def write_lines(file: Path, values: Sequence[Any]) -> None:
 
 def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> None:
     """Run stage sft: train a fresh adapter on the kept samples, and answer the held-out prompts."""
-    from grpo_hf.evaluation.answers import greedy_texts
+    from grpo_hf.evaluation.answers import greedy_of_run
     from grpo_hf.run_files import EVALUATION_FILE
 
     folder = Path(recipe.training.output_dir)
@@ -310,7 +310,7 @@ def learn_samples(recipe: Any, prompts: Any, samples: Path, epochs: float) -> No
     pairs = [json.loads(line) for line in lines]
     model = supervised(recipe, prompts.tokenizer, pairs, folder, epochs=epochs)
     model.save_pretrained(folder)
-    texts = greedy_texts(model, prompts.tokenizer, prompts.held_out["prompt"], recipe.training)
+    texts = greedy_of_run(model, prompts.tokenizer, prompts.held_out["prompt"], recipe.training)
     # The same format as the evaluation of a GRPO run, so that `show` reads all stages alike.
     evaluation = [{"adapter": {"answer": text}} for text in texts]
     write_lines(folder / EVALUATION_FILE, evaluation)

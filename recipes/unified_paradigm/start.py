@@ -75,10 +75,10 @@ class Start:
 
     def accuracy(self, model: Any) -> float:
         """Return the share of held-out prompts that the model's greedy completions solve."""
-        from grpo_hf.evaluation.answers import greedy_texts
+        from grpo_hf.evaluation.answers import greedy_of_run
 
         rows = self.prompts.held_out.to_list()
-        texts = greedy_texts(
+        texts = greedy_of_run(
             model, self.prompts.tokenizer, prompts_of(rows), self.training, batch_size=len(rows)
         )
         return mean(self.right(rows, texts))

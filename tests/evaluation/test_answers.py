@@ -9,7 +9,7 @@ from grpo_hf import GRPOConfig
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 from grpo_hf.evaluation.answers import (
     greedy_completions,
-    greedy_texts,
+    greedy_of_run,
     right_answers,
     sampled_completions,
 )
@@ -37,7 +37,7 @@ def test_greedy_completions_are_those_of_each_prompt_alone(model, tokenizer, pro
     assert [written.completion for written in found] == expected
 
 
-def test_greedy_texts_have_the_limit_and_the_template_of_a_run(model, tmp_path):
+def test_greedy_of_run_has_the_limit_and_the_template_of_a_run(model, tmp_path):
     styled, brief = tiny_tokenizer(), tiny_tokenizer()
     styled.chat_template = "{{ style }}" + styled.chat_template
     brief.chat_template = "brief" + brief.chat_template
@@ -49,8 +49,8 @@ def test_greedy_texts_have_the_limit_and_the_template_of_a_run(model, tmp_path):
         chat_template_kwargs={"style": "brief"},
         use_cpu=True,
     )
-    assert greedy_texts(model, styled, CHATS, args) == expected
-    found = greedy_texts(model, styled, CHATS, args, max_new_tokens=3)
+    assert greedy_of_run(model, styled, CHATS, args) == expected
+    found = greedy_of_run(model, styled, CHATS, args, max_new_tokens=3)
     assert found == one_by_one(model, brief, CHATS, 3)
 
 

@@ -20,7 +20,7 @@ from grpo_hf.config import option
 from grpo_hf.errors import DataError, ModelError, ReferenceDriftError
 
 from .differential_cases import Case
-from .differential_runs import Run, greedy_prompts, greedy_texts, move_alike, save_model, trained
+from .differential_runs import Run, greedy_of_run, greedy_prompts, move_alike, save_model, trained
 
 # Of the length of the update, and of that of the weights, whose rounding is in every update.
 TOLERANCE, ROUNDING = 1e-3, 5e-6
@@ -175,12 +175,12 @@ def _compare_texts(case: Case, ours: Run, theirs: Run) -> None:
     move_alike(case, [theirs, ours])
     prompts = greedy_prompts(case)
     try:
-        expected = greedy_texts(case, theirs, prompts)
+        expected = greedy_of_run(case, theirs, prompts)
     except Exception:
         # Sampling was not asked for by the training of this case, and TRL cannot.
         return
     with _reads(ours.trainer.model) as reads:
-        written = greedy_texts(case, ours, prompts)
+        written = greedy_of_run(case, ours, prompts)
     rounded = half and "num_experts_per_tok" in case.options
     for row, (mine, trls) in enumerate(zip(written, expected, strict=True)):
         if mine == trls or rounded:

@@ -480,7 +480,7 @@ def greedy_prompts(case: Case) -> list[list[int]]:
     return prompts
 
 
-def greedy_texts(case: Case, run: Run, prompts: list[list[int]]) -> list[list[int]]:
+def greedy_of_run(case: Case, run: Run, prompts: list[list[int]]) -> list[list[int]]:
     """Return what the policy of a run writes to prompts."""
     trainer, group = run.trainer, case.training["num_generations"]
     trainer.model.train()

@@ -58,7 +58,7 @@ def greedy_completions(
     return [completion for (completion,) in _gathered(groups, progress)]
 
 
-def greedy_texts(
+def greedy_of_run(
     model: Any, tokenizer: Any, prompts: Sequence[Any], args: GRPOConfig, **settings: Any
 ) -> list[Completion]:
     """Return the greedy completion of each prompt, with the limit and the template of a run.
