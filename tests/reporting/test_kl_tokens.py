@@ -77,7 +77,9 @@ def test_the_spread_is_that_of_the_tokens_of_a_step(
         assert row["kl/median"] == pytest.approx(kls.median().item(), rel=1e-3, abs=1e-6)
         assert row["kl/max"] == pytest.approx(kls.max().item(), rel=1e-3, abs=1e-6)
         assert (line.step, line.tokens) == (row["step"], len(kls))
-        assert line.mean == pytest.approx(kls.mean().item(), rel=1e-3, abs=1e-6)
+        # TRL's mean, of micro-batches; the number that the line of the step shows.
+        assert line.mean == pytest.approx(row["kl"], rel=1e-6, abs=1e-9)
+        assert line.total == pytest.approx(kls.sum().item(), rel=1e-3, abs=1e-5)
         check_largest(line, found)
     assert rows[-1]["kl/max"] > 1e-3, "the policy has not moved"
 
@@ -155,7 +157,8 @@ class TestSpikes:
         assert text is not None
         assert text.startswith('KL 17.2 at step 40 comes from one token: " 7" after "#### 1"')
         assert "(reference 0.98, policy 0.0003; its KL is 1.71e+04, in step 40)" in text
-        assert "Before, KL was 0.035; the median of the 1,000 tokens is 4.3." in text
+        before = "In the 4 logged steps before, KL was 0.035"
+        assert f"{before}; the median of the 1,000 tokens is 4.3." in text
 
     def test_a_token_that_the_mean_hides_is_one(self) -> None:
         text = spike_text(line_of(40, 0.1, 150.0, tokens=100_000), self.USUAL)
@@ -169,6 +172,17 @@ class TestSpikes:
 
     def test_a_run_whose_kl_is_large_has_none(self) -> None:
         assert spike_text(line_of(40, 2.5, 140.0), usual([2.0] * 5, [120.0] * 5)) is None
+
+    def test_a_climb_is_none_and_a_token_that_stands_out_of_it_is_one(self) -> None:
+        # A run whose KL grew by a third with each step, as that of short answers may.
+        climb = [0.001 * 1.33**step for step in range(30)]
+        seen = UsualKL()
+        for step, mean in enumerate(climb):
+            line = line_of(step, mean, 30 * mean)
+            assert spike_text(line, seen) is None
+            seen.add(line)
+        text = spike_text(line_of(30, climb[-1], 900.0), seen)
+        assert text is not None and 'one token: " 7" after "#### 1"' in text
 
     def test_the_first_lines_have_nothing_to_be_compared_with(self) -> None:
         assert spike_text(line_of(2, 17.2, 17_100.0), usual([0.0], [0.0])) is None
@@ -210,4 +224,5 @@ def test_a_run_says_its_spike_and_keeps_the_texts(
     # A run that goes on knows what was usual before.
     trainer.kl_tokens.on_train_begin(trainer.args, trainer.state, None)
     known = usual([line.mean for line in kept], [line.max for line in kept])
-    assert vars(trainer.kl_tokens._usual) == vars(known)
+    taken_up = trainer.kl_tokens._usual
+    assert (taken_up.lines, taken_up.mean, taken_up.max) == (6, known.mean, known.max)

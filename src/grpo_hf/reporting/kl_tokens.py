@@ -42,7 +42,7 @@ _KEPT = 3
 _BEFORE, _AFTER = 6, 3
 # Characters of a prompt and of a completion that are kept.
 _LONGEST = 2_000
-# Spikes that are said; a run that diverges has one in every line.
+# Spikes that are said; a run that falls apart may have many.
 _SAID = 5
 
 
@@ -139,10 +139,10 @@ class KLTokens(TrainerCallback):
         every = self._accelerator.gather(padded)
         counted = every[~every.isnan()]
         if len(counted):
-            numbers = [counted.mean(), counted.median(), counted.max(), counted.sum()]
-            mean, median, largest, total = torch.stack(numbers).tolist()
+            numbers = [counted.median(), counted.max(), counted.sum()]
+            median, largest, total = torch.stack(numbers).tolist()
             self._term.log_spread(median, largest)
-            self._spreads.append((mean, median, len(counted), total))
+            self._spreads.append((self._term.kl_of_step(), median, len(counted), total))
         for note in self._notes:
             self._largest += _large_tokens(note, state.global_step)
         self._largest = _top(self._largest)
@@ -177,7 +177,7 @@ class KLTokens(TrainerCallback):
         tokens = [_in_words(each, self._tokenizer) for each in largest]
         return Line(
             step=step,
-            # Of steps, as TRL's own mean.
+            # Of steps, as TRL's own mean is: a spike is said with the number of its step line.
             mean=sum(means) / len(means),
             median=sum(medians) / len(medians),
             max=max((token.kl for token in tokens), default=0.0),

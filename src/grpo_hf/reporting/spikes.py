@@ -4,10 +4,10 @@ Nothing heavy is imported. `kl_tokens` writes the file while a run trains.
 """
 
 import math
-from bisect import insort
-from collections.abc import Sequence
+from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .. import run_files
@@ -16,14 +16,14 @@ KL_FILE = "kl_tokens.jsonl"
 
 # Lines before a line can be far above them.
 _FEWEST = 3
-# A mean KL this many times the running median of means is a spike ...
+# Lines that a line is compared with: those just before it, since a KL that climbs is no spike.
+_RECENT = 10
+# A mean this many times that of the recent lines is a spike, and so is a single token this many
+# times their largest one, although the mean of many tokens hides it ...
 _TIMES = 8.0
-# ... from this number on: in the first steps the KL grows from 0, and any number is many times it.
+# ... from these numbers on. In the first steps the KL grows from 0, and any mean is many times it.
 _LEAST_MEAN = 0.5
-# A single token this many times the usual largest one is a spike as well, although the mean of
-# many tokens hides it ...
-_TIMES_MAX = 30.0
-# ... from here on: the reference then finds it more than a hundred times as likely as the policy.
+# Such a token the reference finds more than a hundred times as likely as the policy.
 _LEAST_MAX = 100.0
 # From this share of all KL on, one token is said to be where it comes from.
 _ALONE = 0.5
@@ -61,7 +61,8 @@ class Line:
 
     Args:
         step: the logged step.
-        mean, median, max: of the KL of a token; the first two are means of steps, as TRL logs them.
+        mean, median, max: of the KL of a token; the first two are means of steps, as they are
+            logged.
         tokens: how many tokens there were.
         total: the sum of their KL.
         largest: the tokens with the largest KL, at most three.
@@ -96,37 +97,29 @@ class Spike:
 
 
 class UsualKL:
-    """The KL of the lines so far, by which a spike is known: its medians."""
+    """The KL of the last lines, by which a spike is known: its medians."""
 
     def __init__(self) -> None:
-        # Sorted, because a run of many thousand lines asks for the medians at each of them.
-        self._means: list[float] = []
-        self._maxima: list[float] = []
+        self._recent: deque[Line] = deque(maxlen=_RECENT)
 
     def add(self, line: Line) -> None:
         """Count a line."""
-        insort(self._means, line.mean)
-        insort(self._maxima, line.max)
+        self._recent.append(line)
 
     @property
     def lines(self) -> int:
-        """How many there were."""
-        return len(self._means)
+        """How many there are."""
+        return len(self._recent)
 
     @property
     def mean(self) -> float:
         """The median of their means."""
-        return _middle(self._means)
+        return median(line.mean for line in self._recent)
 
     @property
     def max(self) -> float:
         """The median of their largest tokens."""
-        return _middle(self._maxima)
-
-
-def _middle(ordered: Sequence[float]) -> float:
-    """Return the median of sorted numbers."""
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+        return median(line.max for line in self._recent)
 
 
 def spikes(run: Path) -> list[Spike]:
@@ -174,21 +167,22 @@ def spike_text(line: Line, usual: UsualKL) -> str | None:
     if usual.lines < _FEWEST or not line.largest:
         return None
     by_mean = line.mean >= max(_LEAST_MEAN, _TIMES * usual.mean)
-    by_max = line.max >= max(_LEAST_MAX, _TIMES_MAX * usual.max)
+    by_max = line.max >= max(_LEAST_MAX, _TIMES * usual.max)
     if not by_mean and not by_max:
         return None
-    return _sentence(line, usual.mean)
+    return _sentence(line, usual)
 
 
-def _sentence(line: Line, usual: float) -> str:
+def _sentence(line: Line, usual: UsualKL) -> str:
     top = line.largest[0]
     share = top.kl / line.total if line.total else 1.0
     where = "comes from one token: " if share >= _ALONE else f"has {share:.0%} of it in one token: "
     return (
         f"KL {line.mean:.3g} at step {line.step} {where}{_quoted(top.text)} after "
         f"{_quoted(top.before)} (reference {math.exp(top.reference):.2g}, policy "
-        f"{math.exp(top.policy):.2g}; its KL is {top.kl:.3g}, in step {top.step}). Before, KL was "
-        f"{usual:.2g}; the median of the {line.tokens:,} tokens is {line.median:.2g}."
+        f"{math.exp(top.policy):.2g}; its KL is {top.kl:.3g}, in step {top.step}). In the "
+        f"{usual.lines} logged steps before, KL was {usual.mean:.2g}; the median of the "
+        f"{line.tokens:,} tokens is {line.median:.2g}."
     )
 
 
