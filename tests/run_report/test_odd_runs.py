@@ -96,13 +96,29 @@ class TestResumedRuns:
         # The summary is that of the training whose end was undone.
         assert found.summary == {} and found.evaluated == []
 
-    def test_its_rate_is_that_of_the_last_start(self, tmp_path: Path):
+    def test_its_time_is_that_of_all_starts(self, tmp_path: Path):
         run = write_run(tmp_path / "run", steps=10)
+        rows = [metrics(step) | {"step": step, "step_time": 30.0} for step in range(1, 11)]
+        (run / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        EnvironmentFile().on_train_begin(arguments(run), state(10), None)
+        log(run, metrics(20) | {"step": 20}, {"step": 20, "train_runtime": 100.0})
+        text = page_of(run).text
+        # Ten steps of 30 s, and 100 s for the ten after them; 20,000 tokens.
+        assert "6 min 40 s" in text
+        assert "50 tokens/s, all starts, without steps that were made again" in text
+
+    def test_where_steps_were_not_timed_it_is_that_of_the_last_start(self, tmp_path: Path):
+        run = write_run(tmp_path / "run", steps=10)
+        rows = [metrics(step) | {"step": step} for step in range(1, 11)]
+        for row in rows:
+            row.pop("step_time", None)
+        (run / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
         EnvironmentFile().on_train_begin(arguments(run), state(10), None)
         log(run, metrics(20) | {"step": 20}, {"step": 20, "train_runtime": 100.0})
         text = page_of(run).text
         # 10,000 tokens in 100 s, and not all 20,000.
-        assert "100 tokens/s since step 10" in text and "200 tokens/s" not in text
+        assert "1 min 40 s" in text
+        assert "100 tokens/s, since step 10" in text and "200 tokens/s" not in text
 
     def test_each_start_has_its_command(self, tmp_path: Path, monkeypatch):
         run = write_run(tmp_path / "run", steps=10)

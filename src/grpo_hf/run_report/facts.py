@@ -210,7 +210,7 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
         rows.append(("KL, median step", middle, f"largest {number_text(kl[-1])}"))
     seconds = run.summary.get("train_runtime")
     if isinstance(seconds, int | float):
-        rows.append(("wall time of training", duration(seconds), _rate(run, seconds)))
+        rows.append(("wall time of training", *_wall_time(run, seconds)))
     return rows
 
 
@@ -231,15 +231,40 @@ def _of_data(run: RunRecord) -> str:
     return f"{number_text(epoch, 2)} epochs" if isinstance(epoch, int | float) else ""
 
 
-def _rate(run: RunRecord, seconds: float) -> str:
-    """Return the tokens per second of the last start, whose time the summary has."""
+def _wall_time(run: RunRecord, last: float) -> tuple[str, str]:
+    """Return how long a training took, and a note with its tokens per second.
+
+    Args:
+        last: seconds of the last start, which the summary has.
+    """
     began = int(run.starts[-1].get("step") or 0) if run.starts else 0
+    earlier = _seconds_until(run, began)
     counted = points_of(run.steps, "num_tokens")
-    if not counted or seconds <= 0:
-        return ""
-    before = max((tokens for step, tokens in counted if step <= began), default=0.0)
-    rate = f"{(counted[-1][1] - before) / seconds:,.0f} tokens/s"
-    return f"{rate} since step {began:,}" if began else rate
+    tokens = counted[-1][1] if counted else 0.0
+    said = []
+    if earlier is None:
+        tokens -= max((count for step, count in counted if step <= began), default=0.0)
+        said.append(f"since step {began:,}")
+    elif began:
+        said.append("all starts, without steps that were made again")
+    seconds = last + (earlier or 0.0)
+    if tokens and seconds > 0:
+        said.insert(0, f"{tokens / seconds:,.0f} tokens/s")
+    return duration(seconds), ", ".join(said)
+
+
+def _seconds_until(run: RunRecord, end: int) -> float | None:
+    """Return the seconds of the steps up to one; None where they were not all timed."""
+    seconds, step = 0.0, 0
+    for row in run.steps:
+        if row["step"] > end:
+            break
+        if not isinstance(row.get("step_time"), int | float):
+            return None
+        # TRL logs the mean of the steps since the line before.
+        seconds += row["step_time"] * (row["step"] - step)
+        step = row["step"]
+    return seconds if step == end else None
 
 
 def duration(seconds: float) -> str:
