@@ -21,7 +21,7 @@ def test_a_run_by_hand() -> None:
     assert cost.dollars == pytest.approx(10 / 3600 * 3 * 2)
     text = "\n".join(cost_lines(cost, "no rate"))
     assert "10 steps write 24,000 tokens" in text
-    assert "a step takes 10.0 s, the run 1:40 min" in text
+    assert "a step takes 10.0 s, all steps 1:40 min" in text
     assert "the run $0.17" in text
 
 

@@ -55,7 +55,7 @@ def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert "8 to 141 GB  fits" in text
     # 30 steps of 128 rows that are used twice, each of 50 + 48 tokens.
     assert "30 steps write 92,160 tokens" in text
-    assert "a step takes 6.3 s, the run 3:08 min" in text
+    assert "a step takes 6.3 s, all steps 3:08 min" in text
     assert "the run $0.10" in text
 
 
