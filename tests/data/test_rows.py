@@ -94,6 +94,17 @@ class TestBuildDataset:
         ]
         assert checked.describe_bad().startswith("4 of 5 rows of ")
 
+    def test_blank_texts_count_as_answers_unless_they_are_said_to_be_none(self):
+        rows = [{"q": "?", "answer": answer} for answer in ("5", "", "\n", None, "0")]
+        split = Split(rows, [], "x")
+        kept, _ = build_dataset(split, "q", as_text, ["answer"])
+        assert len(kept) == 4
+        kept, checked = build_dataset(split, "q", as_text, ["answer"], {"answer"})
+        assert kept["answer"] == ["5", "0"]
+        assert [bad.place for bad in checked.bad] == ["row 1", "row 2", "row 3"]
+        # A column that no reward reads loses no row.
+        assert len(build_dataset(split, "q", as_text, [], {"answer"})[0]) == 5
+
     def test_a_parquet_row_is_named_by_its_place_in_the_file(self, tmp_path):
         rows = [*ROWS, {"question": None, "answer": "1"}]
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")

@@ -240,6 +240,41 @@ def test_rows_without_a_right_answer_are_named_before_the_training(recipe, tmp_p
     assert notes[0].endswith("train.jsonl left out: train.jsonl:8: answer is empty")
 
 
+class TestBlankAnswers:
+    """Only a reward's author knows whether nothing is a right answer."""
+
+    ROWS = (*repeated("2 + 3 =", 6, answer="5"), *repeated("Who?", 2, answer=" "))
+
+    def notes(self, recipe, tmp_path, decorator, rows=ROWS):
+        (tmp_path / "mine.py").write_text(
+            f"from grpo_hf import reward_settings\n\n{decorator}\n"
+            "def same(completions, answer, **columns):\n    return [1.0 for _ in completions]\n"
+        )
+        made = recipe([*rows])
+        _, samples, notes = preflight.sample_rows(made, 9)
+        prompts = checked(made)
+        assert len(samples) == len(prompts.train)
+        # What is said of the rows is said to who trains and to who checks.
+        task = preflight.check_task(made)
+        assert sorted(notes) == sorted([*task.notes, *prompts.notes])
+        return len(samples), notes
+
+    def test_stay_and_are_named(self, recipe, tmp_path):
+        count, (note,) = self.notes(recipe, tmp_path, "@reward_settings(batched=False)")
+        assert count == 8
+        assert note.startswith("2 of 8 rows of ") and "train.jsonl:7" in note
+        assert "an empty answer" in note and "@reward_settings(gold='answer')" in note
+
+    def test_are_left_out_where_the_reward_says_so(self, recipe, tmp_path):
+        count, (note,) = self.notes(recipe, tmp_path, "@reward_settings(gold='answer')")
+        assert count == 6
+        assert "2 of 8 rows" in note and "train.jsonl:8: answer is empty" in note
+
+    def test_are_no_matter_where_no_reward_needs_the_column(self, recipe, tmp_path):
+        rows = [row | {"hint": "", "answer": "5"} for row in self.ROWS]
+        assert self.notes(recipe, tmp_path, "", rows) == (8, [])
+
+
 class TestOneRewardTwice:
     def names(self, recipe, tmp_path, *specs):
         source = (

@@ -150,6 +150,43 @@ def test_equal_answers_vote_together(kind, texts, votes, data, begun):
     assert votes_of(texts, *right) == votes
 
 
+# What stands in a file where the right answer is not known.
+NO_ANSWER = {3: "", 5: " \t", 7: None}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ANSWERS if kind != "none"])
+def test_rows_without_a_right_answer_are_named_whatever_stands_there(kind, data, begun):
+    function, answer = ANSWERS[kind]
+    asked = "Larger, {} or {}?" if kind == "choice" else "What about {}?"
+
+    def make(n):
+        prompt = asked.format(n, 2 * n + 5)
+        return {"question": prompt, "answer": NO_ANSWER[n] if n in NO_ANSWER else answer(n)}
+
+    folder, printed = begun(data(make))
+    (line,) = [line for line in printed.splitlines() if line.startswith("answer ")]
+    assert line.split()[2] == str(ROWS - len(NO_ANSWER))
+    assert "reward.py hold" in printed
+    recipe = read_recipe(["--config", str(folder / "recipe.yaml"), "--use_cpu"])
+    assert recipe.task.rewards == [f"./reward.py:{function}"]
+    task = preflight.check_task(recipe)
+    prompts = preflight.check_model(recipe, task)
+    assert len(prompts.train) + len(prompts.held_out) == ROWS - len(NO_ANSWER)
+    for said in (printed, "\n".join(prompts.notes)):
+        for n in NO_ANSWER:
+            assert f"rows.jsonl:{n + 1}: answer is empty" in " ".join(said.split())
+    reward = getattr(module_of(folder / "reward.py"), function)
+    for nothing in NO_ANSWER.values():
+        assert reward(["", "so", str(answer(1))], answer=[nothing] * 3) == [None] * 3
+
+
+def test_a_column_that_is_empty_in_every_row_is_called_so(data, begun, capsys):
+    file = data(lambda n: {"question": f"{n}?", "answer": n, "hint": ""})
+    with pytest.raises(SystemExit):
+        begun(file, "--gold", "hint")
+    assert "the column 'hint' is empty in every row" in capsys.readouterr().err
+
+
 class TestChoices:
     """Prompts that hold their right answer beside others."""
 
