@@ -92,7 +92,8 @@ class TestBuildDataset:
             "train.jsonl:3: prompt is empty; expected text or a list of messages",
             "train.jsonl:4: answer is empty",
         ]
-        assert checked.describe_bad().startswith("4 of 5 rows of ")
+        assert checked.describe_bad().endswith(f": {checked.counted_bad()}")
+        assert checked.counted_bad().startswith("4 of 5 rows left out (")
 
     def test_blank_texts_count_as_answers_unless_they_are_said_to_be_none(self):
         rows = [{"q": "?", "answer": answer} for answer in ("5", "", "\n", None, "0")]
@@ -116,7 +117,7 @@ class TestBuildDataset:
         split = read_split(path=str(write("train.jsonl", jsonl([{"question": ""}] * 7))))
         with pytest.raises(
             DataError,
-            match=r"no usable row: 7 of 7 rows.*train.jsonl:1: prompt is empty.*and 2 more",
+            match=r"^\S+: no usable row: 7 of 7 rows.*train.jsonl:1: prompt is empty.*and 2 more",
         ):
             build_dataset(split, "question", as_text)
 

@@ -163,6 +163,34 @@ def usable_rows(
     return checked
 
 
+def without_gaps(
+    split: Split, column: str, needed: Iterable[str], gold: Container[str] = ()
+) -> Split:
+    """Return a split without the rows that lack their prompt or a needed column.
+
+    The others may still be left out: a prompt that is there may be no prompt.
+    """
+    kept = []
+    for raw in split.rows:
+        prompt = raw.get(column)
+        has_prompt = not is_blank(prompt) and prompt != []
+        if has_prompt and missing_column(raw, needed, gold) is None:
+            kept.append(raw)
+    return replace(split, rows=kept)
+
+
+def missing_column(raw: Row, needed: Iterable[str], gold: Container[str]) -> str | None:
+    """Return the first needed column in which a raw row has nothing; arguments of `build_dataset`.
+
+    A prompt is not in the row yet, and is not looked for.
+    """
+    for name in needed:
+        value = raw.get(name)
+        if name != "prompt" and (value is None or (name in gold and is_blank(value))):
+            return name
+    return None
+
+
 def with_prompt(
     raw: Row,
     column: str,
@@ -171,13 +199,9 @@ def with_prompt(
     gold: Container[str] = (),
 ) -> Row:
     """Return a copy of a row with its prompt; raise `ValueError` for a row that cannot be used."""
-    for name in needed:
-        # The prompt is not in the raw row yet; `build` checks it.
-        if name == "prompt":
-            continue
-        value = raw.get(name)
-        if value is None or (name in gold and is_blank(value)):
-            raise ValueError(f"{name} is empty")
+    name = missing_column(raw, needed, gold)
+    if name is not None:
+        raise ValueError(f"{name} is empty")
     prompt = build(raw.get(column))
     row = dict(raw)
     # The place has named the row so far, and is no column of the data.

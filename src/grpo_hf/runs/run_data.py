@@ -88,7 +88,10 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     )
     if held_out_count != task.eval_rows:
         note += " That is a fifth of them, as they are few (--eval_rows for another number)."
-    note += note_on_equal_rows(held_out, rest, column)
+    needed, gold = needed_columns(rewards), gold_columns(rewards)
+    # Rows that are left out have no prompts of this run.
+    asked, trained = (rows.without_gaps(side, column, needed, gold) for side in (held_out, rest))
+    note += note_on_equal_rows(asked, trained, column)
     few = too_few(len(held_out.rows), len(rest.rows))
     return RunData(rest, held_out, [note, *few, *notes])
 
