@@ -95,7 +95,10 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
             "note: the reward is yours, so the recipe has no instruction. Say in it what the "
             "reward pays for, unless your prompts do."
         )
-    _say_what_comes_next(recipe, plan.output_dir, reward if reward in written else None)
+    is_guessed = plan.instruction is not None and not plan.reward
+    _say_what_comes_next(
+        recipe, plan.output_dir, reward if reward in written else None, is_guessed=is_guessed
+    )
 
 
 def _check_data_file(name: str | None) -> None:
@@ -196,8 +199,15 @@ def _run_examples(reward: Path) -> None:
     print(f"the examples in {reward} {said}")
 
 
-def _say_what_comes_next(recipe: Path, run: str, reward: Path | None) -> None:
+def _say_what_comes_next(recipe: Path, run: str, reward: Path | None, *, is_guessed: bool) -> None:
+    """Print the commands that come next.
+
+    Args:
+        is_guessed: whether the recipe has an instruction that nobody has read yet.
+    """
     steps = []
+    if is_guessed:
+        steps.append((f"read `instruction` in {recipe}", "a guess: say plainly what is asked"))
     if reward is not None:
         steps.append((f"python -m doctest {reward}", "after a change of the reward"))
     steps.append((f"grpo-hf rewards check {recipe}", "what the reward pays for"))

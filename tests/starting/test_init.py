@@ -435,6 +435,39 @@ def test_votes_on_short_answers_do_not_see_what_stands_before_them(data, begun):
     assert of(two, "Washing machine") == ["washing machine", "washing machine", "machine"]
 
 
+@pytest.mark.parametrize(
+    ("column", "answer", "instruction"),
+    [
+        ("order_id", lambda n: f"A-{n}", "Answer with the order id alone."),
+        ("Capital City", lambda n: f"Town {n}", "Answer with the capital city alone."),
+        ("expectedSKU", lambda n: f"A-{n}", "Answer with the SKU alone."),
+        ("total", lambda n: 3 * n, "Answer with the total alone, as a number."),
+        ("Which one is the right one?", lambda n: f"A-{n}", None),
+        *[(name, lambda n: f"A-{n}", None) for name in ("answer", "target", "label", "gold")],
+        *[(name, lambda n: f"A-{n}", None) for name in ("output", "expected", "completion")],
+        *[(name, lambda n: f"A-{n}", None) for name in ("response", "text", "y", "answer_2")],
+        ("gold_answer", lambda n: 3 * n, "Answer with the number alone."),
+    ],
+)
+def test_the_instruction_calls_the_answer_what_the_data_calls_it(
+    column, answer, instruction, data, begun
+):
+    file = data(lambda n: {"question": f"What about {n}?", column: answer(n)})
+    folder, said = begun(file, "--gold", column)
+    written = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    assert written["instruction"] == (instruction or "Answer with the right word or words alone.")
+    # It is a guess all the same, and whoever does not read it loses the first minutes.
+    first = said.partition("next:\n")[2].splitlines()[0]
+    assert first.split("#")[0].strip() == "read `instruction` in mine/recipe.yaml"
+
+
+def test_without_an_instruction_there_is_none_to_read(data, begun):
+    file = data(lambda n: {"question": f"What about {n}?", "answer": f"word{n} " * 12})
+    folder, said = begun(file)
+    assert "instruction:" not in (folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert "next:\n  python -m doctest" in said
+
+
 def test_a_reward_that_is_there_is_named_from_the_recipe(data, begun, tmp_path):
     (tmp_path / "my.py").write_text(
         "def same(completions, gold, **_):\n"
