@@ -410,6 +410,79 @@ class TestAsking:
         assert written["rewards"] == ["../my.py:same"]
 
 
+class TestWrongAnswers:
+    """What is typed in a terminal and wrong is asked for again."""
+
+    @pytest.fixture
+    def typing(self, monkeypatch, tmp_path):
+        """Return a function that sets what is typed, and returns what was asked."""
+        monkeypatch.chdir(tmp_path)
+
+        def types(*answers):
+            asked, left = [], iter(answers)
+            monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+            monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+
+            def ask(question, default=None):
+                asked.append((question.split(" (")[0].partition(":")[0], default))
+                return next(left) or default
+
+            monkeypatch.setattr("rich.prompt.Prompt.ask", ask)
+            return asked
+
+        return types
+
+    def test_are_answered_with_their_error_and_the_same_question(
+        self, data, tiny_checkpoint, tmp_path, typing, capsys
+    ):
+        file = data(lambda n: {"question": f"{n}?", "hint": "x", "target": n})
+        (tmp_path / "my.py").write_text("def same(completions, **_):\n    return [1.0]\n")
+        right = [str(file), "question", "hint", str(tiny_checkpoint), "./my.py:same"]
+        wrong = ["row.jsonl", "qestion", "hnit", "./tiny", "./my.py:some"]
+        asked = typing(*[answer for pair in zip(wrong, right, strict=True) for answer in pair])
+        main(["init", "mine"])
+        questions = [question for question, _ in asked]
+        assert questions[::2] == questions[1::2] and len(set(questions)) == 5
+        said = capsys.readouterr().out
+        for error in (
+            "error: row.jsonl: no such data file. Did you mean 'rows.jsonl'?",
+            "has no column 'qestion'. Did you mean 'question'?",
+            "has no column 'hnit'. Did you mean 'hint'?",
+            "error: ./tiny: no such model folder.",
+            "'some'",
+        ):
+            assert error in said
+        written = yaml.safe_load((tmp_path / "mine" / "recipe.yaml").read_text())
+        assert written["rewards"] == ["../my.py:same"]
+        assert written["model_name_or_path"] == str(tiny_checkpoint)
+
+    def test_a_prompt_that_cannot_be_guessed_is_asked_for(self, data, tiny_checkpoint, typing):
+        asked = typing("response", None, None)
+        file = data(lambda n: {"response": f"Say {n}", "target": n})
+        main(["init", "mine", "--data", str(file), "--model", str(tiny_checkpoint)])
+        assert asked[0] == ("Column of the prompt", None)
+
+    @pytest.mark.parametrize(
+        "flags", [["--prompt", "xyz"], ["--gold", "xyz"], ["--reward", "./no.py:one"]]
+    )
+    def test_of_a_flag_end_it_before_anything_is_written(
+        self, flags, data, tiny_checkpoint, tmp_path, typing, capsys
+    ):
+        typing(None, None, None)
+        file = data(lambda n: {"question": f"{n}?", "target": n})
+        with pytest.raises(SystemExit) as left:
+            main(["init", "mine", "--data", str(file), "--model", str(tiny_checkpoint), *flags])
+        assert left.value.code == 2 and "error: " in capsys.readouterr().err
+        assert not (tmp_path / "mine").exists()
+
+
+def test_the_right_answer_is_not_guessed_to_be_the_prompt(data, begun):
+    """An id differs more from row to row than a message does."""
+    file = data(lambda n: {"message": f"I ordered it {n // 2} days ago", "order_id": f"A-{n}"})
+    _, printed = begun(file, "--gold", "order_id")
+    assert "prompt: message; right answer: order_id" in printed
+
+
 def test_the_end_of_the_input_stops_the_questions(data, tmp_path, monkeypatch, capsys):
     def ask(question, default=None):
         raise EOFError

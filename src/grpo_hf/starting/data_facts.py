@@ -152,17 +152,21 @@ def _is_number(value: Any) -> bool:
     return is_text or isinstance(value, int | float)
 
 
-def guess_prompt(facts: DataFacts) -> str:
+def guess_prompt(facts: DataFacts, gold: str | None = None) -> str:
     """Return the column that looks like the prompt.
+
+    Args:
+        gold: the column of the right answers, where it is known.
 
     Raises:
         DataError: no column holds texts or messages.
     """
-    usual = usual_prompt_column(facts.columns)
+    columns = {name: column for name, column in facts.columns.items() if name != gold}
+    usual = usual_prompt_column(columns)
     if usual is not None:
         return usual
     readable = []
-    for column in facts.columns.values():
+    for column in columns.values():
         if column.kind in ("text", "messages") and column.name.lower() not in _ANSWER_COLUMNS:
             readable.append(column)
     if not readable:
