@@ -276,8 +276,10 @@ class TestBlankAnswers:
     def test_stay_and_are_named(self, recipe, tmp_path):
         count, (note,) = self.notes(recipe, tmp_path, "@reward_settings(batched=False)")
         assert count == 8
-        assert note.startswith("2 of 8 rows of ") and "train.jsonl:7" in note
-        assert "an empty answer" in note and "@reward_settings(gold='answer')" in note
+        assert note.startswith("2 of 8 rows of ") and "@reward_settings(gold='answer')" in note
+        assert "have an empty answer: the first of them train.jsonl:7. They stay, as" in note
+        _, (note,) = self.notes(recipe, tmp_path, "", self.ROWS[:7])
+        assert "1 of 7 rows" in note and "has an empty answer: train.jsonl:7. It stays" in note
 
     def test_are_left_out_where_the_reward_says_so(self, recipe, tmp_path):
         count, (note,) = self.notes(recipe, tmp_path, "@reward_settings(gold='answer')")

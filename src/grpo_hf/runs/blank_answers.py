@@ -30,10 +30,12 @@ def blank_notes(split: Split, rewards: Sequence[Reward]) -> list[str]:
         if not blank:
             continue
         reward = next(each for each in rewards if name in each.columns)
-        have = "has" if len(blank) == 1 else "have"
+        have, first, stay, them = "have", "the first of them ", "They stay", "them"
+        if len(blank) == 1:
+            have, first, stay, them = "has", "", "It stays", "it"
         notes.append(
-            f"{len(blank):,} of {split.count:,} rows of {split.source} {have} an empty {name}, the "
-            f"first of them {blank[0]}. They stay, as nothing may be what the reward {reward.name} "
-            f"pays for. Where it is no answer, @reward_settings(gold={name!r}) leaves them out."
+            f"{len(blank):,} of {split.count:,} rows of {split.source} {have} an empty {name}: "
+            f"{first}{blank[0]}. {stay}, as an empty text may be what the reward {reward.name} "
+            f"pays for. Where it is no answer, @reward_settings(gold={name!r}) leaves {them} out."
         )
     return notes
