@@ -53,7 +53,7 @@ def final_expressions(texts: list[str]) -> list[str | None]:
     return expressions
 
 
-@reward_settings(in_process=True, check=_check_options, answers=final_expressions)
+@reward_settings(in_process=True, check=_check_options, answers=final_expressions, gold="target")
 def countdown(
     completions: list[Completion],
     numbers: list[Any],

@@ -21,7 +21,7 @@ def _check_options(model: str | None, batch_size: int, max_length: int) -> None:
     check_whole("embedding_similarity", "max_length", max_length)
 
 
-@reward_settings(in_process=True, batched=True, check=_check_options)
+@reward_settings(in_process=True, batched=True, check=_check_options, gold="answer")
 def embedding_similarity(
     completions: list[Completion],
     answer: list[Any],

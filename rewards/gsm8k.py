@@ -31,7 +31,7 @@ def final_numbers(texts: list[str]) -> list[str | None]:
     return numbers
 
 
-@reward_settings(in_process=True, answers=final_numbers)
+@reward_settings(in_process=True, answers=final_numbers, gold="answer")
 def gsm8k(completions: list[Completion], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""Return 1.0 where the completion's final number is exactly the gold answer's, else 0.0.
 

@@ -50,7 +50,9 @@ def final_answers(texts: list[str]) -> list[str | None]:
     return answers
 
 
-@reward_settings(batched=False, in_process=False, imports=("mpmath",), answers=final_answers)
+@reward_settings(
+    batched=False, in_process=False, imports=("mpmath",), answers=final_answers, gold="answer"
+)
 def math(completions: list[Completion], answer: list[Any], **columns: Any) -> list[float | None]:
     r"""Return 1.0 where the completion's final answer equals the gold answer, else 0.0.
 

@@ -54,7 +54,9 @@ def _check_options(sandbox: str, timeout: float, partial: bool, memory_mb: float
 
 # The run's limit stays as far behind `timeout` as 60 seconds are behind its default. So the sandbox
 # has time to start and to end, and the tests that have passed by `timeout` count.
-@reward_settings(batched=False, in_process=False, timeout=60.0, check=_check_options)
+@reward_settings(
+    batched=False, in_process=False, timeout=60.0, check=_check_options, gold="test_list"
+)
 def python_tests(
     completions: list[Completion],
     test_list: list[Any],

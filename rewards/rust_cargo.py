@@ -134,7 +134,7 @@ def _check_options(
 
 # The run's limit stays as far behind `timeout` as 180 seconds are behind its default. So there is
 # time for the check of the toolchain, and the tests that have passed by `timeout` count.
-@reward_settings(batched=False, in_process=False, timeout=180.0, check=_check_options)
+@reward_settings(batched=False, in_process=False, timeout=180.0, check=_check_options, gold="tests")
 def rust_cargo(
     completions: list[Completion],
     tests: list[Any],

@@ -3,17 +3,22 @@
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .cli_rewards import check_recipe
-from .errors import ConfigError, DataError, did_you_mean_path
+from .errors import ConfigError, DataError, GrpoError, did_you_mean_path
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from .runs.settings import Setting
     from .starting.data_facts import DataFacts
+
+_Answer = TypeVar("_Answer")
 
 _WIDTH = 100
 # What is answered for a reward that is to be written.
@@ -60,25 +65,43 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
 
     # Before the imports, which take longer.
     refuse_existing(options.folder)
-    _check_model(options.model)
-    _check_data_file(options.data)
+    if options.model is not None:
+        _checked_model(options.model)
+    if options.data is not None:
+        _checked_data_file(options.data)
     from .starting.data_facts import guess_gold, guess_prompt, look_at
     from .starting.task_files import Plan, write_task
 
-    data = options.data or _ask(
-        "Data: a jsonl, csv or parquet file, or a name on the Hub", "--data"
+    facts = _settled(
+        options.data,
+        _Question("Data: a jsonl, csv or parquet file, or a name on the Hub", flag="--data"),
+        lambda data: look_at(_checked_data_file(data)),
     )
-    facts = look_at(data)
     _show_columns(facts)
-    prompt = facts.checked(options.prompt or _ask("Column of the prompt", "", guess_prompt(facts)))
-    gold = options.gold
-    if gold is None:
-        gold = _ask("Column of the right answer (- for none)", "", guess_gold(facts, prompt) or "-")
+    prompt = _settled(
+        options.prompt,
+        _Question("Column of the prompt", lambda: guess_prompt(facts, options.gold)),
+        facts.checked,
+    )
+    gold = _settled(
+        options.gold,
+        _Question(
+            "Column of the right answer (- for none)", lambda: guess_gold(facts, prompt) or "-"
+        ),
+        lambda column: None if column == "-" else facts.checked(column),
+    )
     note = _note_on_gold(facts, prompt, gold) if options.gold is None else ""
-    gold = None if gold == "-" else facts.checked(gold)
-    model = options.model or _ask("Model: a folder, or a name on the Hub", "", _default_model())
-    reward_there = options.reward or _ask(
-        f"Reward: {_NEW} writes one, or the name of one that is there (FILE.py:FUNCTION)", "", _NEW
+    # Of a flag it was checked above.
+    model = options.model or _settled(
+        None, _Question("Model: a folder, or a name on the Hub", _default_model), _checked_model
+    )
+    reward_there = _settled(
+        options.reward,
+        _Question(
+            f"Reward: {_NEW} writes one, or the name of one that is there (FILE.py:FUNCTION)",
+            lambda: _NEW,
+        ),
+        _checked_reward,
     )
     plan = Plan(options.folder, model, facts, prompt, gold, _moved_reward(reward_there, options))
     written = write_task(plan)
@@ -95,32 +118,46 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
             "note: the reward is yours, so the recipe has no instruction. Say in it what the "
             "reward pays for, unless your prompts do."
         )
-    _say_what_comes_next(recipe, plan.output_dir, reward if reward in written else None)
+    is_guessed = plan.instruction is not None and not plan.reward
+    _say_what_comes_next(
+        recipe, plan.output_dir, reward if reward in written else None, is_guessed=is_guessed
+    )
 
 
-def _check_data_file(name: str | None) -> None:
+def _checked_data_file(name: str) -> str:
     """Check that a data file is there; a folder or a name on the Hub is looked at later."""
-    file = Path(name or "")
+    file = Path(name)
     if file.suffix in _DATA_FILES and not file.exists():
         siblings = [each.name for each in file.parent.glob("*")]
         raise DataError(f"{file}: no such data file.{did_you_mean_path(file, siblings)}")
+    return name
 
 
-def _check_model(name: str | None) -> None:
+def _checked_model(name: str) -> str:
     """Check that the folder of a model is there; a name that may be on the Hub is noted."""
-    if name is None or name.startswith("embedded:"):
-        return
+    if name.startswith("embedded:"):
+        return name
     from .models.places import check_local, is_at_hand
 
     check_local(name, "model", "config.json")
     if not is_at_hand(name):
         print(f"note: {name} is no folder here, so `grpo-hf train` will fetch it from the Hub.")
+    return name
 
 
-def _note_on_gold(facts: "DataFacts", prompt: str, gold: str) -> str:
+def _checked_reward(spec: str) -> str:
+    """Check that a reward can be loaded, before a recipe is written that names it."""
+    from .scoring.registry import load_reward
+
+    if spec != _NEW:
+        load_reward(spec, relative_to=Path.cwd())
+    return spec
+
+
+def _note_on_gold(facts: "DataFacts", prompt: str, gold: str | None) -> str:
     """Return what to do about a right answer that nobody has named."""
     others = ", ".join(name for name in facts.columns if name not in (prompt, gold))
-    if gold != "-":
+    if gold is not None:
         return f" (--gold COLUMN for another: {others}; - for none)" if others else ""
     if not others:
         return ""
@@ -146,22 +183,59 @@ def _moved_reward(reward: str, options: argparse.Namespace) -> str | None:
     return moved
 
 
-def _ask(question: str, flag: str, default: str | None = None) -> str:
-    """Ask in a terminal; elsewhere take the default.
+@dataclass(frozen=True)
+class _Question:
+    """What is asked in a terminal where a flag is not given.
+
+    Args:
+        guess: returns the answer that is offered, and taken where there is no terminal.
+        flag: that has to be given there, where nothing can be guessed.
+    """
+
+    text: str
+    guess: Callable[[], str] | None = None
+    flag: str = ""
+
+
+def _settled(given: str | None, question: _Question, checked: Callable[[str], _Answer]) -> _Answer:
+    """Return what a flag, an answer in a terminal, or else a guess stands for.
+
+    What is typed in a terminal and wrong is asked for again: nobody answers all questions twice.
+
+    Args:
+        given: the flag.
+        checked: returns what an answer stands for, and raises a `GrpoError` for a wrong one.
 
     Raises:
-        ConfigError: there is nobody to ask, and no default.
+        ConfigError: there is nobody to ask, and no guess.
+        GrpoError: the flag or the guess is wrong.
     """
+    if given is not None:
+        return checked(given)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        if default is None:
-            raise ConfigError(f"give {flag}: there is no terminal to ask in.")
-        return default
+        if question.guess is None:
+            raise ConfigError(f"give {question.flag}: there is no terminal to ask in.")
+        return checked(question.guess())
+    default = None
+    if question.guess is not None:
+        # Without a guess there is still somebody who knows.
+        with suppress(GrpoError):
+            default = question.guess()
+    while True:
+        try:
+            return checked(_typed(question.text, default))
+        except GrpoError as error:
+            print(f"error: {error}")
+
+
+def _typed(text: str, default: str | None) -> str:
+    """Return what somebody types in a terminal; an empty line is the default, if there is one."""
     from rich.prompt import Prompt
 
     answer: str | None = None
     while not answer:
         try:
-            answer = Prompt.ask(question, default=default)
+            answer = Prompt.ask(text, default=default)
         except EOFError:
             # Ctrl-D; nothing is written before the last question.
             raise KeyboardInterrupt from None
@@ -196,8 +270,15 @@ def _run_examples(reward: Path) -> None:
     print(f"the examples in {reward} {said}")
 
 
-def _say_what_comes_next(recipe: Path, run: str, reward: Path | None) -> None:
+def _say_what_comes_next(recipe: Path, run: str, reward: Path | None, *, is_guessed: bool) -> None:
+    """Print the commands that come next.
+
+    Args:
+        is_guessed: whether the recipe has an instruction that nobody has read yet.
+    """
     steps = []
+    if is_guessed:
+        steps.append((f"read `instruction` in {recipe}", "a guess: say plainly what is asked"))
     if reward is not None:
         steps.append((f"python -m doctest {reward}", "after a change of the reward"))
     steps.append((f"grpo-hf rewards check {recipe}", "what the reward pays for"))

@@ -65,8 +65,8 @@ def test_bad_lines_are_counted_and_named(write):
         "train.jsonl:4: expected an object, got list",
     ]
     assert split.describe_bad() == (
-        f"2 of 4 rows of {file} left out: {split.bad[0]}; train.jsonl:4: expected an object, got "
-        "list"
+        f"{file}: 2 of 4 rows left out ({split.bad[0]}; train.jsonl:4: expected an object, got "
+        "list)"
     )
 
 
@@ -88,10 +88,10 @@ def test_a_broken_line_is_shown_where_it_breaks(write, line, said):
 def test_many_bad_lines_are_counted_and_the_first_named(write):
     split = read_split(path=str(write("train.jsonl", jsonl(ROWS) + "oops\n" * 8)))
     text = split.describe_bad()
-    assert text.startswith("8 of 10 rows")
+    assert ": 8 of 10 rows left out (train.jsonl:3: " in text
     assert all(f"train.jsonl:{line}:" in text for line in range(3, 8))
     assert "train.jsonl:8:" not in text
-    assert text.endswith("; and 3 more")
+    assert text.endswith("; and 3 more)")
 
 
 def test_bad_entries_of_a_json_list_are_named_by_index(write):
@@ -135,7 +135,7 @@ def test_an_empty_csv_cell_is_a_null(write):
         ("train.jsonl", "", "it holds no rows"),
         ("train.csv", "question,answer\n", "it holds no rows"),
         ("train.json", "[]", "it holds no rows"),
-        ("train.jsonl", "oops\noops\n", "2 of 2 rows of .*train.jsonl:1: not JSON"),
+        ("train.jsonl", "oops\noops\n", "2 of 2 rows left out .*train.jsonl:1: not JSON"),
         ("train.json", '{"question": 1}', "expected a JSON list of objects, got dict"),
         ("train.json", '{"a": 1}\n{"a": 2}', "train.json:2: not JSON .* Name it .jsonl"),
         ("train.jsonl", '{"question": "gr\xfc\xdfe"}\n'.encode("latin-1"), "not UTF-8 text"),

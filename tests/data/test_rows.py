@@ -92,7 +92,19 @@ class TestBuildDataset:
             "train.jsonl:3: prompt is empty; expected text or a list of messages",
             "train.jsonl:4: answer is empty",
         ]
-        assert checked.describe_bad().startswith("4 of 5 rows of ")
+        assert checked.describe_bad().endswith(f": {checked.counted_bad()}")
+        assert checked.counted_bad().startswith("4 of 5 rows left out (")
+
+    def test_blank_texts_count_as_answers_unless_they_are_said_to_be_none(self):
+        rows = [{"q": "?", "answer": answer} for answer in ("5", "", "\n", None, "0")]
+        split = Split(rows, [], "x")
+        kept, _ = build_dataset(split, "q", as_text, ["answer"])
+        assert len(kept) == 4
+        kept, checked = build_dataset(split, "q", as_text, ["answer"], {"answer"})
+        assert kept["answer"] == ["5", "0"]
+        assert [bad.place for bad in checked.bad] == ["row 1", "row 2", "row 3"]
+        # A column that no reward reads loses no row.
+        assert len(build_dataset(split, "q", as_text, [], {"answer"})[0]) == 5
 
     def test_a_parquet_row_is_named_by_its_place_in_the_file(self, tmp_path):
         rows = [*ROWS, {"question": None, "answer": "1"}]
@@ -105,7 +117,7 @@ class TestBuildDataset:
         split = read_split(path=str(write("train.jsonl", jsonl([{"question": ""}] * 7))))
         with pytest.raises(
             DataError,
-            match=r"no usable row: 7 of 7 rows.*train.jsonl:1: prompt is empty.*and 2 more",
+            match=r"^\S+: no usable row: 7 of 7 rows.*train.jsonl:1: prompt is empty.*and 2 more",
         ):
             build_dataset(split, "question", as_text)
 

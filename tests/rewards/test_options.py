@@ -130,3 +130,20 @@ def test_numbers_of_other_libraries_are_numbers():
 
     _options.check_whole("r", "n", np.int64(3))
     _options.check_number("r", "x", np.float32(0.5), least=0, most=1)
+
+
+@pytest.mark.parametrize("name", [reward.name for reward in LIBRARY])
+def test_a_reward_that_calls_a_blank_text_no_answer_cannot_judge_by_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("rubric.md").write_text("{completion}")
+    reward = load_reward({name: NEEDED.get(name, {})})
+    # Their columns hold what is right, so each of them has to say so.
+    assert (reward.settings.gold is not None) == (len(reward.columns) > 0)
+    if reward.settings.gold is None:
+        return
+    columns = {column: [[1, 2]] * 2 for column in reward.columns}
+    columns[reward.settings.gold] = ["", " \n"]
+    given = {"completions": ["", "so"], "prompts": ["?"] * 2, "completion_ids": [[], [1]]}
+    assert reward(**given, **columns) == [None, None]

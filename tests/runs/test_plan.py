@@ -88,10 +88,30 @@ class TestPromptLengths:
                 counts.append(len(tokenizer(text)["input_ids"]))
         mean = round(sum(counts) / 31)
         text = plan_of(capsys, recipe)
-        assert f"prompts have {mean} tokens on average and {max(counts)} at most, in 31" in text
+        assert (
+            f"prompts have {mean} tokens on average and {max(counts)} at most, in the 31 rows of"
+            in text
+        )
         # Memory has to hold the longest, and time is that of the mean: 4 prompts with 8 answers.
         assert f"1 x {max(counts) - 1} prompt tokens once" in text
         assert f"counts {32 * (mean + 16):,} with their prompts" in text
+
+    def test_are_those_of_a_sample_from_all_over_a_long_file(
+        self, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        """Files are sorted now and then, and the end of one holds its longest prompts."""
+        recipe = read_recipe(
+            ["--config", str(with_prompts(tiny_checkpoint, tmp_path, 0, *[10] * 300, *[90] * 9))]
+        )
+        lengths = prompt_lengths.prompt_lengths(recipe, None)
+        shortest = prompt_lengths.prompt_lengths(
+            read_recipe(["--config", str(with_prompts(tiny_checkpoint, tmp_path, 10))]), None
+        )
+        assert lengths.longest > 80 + shortest.longest - 10
+        assert f"in a sample of 255 of the 310 rows of {tmp_path}" in lengths.source
+        few = with_prompts(tiny_checkpoint, tmp_path, 0, 10, 10)
+        lengths = prompt_lengths.prompt_lengths(read_recipe(["--config", str(few)]), None)
+        assert f"in 2 of the 3 rows of {tmp_path}" in lengths.source
 
     def test_are_guessed_without_a_tokenizer(
         self, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

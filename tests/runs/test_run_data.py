@@ -216,7 +216,21 @@ class TestHeldOut:
         _, _, of_check = preflight.sample_rows(made, 4)
         for said in (task.train.describe_bad(), *notes, *of_check):
             if "left out" in said and "held out" not in said:
-                assert " of 22 rows of " in said
+                assert " of 22 rows left out (" in said
+
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_rows_that_are_left_out_are_no_different_prompts(self, recipe, tmp_path, count):
+        (tmp_path / "mine.py").write_text(
+            "def same(completions, answer, **columns):\n    return [1.0 for _ in completions]\n"
+        )
+        named = [{"prompt": f"What is {n} + 3?", "answer": str(n)} for n in range(30)]
+        left_out = [{"prompt": " ", "answer": "1"}, {"prompt": "Who?", "answer": None}]
+        made = recipe([*named, named[0], *(left_out * count)])
+        made.task.eval_rows = 4
+        assert "There are 30 different prompts; equal" in preflight.check_task(made).notes[0]
+        unequal = recipe([*named, *(left_out * count)])
+        unequal.task.eval_rows = 4
+        assert "different prompts" not in preflight.check_task(unequal).notes[0]
 
 
 def test_test_rows_that_are_trained_on_are_named(recipe, tmp_path):
@@ -237,7 +251,44 @@ def test_rows_without_a_right_answer_are_named_before_the_training(recipe, tmp_p
     made = recipe([*repeated("2 + 3 =", 7, answer="5"), {"prompt": "2 + 4 =", "answer": None}])
     _, samples, notes = preflight.sample_rows(made, 8)
     assert len(samples) == 7
-    assert notes[0].endswith("train.jsonl left out: train.jsonl:8: answer is empty")
+    assert notes[0].endswith("train.jsonl: 1 of 8 rows left out (train.jsonl:8: answer is empty)")
+
+
+class TestBlankAnswers:
+    """Only a reward's author knows whether nothing is a right answer."""
+
+    ROWS = (*repeated("2 + 3 =", 6, answer="5"), *repeated("Who?", 2, answer=" "))
+
+    def notes(self, recipe, tmp_path, decorator, rows=ROWS):
+        (tmp_path / "mine.py").write_text(
+            f"from grpo_hf import reward_settings\n\n{decorator}\n"
+            "def same(completions, answer, **columns):\n    return [1.0 for _ in completions]\n"
+        )
+        made = recipe([*rows])
+        _, samples, notes = preflight.sample_rows(made, 9)
+        prompts = checked(made)
+        assert len(samples) == len(prompts.train)
+        # What is said of the rows is said to who trains and to who checks.
+        task = preflight.check_task(made)
+        assert sorted(notes) == sorted([*task.notes, *prompts.notes])
+        return len(samples), notes
+
+    def test_stay_and_are_named(self, recipe, tmp_path):
+        count, (note,) = self.notes(recipe, tmp_path, "@reward_settings(batched=False)")
+        assert count == 8
+        assert note.startswith("2 of 8 rows of ") and "@reward_settings(gold='answer')" in note
+        assert "have an empty answer: the first of them train.jsonl:7. They stay, as" in note
+        _, (note,) = self.notes(recipe, tmp_path, "", self.ROWS[:7])
+        assert "1 of 7 rows" in note and "has an empty answer: train.jsonl:7. It stays" in note
+
+    def test_are_left_out_where_the_reward_says_so(self, recipe, tmp_path):
+        count, (note,) = self.notes(recipe, tmp_path, "@reward_settings(gold='answer')")
+        assert count == 6
+        assert "2 of 8 rows" in note and "train.jsonl:8: answer is empty" in note
+
+    def test_are_no_matter_where_no_reward_needs_the_column(self, recipe, tmp_path):
+        rows = [row | {"hint": "", "answer": "5"} for row in self.ROWS]
+        assert self.notes(recipe, tmp_path, "", rows) == (8, [])
 
 
 class TestOneRewardTwice:

@@ -9,6 +9,7 @@ from trl.trainer.utils import is_async_callable
 
 from grpo_hf.errors import DataError, RewardError, RewardSpecError
 from grpo_hf.scoring.registry import load_reward, register_reward
+from grpo_hf.scoring.reward import reward_settings
 from grpo_hf.scoring.signature import require_columns
 
 
@@ -161,6 +162,14 @@ class TestColumns:
         assert load_reward("limited").columns == ("limit",)
         assert load_reward("limited(limit=3)").columns == ()
         assert as_trl_calls(load_reward("limited(limit=3)")) == [3]
+
+    def test_the_column_of_right_answers_is_one_that_it_reads(self):
+        @reward_settings(gold="anwser")
+        def score(completions, answer, **columns):
+            return [1.0 for _ in completions]
+
+        with pytest.raises(RewardSpecError, match=r"gold is 'anwser'.*Did you mean 'answer'"):
+            load_reward(score)
 
     def test_function_gets_only_what_it_can_take(self):
         def score(completions, answer):

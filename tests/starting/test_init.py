@@ -150,6 +150,43 @@ def test_equal_answers_vote_together(kind, texts, votes, data, begun):
     assert votes_of(texts, *right) == votes
 
 
+# What stands in a file where the right answer is not known.
+NO_ANSWER = {3: "", 5: " \t", 7: None}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ANSWERS if kind != "none"])
+def test_rows_without_a_right_answer_are_named_whatever_stands_there(kind, data, begun):
+    function, answer = ANSWERS[kind]
+    asked = "Larger, {} or {}?" if kind == "choice" else "What about {}?"
+
+    def make(n):
+        prompt = asked.format(n, 2 * n + 5)
+        return {"question": prompt, "answer": NO_ANSWER[n] if n in NO_ANSWER else answer(n)}
+
+    folder, printed = begun(data(make))
+    (line,) = [line for line in printed.splitlines() if line.startswith("answer ")]
+    assert line.split()[2] == str(ROWS - len(NO_ANSWER))
+    assert "reward.py hold" in printed
+    recipe = read_recipe(["--config", str(folder / "recipe.yaml"), "--use_cpu"])
+    assert recipe.task.rewards == [f"./reward.py:{function}"]
+    task = preflight.check_task(recipe)
+    prompts = preflight.check_model(recipe, task)
+    assert len(prompts.train) + len(prompts.held_out) == ROWS - len(NO_ANSWER)
+    for said in (printed, "\n".join(prompts.notes)):
+        for n in NO_ANSWER:
+            assert f"rows.jsonl:{n + 1}: answer is empty" in " ".join(said.split())
+    reward = getattr(module_of(folder / "reward.py"), function)
+    for nothing in NO_ANSWER.values():
+        assert reward(["", "so", str(answer(1))], answer=[nothing] * 3) == [None] * 3
+
+
+def test_a_column_that_is_empty_in_every_row_is_called_so(data, begun, capsys):
+    file = data(lambda n: {"question": f"{n}?", "answer": n, "hint": ""})
+    with pytest.raises(SystemExit):
+        begun(file, "--gold", "hint")
+    assert "the column 'hint' is empty in every row" in capsys.readouterr().err
+
+
 class TestChoices:
     """Prompts that hold their right answer beside others."""
 
@@ -373,6 +410,79 @@ class TestAsking:
         assert written["rewards"] == ["../my.py:same"]
 
 
+class TestWrongAnswers:
+    """What is typed in a terminal and wrong is asked for again."""
+
+    @pytest.fixture
+    def typing(self, monkeypatch, tmp_path):
+        """Return a function that sets what is typed, and returns what was asked."""
+        monkeypatch.chdir(tmp_path)
+
+        def types(*answers):
+            asked, left = [], iter(answers)
+            monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+            monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+
+            def ask(question, default=None):
+                asked.append((question.split(" (")[0].partition(":")[0], default))
+                return next(left) or default
+
+            monkeypatch.setattr("rich.prompt.Prompt.ask", ask)
+            return asked
+
+        return types
+
+    def test_are_answered_with_their_error_and_the_same_question(
+        self, data, tiny_checkpoint, tmp_path, typing, capsys
+    ):
+        file = data(lambda n: {"question": f"{n}?", "hint": "x", "target": n})
+        (tmp_path / "my.py").write_text("def same(completions, **_):\n    return [1.0]\n")
+        right = [str(file), "question", "hint", str(tiny_checkpoint), "./my.py:same"]
+        wrong = ["row.jsonl", "qestion", "hnit", "./tiny", "./my.py:some"]
+        asked = typing(*[answer for pair in zip(wrong, right, strict=True) for answer in pair])
+        main(["init", "mine"])
+        questions = [question for question, _ in asked]
+        assert questions[::2] == questions[1::2] and len(set(questions)) == 5
+        said = capsys.readouterr().out
+        for error in (
+            "error: row.jsonl: no such data file. Did you mean 'rows.jsonl'?",
+            "has no column 'qestion'. Did you mean 'question'?",
+            "has no column 'hnit'. Did you mean 'hint'?",
+            "error: ./tiny: no such model folder.",
+            "'some'",
+        ):
+            assert error in said
+        written = yaml.safe_load((tmp_path / "mine" / "recipe.yaml").read_text())
+        assert written["rewards"] == ["../my.py:same"]
+        assert written["model_name_or_path"] == str(tiny_checkpoint)
+
+    def test_a_prompt_that_cannot_be_guessed_is_asked_for(self, data, tiny_checkpoint, typing):
+        asked = typing("response", None, None)
+        file = data(lambda n: {"response": f"Say {n}", "target": n})
+        main(["init", "mine", "--data", str(file), "--model", str(tiny_checkpoint)])
+        assert asked[0] == ("Column of the prompt", None)
+
+    @pytest.mark.parametrize(
+        "flags", [["--prompt", "xyz"], ["--gold", "xyz"], ["--reward", "./no.py:one"]]
+    )
+    def test_of_a_flag_end_it_before_anything_is_written(
+        self, flags, data, tiny_checkpoint, tmp_path, typing, capsys
+    ):
+        typing(None, None, None)
+        file = data(lambda n: {"question": f"{n}?", "target": n})
+        with pytest.raises(SystemExit) as left:
+            main(["init", "mine", "--data", str(file), "--model", str(tiny_checkpoint), *flags])
+        assert left.value.code == 2 and "error: " in capsys.readouterr().err
+        assert not (tmp_path / "mine").exists()
+
+
+def test_the_right_answer_is_not_guessed_to_be_the_prompt(data, begun):
+    """An id differs more from row to row than a message does."""
+    file = data(lambda n: {"message": f"I ordered it {n // 2} days ago", "order_id": f"A-{n}"})
+    _, printed = begun(file, "--gold", "order_id")
+    assert "prompt: message; right answer: order_id" in printed
+
+
 def test_the_end_of_the_input_stops_the_questions(data, tmp_path, monkeypatch, capsys):
     def ask(question, default=None):
         raise EOFError
@@ -396,6 +506,39 @@ def test_votes_on_short_answers_do_not_see_what_stands_before_them(data, begun):
     assert of(["The lamp.", "a lamp", "lamp", ""], "lamp") == ["lamp", "lamp", "lamp", None]
     two = ["My washing machine", "washing machine", "machine"]
     assert of(two, "Washing machine") == ["washing machine", "washing machine", "machine"]
+
+
+@pytest.mark.parametrize(
+    ("column", "answer", "instruction"),
+    [
+        ("order_id", lambda n: f"A-{n}", "Answer with the order id alone."),
+        ("Capital City", lambda n: f"Town {n}", "Answer with the capital city alone."),
+        ("expectedSKU", lambda n: f"A-{n}", "Answer with the SKU alone."),
+        ("total", lambda n: 3 * n, "Answer with the total alone, as a number."),
+        ("Which one is the right one?", lambda n: f"A-{n}", None),
+        *[(name, lambda n: f"A-{n}", None) for name in ("answer", "target", "label", "gold")],
+        *[(name, lambda n: f"A-{n}", None) for name in ("output", "expected", "completion")],
+        *[(name, lambda n: f"A-{n}", None) for name in ("response", "text", "y", "answer_2")],
+        ("gold_answer", lambda n: 3 * n, "Answer with the number alone."),
+    ],
+)
+def test_the_instruction_calls_the_answer_what_the_data_calls_it(
+    column, answer, instruction, data, begun
+):
+    file = data(lambda n: {"question": f"What about {n}?", column: answer(n)})
+    folder, said = begun(file, "--gold", column)
+    written = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    assert written["instruction"] == (instruction or "Answer with the right word or words alone.")
+    # It is a guess all the same, and whoever does not read it loses the first minutes.
+    first = said.partition("next:\n")[2].splitlines()[0]
+    assert first.split("#")[0].strip() == "read `instruction` in mine/recipe.yaml"
+
+
+def test_without_an_instruction_there_is_none_to_read(data, begun):
+    file = data(lambda n: {"question": f"What about {n}?", "answer": f"word{n} " * 12})
+    folder, said = begun(file)
+    assert "instruction:" not in (folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert "next:\n  python -m doctest" in said
 
 
 def test_a_reward_that_is_there_is_named_from_the_recipe(data, begun, tmp_path):

@@ -69,10 +69,14 @@ class Split:
 
     def describe_bad(self) -> str:
         """Return one sentence that counts the bad rows and names the first of them."""
+        return f"{self.source}: {self.counted_bad()}"
+
+    def counted_bad(self) -> str:
+        """Return that sentence without the name of the source."""
         named = "; ".join(map(str, self.bad[:_NAMED_BAD_ROWS]))
         unnamed = len(self.bad) - _NAMED_BAD_ROWS
         more = f"; and {unnamed} more" if unnamed > 0 else ""
-        return f"{len(self.bad)} of {self.count} rows of {self.source} left out: {named}{more}"
+        return f"{len(self.bad)} of {self.count} rows left out ({named}{more})"
 
 
 def read_split(
@@ -352,5 +356,5 @@ def _load_from_hub(name: str, config: str | None, streaming: bool) -> dict[str, 
 def check_filled(split: Split) -> None:
     """Raise a `DataError` for a split without a usable row."""
     if not split.rows:
-        detail = split.describe_bad() if split.bad else "it holds no rows"
+        detail = split.counted_bad() if split.bad else "it holds no rows"
         raise DataError(f"{split.source}: no usable row: {detail}.")

@@ -72,6 +72,11 @@ def usual_prompt_column(columns: Container[str]) -> str | None:
     return next((name for name in PROMPT_COLUMNS if name in columns), None)
 
 
+def is_blank(value: Any) -> bool:
+    """Return whether a value is nothing, or a text of nothing but whitespace."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def rows_to_hold_out(count: int, wanted: int) -> int:
     """Return how many rows of a single file are held out, where nobody says: a fifth at most."""
     return min(wanted, max(1, count // _FEW)) if count > 1 else 0
@@ -104,7 +109,11 @@ def prompt_column(split: Split, wanted: str | None = None) -> str:
 
 
 def build_dataset(
-    split: Split, column: str, build: Callable[[Any], list[Row] | str], needed: Iterable[str] = ()
+    split: Split,
+    column: str,
+    build: Callable[[Any], list[Row] | str],
+    needed: Iterable[str] = (),
+    gold: Container[str] = (),
 ) -> tuple[Dataset, Split]:
     """Give every usable row its `prompt`, and leave out the other rows.
 
@@ -115,6 +124,7 @@ def build_dataset(
         column: the column that holds the raw prompt.
         build: makes the prompt of the raw prompt; see `prompts.prompt_builder`.
         needed: columns that the rewards read.
+        gold: of those, the ones where a blank text is as empty as null.
 
     Returns:
         The dataset that the trainer takes, and the split, whose `bad` now also has the rows that
@@ -124,19 +134,23 @@ def build_dataset(
         DataError: no row is usable, or a column holds what no dataset can.
         ModelError: the prompts are lists of messages, and there is no chat template.
     """
-    checked = usable_rows(split, column, build, needed)
+    checked = usable_rows(split, column, build, needed, gold)
     return _as_dataset(checked), checked
 
 
 def usable_rows(
-    split: Split, column: str, build: Callable[[Any], list[Row] | str], needed: Iterable[str] = ()
+    split: Split,
+    column: str,
+    build: Callable[[Any], list[Row] | str],
+    needed: Iterable[str] = (),
+    gold: Container[str] = (),
 ) -> Split:
     """Return a split whose rows have their `prompt`; arguments and errors of `build_dataset`."""
     rows: list[Row] = []
     bad = list(split.bad)
     for index, raw in enumerate(split.rows):
         try:
-            rows.append(with_prompt(raw, column, build, needed))
+            rows.append(with_prompt(raw, column, build, needed, gold))
         except ModelError:
             # It is a ValueError as well, but not a fault of this row: no row could be used.
             raise
@@ -149,14 +163,45 @@ def usable_rows(
     return checked
 
 
+def without_gaps(
+    split: Split, column: str, needed: Iterable[str], gold: Container[str] = ()
+) -> Split:
+    """Return a split without the rows that lack their prompt or a needed column.
+
+    The others may still be left out: a prompt that is there may be no prompt.
+    """
+    kept = []
+    for raw in split.rows:
+        prompt = raw.get(column)
+        has_prompt = not is_blank(prompt) and prompt != []
+        if has_prompt and missing_column(raw, needed, gold) is None:
+            kept.append(raw)
+    return replace(split, rows=kept)
+
+
+def missing_column(raw: Row, needed: Iterable[str], gold: Container[str]) -> str | None:
+    """Return the first needed column in which a raw row has nothing; arguments of `build_dataset`.
+
+    A prompt is not in the row yet, and is not looked for.
+    """
+    for name in needed:
+        value = raw.get(name)
+        if name != "prompt" and (value is None or (name in gold and is_blank(value))):
+            return name
+    return None
+
+
 def with_prompt(
-    raw: Row, column: str, build: Callable[[Any], list[Row] | str], needed: Iterable[str]
+    raw: Row,
+    column: str,
+    build: Callable[[Any], list[Row] | str],
+    needed: Iterable[str],
+    gold: Container[str] = (),
 ) -> Row:
     """Return a copy of a row with its prompt; raise `ValueError` for a row that cannot be used."""
-    for name in needed:
-        # The prompt is not in the raw row yet; `build` checks it.
-        if name != "prompt" and raw.get(name) is None:
-            raise ValueError(f"{name} is empty")
+    name = missing_column(raw, needed, gold)
+    if name is not None:
+        raise ValueError(f"{name} is empty")
     prompt = build(raw.get(column))
     row = dict(raw)
     # The place has named the row so far, and is no column of the data.

@@ -1,7 +1,7 @@
 """Training data that is read while a run trains, for data that is too large to hold."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -77,13 +77,14 @@ def stream_with_prompts(
     column: str,
     build: Callable[[Any], list[Row] | str],
     needed: Iterable[str] = (),
+    gold: Container[str] = (),
 ) -> IterableDataset:
     """Return a stream whose rows have prompts; rows without a usable one are left out.
 
     Args:
         renames: from the new name of a column to the name in the data, which stays as well.
         column: the column with the raw prompt, by its new name.
-        build, needed: as in `rows.build_dataset`.
+        build, needed, gold: as in `rows.build_dataset`.
     """
     needed = list(needed)
     left_out = 0
@@ -94,7 +95,7 @@ def stream_with_prompts(
         for new, old in renames.items():
             renamed[new] = row.get(old)
         try:
-            return with_prompt(renamed, column, build, needed)
+            return with_prompt(renamed, column, build, needed, gold)
         except ModelError:
             raise
         except ValueError as error:

@@ -29,6 +29,7 @@ from ..scoring.registry import load_reward
 from ..scoring.reward import Reward
 from ..scoring.run_rewards import isolate, refuse_namesakes, scored_rewards, told_apart
 from ..scoring.scorer import weights_at
+from ..scoring.signature import gold_columns, needed_columns
 from ..scoring.trial import dry_run, first_rows, untried
 from ..trl_seam import prepare_tool_calls
 from .output_checks import check_hub_login, checkpoint_to_resume
@@ -40,7 +41,6 @@ from .run_data import (
     dataset_of,
     form_of_prompts,
     model_source,
-    needed_columns,
     read_data,
     stream_of,
     tokenizer_at_hand,
@@ -151,12 +151,12 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
     form, notes_on_form = form_of_prompts(recipe, train, tokenizer_at_hand(recipe))
     build = prompts.prompt_builder(form)
     column = rows.prompt_column(train, recipe.task.prompt_column)
-    needed = needed_columns(rewards)
+    needed, gold = needed_columns(rewards), gold_columns(rewards)
     # All rows, and not only those that are tried: a run leaves out the same ones.
-    checked = rows.usable_rows(train, column, build, needed)
+    checked = rows.usable_rows(train, column, build, needed, gold)
     splits = [checked]
     if data.held_out is not None:
-        splits.append(rows.usable_rows(data.held_out, column, build, needed))
+        splits.append(rows.usable_rows(data.held_out, column, build, needed, gold))
     for split in splits:
         if split.bad:
             notes.append(split.describe_bad())

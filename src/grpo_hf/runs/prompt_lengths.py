@@ -62,7 +62,7 @@ def _of_data(recipe: Recipe) -> PromptLengths:
     Raises:
         GrpoError, ValueError: they cannot be read here.
     """
-    split = _sample(recipe)
+    split, total = _sample(recipe)
     tokenizer = tokenizer_at_hand(recipe)
     form, _ = form_of_prompts(recipe, split, tokenizer)
     dataset, _ = dataset_of(recipe, [], split, form)
@@ -72,17 +72,19 @@ def _of_data(recipe: Recipe) -> PromptLengths:
     else:
         lengths = _counted(dataset["prompt"], tokenizer, recipe)
         how = "counted by the model's tokenizer"
+    count = f"the {total:,}" if len(lengths) == total else f"{len(lengths):,} of the {total:,}"
+    sampled = "a sample of " if total > _SAMPLED else ""
     mean = round(sum(lengths) / len(lengths))
     return PromptLengths(
         max(lengths),
         mean,
-        f"prompts have {mean} tokens on average and {max(lengths)} at most, in {len(lengths)} rows "
-        f"taken from {split.source} ({how}; --prompt_tokens for another number)",
+        f"prompts have {mean} tokens on average and {max(lengths)} at most, in {sampled}{count} "
+        f"rows of {split.source} ({how}; --prompt_tokens for another number)",
     )
 
 
-def _sample(recipe: Recipe) -> Split:
-    """Return rows spread over the training data.
+def _sample(recipe: Recipe) -> tuple[Split, int]:
+    """Return rows evenly spread over the training data, and how many rows that has.
 
     Raises:
         GrpoError, ValueError: there are none on this machine.
@@ -96,9 +98,11 @@ def _sample(recipe: Recipe) -> Split:
     split = read_split(path=path, seed=recipe.training.seed, split=task.dataset_train_split)
     # Only an optional split may be missing.
     assert split is not None
-    every = max(1, len(split.rows) // _SAMPLED)
-    sample = Split(split.rows[::every][:_SAMPLED], [], split.source)
-    return rows.rename_columns(sample, recipe.column_map)
+    total = len(split.rows)
+    count = min(total, _SAMPLED)
+    spread = [split.rows[number * total // count] for number in range(count)]
+    sample = Split(spread, [], split.source)
+    return rows.rename_columns(sample, recipe.column_map), split.count
 
 
 def _counted(texts: list[Any], tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> list[int]:

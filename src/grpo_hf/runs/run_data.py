@@ -22,7 +22,8 @@ from ..evaluation.comparison import too_few
 from ..models import loading
 from ..models.positions import context_of
 from ..scoring.reward import Reward
-from ..scoring.signature import require_columns
+from ..scoring.signature import gold_columns, needed_columns, require_columns
+from .blank_answers import blank_notes
 from .recipe import EMBEDDED_MODEL, Recipe
 
 # What a message about a missing column advises; the column's name goes into the braces.
@@ -65,14 +66,16 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     train = _read_split(recipe, rewards, task.dataset_train_split)
     # Only an optional split may be missing.
     assert train is not None
+    notes = blank_notes(train, rewards)
     # Without an evaluation the test split is not even read: it need not exist.
     if not task.eval_rows:
-        return RunData(train, None, [])
+        return RunData(train, None, notes)
     test = _read_split(recipe, rewards, task.dataset_test_split, optional=True)
     if test is not None:
         # The first rows, so that all runs are evaluated on the same prompts.
         held_out = replace(test, rows=test.rows[: task.eval_rows], total=test.count)
-        notes = notes_on_overlap(held_out, train, task.prompt_column)
+        notes += blank_notes(test, rewards)
+        notes = [*notes_on_overlap(held_out, train, task.prompt_column), *notes]
         return RunData(train, held_out, [*notes, *too_few(len(held_out.rows), len(train.rows))])
     held_out_count = _rows_to_hold_out(recipe, train)
     # The run's seed chooses the rows, so a resumed run holds out the same ones.
@@ -85,8 +88,12 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     )
     if held_out_count != task.eval_rows:
         note += " That is a fifth of them, as they are few (--eval_rows for another number)."
-    note += note_on_equal_rows(held_out, rest, column)
-    return RunData(rest, held_out, [note, *too_few(len(held_out.rows), len(rest.rows))])
+    needed, gold = needed_columns(rewards), gold_columns(rewards)
+    # Rows that are left out have no prompts of this run.
+    asked, trained = (rows.without_gaps(side, column, needed, gold) for side in (held_out, rest))
+    note += note_on_equal_rows(asked, trained, column)
+    few = too_few(len(held_out.rows), len(rest.rows))
+    return RunData(rest, held_out, [note, *few, *notes])
 
 
 def _rows_to_hold_out(recipe: Recipe, train: Split) -> int:
@@ -190,7 +197,8 @@ def stream_of(
     options = recipe.training.chat_template_kwargs or {}
     recipe.training.chat_template_kwargs = {CONTINUE: True} | options
     build = prompts.prompt_builder(form)
-    return stream_with_prompts(stream, recipe.column_map, column, build, needed_columns(rewards))
+    needed, gold = needed_columns(rewards), gold_columns(rewards)
+    return stream_with_prompts(stream, recipe.column_map, column, build, needed, gold)
 
 
 def model_source(recipe: Recipe) -> dict[str, Any]:
@@ -295,16 +303,8 @@ def dataset_of(
     The checked split names the unusable rows among its `bad` ones.
     """
     column = rows.prompt_column(split, recipe.task.prompt_column)
-    return rows.build_dataset(split, column, prompts.prompt_builder(form), needed_columns(rewards))
-
-
-def needed_columns(rewards: Sequence[Reward]) -> list[str]:
-    """Return the columns that rewards read."""
-    needed: set[str] = set()
-    for reward in rewards:
-        needed.update(reward.columns)
-    # Sorted, so that the message about an empty column names the same one in every run.
-    return sorted(needed)
+    build = prompts.prompt_builder(form)
+    return rows.build_dataset(split, column, build, needed_columns(rewards), gold_columns(rewards))
 
 
 def continue_answers(training: GRPOConfig, dataset: Dataset) -> list[str]:

@@ -41,6 +41,7 @@ def reward_settings(
     imports: tuple[str, ...] = (),
     check: Callable[..., None] | None = None,
     answers: Callable[..., list[str | None]] | None = None,
+    gold: str | None = None,
 ) -> Callable[[_Function], _Function]:
     """Say how the decorated reward is run (see `RewardSettings`).
 
@@ -59,7 +60,9 @@ def reward_settings(
     }
     said = {name: value for name, value in given.items() if value is not None}
     checked = checked_settings("@reward_settings", said)
-    settings = RewardSettings(**checked, imports=tuple(imports), check=check, answers=answers)
+    settings = RewardSettings(
+        **checked, imports=tuple(imports), check=check, answers=answers, gold=gold
+    )
 
     def decorate(function: _Function) -> _Function:
         function.reward_settings = settings  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ class RewardSettings:
     """How a reward is run and what it counts for.
 
     All but the last two are the function's own, by `reward_settings`. A recipe can give all but
-    `imports`, `check` and `answers` beside the reward's options, as in
+    `imports`, `check`, `answers` and `gold` beside the reward's options, as in
     `judge(model='...', timeout=60, weight='linear(0, 1, steps=200)')`. None leaves a setting to
     scored_reward.py.
 
@@ -45,6 +45,9 @@ class RewardSettings:
         answers: a function from the texts of completions to their final answers, in which equal
             answers are spelled alike, and None is no answer. Evaluations count votes by it (maj@k).
             It is called with the samples of one problem, and gets columns of that by name.
+        gold: the column of right answers, where an empty or blank text is none: a program that
+            trains or evaluates leaves such rows out and names them, as it does where a column that
+            a reward reads is null.
         weight: what the reward is multiplied by in the sum of rewards: a number, or a schedule.
         clip: the lowest and the highest value; a value beyond becomes the nearer of them.
     """
@@ -57,6 +60,7 @@ class RewardSettings:
     imports: tuple[str, ...] = ()
     check: Callable[..., None] | None = None
     answers: Callable[..., list[str | None]] | None = None
+    gold: str | None = None
     weight: "float | Schedule | None" = None
     clip: tuple[float, float] | None = None
 

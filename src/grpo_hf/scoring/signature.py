@@ -55,6 +55,13 @@ def checked_reward(
             f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}."
         )
     known = reward.known_options
+    gold = settings.gold
+    if gold is not None and gold not in reward.parameters:
+        read = [each for each in reward.parameters if each not in ("completions", "prompts")]
+        raise RewardSpecError(
+            f"reward {spec!r}: gold is {gold!r}; expected the parameter that takes the right "
+            f"answers, one of {', '.join(read) or 'none'}.{did_you_mean(str(gold), read)}"
+        )
     for option in options:
         if option not in known:
             raise RewardSpecError(
@@ -81,6 +88,21 @@ def _settings(
         is_setting = name in SETTINGS and name not in parameters
         (settings if is_setting else options)[name] = value
     return replace(own, **checked_settings(f"reward {spec!r}", settings)), options
+
+
+def needed_columns(rewards: Iterable[Reward]) -> list[str]:
+    """Return the columns that rewards read."""
+    needed: set[str] = set()
+    for reward in rewards:
+        needed.update(reward.columns)
+    # Sorted, so that the message about an empty column names the same one in every run.
+    return sorted(needed)
+
+
+def gold_columns(rewards: Sequence[Reward]) -> set[str]:
+    """Return the columns of which a reward says that a blank text is no right answer there."""
+    named = {reward.settings.gold for reward in rewards}
+    return {column for column in needed_columns(rewards) if column in named}
 
 
 def require_columns(

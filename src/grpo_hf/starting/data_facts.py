@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.completions import message_text
 from ..data.readers import EMBEDDED_PROBLEMS, SUFFIXES, Split, read_split
-from ..data.rows import column_names, usual_prompt_column
+from ..data.rows import column_names, is_blank, usual_prompt_column
 from ..errors import DataError, did_you_mean
 from ..scoring.gold import GOLD_COLUMNS
 
@@ -41,7 +41,7 @@ class Column:
 
     Args:
         kind: `number`, `text`, `messages` or another type's name.
-        filled: how many rows have a value.
+        filled: how many rows have a value; a blank text is none.
         distinct: how many different values there are.
         length: the median length in characters.
         longest: the largest length in characters.
@@ -72,15 +72,17 @@ class DataFacts:
     has_test_split: bool
 
     def values(self, name: str) -> list[Any]:
-        """Return the values of a column, without those that are missing."""
-        return [row[name] for row in self.split.rows if row.get(name) is not None]
+        """Return the values of a column, without those that are missing or blank."""
+        return _filled(self.split, name)
 
     def checked(self, name: str) -> str:
         """Return the name of a column that was asked for.
 
         Raises:
-            DataError: there is no such column.
+            DataError: there is no such column, or nothing in it.
         """
+        if name not in self.columns and name in column_names(self.split.rows):
+            raise DataError(f"{self.split.source}: the column {name!r} is empty in every row.")
         if name not in self.columns:
             raise DataError(
                 f"{self.split.source} has no column {name!r}.{did_you_mean(name, self.columns)} "
@@ -107,10 +109,14 @@ def look_at(data: str) -> DataFacts:
         test = read_split(path=path_given, name=name_given, split="test", optional=True)
     columns = {}
     for name in column_names(split.rows):
-        values = [row[name] for row in split.rows if row.get(name) is not None]
+        values = _filled(split, name)
         if values:
             columns[name] = _column(name, values)
     return DataFacts(place, split, columns, test is not None)
+
+
+def _filled(split: Split, name: str) -> list[Any]:
+    return [row[name] for row in split.rows if not is_blank(row.get(name))]
 
 
 def _column(name: str, values: Sequence[Any]) -> Column:
@@ -146,17 +152,21 @@ def _is_number(value: Any) -> bool:
     return is_text or isinstance(value, int | float)
 
 
-def guess_prompt(facts: DataFacts) -> str:
+def guess_prompt(facts: DataFacts, gold: str | None = None) -> str:
     """Return the column that looks like the prompt.
+
+    Args:
+        gold: the column of the right answers, where it is known.
 
     Raises:
         DataError: no column holds texts or messages.
     """
-    usual = usual_prompt_column(facts.columns)
+    columns = {name: column for name, column in facts.columns.items() if name != gold}
+    usual = usual_prompt_column(columns)
     if usual is not None:
         return usual
     readable = []
-    for column in facts.columns.values():
+    for column in columns.values():
         if column.kind in ("text", "messages") and column.name.lower() not in _ANSWER_COLUMNS:
             readable.append(column)
     if not readable:
@@ -183,7 +193,7 @@ def holds_its_answers(facts: DataFacts, prompt: str, gold: str) -> bool:
     """Return whether most prompts hold their right number beside others, from which to choose."""
     held = []
     for row in facts.split.rows[:_LOOKED_AT]:
-        if row.get(prompt) is None or row.get(gold) is None:
+        if is_blank(row.get(prompt)) or is_blank(row.get(gold)):
             continue
         right = _values_in(str(row[gold]))
         # Of messages, their contents.

@@ -16,6 +16,7 @@ from ..runs.defaults import defaults_for
 from ..runs.recipe_schema import schema_text
 from ..scoring.registry import load_reward, split_spec
 from .data_facts import DataFacts, holds_its_answers, kind_of_answers
+from .instructions import instruction_for
 from .task_folder import RECIPE, REWARD, SCHEMA, refuse_existing
 
 # What the written reward is called, by what the right answers are.
@@ -26,16 +27,6 @@ _FUNCTIONS = {
     "short": "right_words",
     "long": "shared_words",
     "form": "one_sentence",
-}
-_LAST_LINE = "Think step by step. End with a line of the form: #### <number>"
-_INSTRUCTIONS = {
-    "number": "Answer with the number alone.",
-    "choice": "Answer with the number alone.",
-    "problem": _LAST_LINE,
-    "gsm8k": _LAST_LINE,
-    "math": "Think step by step. Put the final answer into \\boxed{}.",
-    "short": "Answer with the right word or words alone.",
-    "form": "Answer in one sentence.",
 }
 # A question with a number as answer that is longer than this takes working.
 _PROBLEM_CHARACTERS = 80
@@ -85,6 +76,20 @@ class Plan:
         return kind
 
     @property
+    def form(self) -> str:
+        """What an answer consists of: `problem` for a number that takes working, else `kind`."""
+        kind = self.kind
+        if kind == "number" and self.facts.columns[self.prompt].length > _PROBLEM_CHARACTERS:
+            return "problem"
+        return kind
+
+    @property
+    def instruction(self) -> str | None:
+        """What is asked for below every prompt, as far as the data says it."""
+        labels = _spelled_labels(self) if self.kind == "label" else []
+        return instruction_for(self.form, self.gold, labels)
+
+    @property
     def named_reward(self) -> str | None:
         """The reward that needs no file: the one that was asked for, or the library's."""
         return self.reward or (self.kind if self.kind in ("gsm8k", "math") else None)
@@ -130,15 +135,8 @@ def write_task(plan: Plan) -> list[Path]:
 
 def recipe_text(plan: Plan) -> str:
     """Return the recipe of a task, with comments."""
-    kind = plan.kind
-    form = kind
-    if kind == "number" and plan.facts.columns[plan.prompt].length > _PROBLEM_CHARACTERS:
-        form = "problem"
-    spec = plan.named_reward or f"./{REWARD}:{_FUNCTIONS[kind]}"
-    instruction = _INSTRUCTIONS.get(form)
-    if kind == "label":
-        instruction = f"Answer with one of these alone: {', '.join(_spelled_labels(plan))}."
-    length, length_why = _length(plan, form)
+    spec = plan.named_reward or f"./{REWARD}:{_FUNCTIONS[plan.kind]}"
+    length, length_why = _length(plan, plan.form)
     return _template(
         RECIPE,
         schema=SCHEMA,
@@ -149,7 +147,7 @@ def recipe_text(plan: Plan) -> str:
         if plan.prompt == usual_prompt_column(plan.facts.columns)
         else plan.prompt,
         columns=_renames(plan),
-        instruction=instruction,
+        instruction=plan.instruction,
         # Another reward may want another form, which only its author knows.
         instructed=not plan.reward,
         rewards=[spec],
@@ -215,7 +213,7 @@ def _labels(plan: Plan) -> Sequence[str]:
     return [label.casefold() for label in _spelled_labels(plan)]
 
 
-def _spelled_labels(plan: Plan) -> Sequence[str]:
+def _spelled_labels(plan: Plan) -> list[str]:
     """Return the labels as the data spells them, each once."""
     assert plan.gold is not None
     spelled: dict[str, str] = {}
