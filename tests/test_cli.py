@@ -346,4 +346,5 @@ def test_what_takes_seconds_is_said_and_what_ends_at_once_is_not(tmp_path):
     (tmp_path / "mine.yaml").write_text("rewards: [gsm8k]\n")
     loading = "loading torch, transformers and trl ...\n"
     assert said("train", tmp_path / "mine.yaml", "--num_generations", "1").startswith(loading)
+    assert said("settings", "beta") == loading
     assert loading not in said("eval", tmp_path / "none")

@@ -56,7 +56,7 @@ def _plot(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _credit(options: argparse.Namespace, rest: list[str]) -> None:
     """Show completions of a step of a run, each token coloured by the advantage that it was trained
-    on."""
+    on. A run keeps one group of a logged step, and at most 8 completions of it."""
     from .runs.finished import show_credit
 
     show_credit(options.run, options.step, options.html)

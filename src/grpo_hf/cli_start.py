@@ -46,12 +46,12 @@ def add_start_commands(commands: Any) -> None:
     settings.add_argument(
         "name", nargs="?", help="a setting, a word of a topic, or `all` (default: names by topic)"
     )
-    settings.set_defaults(command=_settings)
+    settings.set_defaults(command=_settings, loads=True)
 
     schema = commands.add_parser(
         "schema", help="a JSON schema of recipes, for editors", description=_schema.__doc__
     )
-    schema.set_defaults(command=_schema)
+    schema.set_defaults(command=_schema, loads=True)
 
 
 # The docstrings of the commands are what `--help` shows as their descriptions.

@@ -68,12 +68,12 @@ class DurableTrainer(TRLGRPOTrainer):
 
     def _checkpoint_for(self, wish: str | bool | None) -> Path | None:
         """Claim the run's folder; return the checkpoint to go on from, with its state at hand."""
-        folder = Path(self.args.output_dir)
+        folder, has_begun = Path(self.args.output_dir), False
         if not self._owns_output_folder:
-            output_folder.claim_output_folder(folder, self.accelerator, resume=wish)
+            has_begun = output_folder.claim_output_folder(folder, self.accelerator, resume=wish)
             self.add_callback(self._order)
         self._owns_output_folder = True
-        checkpoint = resume.checkpoint_for(folder, wish, self.accelerator)
+        checkpoint = resume.checkpoint_for(folder, wish, self.accelerator, has_begun=has_begun)
         self._resumed = run_state.read_state(checkpoint, self.args.process_index)
         if checkpoint is not None:
             insists = option(self.args, "resume_changed")

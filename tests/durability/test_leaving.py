@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +218,35 @@ def test_what_a_launcher_sends_on_later_counts_once(
         departure.leave_if_asked()
     departure._note(signal.SIGINT, None)
     assert not ended
+
+
+@pytest.mark.parametrize("apart", [0.1, 1.0])
+def test_a_ctrl_c_that_comes_twice_counts_once_and_a_second_one_leaves_at_once(
+    run: Any, sender: Sender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: float
+) -> None:
+    class AtOnce(Exception):
+        pass
+
+    def leave_at_once(number: int) -> None:
+        raise AtOnce
+
+    def twice(place: str, step: int) -> None:
+        if (place, step) == ("update", 2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(apart)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(signals, "leave_at_once", leave_at_once)
+    sender.at = twice  # type: ignore[method-assign]
+    with pytest.raises(signals.Interrupted if apart < 0.5 else AtOnce):
+        run("left").train()
+    assert (tmp_path / "left/checkpoint-3").is_dir() == (apart < 0.5)
+
+
+@pytest.mark.parametrize(("first", "said"), [("SIGINT", "a second Ctrl-C"), ("SIGTERM", "Ctrl-C")])
+def test_it_says_which_ctrl_c_leaves_at_once(first: str, said: str, capfd: Any) -> None:
+    Departure()._note(getattr(signal, first), None)
+    assert f"with a checkpoint; {said} leaves at once." in capfd.readouterr().err
 
 
 def test_before_the_first_step_there_is_a_checkpoint_too(run: Any, sender: Sender) -> None:

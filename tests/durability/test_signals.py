@@ -87,16 +87,37 @@ def test_a_run_that_has_left_says_so_once(capsys: Any) -> None:
     assert not capsys.readouterr().err
 
 
-def test_a_second_ctrl_c_ends_the_program_without_a_traceback() -> None:
-    code = """
+@pytest.mark.parametrize("apart", [0.1, 1.0])
+def test_a_second_ctrl_c_ends_the_program_and_one_that_comes_twice_does_not(apart: float) -> None:
+    code = f"""
 import os, signal, time
 from grpo_hf.runs.program import exit_on_error
-with exit_on_error():
+with exit_on_error("stopped."):
     try:
         os.kill(os.getpid(), signal.SIGINT)
     finally:
+        time.sleep({apart})
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
+        print("cleared away")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == 130 and "Traceback" not in done.stderr
+    if apart < 0.5:
+        assert (done.stdout, done.stderr) == ("cleared away\n", "Ctrl-C: stopped.\n")
+    else:
+        assert not done.stdout and done.stderr.startswith("Ctrl-C again: left at once")
+
+
+def test_one_that_comes_twice_while_the_program_ends() -> None:
+    code = """
+import os, signal
+from grpo_hf.runs.program import exit_on_error
+try:
+    with exit_on_error("stopped."):
+        os.kill(os.getpid(), signal.SIGINT)
+except SystemExit as end:
+    os.kill(os.getpid(), signal.SIGINT)
+    print(end.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("130\n", "Ctrl-C: stopped.\n")

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from support.models import LORA
 from support.processes import SCRIPTS, launch
 from support.tears import TEARS
+from transformers import TrainerCallback
 
 from grpo_hf import GRPOTrainer
 from grpo_hf.durability import whole_checkpoints
@@ -276,6 +277,25 @@ def test_a_run_begins_where_none_has_saved(
     # Weights without a checkpoint are another run's, and are not written over.
     with pytest.raises(GrpoError, match="holds a run already"):
         make_trainer(**settings).train(resume_from_checkpoint="auto")
+
+
+def test_a_run_that_died_before_its_first_checkpoint_says_that_it_begins_again(
+    make_trainer: Callable[..., GRPOTrainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dies(TrainerCallback):
+        def on_step_end(self, *_: Any, **more: Any) -> None:
+            raise InterruptedError
+
+    run = tmp_path / "run"
+    settings = {"output_dir": str(run), "peft_config": LORA, "max_steps": 1}
+    dying = make_trainer(**settings, callbacks=[Dies()])
+    with pytest.raises(InterruptedError):
+        dying.train(resume_from_checkpoint="auto")
+    # In a fresh folder nothing begins again.
+    assert "begins again" not in capsys.readouterr().out
+    make_trainer(**settings).train(resume_from_checkpoint="auto")
+    said = capsys.readouterr().out
+    assert said.count(f"{run} has no checkpoint yet: its run begins again at step 1.\n") == 1
 
 
 def test_a_finished_run_is_found_finished(three: Path, tmp_path: Path, make_trainer: Any) -> None:

@@ -201,12 +201,19 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_result(
     # What a killed process may leave in the middle of a line.
     with (tmp_path / "cut" / "letters.partial" / "0.jsonl").open("a") as file:
         file.write('{"side": "adapter", "kind": "samples", "row": 6, "texts": ["x')
-    counted: list[int] = []
-    summary = evaluated(
-        trained, run, tmp_path / "cut", progress=lambda side, kind, count: counted.append(count)
-    )
+    news: dict[tuple[str, str], list[int]] = {}
+
+    def note(side: str, kind: str, count: int) -> None:
+        news.setdefault((side, kind), []).append(count)
+
+    summary = evaluated(trained, run, tmp_path / "cut", progress=note)
+    assert news.pop(("both", "comparing")) == [0]
+    # The first news of each part says what is kept of it: two problems of a batch, or more parts.
+    kept = {1: [2, 0, 0, 0], 13: [7, 7, 4, 0]}[batches]
+    assert [counts[0] for counts in news.values()] == kept
+    assert [sum(counts) for counts in news.values()] == [7] * 4
     # Four greedy batches of two problems, and seven of one problem with two samples, on each side.
-    assert len([count for count in counted if count]) == 22 - batches
+    assert sum(len(counts) - 1 for counts in news.values()) == 22 - batches
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
     assert summary["problems"] == 7
 

@@ -1,6 +1,7 @@
 """Tests of token credit as a page and in a terminal."""
 
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from typing import Any
 
@@ -45,6 +46,24 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._inside:
             self.texts[-1] += data
+
+
+@pytest.mark.parametrize(
+    ("size", "groups", "said"),
+    [
+        (32, 1, "2 of the 32 completions of a group"),
+        (32, 4, "2 of the 32 completions of a group, which is one of 4"),
+        (2, 4, "all 2 completions of a group, which is one of 4"),
+        (2, 1, "all 2 completions of a group"),
+        # As an earlier version has written it.
+        (None, None, "completions of one group, of which at most 8 are kept"),
+    ],
+)
+def test_it_says_how_much_of_a_step_it_shows(size: int | None, groups: int | None, said: str):
+    row = {"step": 3, "prompt": "p", "completions": [asdict(completion(["a"], [0.5]))] * 2}
+    group = Group.of(row if size is None else row | {"size": size, "groups": groups})
+    assert f"\n{said}\n" in to_text(group).plain
+    assert f"<p>{said}</p>" in to_html([group])
 
 
 class TestPages:

@@ -42,6 +42,7 @@ NEVER = {
     "checkpoint-2/adapter_config.json": "{}",
     "checkpoint-2/optimizer.pt": "moments",
     "notes.txt": "mine",
+    "failures.jsonl": '{"step": 1, "prompt": "secret"}\n',
     ".lock": "",
     "README.md.partial": "half",
 }

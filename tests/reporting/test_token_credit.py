@@ -145,10 +145,10 @@ class TestGroups:
     def test_large_groups_are_cut_and_torn_ones_taken_as_they_are(self, tokenizer: Any):
         batch = batch_of(tokenizer, ["a"] * 20, [0.5] * 20)
         group = credited_group(batch, scores(*[0.0] * 20), step=1, size=10, tokenizer=tokenizer)
-        assert len(group.completions) == 8
+        assert (len(group.completions), group.size, group.groups) == (8, 10, 2)
         batch = batch_of(tokenizer, ["a", "b"], [0.5, 0.5])
         group = credited_group(batch, scores(*[0.0] * 16), step=1, size=8, tokenizer=tokenizer)
-        assert len(group.completions) == 2
+        assert (len(group.completions), group.size, group.groups) == (2, 8, 2)
 
     def test_a_line_of_the_file_is_the_group_again(self):
         group = Group(5, MULTILINGUAL, [completion(HOSTILE, [0.5] * len(HOSTILE))])

@@ -73,9 +73,27 @@ def answered(folder: Path, count: int) -> list[list[str]]:
 
 
 def test_the_counts_are_those_of_the_texts(
-    recipe: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    news: list[tuple[str, int]] = []
+    update = baseline.EvaluationProgress.update
+
+    def noted(progress: Any, side: str, kind: str, count: int) -> None:
+        # How many completions the reward has judged by then.
+        file = tmp_path / "mine.py.seen"
+        news.append((kind, len(file.read_text().splitlines()) if file.exists() else 0))
+        update(progress, side, kind, count)
+
+    monkeypatch.setattr(baseline.EvaluationProgress, "update", noted)
     cli.main(recipe("--prompts", "5"))
+    # Each part is announced when it begins, and judging before it judges.
+    assert list(dict.fromkeys(kind for kind, _ in news)) == ["samples", "greedy", "judging"]
+    assert news[-1][0] == "judging" and len({judged for _, judged in news}) == 1
+    file = tmp_path / "mine.py.seen"
+    assert len(file.read_text().splitlines()) == news[-1][1] + 25
     text = capsys.readouterr().out
     # The greedy answers are judged last, by the reward that counts right answers.
     seen, greedy = answered(tmp_path, 25)[:20], answered(tmp_path, 5)

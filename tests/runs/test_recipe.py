@@ -7,7 +7,7 @@ import pytest
 import yaml
 from trl import GRPOConfig as TRLGRPOConfig
 
-from grpo_hf.errors import ConfigError
+from grpo_hf.errors import ConfigError, RewardNotFound
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.runs.task_arguments import TaskArguments
 from grpo_hf.scoring.registry import load_reward
@@ -456,3 +456,18 @@ class TestFilesOfFlags:
         saved = read_recipe(["--config", str(tmp_path / "run" / "recipe.yaml"), "--use_cpu=true"])
         again = load_reward(saved.task.rewards[0], relative_to=saved.folder)
         assert again.function(completions=["x"]) == [value]
+
+    @pytest.mark.parametrize(
+        ("flag", "shown"),
+        [
+            ("./reward.py:scores", "reward ./reward.py: no function 'scores' there."),
+            ("reward.py:scores", "reward ./reward.py: no function 'scores' there."),
+            ("../task/reward.py:scores", "reward ../task/reward.py: no function 'scores' there."),
+            ("./rewards.py:score", "there is no reward file {here}/rewards.py. Did you mean"),
+        ],
+    )
+    def test_errors_name_them_as_they_were_typed(self, recipe, tmp_path, flag, shown):
+        read = recipe("", "--rewards", flag, file=tmp_path / "mine" / "recipe.yaml")
+        with pytest.raises(RewardNotFound) as error:
+            load_reward(read.task.rewards[0], relative_to=read.folder)
+        assert str(error.value).startswith(shown.format(here=tmp_path / "here"))

@@ -20,7 +20,7 @@ from grpo_hf.errors import ConfigError, RewardFailuresError, RewardSpecError
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.reporting.progress import progress_line
 from grpo_hf.run_context import RunContext
-from grpo_hf.scoring.failures import Settled, settle_failures
+from grpo_hf.scoring.failures import Settled, settle_failures, write_failures
 from grpo_hf.scoring.outcomes import Failure, Outcome
 from grpo_hf.scoring.scored_reward import ScoredReward
 from grpo_hf.scoring.scorer import Scores
@@ -63,12 +63,16 @@ def faulty(completions, **columns):
 """
 
 
+def takes_the_answer(completions: list[str], answer: list[str], **other: Any) -> list[float]:
+    return []
+
+
 def scored(values: list[list[float | str]]) -> tuple[Scores, torch.Tensor]:
     """Scores and rewards, a list per reward; text is the reason of a failure, NaN is None."""
     entries = {}
     outcomes = {}
     for index, column in enumerate(values):
-        entries[index] = ScoredReward(load_reward(lambda completions: []))
+        entries[index] = ScoredReward(load_reward(takes_the_answer))
         entries[index].__name__ = f"reward{index}"
         outcomes[index] = []
         for value in column:
@@ -77,8 +81,11 @@ def scored(values: list[list[float | str]]) -> tuple[Scores, torch.Tensor]:
             else:
                 outcomes[index].append(Outcome(value, seconds=1.0))
     completions = [f"completion {row}" for row in range(len(values[0]))]
+    columns: dict[str, Any] = {"trainer_state": None, "completion_ids": [[1]] * len(completions)}
+    for name in ("prompts", "answer", "difficulty"):
+        columns[name] = [f"{name} {row}" for row in range(len(completions))]
     numbers = [[NAN if isinstance(value, str) else value for value in row] for row in values]
-    return Scores(entries, outcomes, completions), torch.tensor(numbers).T
+    return Scores(entries, outcomes, completions, columns), torch.tensor(numbers).T
 
 
 def settled(folder: Path, values: list[list[float | str]], size: int) -> Settled:
@@ -110,10 +117,46 @@ def test_a_row_with_a_failure_is_left_out_and_one_that_cannot_be_judged_is_not(
         "reward": "reward0",
         "reason": "timeout",
         "detail": "it went wrong",
+        "prompt": "prompts 1",
+        "columns": {"answer": "answer 1"},
         "completion": "completion 1",
     }
     assert metrics["rewards/reward0/latency_p50"] == 1.0
     assert metrics["rewards/reward0/latency_p99"] > 1.9
+
+
+def test_the_row_of_a_failure_is_kept_as_the_reward_got_it(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """An answer of the tiny data is the sum that its prompt asks for."""
+
+    @reward_settings(in_process=True)
+    def looks_up(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+        return [{"none": 1.0}[each] for each in answer]
+
+    def passes(completions: list[str], **_: Any) -> list[float]:
+        return [1.0 for _ in completions]
+
+    trainer = make_trainer(reward_funcs=[passes, looks_up], max_reward_failures=1.0, max_steps=1)
+    trainer.train()
+    kept = [json.loads(line) for line in (tmp_path / "run/failures.jsonl").open()]
+    assert len(kept) == 8
+    for line in kept:
+        first, second = line["prompt"].removesuffix(" = ").split(" + ")
+        assert line["columns"] == {"answer": str(int(first) + int(second))}
+        assert f"KeyError: {line['columns']['answer']!r}" in line["detail"]
+
+
+def test_long_values_of_a_failed_row_are_cut(tmp_path: Path) -> None:
+    scores, _ = scored([["timeout"]])
+    # The beginning of long prompts is often the same in all rows, and their end is not.
+    scores.columns["prompts"] = [[{"role": "user", "content": "s" * 3000 + "its end"}]]
+    scores.columns["answer"] = ["its beginning" + "a" * 3000]
+    write_failures(scores, tmp_path, step=1)
+    (kept,) = (json.loads(line) for line in (tmp_path / "failures.jsonl").open())
+    assert kept["prompt"].startswith("...s") and "its end" in kept["prompt"]
+    assert kept["columns"]["answer"].startswith("its beginninga")
+    assert len(kept["prompt"]) == len(kept["columns"]["answer"]) == 2003
 
 
 def test_a_group_with_one_completion_left_is_left_out(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def two_interrupts(place: Path) -> str:
     run = Run(place, "leaving_training.py")
     run.wait_for(Path(f"{run.folder}.phase"), "update 1")
     run.send(signal.SIGINT)
-    time.sleep(0.05)
+    time.sleep(0.6)
     run.send(signal.SIGINT)
     return f"{run.ended()}; {'a' if 'Traceback' in run.said() else 'no'} traceback"
 
@@ -351,7 +351,7 @@ def faults() -> list[Fault]:
             (name.replace("SIGINT", "Ctrl-C"), "in each phase of a step", signalled_by(name))
             for name in SIGNALS
         ),
-        ("second Ctrl-C", "50 ms after the first", two_interrupts),
+        ("second Ctrl-C", "0.6 s after the first", two_interrupts),
         (
             "dead launcher",
             "SIGKILL to `accelerate launch`",

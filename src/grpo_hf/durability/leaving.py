@@ -82,13 +82,14 @@ class Departure(TrainerCallback):
         """Handle a signal."""
         if self._signal:
             # A launcher and its process group may repeat the others; people repeat this one.
-            if number == signal.SIGINT and not self._is_forwarded():
+            if number == signal.SIGINT and not self._is_the_same():
                 signals.leave_at_once(number)
             return
         self._signal, self._signalled_at = number, time.monotonic()
+        next_one = "a second Ctrl-C" if number == signal.SIGINT else "Ctrl-C"
         said = (
             f"{signals.name_of(number)}: the run leaves at the end of a step, with a checkpoint; "
-            "a second Ctrl-C leaves at once."
+            f"{next_one} leaves at once."
         )
         # Within the view that is on the screen a line would be torn.
         if not show_notice(said):
@@ -97,10 +98,12 @@ class Departure(TrainerCallback):
         if raises is not None:
             raise raises
 
-    def _is_forwarded(self) -> bool:
-        """Return whether torch's launcher may have sent on what this process got as well."""
-        is_early = time.monotonic() - self._signalled_at < _FORWARDING
-        return is_early and "TORCHELASTIC_RUN_ID" in os.environ
+    def _is_the_same(self) -> bool:
+        """Return whether a signal that comes now may be the first one, which came twice."""
+        # torch's launcher sends on what this process got as well.
+        is_launched = "TORCHELASTIC_RUN_ID" in os.environ
+        within = _FORWARDING if is_launched else signals.SAME_WITHIN
+        return time.monotonic() - self._signalled_at < within
 
     # Safe points. All processes reach each of them, so they can decide together.
 

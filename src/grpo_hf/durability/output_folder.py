@@ -29,7 +29,7 @@ _made: set[Path] = set()
 
 def claim_output_folder(
     folder: Path, accelerator: Any = None, *, resume: str | bool | None = None
-) -> None:
+) -> bool:
     """Check that a run may write into the folder, and create the folder.
 
     All processes check before the first of them writes. A run that resumes from a checkpoint in
@@ -38,6 +38,9 @@ def claim_output_folder(
     Args:
         accelerator: of a run that begins now; None: a program only makes sure of its folder.
         resume: what the run is told to go on from, as `train` takes it.
+
+    Returns:
+        Whether a run has begun in the folder before.
 
     Raises:
         OutputExistsError: the folder holds a run already, or cannot be written to.
@@ -79,6 +82,7 @@ def claim_output_folder(
         raise OutputExistsError(
             f"{folder} cannot be written to ({error.strerror}). Give another --output_dir."
         ) from error
+    return trace is not None
 
 
 def _named(trace: Path) -> str:

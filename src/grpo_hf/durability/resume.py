@@ -96,7 +96,13 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=plain, skipkeys=True))
 
 
-def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = None) -> Path | None:
+def checkpoint_for(
+    folder: Path,
+    resume: str | bool | None,
+    accelerator: Any = None,
+    *,
+    has_begun: bool = False,
+) -> Path | None:
     """Return the checkpoint that a run goes on from, or None for a new run.
 
     Args:
@@ -105,6 +111,8 @@ def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = N
         accelerator: of a run that begins now and holds its folder: the first process finishes what
             a killed one left, and all processes go on from the same checkpoint. None: a program
             only looks, before it loads a model.
+        has_begun: whether a run has begun in the folder before. Where it has saved nothing, it is
+            said that it begins again.
 
     Raises:
         ConfigError: there is no such checkpoint, or it is not whole.
@@ -138,6 +146,8 @@ def checkpoint_for(folder: Path, resume: str | bool | None, accelerator: Any = N
         say(f"going on from {found.newest}")
     elif found.skipped and speaks:
         logger.warning(f"No checkpoint in {folder} is whole, so the run begins anew, at step 1.")
+    elif has_begun and found.newest is None and speaks:
+        say(f"{folder} has no checkpoint yet: its run begins again at step 1.")
     return found.newest
 
 

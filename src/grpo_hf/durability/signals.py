@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,9 @@ _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 # the others only raise.
 _GIVE_WAY = ("signal", "_signal", "grpo_hf", "transformers")
 
+# Seconds within which a second signal counts as the first: under `timeout --foreground` one Ctrl-C
+# comes twice, from the terminal and from `timeout`, some milliseconds apart.
+SAME_WITHIN = 0.5
 # Seconds after which a signal is sent again.
 _AGAIN_AFTER = 0.05
 
@@ -39,6 +43,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+        self.at = time.monotonic()
 
 
 def exit_code(number: int) -> int:
@@ -134,9 +139,18 @@ def leave_at_once(number: int) -> None:
     os._exit(exit_code(number))
 
 
-def end_on_next() -> None:
-    """Let the next Ctrl-C end this process at once, for as long as the handlers are ours."""
-    signal.signal(signal.SIGINT, lambda number, frame: leave_at_once(number))
+def end_on_next(first: float | None = None) -> None:
+    """Let the next Ctrl-C end this process at once, for as long as the handlers are ours.
+
+    Args:
+        first: when the signal came that it follows, by `time.monotonic`; see `SAME_WITHIN`.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        if first is None or time.monotonic() - first >= SAME_WITHIN:
+            leave_at_once(number)
+
+    signal.signal(signal.SIGINT, leave)
 
 
 def say_now(text: str) -> None:

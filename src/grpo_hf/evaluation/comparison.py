@@ -101,7 +101,8 @@ def answer_greedily(
         side: `"adapter"` or `"base"`.
         decoding: what `greedy_completions` takes beside the prompts.
         trainer_state: for rewards that read it.
-        progress: is told of the side, what it does, and how many more prompts it has done.
+        progress: is told of the side, what it does, and how many more prompts it has done; of 0
+            when it begins.
     """
     prompts = [row["prompt"] for row in rows]
     done = partial(progress, side, "greedy")

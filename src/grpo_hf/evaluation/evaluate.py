@@ -26,7 +26,8 @@ from .summary import summary_of
 logger = logging.getLogger(__name__)
 
 
-# Is told of each batch: the side, greedy or samples, and how many problems this process completed.
+# Is told of each part when it begins, and of each of its batches: the side, greedy or samples, and
+# how many problems this process has kept from an earlier attempt, or has completed since.
 Progress = Callable[[str, str, int], None]
 Line = dict[str, Any]
 _NO_SAMPLES: Answer = {"texts": [], "turns": [], "right": []}
@@ -65,9 +66,9 @@ def evaluate(
     kept = KeptAnswers(folder / f"{problems.name}.partial", settings)
     for side in SIDES:
         with answering.seen_as(side, model):
-            for kind in ("greedy", "samples") if answering.samples else ("greedy",):
+            for kind in _kinds(answering):
                 done = kept.done(side, kind)
-                progress(side, kind, 0)
+                progress(side, kind, len(done))
                 known = problems.answered.get(side) if kind == "greedy" else None
                 if known is None:
                     batches = _batches(model, tokenizer, problems, answering, kind, done)
@@ -78,12 +79,20 @@ def evaluate(
                         tokenizer, problems, groups, known, kind, trainer_state
                     )
                     kept.keep({"side": side, **answer} for answer in answers)
-                    progress(side, kind, len(groups))
+                    # A batch of which a part was kept is answered again.
+                    progress(side, kind, len(groups.keys() - done))
+    # This may take a while where there are many samples.
+    progress("both", "comparing", 0)
     lines = _lines(problems, kept.all())
     summary = _summary(problems, answering, lines, settings)
     by_main(lambda: _write(folder, problems.name, lines, summary))
     kept.remove()
     return summary
+
+
+def parts_of(answering: Answering) -> list[tuple[str, str]]:
+    """Return what an evaluation does, in its order: sides and kinds of answers."""
+    return [(side, kind) for side in SIDES for kind in _kinds(answering)]
 
 
 def finished_summary(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -97,6 +106,10 @@ def finished_summary(folder: Path, name: str, settings: dict[str, Any]) -> dict[
         return None
     of_this = isinstance(summary, dict) and summary.get("settings") == settings
     return summary if of_this else None
+
+
+def _kinds(answering: Answering) -> Sequence[str]:
+    return ("greedy", "samples") if answering.samples else ("greedy",)
 
 
 def _settings_of(

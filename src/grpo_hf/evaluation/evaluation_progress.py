@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import PartialState
@@ -17,8 +18,8 @@ from rich.progress import (
 
 from .answers import own_places
 
-# What is counted, in words: a bare "32 of 60" reads as if so many were right.
-_ANSWERED, _JUDGED = "answered", "judged"
+# Rewards that judge all answers at once say nothing on the way.
+JUDGING = "judging"
 # Seconds between two lines where there is no terminal.
 _BETWEEN_LINES = 10.0
 
@@ -29,21 +30,29 @@ class EvaluationProgress:
     Args:
         name: of the set.
         problems: in it.
+        parts: what will be done, in its order: a side, and greedy, samples or judging.
         silent: whether nothing is shown.
     """
 
-    def __init__(self, name: str, problems: int, *, silent: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        problems: int,
+        parts: Sequence[tuple[str, str]],
+        *,
+        silent: bool = False,
+    ) -> None:
         self._silent = silent or not PartialState().is_main_process
         self._name = name
         # What this process answers; the others answer as many.
         self._problems = len(own_places(problems))
-        self._pass, self._counted = "", _ANSWERED
+        self._parts = list(parts)
+        self._part: tuple[str, str] | None = None
         self._task: Any = None
-        self._done = 0
-        self._began = time.monotonic()
-        # When the first problems of a pass were done, and how many: they may have been kept from
-        # an earlier attempt, so that the pace is that of the others.
-        self._first = (self._began, 0)
+        # Of the part: problems that an earlier attempt has kept, those and the ones since, when it
+        # began, and when the last of them was done.
+        self._kept = self._done = 0
+        self._began = self._part_began = self._last_news = time.monotonic()
         self._bar: Progress | None = None
         self._over = threading.Event()
 
@@ -52,7 +61,7 @@ class EvaluationProgress:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed:.0f} of {task.fields[of]} {task.fields[counted]}"),
+                TextColumn("{task.fields[done]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
@@ -61,7 +70,7 @@ class EvaluationProgress:
             self._bar.start()
         elif not self._silent:
             # The first batch may take longer than a user's patience.
-            print(f"{self._name}: {self._problems} problems", file=sys.stderr, flush=True)
+            self._say(f"{self._name}: {self._problems} problems, {len(self._parts)} parts")
             # By the clock and not by the batch, because one batch may take minutes.
             threading.Thread(target=self._say_now_and_then, daemon=True).start()
         return self
@@ -72,32 +81,84 @@ class EvaluationProgress:
             self._bar.stop()
 
     def update(self, side: str, kind: str, count: int) -> None:
-        """Take note of `count` more problems that one side has answered in one way."""
+        """Take note of news of a part.
+
+        Args:
+            count: problems that are done since the last news. In the first news of a part, those
+                that an earlier attempt has kept.
+        """
         if self._silent:
             return
-        name = f"{self._name}, {side}, {kind}"
-        if name != self._pass:
-            self._pass, self._done = name, 0
-            self._counted = _JUDGED if kind == "judging" else _ANSWERED
-            if self._bar is not None:
-                # Without a total the bar moves: until the first batch is done nothing else does.
-                self._task = self._bar.add_task(
-                    name, total=None, of=self._problems, counted=self._counted
-                )
-        if not self._done:
-            self._first = (time.monotonic(), count)
+        self._last_news = time.monotonic()
+        if (side, kind) != self._part:
+            self._part = side, kind
+            self._part_began = self._last_news
+            self._kept = self._done = count
+            self._show_beginning()
+            return
         self._done += count
-        if self._bar is not None and self._done:
-            self._bar.update(self._task, completed=self._done, total=self._problems)
+        if self._bar is not None and count:
+            self._bar.update(
+                self._task,
+                completed=self._done,
+                total=self._problems,
+                done=self._count_in_words(),
+            )
+
+    def _show_beginning(self) -> None:
+        if self._bar is not None:
+            # Without a total the bar moves: until the first batch is done nothing else does. What
+            # is kept is no measure of its pace.
+            total = self._problems if self._kept else None
+            self._task = self._bar.add_task(
+                self._heading(), completed=self._kept, total=total, done=self._count_in_words()
+            )
+        elif self._kept:
+            going_on = "" if self._kept == self._problems else "going on, "
+            self._say(f"{self._heading()}: {going_on}{self._kept} of {self._problems} kept")
+
+    def _heading(self) -> str:
+        """Return the name of the part, with its place among the others."""
+        if self._part is None:
+            return self._name
+        if self._part not in self._parts:
+            return f"{self._name}, {self._part[1]}"
+        place = self._parts.index(self._part) + 1
+        return f"part {place} of {len(self._parts)}, {', '.join(self._part)}"
+
+    def _count_in_words(self) -> str:
+        """Return what is done of the part; nothing where nothing is counted."""
+        if self._part is None or self._part not in self._parts:
+            return ""
+        # A bare "32 of 60" reads as if so many were right.
+        counted = "judged" if self._part[1] == JUDGING else "answered"
+        return f"{self._done} of {self._problems} {counted}"
 
     def _say_now_and_then(self) -> None:
         while not self._over.wait(_BETWEEN_LINES):
             now = time.monotonic()
-            what = self._pass or self._name
-            line = f"{what}: {self._done} of {self._problems} {self._counted}"
-            line += f", {round(now - self._began)} s"
-            since, kept = self._first
-            if kept < self._done < self._problems:
-                left = (now - since) * (self._problems - self._done) / (self._done - kept)
-                line += f", {round(left)} s left of this part"
-            print(line, file=sys.stderr, flush=True)
+            line = f"{self._heading()}: {self._state()}, {round(now - self._began)} s"
+            left = round(self._seconds_left(now))
+            if left > 0:
+                line += f", {left} s left of it"
+            self._say(line)
+
+    def _state(self) -> str:
+        if self._part is None or self._part not in self._parts:
+            return "under way"
+        if self._done == self._kept < self._problems:
+            if self._part[1] == JUDGING:
+                return "under way"
+            kept = f"{self._kept} kept, " if self._kept else ""
+            return f"{kept}{'next' if self._kept else 'first'} batch under way"
+        return self._count_in_words()
+
+    def _seconds_left(self, now: float) -> float:
+        """Return how long the rest of the part takes at its pace so far; 0 where none is known."""
+        new, left = self._done - self._kept, self._problems - self._done
+        if not new:
+            return 0.0
+        return (self._last_news - self._part_began) / new * left - (now - self._last_news)
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)

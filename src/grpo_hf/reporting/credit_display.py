@@ -123,7 +123,8 @@ def to_text(group: Group) -> Text:
         # Adding 0.0 turns -0.0 into 0.0, which is printed without a minus.
         text.append(f" {portion * group.scale + 0.0:+.3g} ", _style(portion))
     text.append("  │ a step ends  · a space  ⏎ a line ends", "dim")
-    text.append(f"\n\n{group.prompt.translate(PICTURES)}\n", "dim")
+    text.append(f"\n{group.extent}\n", "dim")
+    text.append(f"\n{group.prompt.translate(PICTURES)}\n", "dim")
     for number, completion in enumerate(group.completions, 1):
         text.append(f"\ncompletion {number}: {summary(completion)}\n", "bold")
         for piece in pieces(completion):
@@ -183,6 +184,7 @@ def _section(group: Group) -> str:
     prompt = f'<div class="prompt" dir="auto">{_escaped(group.prompt)}</div>'
     lines = [
         f"<section><h2>Step {group.step}</h2>",
+        f"<p>{group.extent}</p>",
         legend,
         f"<details><summary>Prompt</summary>{prompt}</details>",
     ]

@@ -81,11 +81,19 @@ class Completion:
 
 @dataclass(frozen=True)
 class Group:
-    """Completions of one prompt, as a step trained on them."""
+    """Completions of one prompt, as a step trained on them.
+
+    Args:
+        completions: those that are kept, at most 8.
+        size: how many the group has.
+        groups: how many groups the rollout has. Both are None in files of earlier versions.
+    """
 
     step: int
     prompt: str
     completions: list[Completion]
+    size: int | None = None
+    groups: int | None = None
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Group":
@@ -93,7 +101,17 @@ class Group:
         completions = []
         for completion in row["completions"]:
             completions.append(Completion(**completion))
-        return cls(row["step"], row["prompt"], completions)
+        return cls(row["step"], row["prompt"], completions, row.get("size"), row.get("groups"))
+
+    @property
+    def extent(self) -> str:
+        """How much of its group, and of the rollout, this is."""
+        shown = len(self.completions)
+        if self.size is None or self.groups is None:
+            return f"completions of one group, of which at most {_COMPLETIONS} are kept"
+        share = f"all {shown}" if shown == self.size else f"{shown} of the {self.size}"
+        among = f", which is one of {self.groups}" if self.groups > 1 else ""
+        return f"{share} completions of a group{among}"
 
     @property
     def scale(self) -> float:
@@ -140,11 +158,11 @@ def credited_group(
     mask = batch["completion_mask"]
     per_token = _token_advantages(batch)
     # A group may span processes, and this process may hold only a part of it.
-    size = min(size, len(per_token))
-    first = _first_row_with_signal(per_token, size)
+    held = min(size, len(per_token))
+    first = _first_row_with_signal(per_token, held)
     special = _special_ids(tokenizer)
     completions = []
-    for row in range(first, first + min(size, _COMPLETIONS)):
+    for row in range(first, first + min(held, _COMPLETIONS)):
         kept = mask[row].bool()
         ids = batch["completion_ids"][row][kept].tolist()
         advantages = []
@@ -162,7 +180,8 @@ def credited_group(
         )
     prompt = batch["prompt_ids"][first][batch["prompt_mask"][first].bool()].tolist()
     # The marks of a chat template say nothing that the card does not show once.
-    return Group(step, tokenizer.decode(prompt, skip_special_tokens=True), completions)
+    text = tokenizer.decode(prompt, skip_special_tokens=True)
+    return Group(step, text, completions, size, len(scores) // size)
 
 
 def _among(steps: dict[str, list[list[float]]], kept: list[bool]) -> dict[str, list[list[float]]]:

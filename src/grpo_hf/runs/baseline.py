@@ -22,7 +22,7 @@ from ..data.completions import completion_text
 from ..durability.dead_run import ALL_ALIKE, MOSTLY_CUT, NOTHING_EARNED
 from ..errors import ConfigError
 from ..evaluation.answers import completed_batches, is_right, judged, judging, right_answers
-from ..evaluation.evaluation_progress import EvaluationProgress
+from ..evaluation.evaluation_progress import JUDGING, EvaluationProgress
 from ..evaluation.intervals import share_estimates
 from ..evaluation.summary_text import last_said, short
 from ..models import adapters
@@ -227,6 +227,7 @@ def _answered(
             **answering.decoding | {"batch_size": max(1, answering.batch_size // copies)},
         )
         written = {}
+        progress.update("base", kind, 0)
         for batch in batches:
             written.update(batch)
             progress.update("base", kind, len(batch))
@@ -235,14 +236,16 @@ def _answered(
     # The rewards' process starts before the model takes its memory.
     with judging(task.rewards, training) as scored:
         model = _model(recipe)
-        with EvaluationProgress("baseline", len(rows)) as progress:
+        judge = task.rewards.index(task.eval_reward)
+        parts = [("base", kind) for kind in ("samples", "greedy", JUDGING)]
+        with EvaluationProgress("baseline", len(rows), parts) as progress:
             answers = write(copies, "samples", answering.sampling)
             greedy = [each.completion for each in write(1, "greedy", GREEDY)]
-        asked = [row for row in rows for _ in range(copies)]
-        completions = [each.completion for each in answers]
-        outcomes = [judged(reward, asked, completions) for reward in scored]
-        judge = task.rewards.index(task.eval_reward)
-        right_greedily = right_answers(scored[judge], rows, greedy)
+            progress.update("base", JUDGING, 0)
+            asked = [row for row in rows for _ in range(copies)]
+            completions = [each.completion for each in answers]
+            outcomes = [judged(reward, asked, completions) for reward in scored]
+            right_greedily = right_answers(scored[judge], rows, greedy)
         given = training.reward_weights
         if training.process_reward is not None:
             say("note: process_reward values steps; here the other rewards judge, each for itself.")

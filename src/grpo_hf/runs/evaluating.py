@@ -20,7 +20,7 @@ from transformers import TrainerState
 from ..errors import ConfigError, DataError, OutputExistsError
 from ..evaluation.answers import judging
 from ..evaluation.comparison import GreedyAnswers
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import evaluate, parts_of
 from ..evaluation.evaluation_progress import EvaluationProgress
 from ..evaluation.problem_set import Answering, ProblemSet
 from ..evaluation.summary_text import report_of
@@ -286,7 +286,9 @@ def evaluate_set(
     """
     with (
         judging(found.rewards, policy.training) as rewards,
-        EvaluationProgress(found.name, len(found.rows), silent=silent) as progress,
+        EvaluationProgress(
+            found.name, len(found.rows), parts_of(answering), silent=silent
+        ) as progress,
     ):
         return evaluate(
             policy.model,

@@ -74,7 +74,7 @@ def exit_on_error(stopped: str = STOPPED_TRAINING) -> Iterator[None]:
         signals.end_on_next()
         raise
     except KeyboardInterrupt as error:
-        signals.end_on_next()
+        signals.end_on_next(getattr(error, "at", None))
         number = getattr(error, "number", signal.SIGINT)
         # A run that was interrupted has said what became of it.
         if not isinstance(error, signals.Interrupted):
@@ -84,5 +84,6 @@ def exit_on_error(stopped: str = STOPPED_TRAINING) -> Iterator[None]:
 
 def _stop(number: int, frame: Any) -> None:
     """Unwind, so that what is half-made is cleared away; the second time leave at once."""
-    signals.end_on_next()
-    raise signals.Stopped(number)
+    stopped = signals.Stopped(number)
+    signals.end_on_next(stopped.at)
+    raise stopped

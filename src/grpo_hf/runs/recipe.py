@@ -259,8 +259,8 @@ def _read_from_here(flags: dict[str, Any], folder: Path) -> None:
         folder: of the recipe, which the files of a recipe's own entries are relative to.
     """
     for name in _OF_FILES:
-        if name in flags:
-            flags[name] = [relocated(spec, Path.cwd(), folder.resolve()) for spec in flags[name]]
+        for place, spec in enumerate(flags.get(name, ())):
+            flags[name][place] = relocated(spec, Path.cwd(), folder.resolve(), is_flag=True)
 
 
 def _read_yaml(file: Path, known: dict[str, Action]) -> dict[str, Any]:
@@ -356,17 +356,24 @@ def _as_flag(value: Any, action: Action) -> Any:
     return converted
 
 
-def relocated(spec: Any, old: Path, new: Path) -> Any:
-    """Return a spec of a reward or tool, read in folder `old`, for a recipe in folder `new`."""
+def relocated(spec: Any, old: Path, new: Path, *, is_flag: bool = False) -> Any:
+    """Return a spec of a reward or tool, read in folder `old`, for a recipe in folder `new`.
+
+    Args:
+        is_flag: whether a user typed it in `old`. An error about a file that is in neither folder
+            then names that folder.
+    """
     if isinstance(spec, dict):
         moved = {}
         for name, options in spec.items():
-            moved[relocated(name, old, new)] = options
+            moved[relocated(name, old, new, is_flag=is_flag)] = options
         return moved
     stem, separator, rest = spec.partition(".py:")
     file = Path(f"{stem}.py")
     # Names, modules and absolute paths mean the same from every folder.
-    if not separator or file.is_absolute() or not (old / file).is_file():
+    if not separator or file.is_absolute():
+        return spec
+    if not (old / file).is_file() and not (is_flag and not (new / file).is_file()):
         return spec
     # A relative path, because an absolute one of this machine would travel to the Hub.
     return f"{os.path.relpath(old / file, new)}:{rest}"

@@ -16,7 +16,7 @@ from ..evaluation.comparison import (
     not_comparable,
     write_answers,
 )
-from ..evaluation.evaluation_progress import EvaluationProgress
+from ..evaluation.evaluation_progress import JUDGING, EvaluationProgress
 from ..evaluation.problem_set import SIDES, Answering, gold_of
 from ..evaluation.statistics import Comparison, accuracy
 from ..run_files import (
@@ -92,9 +92,7 @@ class HeldOut:
     ) -> GreedyAnswers:
         """Return one side's answers, made now if they are not there yet."""
         trainer = self._trainer
-        if side == "adapter" and self._step != trainer.state.global_step:
-            self.forget_adapter()
-        if side not in self._answers:
+        if not self.has_answers(side):
             self._answers[side] = answer_greedily(
                 trainer.accelerator.unwrap_model(trainer.model),
                 trainer.processing_class,
@@ -109,6 +107,12 @@ class HeldOut:
         if side == "adapter":
             self._step = trainer.state.global_step
         return self._answers[side]
+
+    def has_answers(self, side: str) -> bool:
+        """Return whether one side's answers are there, and are those of this step."""
+        if side == "adapter" and self._step != self._trainer.state.global_step:
+            self.forget_adapter()
+        return side in self._answers
 
     def in_training(self) -> int | None:
         """Return how many of the prompts that were judged were trained on, if that is known."""
@@ -150,8 +154,13 @@ def compare(trainer: GRPOTrainer, held_out: HeldOut) -> Comparison | None:
         return None
     say_first(f"comparing base and adapter on {len(held_out.rows)} held-out prompts")
     answers = {}
-    with EvaluationProgress("comparison", len(held_out.rows)) as progress:
-        for side in ("adapter", "base"):
+    sides = ("adapter", "base")
+    parts = []
+    for side in sides:
+        if not held_out.has_answers(side):
+            parts += [(side, "greedy"), (side, JUDGING)]
+    with EvaluationProgress("comparison", len(held_out.rows), parts) as progress:
+        for side in sides:
             answers[side] = held_out.answers(side, progress.update)
     if trainer.is_world_process_zero():
         file = Path(trainer.args.output_dir) / EVALUATION_FILE

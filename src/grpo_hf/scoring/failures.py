@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Failures of a reward that are written down in a step; a broken reward fails on all completions.
 _WRITTEN = 16
+# Characters of a prompt and of a column's value that are written.
+_LONGEST = 2_000
 
 
 @dataclass(frozen=True)
@@ -163,22 +165,23 @@ def write_failures(scores: Scores, folder: Path, step: int) -> None:
     """Keep this process's failures in the output folder, and say the first of each reason."""
     for column, entry in scores.entries.items():
         failures = []
-        for outcome, completion in zip(scores.outcomes[column], scores.completions, strict=True):
+        for place, outcome in enumerate(scores.outcomes[column]):
             if outcome.failure is not None:
-                failures.append((outcome.failure, completion))
+                failures.append((outcome.failure, place))
         if not failures:
             continue
         with (folder / FAILURES_FILE).open("a", encoding="utf-8") as file:
-            for failure, completion in failures[:_WRITTEN]:
+            for failure, place in failures[:_WRITTEN]:
                 row = {
                     "step": step,
                     "reward": entry.__name__,
                     "reason": failure.reason,
                     "detail": failure.detail,
-                    "completion": completion,
+                    **_row_of(scores, entry, place),
+                    "completion": scores.completions[place],
                 }
                 # Messages may hold what is no JSON, such as images.
-                file.write(json.dumps(row, default=str) + "\n")
+                file.write(_json(row) + "\n")
         for failure, _ in failures:
             entry.warn_once(
                 logger,
@@ -186,6 +189,30 @@ def write_failures(scores: Scores, folder: Path, step: int) -> None:
                 f"The reward {entry.__name__!r} failed ({failure.reason}): {failure.summary}. "
                 f"See {folder / FAILURES_FILE}.",
             )
+
+
+def _row_of(scores: Scores, entry: ScoredReward, place: int) -> dict[str, Any]:
+    """Return the prompt of a completion, and the columns of its row that a reward reads."""
+    row: dict[str, Any] = {}
+    if "prompts" in scores.columns:
+        # Its end: many prompts of a dataset begin with the same instruction.
+        row["prompt"] = _shortened(scores.columns["prompts"][place], slice(-_LONGEST, None))
+    columns = {}
+    for name, values in entry.reward.read_of(scores.columns).items():
+        columns[name] = _shortened(values[place], slice(_LONGEST))
+    return {**row, "columns": columns}
+
+
+def _shortened(value: Any, part: slice) -> Any:
+    """Return a value, or the part of its text that is kept where that is long."""
+    text = value if isinstance(value, str) else _json(value)
+    if len(text) <= _LONGEST:
+        return value
+    return f"{text[part]}..." if part.start is None else f"...{text[part]}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str, skipkeys=True)
 
 
 def stop_at_too_many(

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -230,10 +231,22 @@ def named_function(name: str, folder: Path, kind: str = "reward") -> tuple[Any, 
     if place.endswith(".py"):
         file = folder / Path(place).expanduser()
         module = import_file(file, kind)
-        return _attribute(module, attribute, f"{kind} {file}"), attribute, str(file)
+        shown = _as_typed(file)
+        return _attribute(module, attribute, f"{kind} {shown}"), attribute, shown
     if all(part.isidentifier() for part in place.split(".")):
         return _imported(name, f"{kind} {name}"), attribute, place
     return None
+
+
+def _as_typed(file: Path) -> str:
+    """Return the path of a file as a user would type it here.
+
+    A file that was given as a flag is named from the folder of the recipe: `orders/../mine.py`.
+    """
+    if ".." not in file.parts:
+        return str(file)
+    typed = os.path.relpath(file.resolve())
+    return typed if typed.startswith("..") else os.path.join(".", typed)
 
 
 def _known_names() -> list[str]:

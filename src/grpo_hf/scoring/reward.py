@@ -7,7 +7,7 @@ default that the trainer does not pass are the columns of the data that it needs
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
@@ -153,6 +153,20 @@ class Reward:
     def reads(self, name: str) -> bool:
         """Return whether the function may look at what the trainer passes under a name."""
         return name in self.parameters or (self.takes_all and may_look_up(self.function, name))
+
+    def read_of(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of the data, among what the trainer passes, that the function reads.
+
+        >>> reward = Reward("same", "same", lambda completions, answer, **other: [], {}, "here")
+        >>> reward.read_of({"answer": ["4"], "topic": ["sums"], "prompts": ["2 + 2"]})
+        {'answer': ['4']}
+        """
+        found = {}
+        for name, values in columns.items():
+            # An option that a recipe gives wins over a column of that name.
+            if name not in _FROM_TRAINER and name not in self.options and self.reads(name):
+                found[name] = values
+        return found
 
     @property
     def known_options(self) -> dict[str, Any]:

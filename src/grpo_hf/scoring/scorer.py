@@ -30,12 +30,14 @@ class Scores:
         entries: the rewards by their column among all F; reward models are TRL's and not here.
         outcomes: by column, one per completion.
         completions: what was scored, B texts or lists of messages.
+        columns: what TRL passed beside them, by name: lists of B, and `trainer_state`.
         waited: by column, the seconds for which the trainer waited.
     """
 
     entries: dict[int, ScoredReward]
     outcomes: dict[int, list[Outcome]]
     completions: Sequence[Any]
+    columns: dict[str, Any] = field(default_factory=dict)
     waited: dict[int, float] = field(default_factory=dict)
 
 
@@ -80,6 +82,7 @@ class RolloutScorer:
         self._begun_with: dict[str, Any] = {}
         self._outcomes: dict[int, list[Outcome]] = {}
         self._completions: Sequence[Any] = []
+        self._columns: dict[str, Any] = {}
         self._waited: dict[int, float] = {}
 
     @contextmanager
@@ -137,13 +140,14 @@ class RolloutScorer:
         # In the same order on all processes, whatever was scored first.
         for column in sorted(self._outcomes):
             entries[column] = self._entries[column]
-        return Scores(entries, self._outcomes, self._completions, self._waited)
+        return Scores(entries, self._outcomes, self._completions, self._columns, self._waited)
 
     def _function(self, column: int, entry: ScoredReward) -> Callable[..., list[float | None]]:
         def score(
             *, completions: Sequence[Any], log_extra: Any, log_metric: Any, **columns: Any
         ) -> list[float | None]:
             asked = time.perf_counter()
+            self._columns = dict(columns)
             self._begin_isolated(completions, columns)
             # A process reward judges continuations by the first reward, which TRL called before,
             # unless it awaits it.
@@ -168,6 +172,7 @@ class RolloutScorer:
             *, completions: Sequence[Any], log_extra: Any, log_metric: Any, **columns: Any
         ) -> list[float | None]:
             asked = time.perf_counter()
+            self._columns = dict(columns)
             outcomes = await entry.score_awaiting(completions, columns, self._groups)
             self._waited[column] = time.perf_counter() - asked
             return self._noted(column, outcomes, completions, log_extra, log_metric)
