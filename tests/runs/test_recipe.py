@@ -239,7 +239,7 @@ class TestMistakes:
     def test_missing_file(self, recipe, tmp_path):
         recipe()
         with pytest.raises(
-            ConfigError, match=r"recipes.yaml: no such recipe. Did you mean 'recipe.yaml'\?"
+            ConfigError, match=r"recipes.yaml: no such recipe. Did you mean '/.*/recipe.yaml'\?"
         ):
             read_recipe(["--config", str(tmp_path / "recipes.yaml")])
         with pytest.raises(ConfigError, match="no such recipe"):

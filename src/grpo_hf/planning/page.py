@@ -154,7 +154,7 @@ def cost_lines(cost: Cost, rate_hint: str) -> list[str]:
         return lines + rate_hint.split("\n")
     text = f"a step takes {duration(cost.seconds)}"
     if cost.steps is not None:
-        text += f", all steps {duration(cost.seconds * cost.steps)}, without a comparison at the end"
+        text += f", all steps {duration(cost.seconds * cost.steps)} (without a comparison after)"
     lines.append(text)
     if cost.dollars is not None:
         text = f"a step costs ${cost.dollars:,.4f}"
