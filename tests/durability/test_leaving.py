@@ -244,9 +244,16 @@ def test_a_ctrl_c_that_comes_twice_counts_once_and_a_second_one_leaves_at_once(
 
 
 @pytest.mark.parametrize(("first", "said"), [("SIGINT", "a second Ctrl-C"), ("SIGTERM", "Ctrl-C")])
-def test_it_says_which_ctrl_c_leaves_at_once(first: str, said: str, capfd: Any) -> None:
-    Departure()._note(getattr(signal, first), None)
+def test_it_says_which_ctrl_c_leaves_at_once(
+    first: str, said: str, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(signals, "leave_at_once", ended.append)
+    departure = Departure()
+    departure._note(getattr(signal, first), None)
     assert f"with a checkpoint; {said} leaves at once." in capfd.readouterr().err
+    departure._note(signal.SIGINT, None)
+    assert bool(ended) == (first == "SIGTERM")
 
 
 def test_before_the_first_step_there_is_a_checkpoint_too(run: Any, sender: Sender) -> None:

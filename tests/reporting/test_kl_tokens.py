@@ -1,6 +1,7 @@
 """The KL of single tokens: median, maximum and the largest tokens of what a run trained on."""
 
 import logging
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import Tensor
+from transformers import TrainerCallback
 
 from grpo_hf import GRPOTrainer, run_files
 from grpo_hf.reporting.kl_tokens import KLTokens
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.reporting.spikes import KL_FILE, Line, Token, UsualKL, read_lines, spike_text, spikes
 from grpo_hf.run_files import METRICS_FILE
+from grpo_hf.trl_seam import KLTerm
 
 LORA = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)
 LOGGER = "grpo_hf.reporting.kl_tokens"
@@ -106,6 +109,32 @@ def test_a_line_of_several_steps_has_their_largest_token(make_trainer: Any, tmp_
         assert row["kl/max"] == pytest.approx(max(largest), rel=1e-3) == line.max
         assert line.largest[0].step == line.step - 1 + largest.index(max(largest))
         assert line.mean == pytest.approx(row["kl"], rel=1e-4)
+
+
+def test_a_beta_that_a_callback_sets_to_0_ends_nothing(make_trainer: Any, tmp_path: Path) -> None:
+    """TRL logs no KL from there on, of rollouts that still have the reference's numbers."""
+
+    class Without(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer.beta = 0.0
+
+    trainer = make_trainer(num_iterations=2, max_steps=3)
+    trainer.add_callback(Without())
+    trainer.train()
+    assert trainer.state.global_step == 3
+    lines = read_lines(tmp_path / "run")
+    assert [line.step for line in lines] == [1, 2]
+    assert lines[1].mean == pytest.approx(lines[1].total / lines[1].tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("logged", [math.nan, math.inf])
+def test_a_mean_that_is_no_number_is_not_kept(
+    make_trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: float
+) -> None:
+    monkeypatch.setattr(KLTerm, "kl_of_step", lambda _: logged)
+    make_trainer(max_steps=2).train()
+    for line in read_lines(tmp_path / "run"):
+        assert line.mean == pytest.approx(line.total / line.tokens, rel=1e-5)
 
 
 def test_without_a_kl_term_nothing_happens(make_trainer: Any, tmp_path: Path) -> None:

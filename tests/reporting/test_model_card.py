@@ -488,7 +488,7 @@ def test_a_card_grows_with_its_run_and_what_was_edited_stays(card, tmp_path: Pat
     # In the order of the page, each with what to look for.
     pictures = re.findall(r"^!\[(.*)\]\(report/(.*)\.png\)$", written.text, re.MULTILINE)
     assert pictures == [
-        ("pass@k and maj@k: svamp", "at_k_svamp"),
+        ("pass@k: svamp", "at_k_svamp"),
         ("Reward", "rewards"),
         ("KL divergence from the reference", "kl"),
         ("Tokens per second", "throughput"),

@@ -105,7 +105,16 @@ class TestResumedRuns:
         text = page_of(run).text
         # Ten steps of 30 s, and 100 s for the ten after them; 20,000 tokens.
         assert "6 min 40 s" in text
-        assert "50 tokens/s, all starts, without steps that were made again" in text
+        assert "50 tokens/s, all starts; of the earlier ones their steps alone" in text
+
+    def test_a_checkpoint_between_two_lines_is_counted(self, tmp_path: Path):
+        run = write_run(tmp_path / "run", steps=5)
+        rows = [metrics(step) | {"step": step, "step_time": 30.0} for step in (5, 10)]
+        (run / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        EnvironmentFile().on_train_begin(arguments(run), state(7), None)
+        log(run, {"step": 10, "train_runtime": 100.0})
+        # Seven steps of 30 s, and 100 s for the three after them.
+        assert "5 min 10 s" in page_of(run).text
 
     def test_where_steps_were_not_timed_it_is_that_of_the_last_start(self, tmp_path: Path):
         run = write_run(tmp_path / "run", steps=10)

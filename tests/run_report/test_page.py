@@ -100,7 +100,7 @@ class TestPage:
             for k in (1, 2, 3, 4):
                 rows.append({"series": series, "k": k, "value": 0.5, "low": 0.4, "high": 0.6})
         chart = at_k_chart("mine", rows)
-        assert chart.title == "pass@k on mine" and "No maj@k" in chart.caption
+        assert chart.title == "pass@k on mine" and "Here they cannot" in chart.caption
         drawn = chart.svg()
         assert all(f">{k}</text>" in drawn for k in (1, 2, 3, 4))
         votes = [row | {"series": row["series"].replace("pass", "maj")} for row in rows]

@@ -102,6 +102,8 @@ class Departure(TrainerCallback):
         """Return whether a signal that comes now may be the first one, which came twice."""
         # torch's launcher sends on what this process got as well.
         is_launched = "TORCHELASTIC_RUN_ID" in os.environ
+        if not is_launched and self._signal != signal.SIGINT:
+            return False
         within = _FORWARDING if is_launched else signals.SAME_WITHIN
         return time.monotonic() - self._signalled_at < within
 

@@ -99,6 +99,13 @@ def sent_again(handler: Callable[[int, Any], None]) -> Iterator[None]:
         handler: of the signals, which raises `Stopped`.
     """
     before = sys.unraisablehook
+    # Those that are on their way.
+    under_way: list[int] = []
+
+    def send(number: int) -> None:
+        if number in under_way:
+            under_way.remove(number)
+            os.kill(os.getpid(), number)
 
     def hear(lost: Any) -> None:
         error = lost.exc_value
@@ -107,15 +114,20 @@ def sent_again(handler: Callable[[int, Any], None]) -> Iterator[None]:
             return
         # A handler may have given way to one that takes the next signal for the second one.
         signal.signal(error.number, handler)
+        under_way.append(error.number)
         # From another thread and later, when the destructor has ended.
-        again = threading.Timer(_AGAIN_AFTER, os.kill, (os.getpid(), error.number))
+        again = threading.Timer(_AGAIN_AFTER, send, [error.number])
         again.daemon = True
         again.start()
 
     sys.unraisablehook = hear
     try:
         yield
+        # The block was over before it came.
+        if under_way:
+            raise Stopped(under_way[0])
     finally:
+        under_way.clear()
         sys.unraisablehook = before
 
 

@@ -22,9 +22,9 @@ HEADINGS = {
         "Greedy answers to the same prompts, with 95% intervals.",
     ),
     "at_k": Heading(
-        "pass@k and maj@k",
-        "Sampled answers with 95% bands, before and after. pass@k: one of k is right; maj@k: the "
-        "most frequent answer of k is.",
+        "pass@k",
+        "Sampled answers with 95% bands, before and after. pass@k: one of k is right; maj@k, where "
+        "answers can be counted: the most frequent answer of k is.",
     ),
     "rewards": Heading(
         "Reward",

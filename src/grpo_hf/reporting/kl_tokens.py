@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import StatisticsError
 from typing import Any
 
 import torch
@@ -133,22 +134,38 @@ class KLTokens(TrainerCallback):
         """Log the spread of the step's KL, and close a line where the step is logged."""
         if not self._notes:
             return
-        own = torch.cat([note.kl for note in self._notes]).float()
+        kl = torch.cat([note.kl for note in self._notes]).float()
         # Processes have micro-batches of different widths.
-        padded = self._accelerator.pad_across_processes(own, pad_index=math.nan)
+        padded = self._accelerator.pad_across_processes(kl, pad_index=math.nan)
         every = self._accelerator.gather(padded)
         counted = every[~every.isnan()]
         if len(counted):
-            numbers = [counted.median(), counted.max(), counted.sum()]
-            median, largest, total = torch.stack(numbers).tolist()
+            numbers = [counted.mean(), counted.median(), counted.max(), counted.sum()]
+            own, median, largest, total = torch.stack(numbers).tolist()
             self._term.log_spread(median, largest)
-            self._spreads.append((self._term.kl_of_step(), median, len(counted), total))
+            self._spreads.append((self._mean_of_step(own), median, len(counted), total))
         for note in self._notes:
             self._largest += _large_tokens(note, state.global_step)
         self._largest = _top(self._largest)
         self._notes.clear()
         if control.should_log:
             self._end_line(args, state)
+
+    def _mean_of_step(self, own: float) -> float:
+        """Return the KL that TRL logs of a step: a spike is said with the number of its step line.
+
+        Args:
+            own: the mean of all tokens, which stands where TRL logs none, as with β set to 0 while
+                a run trains, or no finite number.
+        """
+        # The list may still hold earlier steps.
+        if self._term.beta == 0:
+            return own
+        try:
+            logged = self._term.kl_of_step()
+        except StatisticsError:
+            return own
+        return logged if math.isfinite(logged) else own
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close a line where epochs are logged."""
@@ -177,7 +194,7 @@ class KLTokens(TrainerCallback):
         tokens = [_in_words(each, self._tokenizer) for each in largest]
         return Line(
             step=step,
-            # Of steps, as TRL's own mean is: a spike is said with the number of its step line.
+            # Of steps, as TRL's own mean.
             mean=sum(means) / len(means),
             median=sum(medians) / len(medians),
             max=max((token.kl for token in tokens), default=0.0),

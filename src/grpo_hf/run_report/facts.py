@@ -246,7 +246,7 @@ def _wall_time(run: RunRecord, last: float) -> tuple[str, str]:
         tokens -= max((count for step, count in counted if step <= began), default=0.0)
         said.append(f"since step {began:,}")
     elif began:
-        said.append("all starts, without steps that were made again")
+        said.append("all starts; of the earlier ones their steps alone")
     seconds = last + (earlier or 0.0)
     if tokens and seconds > 0:
         said.insert(0, f"{tokens / seconds:,.0f} tokens/s")
@@ -257,13 +257,14 @@ def _seconds_until(run: RunRecord, end: int) -> float | None:
     """Return the seconds of the steps up to one; None where they were not all timed."""
     seconds, step = 0.0, 0
     for row in run.steps:
-        if row["step"] > end:
+        if step >= end:
             break
         if not isinstance(row.get("step_time"), int | float):
             return None
-        # TRL logs the mean of the steps since the line before.
-        seconds += row["step_time"] * (row["step"] - step)
-        step = row["step"]
+        # TRL logs the mean of the steps since the line before; a checkpoint may lie among them.
+        last = min(int(row["step"]), end)
+        seconds += row["step_time"] * (last - step)
+        step = last
     return seconds if step == end else None
 
 

@@ -105,11 +105,11 @@ def at_k_chart(name: str, rows: Sequence[dict[str, Any]]) -> Chart:
     lines += chart.mark_point(size=25, filled=True, opacity=1).encode(**places, color=colour)
     has_votes = any("maj@k" in one for one in present)
     title = f"pass@k{' and maj@k' if has_votes else ''} on {name}"
-    caption = "Sampled answers with 95% bands, before and after. pass@k: one of k is right"
+    caption = HEADINGS["at_k"].caption
     if has_votes:
-        caption += "; maj@k: the most frequent answer of k is. As in DeepSeekMath's figure 7."
+        caption += " As in DeepSeekMath's figure 7."
     else:
-        caption += ". No maj@k: the reward does not say which answers are the same."
+        caption += " Here they cannot: the reward does not say which answers are the same."
     ends = [row for row in rows if row["k"] in (ks[0], ks[-1])]
     parts = [f"{row['series']} {row['value']:.1%} at k = {row['k']}" for row in ends]
     return Chart(f"at_k_{slug(name)}", title, caption, spec_of(bands + lines), "; ".join(parts))

@@ -159,7 +159,8 @@ def compare(trainer: GRPOTrainer, held_out: HeldOut) -> Comparison | None:
     for side in sides:
         if not held_out.has_answers(side):
             parts += [(side, "greedy"), (side, JUDGING)]
-    with EvaluationProgress("comparison", len(held_out.rows), parts) as progress:
+    # Where an evaluation was at the last step, nothing is left to do.
+    with EvaluationProgress("comparison", len(held_out.rows), parts, silent=not parts) as progress:
         for side in sides:
             answers[side] = held_out.answers(side, progress.update)
     if trainer.is_world_process_zero():
