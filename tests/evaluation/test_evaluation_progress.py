@@ -62,11 +62,11 @@ def test_what_an_earlier_attempt_has_kept_is_said_and_is_no_measure_of_the_pace(
         clock[0] += 30
         progress.update("base", "samples", 10)
         # 10 took 30 s, so that 9 take 27.
-        line = "part 2 of 4, base, samples: 50 of 59 answered, 30 s, 27 s left of it"
+        line = "part 2 of 4, base, samples: 50 of 59 answered, 30 s, ends in 27 s"
         assert said(capsys) == [line]
         # Without news it counts down.
         clock[0] += 10
-        line = "part 2 of 4, base, samples: 50 of 59 answered, 40 s, 17 s left of it"
+        line = "part 2 of 4, base, samples: 50 of 59 answered, 40 s, ends in 17 s"
         assert said(capsys) == [line]
         clock[0] += 20
         assert said(capsys) == ["part 2 of 4, base, samples: 50 of 59 answered, 60 s"]
@@ -93,8 +93,31 @@ def test_lines_of_a_large_set_fit_a_terminal(
         clock[0] += 9999
         progress.update("adapter", "samples", 1000)
         (line,) = said(capsys)
-    assert line.endswith("1000 of 1319 answered, 9999 s, 3190 s left of it")
+    assert line.endswith("1000 of 1319 answered, 9999 s, ends in 3190 s")
     assert len(line) < 80
+
+
+def test_one_of_several_sets_is_named_where_that_fits(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+):
+    def line(name: str) -> str:
+        with EvaluationProgress(name, 1319, PARTS, named=True) as progress:
+            progress.update("base", "samples", 40)
+            assert f"\n{name}, part 2 of 4, base, samples: going on," in capsys.readouterr().err
+            clock[0] += 30
+            progress.update("base", "samples", 1000)
+            (line,) = said(capsys)
+        return line
+
+    rest = "part 2 of 4, base, samples: 1040 of 1319 answered, 30 s, ends in 8 s"
+    assert line("gsm8k") == f"gsm8k, {rest}"
+    assert line("a longer name") == rest
+
+
+def test_what_is_no_part_has_its_name_once(clock: list[float], capsys: pytest.CaptureFixture[str]):
+    with EvaluationProgress("gsm8k", 4, PARTS, named=True) as progress:
+        progress.update("both", "comparing", 0)
+        assert said(capsys) == ["gsm8k, comparing: under way, 0 s"]
 
 
 def test_a_silent_one_says_nothing(quick: None, capsys: pytest.CaptureFixture[str]):

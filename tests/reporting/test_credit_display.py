@@ -52,8 +52,8 @@ class Page(HTMLParser):
     ("size", "groups", "said"),
     [
         (32, 1, "2 of the 32 completions of a group"),
-        (32, 4, "2 of the 32 completions of a group, which is one of 4"),
-        (2, 4, "all 2 completions of a group, which is one of 4"),
+        (32, 4, "2 of the 32 completions of a group, one of 4 groups of the rollout"),
+        (2, 4, "all 2 completions of a group, one of 4 groups of the rollout"),
         (2, 1, "all 2 completions of a group"),
         # As an earlier version has written it.
         (None, None, "completions of one group, of which at most 8 are kept"),

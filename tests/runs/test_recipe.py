@@ -457,6 +457,13 @@ class TestFilesOfFlags:
         again = load_reward(saved.task.rewards[0], relative_to=saved.folder)
         assert again.function(completions=["x"]) == [value]
 
+    def test_a_file_of_the_home_folder_is_that_file(self, recipe, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path / "task"))
+        flag = "~/reward.py:score"
+        read = recipe("", "--rewards", flag, file=tmp_path / "mine" / "recipe.yaml")
+        reward = load_reward(read.task.rewards[0], relative_to=read.folder)
+        assert reward.function(completions=["x"]) == [3]
+
     @pytest.mark.parametrize(
         ("flag", "shown"),
         [

@@ -244,6 +244,21 @@ def test_test_rows_that_are_trained_on_are_named(recipe, tmp_path):
     assert len(prompts.digests()) == 2
 
 
+def test_test_rows_that_are_left_out_are_not_among_those_trained_on(recipe, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def same(completions, answer, **columns):\n    return [1.0 for _ in completions]\n"
+    )
+    gaps = [{"prompt": " ", "answer": "1"}, {"prompt": "Who?", "answer": None}]
+    made = recipe([*repeated("2 + 3 =", 6, answer="5"), *gaps], dataset_path=str(tmp_path))
+    kept = {"prompt": "Who?", "answer": "me"}
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, [*gaps, kept])))
+    made.task.eval_rows = 3
+    assert not any("training data" in note for note in preflight.check_task(made).notes)
+    made = recipe([*repeated("2 + 3 =", 6, answer="5"), kept], dataset_path=str(tmp_path))
+    made.task.eval_rows = 3
+    assert preflight.check_task(made).notes[0].startswith("1 of 1 held-out prompts is also")
+
+
 def test_rows_without_a_right_answer_are_named_before_the_training(recipe, tmp_path):
     (tmp_path / "mine.py").write_text(
         "def same(completions, answer, **columns):\n    return [1.0 for _ in completions]\n"
@@ -280,6 +295,30 @@ class TestBlankAnswers:
         assert "have an empty answer: the first of them train.jsonl:7. They stay, as" in note
         _, (note,) = self.notes(recipe, tmp_path, "", self.ROWS[:7])
         assert "1 of 7 rows" in note and "has an empty answer: train.jsonl:7. It stays" in note
+
+    def test_of_rows_that_are_left_out_are_not_named(self, recipe, tmp_path):
+        left_out = [
+            {"prompt": "", "answer": ""},
+            {"prompt": [{"content": "no role"}], "answer": ""},
+            {"prompt": [], "answer": " "},
+        ]
+        count, (note,) = self.notes(recipe, tmp_path, "", [*self.ROWS[:6], *left_out])
+        assert count == 6
+        assert "3 of 9 rows left out (train.jsonl:7: prompt is empty" in note
+
+    def test_of_the_held_out_rows_alone_are_named(self, recipe, tmp_path):
+        (tmp_path / "mine.py").write_text(
+            "def same(completions, answer, **columns):\n    return [1.0 for _ in completions]\n"
+        )
+        made = recipe([*self.ROWS[:6]], dataset_path=str(tmp_path))
+        made.task.eval_rows = 2
+        rows = [{"prompt": "Why?", "answer": text} for text in ("5", "", "", "")]
+        (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        first, *_ = preflight.check_task(made).notes
+        assert first.startswith("1 of 2 held-out rows of ")
+        assert "has an empty answer: test.jsonl:2. It stays" in first
+        (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, [rows[0], *rows])))
+        assert not any("empty answer" in note for note in preflight.check_task(made).notes)
 
     def test_are_left_out_where_the_reward_says_so(self, recipe, tmp_path):
         count, (note,) = self.notes(recipe, tmp_path, "@reward_settings(gold='answer')")

@@ -159,6 +159,32 @@ def test_long_values_of_a_failed_row_are_cut(tmp_path: Path) -> None:
     assert len(kept["prompt"]) == len(kept["columns"]["answer"]) == 2003
 
 
+def test_a_value_beside_the_columns_is_kept_whole(tmp_path: Path) -> None:
+    """A subclass may pass its rewards what is no column."""
+    scores, _ = scored([["timeout", 1.0, "timeout"]])
+    for name, values in (("answer", 0.7), ("prompts", None)):
+        scores.columns[name] = values
+    write_failures(scores, tmp_path, step=1)
+    kept = [json.loads(line) for line in (tmp_path / "failures.jsonl").open()]
+    assert [line["columns"] for line in kept] == [{"answer": 0.7}] * 2
+    scores.columns["answer"] = [1, 2]
+    write_failures(scores, tmp_path, step=2)
+    *_, last = (json.loads(line) for line in (tmp_path / "failures.jsonl").open())
+    assert last["columns"] == {"answer": [1, 2]}
+
+
+def test_a_value_without_a_text_does_not_end_the_run(tmp_path: Path) -> None:
+    class Mute:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    scores, _ = scored([["timeout"]])
+    scores.columns["answer"] = [[Mute(), Path("a")]]
+    write_failures(scores, tmp_path, step=1)
+    (kept,) = (json.loads(line) for line in (tmp_path / "failures.jsonl").open())
+    assert kept["columns"] == {"answer": ["Mute", "a"]}
+
+
 def test_a_group_with_one_completion_left_is_left_out(tmp_path: Path) -> None:
     found = settled(tmp_path, [[1.0, "killed", 0.0, 0.5]], 2)
     assert found.rewards.isnan().all(1).tolist() == [True, True, False, False]

@@ -280,6 +280,29 @@ class TestFiles:
         ]
         assert [reward(completions=["x"]) for reward in rewards] == [[1], [2]]
 
+    @pytest.mark.parametrize(
+        ("place", "source"),
+        [
+            ("{folder}/task/../shared/r.py", "{folder}/task/../shared/r.py"),
+            ("../shared/r.py", "shared/r.py"),
+            ("../task/link.py", "task/link.py"),
+            # Beyond a link, `..` is the parent of another folder.
+            ("../far/../shared/r.py", "{folder}/task/../far/../shared/r.py"),
+            ("../far/../only/r.py", "{folder}/task/../far/../only/r.py"),
+        ],
+    )
+    def test_are_named_as_they_were_given(self, tmp_path, monkeypatch, place, source):
+        for name in ("task", "shared", "away/deep", "away/shared", "away/only"):
+            (tmp_path / name).mkdir(parents=True)
+        for name in ("shared", "away/shared", "away/only"):
+            (tmp_path / name / "r.py").write_text("def score(completions): return []")
+        (tmp_path / "task/link.py").symlink_to(tmp_path / "shared/r.py")
+        (tmp_path / "far").symlink_to(tmp_path / "away/deep")
+        monkeypatch.chdir(tmp_path)
+        spec = f"{place.format(folder=tmp_path)}:score"
+        found = load_reward(spec, relative_to=tmp_path / "task").source
+        assert found.removeprefix("./") == source.format(folder=tmp_path)
+
     def test_module_name_is_the_same_in_every_process(self, reward_file):
         spec = f"{reward_file('def score(completions): return []') / 'my_rewards.py'}:score"
         program = (

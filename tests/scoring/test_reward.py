@@ -171,6 +171,29 @@ class TestColumns:
         with pytest.raises(RewardSpecError, match=r"gold is 'anwser'.*Did you mean 'answer'"):
             load_reward(score)
 
+    def test_the_column_of_right_answers_is_one_that_it_needs(self):
+        @reward_settings(gold="answer")
+        def score(completions, answer=None, **columns):
+            return [1.0 for _ in completions]
+
+        with pytest.raises(RewardSpecError, match=r"gold is 'answer', which has a default"):
+            load_reward(score)
+
+        @reward_settings(gold="answer")
+        def fixed(completions, answer, **columns):
+            return [1.0 for _ in completions]
+
+        # Who gives one answer for all rows is asked for no column.
+        assert load_reward(partial(fixed, answer="4")).columns == ()
+
+    def test_the_column_of_right_answers_is_one(self):
+        @reward_settings(gold=["answer"])
+        def score(completions, answer, **columns):
+            return [1.0 for _ in completions]
+
+        with pytest.raises(RewardSpecError, match=r"gold is \['answer'\]; expected the parameter"):
+            load_reward(score)
+
     def test_function_gets_only_what_it_can_take(self):
         def score(completions, answer):
             return [text == gold for text, gold in zip(completions, answer, strict=True)]

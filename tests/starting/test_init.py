@@ -520,6 +520,12 @@ def test_votes_on_short_answers_do_not_see_what_stands_before_them(data, begun):
         *[(name, lambda n: f"A-{n}", None) for name in ("output", "expected", "completion")],
         *[(name, lambda n: f"A-{n}", None) for name in ("response", "text", "y", "answer_2")],
         ("gold_answer", lambda n: 3 * n, "Answer with the number alone."),
+        *[(name, lambda n: f"A-{n}", None) for name in ("y_true", "ans", "target_str", "id")],
+        *[(name, lambda n: f"A-{n}", None) for name in ("answer_start", "label_idx", "key")],
+        ("start_date", lambda n: f"A-{n}", "Answer with the start date alone."),
+        ("answer_key_phrase", lambda n: f"A-{n}", "Answer with the key phrase alone."),
+        ("y_position", lambda n: 3 * n, "Answer with the y position alone, as a number."),
+        ("final_num", lambda n: 3 * n, "Answer with the number alone."),
     ],
 )
 def test_the_instruction_calls_the_answer_what_the_data_calls_it(

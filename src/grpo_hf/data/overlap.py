@@ -14,34 +14,50 @@ from .readers import Split
 _DIGITS = 16
 
 
-def notes_on_overlap(held_out: Split, train: Split, wanted: str | None) -> list[str]:
+def notes_on_overlap(
+    held_out: Split,
+    train: Split,
+    wanted: str | None,
+    needed: Iterable[str] = (),
+    gold: Container[str] = (),
+) -> list[str]:
     """Return a note on the rows of a test split whose prompts are in the training rows, if any are.
 
     Args:
         wanted: the column of the prompt, if it is named.
+        needed, gold: as in `rows.build_dataset`. Rows that are left out have no prompts of the run.
     """
-    trained = set(_raw_prompts(train, wanted))
-    count = sum(raw in trained for raw in _raw_prompts(held_out, wanted))
-    said = overlap_text(count, len(held_out.rows))
+    asked = _raw_prompts(held_out, rows.prompt_column(held_out, wanted), needed, gold)
+    trained = set(_raw_prompts(train, rows.prompt_column(train, wanted), needed, gold))
+    said = overlap_text(sum(raw in trained for raw in asked), len(asked))
     return [] if said is None else [f"{said} Answers to these say little about new prompts."]
 
 
-def note_on_equal_rows(held_out: Split, rest: Split, column: str) -> str:
+def note_on_equal_rows(
+    held_out: Split, rest: Split, column: str, needed: Iterable[str], gold: Container[str]
+) -> str:
     """Return a sentence on equal prompts of rows that were split, or an empty text without any.
 
-    The sentence starts with a space, so that it can follow another one.
+    The sentence starts with a space, so that it can follow another one. Other arguments are as in
+    `notes_on_overlap`.
     """
-    sides = set(_raw_prompts(held_out, column)), set(_raw_prompts(rest, column))
-    different = len(sides[0] | sides[1])
-    if different == len(held_out.rows) + len(rest.rows):
+    asked = _raw_prompts(held_out, column, needed, gold)
+    trained = _raw_prompts(rest, column, needed, gold)
+    different = len({*asked, *trained})
+    if different == len(asked) + len(trained):
         return ""
-    where = "are on both sides" if sides[0] & sides[1] else "stay on one side"
+    where = "are on both sides" if set(asked) & set(trained) else "stay on one side"
     return f" There are {different} different prompts; equal ones {where}."
 
 
-def _raw_prompts(split: Split, wanted: str | None) -> list[str]:
-    column = rows.prompt_column(split, wanted)
-    return [repr(row.get(column)) for row in split.rows]
+def _raw_prompts(
+    split: Split, column: str, needed: Iterable[str], gold: Container[str]
+) -> list[str]:
+    found = []
+    for row in split.rows:
+        if rows.is_usable(row, column, needed, gold):
+            found.append(repr(row.get(column)))
+    return found
 
 
 def digests_of(prompts: Iterable[Any], form: PromptForm) -> list[str]:

@@ -15,6 +15,9 @@ from .readers import Row
 
 # The option of `apply_chat_template` with which the model continues a prompt's last message.
 CONTINUE = "continue_final_message"
+# TRL's format for supervised training: its messages end with an answer. In a column of any other
+# name an assistant's last message is a beginning.
+ANSWERED_COLUMN = "messages"
 
 # The second is OpenAI's newer name.
 SYSTEM_ROLES = ("system", "developer")

@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..errors import DataError, ModelError, did_you_mean
+from .prompts import ANSWERED_COLUMN, PromptForm, prompt_builder
 from .readers import PLACE, BadRow, Row, Split, check_filled
 
 # Of so many rows one is held out at most.
@@ -163,20 +164,17 @@ def usable_rows(
     return checked
 
 
-def without_gaps(
-    split: Split, column: str, needed: Iterable[str], gold: Container[str] = ()
-) -> Split:
-    """Return a split without the rows that lack their prompt or a needed column.
+def is_usable(raw: Row, column: str, needed: Iterable[str], gold: Container[str] = ()) -> bool:
+    """Return whether a raw row stays where `build_dataset` has these arguments.
 
-    The others may still be left out: a prompt that is there may be no prompt.
+    The model's tokenizer need not be known, and is taken to have a chat template.
     """
-    kept = []
-    for raw in split.rows:
-        prompt = raw.get(column)
-        has_prompt = not is_blank(prompt) and prompt != []
-        if has_prompt and missing_column(raw, needed, gold) is None:
-            kept.append(raw)
-    return replace(split, rows=kept)
+    build = prompt_builder(PromptForm(chat=True, answered=column == ANSWERED_COLUMN))
+    try:
+        with_prompt(raw, column, build, needed, gold)
+    except ValueError:
+        return False
+    return True
 
 
 def missing_column(raw: Row, needed: Iterable[str], gold: Container[str]) -> str | None:

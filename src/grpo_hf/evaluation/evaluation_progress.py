@@ -22,6 +22,8 @@ from .answers import own_places
 JUDGING = "judging"
 # Seconds between two lines where there is no terminal.
 _BETWEEN_LINES = 10.0
+# Characters of a line, for narrow terminals.
+_WIDTH = 80
 
 
 class EvaluationProgress:
@@ -31,6 +33,7 @@ class EvaluationProgress:
         name: of the set.
         problems: in it.
         parts: what will be done, in its order: a side, and greedy, samples or judging.
+        named: whether each line names the set, if that fits: there are others.
         silent: whether nothing is shown.
     """
 
@@ -40,10 +43,12 @@ class EvaluationProgress:
         problems: int,
         parts: Sequence[tuple[str, str]],
         *,
+        named: bool = False,
         silent: bool = False,
     ) -> None:
         self._silent = silent or not PartialState().is_main_process
         self._name = name
+        self._named = named
         # What this process answers; the others answer as many.
         self._problems = len(own_places(problems))
         self._parts = list(parts)
@@ -115,7 +120,7 @@ class EvaluationProgress:
             )
         elif self._kept:
             going_on = "" if self._kept == self._problems else "going on, "
-            self._say(f"{self._heading()}: {going_on}{self._kept} of {self._problems} kept")
+            self._say_of_part(f"{self._heading()}: {going_on}{self._kept} of {self._problems} kept")
 
     def _heading(self) -> str:
         """Return the name of the part, with its place among the others."""
@@ -140,8 +145,8 @@ class EvaluationProgress:
             line = f"{self._heading()}: {self._state()}, {round(now - self._began)} s"
             left = round(self._seconds_left(now))
             if left > 0:
-                line += f", {left} s left of it"
-            self._say(line)
+                line += f", ends in {left} s"
+            self._say_of_part(line)
 
     def _state(self) -> str:
         if self._part is None or self._part not in self._parts:
@@ -159,6 +164,11 @@ class EvaluationProgress:
         if not new:
             return 0.0
         return (self._last_news - self._part_began) / new * left - (now - self._last_news)
+
+    def _say_of_part(self, line: str) -> None:
+        whole = f"{self._name}, {line}"
+        in_parts = self._part is not None and self._part in self._parts
+        self._say(whole if self._named and in_parts and len(whole) < _WIDTH else line)
 
     def _say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -110,7 +110,7 @@ class Group:
         if self.size is None or self.groups is None:
             return f"completions of one group, of which at most {_COMPLETIONS} are kept"
         share = f"all {shown}" if shown == self.size else f"{shown} of the {self.size}"
-        among = f", which is one of {self.groups}" if self.groups > 1 else ""
+        among = f", one of {self.groups} groups of the rollout" if self.groups > 1 else ""
         return f"{share} completions of a group{among}"
 
     @property

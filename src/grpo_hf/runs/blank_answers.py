@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 from ..data.readers import PLACE, Split
-from ..data.rows import is_blank
+from ..data.rows import is_blank, is_usable, prompt_column
 from ..scoring.reward import Reward
 from ..scoring.signature import gold_columns, needed_columns
 
 
-def blank_notes(split: Split, rewards: Sequence[Reward]) -> list[str]:
+def blank_notes(
+    split: Split, rewards: Sequence[Reward], wanted: str | None, kind: str = "rows"
+) -> list[str]:
     """Return a note on every column with blank texts that stay, since they may be right answers.
 
     A reward that is paid for finding nothing has them. One that says with its setting `gold` that
@@ -16,26 +18,34 @@ def blank_notes(split: Split, rewards: Sequence[Reward]) -> list[str]:
 
     Args:
         split: rows as they were read, whose columns have the names that rewards know.
+        wanted: the column of the prompt, if it is named.
+        kind: what the rows are called.
     """
     notes = []
-    left_out = {"prompt", *gold_columns(rewards)}
-    for name in needed_columns(rewards):
-        if name in left_out:
+    prompt = prompt_column(split, wanted)
+    needed, gold = needed_columns(rewards), gold_columns(rewards)
+    for name in needed:
+        if name == "prompt" or name in gold:
             continue
         blank = []
         for index, row in enumerate(split.rows):
-            # Rows with null are left out, whatever the reward says.
-            if row.get(name) is not None and is_blank(row[name]):
+            # Few are blank, and a row may be left out for what else it lacks.
+            if is_blank(row.get(name)) and is_usable(row, prompt, needed, gold):
                 blank.append(row.get(PLACE, f"row {index}"))
         if not blank:
             continue
         reward = next(each for each in rewards if name in each.columns)
-        have, first, stay, them = "have", "the first of them ", "They stay", "them"
-        if len(blank) == 1:
-            have, first, stay, them = "has", "", "It stays", "it"
-        notes.append(
-            f"{len(blank):,} of {split.count:,} rows of {split.source} {have} an empty {name}: "
-            f"{first}{blank[0]}. {stay}, as an empty text may be what the reward {reward.name} "
-            f"pays for. Where it is no answer, @reward_settings(gold={name!r}) leaves {them} out."
+        counted = f"{len(blank):,} of {split.count:,} {kind} of {split.source}"
+        why = (
+            f"as an empty text may be what the reward {reward.name} pays for. Where it is no "
+            f"answer, @reward_settings(gold={name!r}) leaves"
         )
+        if len(blank) == 1:
+            note = f"{counted} has an empty {name}: {blank[0]}. It stays, {why} it out."
+        else:
+            note = (
+                f"{counted} have an empty {name}: the first of them {blank[0]}. They stay, {why} "
+                "them out."
+            )
+        notes.append(note)
     return notes

@@ -136,7 +136,16 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
     try:
         answering = _answering(trained, recipe, question, engine)
         for found in sets:
-            summaries.append(_evaluate(trained, recipe, found, answering, home, question.as_json))
+            summary = _evaluate(
+                trained,
+                recipe,
+                found,
+                answering,
+                home,
+                among_others=len(sets) > 1,
+                silent=question.as_json,
+            )
+            summaries.append(summary)
     except KeyboardInterrupt:
         tell("The answers so far are kept: the same command goes on with them.")
         raise
@@ -197,6 +206,8 @@ def _evaluate(
     found: EvaluationSet,
     answering: Answering,
     home: Path,
+    *,
+    among_others: bool,
     silent: bool,
 ) -> dict[str, Any]:
     folder = home / EVALUATIONS
@@ -207,7 +218,9 @@ def _evaluate(
         trained.model, trained.tokenizer, trained.folder, recipe.training, TrainerState()
     )
     with _written(folder):
-        summary = evaluate_set(policy, found, answering, folder, silent=silent)
+        summary = evaluate_set(
+            policy, found, answering, folder, among_others=among_others, silent=silent
+        )
         if not silent:
             show_summary(summary, folder, home)
     return summary
@@ -272,6 +285,7 @@ def evaluate_set(
     folder: Path,
     *,
     answered: Mapping[str, GreedyAnswers] | None = None,
+    among_others: bool = False,
     silent: bool = False,
 ) -> dict[str, Any]:
     """Evaluate base and adapter on a set, and return the summary.
@@ -279,6 +293,7 @@ def evaluate_set(
     Args:
         folder: of the evaluations of a run.
         answered: greedy answers that are there already, by side.
+        among_others: whether other sets are evaluated as well, so that the progress names this one.
         silent: whether no progress is shown.
 
     Raises:
@@ -287,7 +302,11 @@ def evaluate_set(
     with (
         judging(found.rewards, policy.training) as rewards,
         EvaluationProgress(
-            found.name, len(found.rows), parts_of(answering), silent=silent
+            found.name,
+            len(found.rows),
+            parts_of(answering),
+            named=among_others,
+            silent=silent,
         ) as progress,
     ):
         return evaluate(

@@ -370,8 +370,8 @@ def relocated(spec: Any, old: Path, new: Path, *, is_flag: bool = False) -> Any:
         return moved
     stem, separator, rest = spec.partition(".py:")
     file = Path(f"{stem}.py")
-    # Names, modules and absolute paths mean the same from every folder.
-    if not separator or file.is_absolute():
+    # Names, modules, absolute paths and those of the home folder mean the same from every folder.
+    if not separator or os.path.isabs(os.path.expanduser(file)):
         return spec
     if not (old / file).is_file() and not (is_flag and not (new / file).is_file()):
         return spec

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import GRPOConfig
 from ..data import prompts, rows
 from ..data.overlap import note_on_equal_rows, notes_on_overlap
-from ..data.prompts import CONTINUE, PromptForm
+from ..data.prompts import ANSWERED_COLUMN, CONTINUE, PromptForm
 from ..data.readers import Split, read_split
 from ..data.streams import first_rows_of, open_stream, stream_with_prompts
 from ..data.training_data import check_prompt_count, check_training_data
@@ -66,7 +66,8 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     train = _read_split(recipe, rewards, task.dataset_train_split)
     # Only an optional split may be missing.
     assert train is not None
-    notes = blank_notes(train, rewards)
+    notes = blank_notes(train, rewards, task.prompt_column)
+    needed, gold = needed_columns(rewards), gold_columns(rewards)
     # Without an evaluation the test split is not even read: it need not exist.
     if not task.eval_rows:
         return RunData(train, None, notes)
@@ -74,8 +75,11 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     if test is not None:
         # The first rows, so that all runs are evaluated on the same prompts.
         held_out = replace(test, rows=test.rows[: task.eval_rows], total=test.count)
-        notes += blank_notes(test, rewards)
-        notes = [*notes_on_overlap(held_out, train, task.prompt_column), *notes]
+        # Of the rows that are asked; `held_out` counts the others as well.
+        asked = Split(held_out.rows, [], test.source)
+        notes += blank_notes(asked, rewards, task.prompt_column, "held-out rows")
+        shared = notes_on_overlap(held_out, train, task.prompt_column, needed, gold)
+        notes = [*shared, *notes]
         return RunData(train, held_out, [*notes, *too_few(len(held_out.rows), len(train.rows))])
     held_out_count = _rows_to_hold_out(recipe, train)
     # The run's seed chooses the rows, so a resumed run holds out the same ones.
@@ -88,10 +92,7 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     )
     if held_out_count != task.eval_rows:
         note += " That is a fifth of them, as they are few (--eval_rows for another number)."
-    needed, gold = needed_columns(rewards), gold_columns(rewards)
-    # Rows that are left out have no prompts of this run.
-    asked, trained = (rows.without_gaps(side, column, needed, gold) for side in (held_out, rest))
-    note += note_on_equal_rows(asked, trained, column)
+    note += note_on_equal_rows(held_out, rest, column, needed, gold)
     few = too_few(len(held_out.rows), len(rest.rows))
     return RunData(rest, held_out, [note, *few, *notes])
 
@@ -254,8 +255,7 @@ def form_of_prompts(
     form = PromptForm(
         chat=tokenizer is None or tokenizer.chat_template is not None,
         rendered=rendered,
-        # TRL's format for supervised training; in a column of any other name they are a beginning.
-        answered=column == "messages",
+        answered=column == ANSWERED_COLUMN,
         system_prompt=task.system_prompt,
         instruction=task.instruction,
     )

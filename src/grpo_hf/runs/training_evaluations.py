@@ -196,6 +196,7 @@ def evaluate_sets(
                 _answering(trainer, samples),
                 run / EVALUATIONS,
                 answered=held_out.answers_to(found) if held_out is not None else {},
+                among_others=len(sets) > 1,
             )
             show_summary(summary, run / EVALUATIONS, run)
 

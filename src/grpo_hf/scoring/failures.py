@@ -196,11 +196,21 @@ def _row_of(scores: Scores, entry: ScoredReward, place: int) -> dict[str, Any]:
     row: dict[str, Any] = {}
     if "prompts" in scores.columns:
         # Its end: many prompts of a dataset begin with the same instruction.
-        row["prompt"] = _shortened(scores.columns["prompts"][place], slice(-_LONGEST, None))
+        prompt = _value_at(scores, scores.columns["prompts"], place)
+        row["prompt"] = _shortened(prompt, slice(-_LONGEST, None))
     columns = {}
     for name, values in entry.reward.read_of(scores.columns).items():
-        columns[name] = _shortened(values[place], slice(_LONGEST))
+        columns[name] = _shortened(_value_at(scores, values, place), slice(_LONGEST))
     return {**row, "columns": columns}
+
+
+def _value_at(scores: Scores, values: Any, place: int) -> Any:
+    """Return a column's value for a completion, or the whole of what is no column.
+
+    A subclass of the trainer may pass plain values to its rewards beside the columns.
+    """
+    is_column = isinstance(values, list) and len(values) == len(scores.completions)
+    return values[place] if is_column else values
 
 
 def _shortened(value: Any, part: slice) -> Any:
@@ -212,7 +222,15 @@ def _shortened(value: Any, part: slice) -> Any:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str, skipkeys=True)
+    return json.dumps(value, default=_text_of, skipkeys=True)
+
+
+def _text_of(value: Any) -> str:
+    # The value is the user's, and so is what its `__str__` raises.
+    try:
+        return str(value)
+    except Exception:
+        return type(value).__name__
 
 
 def stop_at_too_many(

@@ -231,7 +231,8 @@ def named_function(name: str, folder: Path, kind: str = "reward") -> tuple[Any, 
     if place.endswith(".py"):
         file = folder / Path(place).expanduser()
         module = import_file(file, kind)
-        shown = _as_typed(file)
+        # What was typed for the current folder, or is absolute, is named as it was typed.
+        shown = str(file) if file == Path(place).expanduser() else _as_typed(file)
         return _attribute(module, attribute, f"{kind} {shown}"), attribute, shown
     if all(part.isidentifier() for part in place.split(".")):
         return _imported(name, f"{kind} {name}"), attribute, place
@@ -245,7 +246,11 @@ def _as_typed(file: Path) -> str:
     """
     if ".." not in file.parts:
         return str(file)
-    typed = os.path.relpath(file.resolve())
+    # Links keep the names that a user knows.
+    typed = os.path.relpath(file)
+    # Beyond a link to a folder, `..` is the parent of another one.
+    if Path(typed).resolve() != file.resolve():
+        return str(file)
     return typed if typed.startswith("..") else os.path.join(".", typed)
 
 

@@ -45,9 +45,9 @@ class RewardSettings:
         answers: a function from the texts of completions to their final answers, in which equal
             answers are spelled alike, and None is no answer. Evaluations count votes by it (maj@k).
             It is called with the samples of one problem, and gets columns of that by name.
-        gold: the column of right answers, where an empty or blank text is none: a program that
-            trains or evaluates leaves such rows out and names them, as it does where a column that
-            a reward reads is null.
+        gold: the column of right answers, a parameter without a default. An empty or blank text is
+            none there: a program that trains or evaluates leaves such rows out and names them, as
+            it does where a column that a reward reads is null.
         weight: what the reward is multiplied by in the sum of rewards: a number, or a schedule.
         clip: the lowest and the highest value; a value beyond becomes the nearer of them.
     """

@@ -55,13 +55,7 @@ def checked_reward(
             f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}."
         )
     known = reward.known_options
-    gold = settings.gold
-    if gold is not None and gold not in reward.parameters:
-        read = [each for each in reward.parameters if each not in ("completions", "prompts")]
-        raise RewardSpecError(
-            f"reward {spec!r}: gold is {gold!r}; expected the parameter that takes the right "
-            f"answers, one of {', '.join(read) or 'none'}.{did_you_mean(str(gold), read)}"
-        )
+    _check_gold(reward)
     for option in options:
         if option not in known:
             raise RewardSpecError(
@@ -69,6 +63,32 @@ def checked_reward(
                 f"options: {', '.join(known) or 'none'}."
             )
     return reward
+
+
+def _check_gold(reward: Reward) -> None:
+    """Check that the column of right answers, if the reward names one, is one that it needs.
+
+    Raises:
+        RewardSpecError: it is no parameter, or one that has a default.
+    """
+    gold, function = reward.settings.gold, reward.function
+    if gold is None:
+        return
+    if not isinstance(gold, str) or gold not in reward.parameters:
+        read = [each for each in reward.parameters if each not in ("completions", "prompts")]
+        raise RewardSpecError(
+            f"reward {reward.spec!r}: gold is {gold!r}; expected the parameter that takes the "
+            f"right answers, one of {', '.join(read) or 'none'}.{did_you_mean(str(gold), read)}"
+        )
+    # What a partial has put in is no default: whoever made it gives the answer for all rows.
+    definition = function.func if isinstance(function, partial) else function
+    parameter = inspect.signature(definition).parameters.get(gold)
+    if parameter is not None and parameter.default is not parameter.empty:
+        raise RewardSpecError(
+            f"reward {reward.spec!r}: gold is {gold!r}, which has a default, so that rows without "
+            "it are scored as well; expected a parameter without one. Take out the default, or the "
+            "setting gold."
+        )
 
 
 def _settings(

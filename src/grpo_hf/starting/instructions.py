@@ -19,15 +19,19 @@ _BY_NAME = {
 }
 # Words that call an answer an answer.
 _SAY_NOTHING = {
-    *("a", "an", "answer", "answers", "class", "code", "col", "column"),
+    *("a", "an", "ans", "answer", "answers", "class", "code", "col", "column"),
     *("completion", "completions", "correct", "data", "expected", "field", "final", "gold"),
     *("golden", "ground", "is", "label", "labels", "out", "output", "outputs"),
     *("ref", "reference", "reply", "response", "responses", "result", "results", "right"),
     *("solution", "solutions", "string", "target", "targets", "text", "texts", "the"),
     *("true", "truth", "value", "values", "word", "words"),
 }
+# Words that say something only beside others: a `start_date` is one, and an `answer_start` a place.
+_SAY_LITTLE = {"end", "id", "idx", "key", "no", "nr", "num", "start", "str", "x", "y"}
 # A name of more words is a sentence.
 _MOST_WORDS = 4
+# Of the longest word of a name.
+_LEAST_LETTERS = 3
 
 
 def instruction_for(form: str, gold: str | None, labels: list[str]) -> str | None:
@@ -59,6 +63,8 @@ def _said_by(column: str) -> str | None:
     words = [word if word.isupper() else word.lower() for word in re.findall(r"[^\W\d_]+", apart)]
     while words and words[0].lower() in _SAY_NOTHING:
         words.pop(0)
-    if not words or len(words) > _MOST_WORDS or len("".join(words)) == 1:
+    says = any(word.lower() not in _SAY_NOTHING | _SAY_LITTLE for word in words)
+    # Two letters are an abbreviation that the model need not know.
+    if not says or len(words) > _MOST_WORDS or max(map(len, words)) < _LEAST_LETTERS:
         return None
     return " ".join(words)
