@@ -110,11 +110,13 @@ def test_pass_at_k_is_the_share_of_choices_with_a_right_one(k: int):
 
 
 def by_majority(chosen: tuple[tuple[str | None, bool], ...]) -> float:
-    """Return the share of the most frequent answers that is right."""
+    """Return how right the most frequent answers are: each as the share of its samples that is."""
     said = [answer for answer, _ in chosen if answer is not None]
     best = {answer for answer in said if said.count(answer) == max(map(said.count, said))}
-    right = {answer for answer in best if (answer, True) in chosen}
-    return len(right) / max(1, len(best))
+    shares = []
+    for answer in best:
+        shares.append(np.mean([is_right for other, is_right in chosen if other == answer]))
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def random_case(rng: np.random.Generator) -> tuple[list[list[str | None]], list[list[bool]]]:
@@ -129,6 +131,9 @@ def random_case(rng: np.random.Generator) -> tuple[list[list[str | None]], list[
         row = [known[index] for index in rng.integers(0, len(known), samples)]
         answers.append(row)
         correct.append([answer in right for answer in row])
+        # A reward may look at more than the final answer: at the length, for one.
+        if rng.random() < 0.5:
+            correct[-1] = [known and bool(rng.random() < 0.7) for known in correct[-1]]
     return answers, correct
 
 
@@ -150,6 +155,12 @@ def test_pass_at_k_and_maj_at_k_are_those_of_all_choices_in_200_random_cases():
                 assert majorities[place, k - 1] == pytest.approx(voted, abs=1e-12)
             assert pass_at_k(correct, k) == pytest.approx(passes[:, k - 1].mean(), abs=1e-12)
             assert maj_at_k(answers, correct, k) == pytest.approx(majorities[:, k - 1].mean())
+
+
+def test_a_vote_of_one_is_a_sample_where_equal_answers_are_not_equally_right():
+    answers = [["7", "7", "8", "7"], ["1", "2", "2", "2"]]
+    correct = [[True, False, False, False], [False, False, True, True]]
+    assert maj_at_k(answers, correct, 1) == pass_at_k(correct, 1)
 
 
 def test_many_samples_are_counted_without_overflow():

@@ -202,9 +202,10 @@ class TestSpikes:
     def test_a_run_whose_kl_is_large_has_none(self) -> None:
         assert spike_text(line_of(40, 2.5, 140.0), usual([2.0] * 5, [120.0] * 5)) is None
 
-    def test_a_climb_is_none_and_a_token_that_stands_out_of_it_is_one(self) -> None:
-        # A run whose KL grew by a third with each step, as that of short answers may.
-        climb = [0.001 * 1.33**step for step in range(30)]
+    @pytest.mark.parametrize("growth", [1.33, 1.9])
+    def test_a_climb_is_none_and_a_token_that_stands_out_of_it_is_one(self, growth: float) -> None:
+        # Of short answers the KL may grow by half and more with each step.
+        climb = [2.0 * growth ** (step - 29) for step in range(30)]
         seen = UsualKL()
         for step, mean in enumerate(climb):
             line = line_of(step, mean, 30 * mean)
@@ -254,4 +255,4 @@ def test_a_run_says_its_spike_and_keeps_the_texts(
     trainer.kl_tokens.on_train_begin(trainer.args, trainer.state, None)
     known = usual([line.mean for line in kept], [line.max for line in kept])
     taken_up = trainer.kl_tokens._usual
-    assert (taken_up.lines, taken_up.mean, taken_up.max) == (6, known.mean, known.max)
+    assert (taken_up.lines, taken_up.mean) == (6, known.mean)

@@ -114,12 +114,12 @@ def maj_at_k(
     """Return how often the most frequent answer among k samples is right.
 
     The result is the mean over problems, and for each problem over all choices of k samples. Where
-    several answers have the most votes, the choice counts as the share of them that is right. None
-    has no vote.
+    several answers have the most votes, the choice counts as the share of them that is right, and
+    an answer whose samples are not equally right as the share of these that is. None has no vote.
 
     Args:
         answers (problems, samples): the final answer of each sample; equal answers vote together.
-        correct (problems, samples): whether each sample is right; equal answers are equally right.
+        correct (problems, samples): whether each sample is right.
 
     Raises:
         ValueError: k is not from 1 to n.
@@ -178,11 +178,14 @@ def _majorities(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> 
     votes = Counter(answers)
     silent = votes.pop(None, 0)
     n = len(answers)
-    right = {answer for answer, is_right in zip(answers, correct, strict=True) if is_right}
+    right = Counter(answer for answer, is_right in zip(answers, correct, strict=True) if is_right)
+    right.pop(None, None)
     ways = np.zeros(n + 1)
-    for answer in right - {None}:
-        others = [count for other, count in votes.items() if other != answer]
-        ways += _winning_ways(votes[answer], others, silent, n)
+    for answer, count in right.items():
+        others = [other for each, other in votes.items() if each != answer]
+        # A reward may look at more than the answer. Those chosen are as often right as all are.
+        share = count / votes[answer]
+        ways += share * _winning_ways(votes[answer], others, silent, n)
     total = np.array([_weight(n, k) for k in range(n + 1)])
     return (ways / total)[1:]
 

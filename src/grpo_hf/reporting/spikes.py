@@ -5,6 +5,7 @@ Nothing heavy is imported. `kl_tokens` writes the file while a run trains.
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -18,10 +19,13 @@ KL_FILE = "kl_tokens.jsonl"
 _FEWEST = 3
 # Lines that a line is compared with: those just before it, since a KL that climbs is no spike.
 _RECENT = 10
-# A mean this many times that of the recent lines is a spike, and so is a single token this many
-# times their largest one, although the mean of many tokens hides it ...
+# A mean this many times the median of the recent lines is a spike, and so is a single token this
+# many times that of their largest ones, although the mean of many tokens hides it ...
 _TIMES = 8.0
-# ... from these numbers on. In the first steps the KL grows from 0, and any mean is many times it.
+# ... which is this many times the highest of them, too: the last steps of a steep climb are near it
+_TIMES_HIGHEST = 2.0
+# ... and which is as large as this. In the first steps the KL grows from 0, and any mean is many
+# times it.
 _LEAST_MEAN = 0.5
 # Such a token the reference finds more than a hundred times as likely as the policy.
 _LEAST_MAX = 100.0
@@ -116,10 +120,10 @@ class UsualKL:
         """The median of their means."""
         return median(line.mean for line in self._recent)
 
-    @property
-    def max(self) -> float:
-        """The median of their largest tokens."""
-        return median(line.max for line in self._recent)
+    def least(self, number: Callable[[Line], float]) -> float:
+        """Return from where on such a number of a line stands out of those of the last lines."""
+        numbers = [number(line) for line in self._recent]
+        return max(_TIMES * median(numbers), _TIMES_HIGHEST * max(numbers))
 
 
 def spikes(run: Path) -> list[Spike]:
@@ -166,8 +170,8 @@ def spike_text(line: Line, usual: UsualKL) -> str | None:
     """
     if usual.lines < _FEWEST or not line.largest:
         return None
-    by_mean = line.mean >= max(_LEAST_MEAN, _TIMES * usual.mean)
-    by_max = line.max >= max(_LEAST_MAX, _TIMES * usual.max)
+    by_mean = line.mean >= max(_LEAST_MEAN, usual.least(lambda each: each.mean))
+    by_max = line.max >= max(_LEAST_MAX, usual.least(lambda each: each.max))
     if not by_mean and not by_max:
         return None
     return _sentence(line, usual)
