@@ -1,6 +1,7 @@
 """The commands that begin a task: `grpo-hf init`, `settings` and `schema`."""
 
 import argparse
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from .runs.settings import Setting
     from .starting.data_facts import DataFacts
+    from .starting.task_files import Plan
 
 _Answer = TypeVar("_Answer")
 
@@ -107,6 +109,8 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
     written = write_task(plan)
     console = _console()
     console.print(f"prompt: {prompt}; right answer: {gold or 'none'}{note}", markup=False)
+    if note and gold is None:
+        _say_second_try(plan, None if reward_there == _NEW else reward_there)
     console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
     recipe = options.folder / RECIPE
     reward = options.folder / REWARD
@@ -165,6 +169,27 @@ def _note_on_gold(facts: "DataFacts", prompt: str, gold: str | None) -> str:
         f", so the reward looks at the form alone, and cannot tell what is right. No column is "
         f"called as right answers are: name it with --gold COLUMN ({others})"
     )
+
+
+def _say_second_try(plan: "Plan", reward: str | None) -> None:
+    """Print the command that begins the task again with a right answer, if a column may hold it."""
+    from .starting.data_facts import possible_gold
+
+    possible = possible_gold(plan.facts, plan.prompt)
+    if not possible:
+        return
+    # Nothing is written over, so it needs a folder of its own.
+    name = plan.folder.name.strip(".") or "again"
+    number = 2
+    while (folder := plan.folder.parent / f"{name}-{number}").exists():
+        number += 1
+    (data,) = plan.facts.place.values()
+    words = ["grpo-hf", "init", str(folder), "--data", data, "--model", plan.model]
+    words += ["--prompt", plan.prompt]
+    if reward is not None:
+        words += ["--reward", reward]
+    # In one line, to be copied.
+    print(f"with a right answer:\n  {shlex.join([*words, '--gold', possible[0]])}")
 
 
 def _default_model() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from grpo_hf import cli
@@ -116,6 +117,18 @@ def test_the_counts_are_those_of_the_texts(
     assert counted(text, "prompts with a right answer") == (solved, 5)
     assert counted(text, "prompts whose answers earn") == (differing, 5)
     assert f"{sum(totals) / 20:.3f}" in text
+    # What the greedy answers earn is shown by all rewards, as it is of the sampled ones.
+    earned_greedily = [
+        (len(answer) % 2 == 0) + (0 if "a" in answer else 0.5 * ("e" in answer))
+        for _, answer in greedy
+    ]
+    of_these = re.search(r"reward of the greedy answers *│ *(.+?) to (.+?) *│ *(\S+)", text)
+    assert of_these is not None, text
+    ends = min(earned_greedily), max(earned_greedily)
+    assert (float(of_these[1]), float(of_these[2])) == ends
+    assert of_these[3] == f"{sum(earned_greedily) / 5:.3f}"
+    marks = re.findall(r"^  greedy, reward (\S+):", text, flags=re.MULTILINE)
+    assert len(marks) == 3 and set(map(float, marks)) <= set(earned_greedily)
     # Prompts from all of the data, none of them held out or asked twice.
     assert len({group[0][0] for group in groups}) == 5
     assert not (tmp_path / "run").exists()
@@ -186,6 +199,43 @@ def group(*earned: float | None, right: bool = False, cut: bool = False) -> list
     return [Answer("text", each, right, cut) for each in earned]
 
 
+def greedily(*right: bool | None) -> list[Answer]:
+    return [Answer("text", None if each is None else float(each), each, False) for each in right]
+
+
+def test_the_greedy_answer_is_shown_beside_the_sampled_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A base that fails in form alone can do more than its sampled answers show."""
+    rows: list[Any] = [{"prompt": "Who?"}, {"prompt": "Where?"}]
+    groups = [[Answer("Ann", 1, True, False), Answer("Bob", 0, False, False)], group(0, 0)]
+    greedy = [Answer("It is Ann", 0.3, False, False), Answer("Here", None, None, False)]
+    console = Console(highlight=False, width=80)
+    found = Baseline(rows, groups, greedy)
+    baseline._show_answers(console, found)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "Who?",
+        "  greedy, reward 0.3: It is Ann",
+        "  best sampled, reward 1: Ann",
+        "  worst sampled, reward 0: Bob",
+        "",
+        "Where?",
+        "  greedy, reward none: Here",
+        "  sampled, reward 0: text",
+        "",
+    ]
+    console.print(baseline._table(found, "accuracy", 6))
+    names = re.findall(r"^│ (.+?) +│", capsys.readouterr().out, flags=re.MULTILINE)
+    # Each below what it tells more of.
+    assert names[:4] == [
+        "right answers (full mark of accuracy)",
+        "  95% interval of right answers",
+        "right greedily, as it is compared at the end",
+        "  reward of the greedy answers",
+    ]
+
+
 @pytest.mark.parametrize(
     ("groups", "says"),
     [
@@ -203,20 +253,21 @@ def group(*earned: float | None, right: bool = False, cut: bool = False) -> list
 )
 def test_what_a_baseline_says(groups: list[list[Answer]], says: str) -> None:
     rows: list[Any] = [{"prompt": "?"}] * len(groups)
-    assert says in verdict(Baseline(rows, groups, [False] * len(groups)))
+    assert says in verdict(Baseline(rows, groups, greedily(*[False] * len(groups))))
 
 
 def test_a_base_that_is_right_already_is_named() -> None:
     rows: list[Any] = [{"prompt": "?"}] * 8
     groups = [group(0, 1)] * 8
     room = "has little room"
-    assert room in verdict(Baseline(rows, groups, [True] * 8))
-    assert room not in verdict(Baseline(rows, groups, [True] * 7 + [None]))
+    assert room in verdict(Baseline(rows, groups, greedily(*[True] * 8)))
+    assert room not in verdict(Baseline(rows, groups, greedily(*[True] * 7, None)))
 
 
 def test_a_few_prompts_that_teach_are_said_to_be_few() -> None:
     rows: list[Any] = [{"prompt": "?"}] * 3
-    said = verdict(Baseline(rows, [group(0, 1), group(0, 0), group(0, 0)], [False] * 3))
+    greedy = greedily(*[False] * 3)
+    said = verdict(Baseline(rows, [group(0, 1), group(0, 0), group(0, 0)], greedy))
     assert "These are few" not in said
 
 
@@ -224,7 +275,8 @@ def test_answers_that_are_right_greedily_alone_want_a_lower_temperature() -> Non
     rows: list[Any] = [{"prompt": "?"}] * 8
     wrong, right = group(0, 0), group(1, 0, right=True)
     cooler = "more sampled answers are right at a lower --temperature"
-    said = verdict(Baseline(rows, [right] + [wrong] * 7, [True] * 4 + [False] * 4))
+    greedy = greedily(*[True] * 4, *[False] * 4)
+    said = verdict(Baseline(rows, [right] + [wrong] * 7, greedy))
     assert f"(50% and 12%), so {cooler}" in said
-    as_many = Baseline(rows, [right] * 4 + [wrong] * 4, [True] * 4 + [False] * 4)
+    as_many = Baseline(rows, [right] * 4 + [wrong] * 4, greedy)
     assert cooler not in verdict(as_many)

@@ -3,6 +3,7 @@
 import doctest
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import jsonschema
@@ -317,6 +318,35 @@ class TestColumns:
         assert guess_gold(named, "prompt") == "expected"
 
     @pytest.mark.parametrize(
+        "more, gold",
+        [
+            ({"id": "{n}", "last_name": "Hall {m}"}, "last_name"),
+            ({"orderId": "A-{n}", "source_url": "x.org/{m}", "city": "town {m}"}, "city"),
+            # Rows counted under another name, and a column that says the same of each row.
+            ({"at": "{n}", "task": "name it", "city": "town {m}"}, "city"),
+            # Any of several may be it.
+            ({"id": "{n}", "first_name": "Ann {m}", "last_name": "Hall {m}"}, None),
+            ({"id": "{n}", "price": "{m}.5", "city": "town {m}"}, None),
+            # Beside a text there may be an answer to it, or its title.
+            ({"text": "It was once so that, in town {m}, all went", "town": "town {m}"}, None),
+            # It is no short text.
+            ({"id": "{n}", "told": "It was once so that, in town {m}, all went"}, None),
+            ({"id": "{n}", "price": "{m}.5"}, None),
+            ({"id": "{n}", "code_of_it": "x{n}"}, None),
+            # Its name says that it is something else.
+            ({"id": "{n}", "category": "kind {m}"}, None),
+            ({"id": "{n}", "problem_type": "kind {m}"}, None),
+            ({"id": "{n}", "lang": "l{m}"}, None),
+        ],
+    )
+    def test_the_only_column_of_short_texts_is_the_answer(self, data, more, gold):
+        def row(n):
+            of_row = {name: value.format(n=n, m=n % 5) for name, value in more.items()}
+            return {"sentence": f"Mr. no. {n} of so many went home. Who?"} | of_row
+
+        assert guess_gold(look_at(str(data(row))), "sentence") == gold
+
+    @pytest.mark.parametrize(
         "values, kind",
         [
             ([1, 2.5], "number"),
@@ -360,6 +390,30 @@ class TestAsking:
         printed = " ".join(printed.split())
         assert "prompt: ask; right answer: none, so the reward looks at the form alone" in printed
         assert "--gold COLUMN (first, larger)" in printed
+
+    @pytest.mark.parametrize("folder, second", [("mine", "mine-2"), (".", "again-2")])
+    def test_without_a_right_answer_the_second_try_is_a_command(
+        self, data, tmp_path, tiny_checkpoint, capsys, monkeypatch, folder, second
+    ):
+        def row(n):
+            return {"id": n, "ask": f"Who is {n}?", "first": f"Ann {n}", "last": f"Wu {n}"}
+
+        file = data(row, "the rows.jsonl")
+        monkeypatch.chdir(tmp_path)
+        main(["init", folder, "--data", str(file), "--model", str(tiny_checkpoint)])
+        printed = capsys.readouterr().out
+        # On a line of its own, to be copied.
+        (command,) = (line for line in printed.splitlines() if "grpo-hf init" in line)
+        words = shlex.split(command)
+        assert words[:2] == ["grpo-hf", "init"] and words[-2:] == ["--gold", "first"]
+        main(words[1:])
+        reward = load_reward(f"./{second}/reward.py:right_words", relative_to=tmp_path)
+        assert "first" in reward.columns
+
+    def test_where_nothing_can_be_the_answer_no_command_is_made_up(self, data, begun):
+        file = data(lambda n: {"ask": f"Who is {n}?", "id": n, "source": f"book {n % 3}"})
+        _, printed = begun(file)
+        assert "right answer: none" in printed and "grpo-hf init" not in printed
 
     def test_a_right_answer_that_is_guessed_is_said_with_the_flag(self, data, begun):
         file = data(lambda n: {"ask": f"Which is larger, {n} or 3?", "first": n, "target": n + 3})

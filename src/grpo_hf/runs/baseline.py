@@ -21,7 +21,7 @@ from rich.text import Text
 from ..data.completions import completion_text
 from ..durability.dead_run import ALL_ALIKE, MOSTLY_CUT, NOTHING_EARNED
 from ..errors import ConfigError
-from ..evaluation.answers import completed_batches, is_right, judged, judging, right_answers
+from ..evaluation.answers import completed_batches, is_right, judged, judging
 from ..evaluation.evaluation_progress import JUDGING, EvaluationProgress
 from ..evaluation.intervals import share_estimates
 from ..evaluation.summary_text import last_said, short
@@ -29,6 +29,7 @@ from ..models import adapters
 from ..rollout.sampling import GREEDY, Written
 from ..run_files import say
 from ..scoring.outcomes import Outcome
+from ..scoring.scored_reward import ScoredReward
 from ..scoring.scorer import weights_at
 from . import preflight
 from .evaluating import answering_of
@@ -69,12 +70,12 @@ class Baseline:
     Args:
         rows: the prompts.
         groups: sampled answers to each.
-        greedy: whether the greedy answer to each is right.
+        greedy: the greedy answer to each.
     """
 
     rows: Sequence[dict[str, Any]]
     groups: Sequence[Sequence[Answer]]
-    greedy: Sequence[bool | None]
+    greedy: Sequence[Answer]
 
     @property
     def answers(self) -> list[Answer]:
@@ -84,12 +85,12 @@ class Baseline:
     @property
     def earned(self) -> list[float]:
         """What the answers earned that could be judged."""
-        return [answer.earned for answer in self.answers if answer.earned is not None]
+        return _known(self.answers)
 
     @property
     def right_greedily(self) -> int:
         """Prompts whose greedy answer is right."""
-        return sum(bool(right) for right in self.greedy)
+        return sum(map(_is_right, self.greedy))
 
     @property
     def solved(self) -> int:
@@ -240,25 +241,47 @@ def _answered(
         parts = [("base", kind) for kind in ("samples", "greedy", JUDGING)]
         with EvaluationProgress("baseline", len(rows), parts) as progress:
             answers = write(copies, "samples", answering.sampling)
-            greedy = [each.completion for each in write(1, "greedy", GREEDY)]
+            greedy = write(1, "greedy", GREEDY)
             progress.update("base", JUDGING, 0)
             asked = [row for row in rows for _ in range(copies)]
-            completions = [each.completion for each in answers]
-            outcomes = [judged(reward, asked, completions) for reward in scored]
-            right_greedily = right_answers(scored[judge], rows, greedy)
+            outcomes = _outcomes(scored, asked, answers)
+            greedy_outcomes = _outcomes(scored, rows, greedy)
         given = training.reward_weights
         if training.process_reward is not None:
             say("note: process_reward values steps; here the other rewards judge, each for itself.")
             given = None
         weights = weights_at(scored, given, step=0) or given or [1.0] * len(scored)
-    of_right = outcomes[judge]
-    flat = []
+    flat = _weighed(answers, outcomes, weights, judge)
+    groups = [flat[start : start + copies] for start in range(0, len(flat), copies)]
+    return Baseline(rows, groups, _weighed(greedy, greedy_outcomes, weights, judge))
+
+
+def _outcomes(
+    scored: Sequence[ScoredReward], asked: Sequence[dict[str, Any]], answers: Sequence[Written]
+) -> list[list[Outcome]]:
+    """Return what each reward says of each answer."""
+    completions = [each.completion for each in answers]
+    return [judged(reward, asked, completions) for reward in scored]
+
+
+def _weighed(
+    answers: Sequence[Written],
+    outcomes: Sequence[Sequence[Outcome]],
+    weights: Sequence[float],
+    judge: int,
+) -> list[Answer]:
+    """Return answers with what they earned.
+
+    Args:
+        outcomes: what each reward said of each answer.
+        judge: the place of the reward that counts right answers.
+    """
+    weighed = []
     for place, each in enumerate(answers):
         earned = _earned([found[place] for found in outcomes], weights)
         text = completion_text(each.completion)
-        flat.append(Answer(text, earned, is_right(of_right[place]), each.is_cut))
-    groups = [flat[start : start + copies] for start in range(0, len(flat), copies)]
-    return Baseline(rows, groups, right_greedily)
+        weighed.append(Answer(text, earned, is_right(outcomes[judge][place]), each.is_cut))
+    return weighed
 
 
 def _earned(outcomes: Sequence[Outcome], weights: Sequence[float]) -> float | None:
@@ -288,22 +311,35 @@ def _table(found: Baseline, right: str, limit: int | None) -> Table:
     table.add_column("how many", justify="right")
     table.add_column("share", justify="right")
     total, prompts = len(found.answers), len(found.groups)
-    for name, number, of in (
-        (f"right answers (full mark of {right})", sum(map(_is_right, found.answers)), total),
-        ("right greedily, as it is compared at the end", found.right_greedily, prompts),
-        ("prompts with a right answer", found.solved, prompts),
-        ("prompts whose answers earn different rewards", found.differing, prompts),
-        (f"answers cut off at {limit} tokens", sum(each.is_cut for each in found.answers), total),
-    ):
+
+    def count(name: str, number: int, of: int) -> None:
         table.add_row(name, f"{number} of {of}", f"{number / of:.3f}")
+
+    def reward(name: str, earned: Sequence[float]) -> None:
+        if earned:
+            ends = f"{min(earned):g} to {max(earned):g}"
+            table.add_row(name, ends, f"{fmean(earned):.3f}")
+
+    count(f"right answers (full mark of {right})", sum(map(_is_right, found.answers)), total)
     # Of a few prompts a share alone says little.
     shares = np.array([[fmean(map(_is_right, group))] for group in found.groups])
     (spread,) = share_estimates(shares)
-    table.add_row("right answers, 95% interval", "", f"{spread.low:.3f} to {spread.high:.3f}")
-    if found.earned:
-        low, high = min(found.earned), max(found.earned)
-        table.add_row("reward", f"{low:g} to {high:g}", f"{fmean(found.earned):.3f}")
+    interval = f"{spread.low:.3f} to {spread.high:.3f}"
+    table.add_row("  95% interval of right answers", interval, "")
+    count("right greedily, as it is compared at the end", found.right_greedily, prompts)
+    # A base that fails in form alone is never right, but earns a part.
+    reward("  reward of the greedy answers", _known(found.greedy))
+    count("prompts with a right answer", found.solved, prompts)
+    count("prompts whose answers earn different rewards", found.differing, prompts)
+    cut = sum(each.is_cut for each in found.answers)
+    count(f"answers cut off at {limit} tokens", cut, total)
+    reward("reward of the sampled answers", found.earned)
     return table
+
+
+def _known(answers: Sequence[Answer]) -> list[float]:
+    """Return what the answers earned that could be judged."""
+    return [answer.earned for answer in answers if answer.earned is not None]
 
 
 def _is_right(answer: Answer) -> bool:
@@ -311,7 +347,10 @@ def _is_right(answer: Answer) -> bool:
 
 
 def _show_answers(console: Console, found: Baseline) -> None:
-    """Show the best and the worst answer to some prompts, those first whose answers differ."""
+    """Show the greedy answer to some prompts, and the best and the worst of the sampled ones.
+
+    Prompts come first whose sampled answers differ.
+    """
     places = sorted(
         range(len(found.groups)),
         key=lambda place: -len(_marks(found.groups[place])),
@@ -319,16 +358,20 @@ def _show_answers(console: Console, found: Baseline) -> None:
     for place in places[:_SHOWN]:
         ranked = sorted(found.groups[place], key=_rank)
         console.print(Text(f"\n{short(last_said(found.rows[place]['prompt']))}"))
-        shown = [ranked[-1]] if ranked[-1].earned == ranked[0].earned else [ranked[-1], ranked[0]]
-        for answer in shown:
+        shown = [("greedy", found.greedy[place])]
+        if ranked[-1].earned == ranked[0].earned:
+            shown.append(("sampled", ranked[-1]))
+        else:
+            shown += [("best sampled", ranked[-1]), ("worst sampled", ranked[0])]
+        for kind, answer in shown:
             mark = "none" if answer.earned is None else f"{answer.earned:g}"
-            console.print(Text(f"  reward {mark}: {short(answer.text)}"))
+            console.print(Text(f"  {kind}, reward {mark}: {short(answer.text)}"))
     console.print()
 
 
 def _marks(group: Sequence[Answer]) -> set[float]:
     """Return the different rewards of the answers that could be judged, as advantages see them."""
-    return {answer.earned for answer in group if answer.earned is not None}
+    return set(_known(group))
 
 
 def _rank(answer: Answer) -> float:

@@ -20,6 +20,17 @@ _ANSWER_COLUMNS = (
     *("ground_truth", "reference", "answers", "output", "response", "completion", "result"),
     *("class",),
 )
+# Words in the names of columns that say which row it is, or what kind of row.
+_ABOUT_ROWS = {
+    *("id", "ids", "uuid", "guid", "idx", "index", "key", "hash", "split", "source", "origin"),
+    *("dataset", "subset", "category", "type", "topic", "subject", "domain", "difficulty"),
+    *("level", "url", "uri", "link", "href", "file", "filename", "path", "date", "time"),
+    *("timestamp", "created", "updated", "year", "lang", "language", "locale", "license"),
+    *("author", "user", "model", "version", "title", "tag", "tags", "hint", "system"),
+    *("meta", "metadata"),
+}
+_WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
+_CODE = re.compile(r"(?=\S*\d)\S+")
 _NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(\.\d+)?\s?%?")
 _VALUE = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 # A task is a choice where so many of its prompts hold the right answer.
@@ -186,7 +197,36 @@ def guess_gold(facts: DataFacts, prompt: str) -> str | None:
             if name.lower() == wanted:
                 return name
     # With two columns there is not much to choose from.
-    return others[0] if len(others) == 1 else None
+    if len(others) == 1:
+        return others[0]
+    # A guess is easily taken for knowledge, so any other column that may matter forbids it.
+    left = [name for name in others if not _is_about_rows(facts, name)]
+    return left[0] if len(left) == 1 and left == possible_gold(facts, prompt) else None
+
+
+def possible_gold(facts: DataFacts, prompt: str) -> list[str]:
+    """Return the columns that may hold right answers: short texts that are about no row."""
+    possible = []
+    for name, column in facts.columns.items():
+        if name == prompt or column.kind != "text" or _is_about_rows(facts, name):
+            continue
+        if kind_of_answers(facts.values(name)) in ("label", "short"):
+            possible.append(name)
+    return possible
+
+
+def _is_about_rows(facts: DataFacts, name: str) -> bool:
+    """Return whether a column numbers or sorts rows, or says the same of each."""
+    values = [str(value).strip() for value in facts.values(name)]
+    if len(set(values)) == 1 or _ABOUT_ROWS.intersection(map(str.lower, _WORD.findall(name))):
+        return True
+    if len(set(values)) < len(values):
+        return False
+    if facts.columns[name].kind == "number":
+        # Numbers that differ may be answers, but not those that count.
+        return values == [str(place + int(values[0] == "1")) for place in range(len(values))]
+    # Such as A-17.
+    return all(_CODE.fullmatch(value) for value in values)
 
 
 def holds_its_answers(facts: DataFacts, prompt: str, gold: str) -> bool:
