@@ -113,6 +113,36 @@ class TestPromptLengths:
         lengths = prompt_lengths.prompt_lengths(read_recipe(["--config", str(few)]), None)
         assert f"in 2 of the 3 rows of {tmp_path}" in lengths.source
 
+    def test_are_those_of_the_rows_that_the_run_uses(
+        self, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        """A row without what a reward reads is left out, and its prompt is none of the run's."""
+        file = with_prompts(tiny_checkpoint, tmp_path, 10, 10)
+        usual = prompt_lengths.prompt_lengths(read_recipe(["--config", str(file)]), None)
+        with (tmp_path / "rows.jsonl").open("a") as data:
+            data.write(json.dumps({"prompt": "word " * 90, "answer": ""}) + "\n")
+            data.write(json.dumps({"prompt": "", "answer": "1"}) + "\n")
+        (tmp_path / "mine.py").write_text(
+            "from grpo_hf import reward_settings\n"
+            "@reward_settings(gold='answer')\n"
+            "def right(completions, answer): return [1.0] * len(completions)"
+        )
+        settings = json.loads(file.read_text())
+        for spec in ("gsm8k", "./mine.py:right"):
+            file.write_text(json.dumps(settings | {"rewards": [spec]}))
+            lengths = prompt_lengths.prompt_lengths(read_recipe(["--config", str(file)]), None)
+            assert f"in 2 of the 4 rows of {tmp_path}" in lengths.source
+            assert lengths.longest == usual.longest
+
+    @pytest.mark.parametrize("spec", ["./nothing.py:right", "./mine.py:other"])
+    def test_need_no_reward(self, spec: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        """The run says what is wrong with a reward, such as a column that is not there."""
+        (tmp_path / "mine.py").write_text("def other(completions, other): ...")
+        file = with_prompts(tiny_checkpoint, tmp_path, 10, 10)
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"rewards": [spec]}))
+        lengths = prompt_lengths.prompt_lengths(read_recipe(["--config", str(file)]), None)
+        assert f"in the 2 rows of {tmp_path}" in lengths.source
+
     def test_are_guessed_without_a_tokenizer(
         self, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
