@@ -26,13 +26,17 @@ def add_plan_commands(commands: Any) -> None:
         "--completion_tokens",
         type=_count,
         metavar="N",
-        help="tokens of a completion on average, for time and cost (max_completion_length)",
+        help="tokens of a completion on average, for time and cost (those of --like, or "
+        "max_completion_length)",
     )
     plan.add_argument(
         "--tokens_per_second", type=_rate, metavar="X", help="rate of all GPUs, as a run prints it"
     )
     plan.add_argument(
-        "--like", type=Path, metavar="RUN", help="output folder of a run, to take its rate"
+        "--like",
+        type=Path,
+        metavar="RUN",
+        help="output folder of a run, to take its rate and the length of its completions",
     )
     plan.add_argument("--dollars_per_hour", type=_rate, metavar="X", help="price of one GPU")
     plan.add_argument("--device", choices=["cuda", "cpu"], help="what it runs on")

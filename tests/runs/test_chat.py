@@ -199,6 +199,34 @@ def test_in_a_terminal_both_answers_are_shown(
     assert "note: /what is no command." in shown
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("/reset", "The conversation is forgotten."),
+        ("/greedy", "Greedy from here on."),
+        ("/temperature 0.5", "Temperature 0.5 from here on."),
+        ("/temperature 0", "Greedy from here on."),
+        ("/system Be long.", "A new conversation with this system prompt."),
+        ("/system", "A new conversation without a system prompt."),
+        (
+            "/temperature hot",
+            "note: the temperature is 'hot'; expected a number from 0 on, as 0.7.",
+        ),
+    ],
+)
+def test_a_command_says_what_it_did_in_a_terminal_alone(
+    trained: TrainedModel, typed, capsys, command: str, said: str
+):
+    chat = Chat(trained)
+    typed(command)
+    chat_loop.talk(chat)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [said, ""]
+    if not said.startswith("note"):
+        chat_loop.answer_lines(chat, [command], as_json=True)
+        assert capsys.readouterr().out == ""
+
+
 def test_what_cannot_be_asked_for_is_refused(run: Path, capsys):
     for flags, message in (
         (["--temperature", "hot"], "the temperature is 'hot'; expected a number from 0 on"),

@@ -54,8 +54,8 @@ def test_the_plan_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the phase update" in text
     assert "8 to 141 GB  fits" in text
     # 30 steps of 128 rows that are used twice, each of 50 + 48 tokens.
-    assert "30 steps write 92,160 tokens" in text
-    assert "a step takes 6.3 s, all steps 3:08 min" in text
+    assert "30 steps write at most 92,160 tokens" in text
+    assert "a step takes at most 6.3 s, all steps 3:08 min" in text
     assert "the run $0.10" in text
 
 
@@ -113,6 +113,36 @@ class TestPromptLengths:
         lengths = prompt_lengths.prompt_lengths(read_recipe(["--config", str(few)]), None)
         assert f"in 2 of the 3 rows of {tmp_path}" in lengths.source
 
+    def test_are_those_of_the_rows_that_the_run_uses(
+        self, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        """A row without what a reward reads is left out, and its prompt is none of the run's."""
+        file = with_prompts(tiny_checkpoint, tmp_path, 10, 10)
+        usual = prompt_lengths.prompt_lengths(read_recipe(["--config", str(file)]), None)
+        with (tmp_path / "rows.jsonl").open("a") as data:
+            data.write(json.dumps({"prompt": "word " * 90, "answer": ""}) + "\n")
+            data.write(json.dumps({"prompt": "", "answer": "1"}) + "\n")
+        (tmp_path / "mine.py").write_text(
+            "from grpo_hf import reward_settings\n"
+            "@reward_settings(gold='answer')\n"
+            "def right(completions, answer): return [1.0] * len(completions)"
+        )
+        settings = json.loads(file.read_text())
+        for spec in ("gsm8k", "./mine.py:right"):
+            file.write_text(json.dumps(settings | {"rewards": [spec]}))
+            lengths = prompt_lengths.prompt_lengths(read_recipe(["--config", str(file)]), None)
+            assert f"in 2 of the 4 rows of {tmp_path}" in lengths.source
+            assert lengths.longest == usual.longest
+
+    @pytest.mark.parametrize("spec", ["./nothing.py:right", "./mine.py:other"])
+    def test_need_no_reward(self, spec: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        """The run says what is wrong with a reward, such as a column that is not there."""
+        (tmp_path / "mine.py").write_text("def other(completions, other): ...")
+        file = with_prompts(tiny_checkpoint, tmp_path, 10, 10)
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"rewards": [spec]}))
+        lengths = prompt_lengths.prompt_lengths(read_recipe(["--config", str(file)]), None)
+        assert f"in the 2 rows of {tmp_path}" in lengths.source
+
     def test_are_guessed_without_a_tokenizer(
         self, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -142,6 +172,38 @@ class TestPromptLengths:
         lengths = prompt_lengths.prompt_lengths(recipe, None)
         assert lengths.mean == 256 and said in lengths.source
         assert prompt_lengths.prompt_lengths(recipe, 7).longest == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "mean"),
+    [([], 2.5), (["--max_completion_length", 2], 2), (["--completion_tokens", 8], 8)],
+)
+def test_completions_are_as_long_as_those_of_a_like_run(
+    flags: list[object],
+    mean: float,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = with_prompts(tiny_checkpoint, tmp_path, 10)
+    # 4 prompts with 8 answers of 2.5 tokens, and prompts of 20.
+    row = {"step": 5, "num_tokens": 5 * 32 * 22.5, "step_time": 3.0}
+    row |= {"completions/mean_length": 2.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    text = plan_of(capsys, recipe, "--like", tmp_path, "--prompt_tokens", 20, *flags)
+    assert f"40 steps write {40 * 32 * mean:,.0f} tokens" in text
+    # The run itself took 3 seconds a step.
+    assert f"a step takes {3 * (20 + mean) / 22.5:.1f} s" in text
+
+
+def test_without_a_limit_no_length_is_the_most(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = with_prompts(tiny_checkpoint, tmp_path, 10)
+    settings = json.loads(recipe.read_text())
+    recipe.write_text(json.dumps(settings | {"max_completion_length": None}))
+    text = plan_of(capsys, recipe, "--prompt_tokens", 20)
+    assert f"40 steps write {40 * 32 * 20:,} tokens" in text
 
 
 def test_a_machine_without_a_gpu_is_planned_for(

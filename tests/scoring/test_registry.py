@@ -249,6 +249,28 @@ class TestNotFound:
         with pytest.raises(RewardNotFound, match=meant):
             load_reward("./my_reward.py:score", relative_to=folder)
 
+    def test_file_without_a_function(self, reward_file):
+        folder = reward_file(
+            "from os.path import join\ndef words_of(text): return []\n"
+            "def accuracy(completions, **columns): return []"
+        )
+        with pytest.raises(RewardNotFound) as caught:
+            load_reward("./my_rewards.py", relative_to=folder)
+        assert str(caught.value) == (
+            "reward './my_rewards.py' is a file; name one of its functions: "
+            "./my_rewards.py:accuracy."
+        )
+
+    def test_file_in_which_nothing_takes_completions(self, reward_file):
+        folder = reward_file("def words_of(text): return []\ndef _private(completions): return []")
+        with pytest.raises(RewardNotFound, match=r"functions: \./my_rewards\.py:words_of\.$"):
+            load_reward("./my_rewards.py(limit=3)", relative_to=folder)
+
+    def test_file_without_any_function(self, reward_file):
+        folder = reward_file("", name="empty_rewards.py")
+        with pytest.raises(RewardNotFound, match=r"one of its functions: none is there\.$"):
+            load_reward("empty_rewards.py", relative_to=folder)
+
     def test_missing_function_in_a_file(self, reward_file):
         folder = reward_file(
             "from os.path import join\n"

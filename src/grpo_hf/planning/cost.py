@@ -20,6 +20,7 @@ class Cost:
         counted: tokens of a step as a run counts them: each row with its prompt.
         seconds: of a step; None without a rate.
         dollars: of a step; None without a rate and a price.
+        at_most: whether every completion is counted as long as it may be.
     """
 
     steps: int | None
@@ -27,6 +28,7 @@ class Cost:
     counted: int
     seconds: float | None
     dollars: float | None
+    at_most: bool
 
     @classmethod
     def of(
@@ -36,42 +38,67 @@ class Cost:
         steps: int | None,
         rate: float | None,
         dollars_per_hour: float | None,
+        completion: float | None = None,
     ) -> "Cost":
         """Work it out.
 
         Args:
             rate: tokens per second of all GPUs together, as the lines of a run print it.
             dollars_per_hour: of one GPU.
+            completion: tokens of a completion on average; by default the most it may have.
         """
         g = geometry
         rows = g.gpus * g.batch * g.accumulation // g.iterations
-        counted = rows * (g.prompt + g.completion)
+        length = g.completion if completion is None else completion
+        counted = round(rows * (g.prompt + length))
         seconds = counted / rate if rate else None
         dollars = None
         if seconds is not None and dollars_per_hour is not None:
             dollars = seconds / _HOUR * dollars_per_hour * g.gpus
-        return cls(steps, rows * g.completion, counted, seconds, dollars)
+        return cls(steps, round(rows * length), counted, seconds, dollars, completion is None)
 
 
-def measured_rate(run: Path) -> float:
-    """Return the tokens per second of an earlier run, from its metrics.
+@dataclass(frozen=True)
+class EarlierRun:
+    """What the metrics of a run say about the time and the tokens of another.
+
+    Args:
+        rate: tokens per second.
+        completion: tokens of a completion on average; None where the metrics do not say it.
+    """
+
+    rate: float
+    completion: float | None
+
+
+def earlier_run(run: Path) -> EarlierRun:
+    """Return what an earlier run measured.
+
+    Args:
+        run: its output folder.
 
     Raises:
         DataError: the folder holds no metrics of a run that trained.
     """
     tokens = 0.0
     seconds = 0.0
+    written = 0.0
+    written_steps = 0
     step = 0
     file = run / METRICS_FILE
     for row in read_lines(file) if file.is_file() else []:
         if "step_time" in row and "num_tokens" in row:
             # A row has the mean over the steps since the one before it.
-            seconds += row["step_time"] * (row["step"] - step)
+            steps = row["step"] - step
+            seconds += row["step_time"] * steps
             tokens = row["num_tokens"]
             step = row["step"]
+            if "completions/mean_length" in row:
+                written += row["completions/mean_length"] * steps
+                written_steps += steps
     if not tokens or not seconds:
         raise DataError(
             f"{run}: no {METRICS_FILE} with step_time and num_tokens in it. Give the output folder "
             "of a run that has trained, or --tokens_per_second."
         )
-    return tokens / seconds
+    return EarlierRun(tokens / seconds, written / written_steps if written_steps else None)

@@ -143,21 +143,23 @@ def cost_lines(cost: Cost, rate_hint: str) -> list[str]:
     Args:
         rate_hint: what is said where the time is not known.
     """
+    most = "at most " if cost.at_most else ""
     lines = [
-        f"a step writes {cost.written:,} tokens, and counts {cost.counted:,} with their prompts"
+        f"a step writes {most}{cost.written:,} tokens, and counts {cost.counted:,} with their "
+        "prompts"
     ]
     if cost.steps is None:
         lines.append("the settings do not say how many steps there are (max_steps)")
     else:
-        lines.append(f"{cost.steps:,} steps write {cost.written * cost.steps:,} tokens")
+        lines.append(f"{cost.steps:,} steps write {most}{cost.written * cost.steps:,} tokens")
     if cost.seconds is None:
         return lines + rate_hint.split("\n")
-    text = f"a step takes {duration(cost.seconds)}"
+    text = f"a step takes {most}{duration(cost.seconds)}"
     if cost.steps is not None:
         text += f", all steps {duration(cost.seconds * cost.steps)} (without a comparison after)"
     lines.append(text)
     if cost.dollars is not None:
-        text = f"a step costs ${cost.dollars:,.4f}"
+        text = f"a step costs {most}${cost.dollars:,.4f}"
         if cost.steps is not None:
             text += f", the run ${cost.dollars * cost.steps:,.2f}"
         lines.append(text)

@@ -46,7 +46,7 @@ def talk(chat: Chat) -> None:
             if line == "/quit":
                 return
             try:
-                if line and not _obeyed(chat, line):
+                if line and not _obeyed(chat, line, tell=say):
                     _show_answers(chat, line)
                     _say_cut_off(chat)
             except KeyboardInterrupt:
@@ -96,8 +96,11 @@ def _say_cut_off(chat: Chat) -> None:
         say(f"note: the answer of {whose} was cut off at {chat.max_new_tokens} tokens.")
 
 
-def _obeyed(chat: Chat, line: str) -> bool:
+def _obeyed(chat: Chat, line: str, tell: Callable[[str], None] | None = None) -> bool:
     """Do what a line commands; return whether it was a command.
+
+    Args:
+        tell: says what took effect; None for silence, as a pipe takes answers alone.
 
     Raises:
         ConfigError: there is no such command, or it cannot have this value.
@@ -117,7 +120,21 @@ def _obeyed(chat: Chat, line: str) -> bool:
             f"{command} is no command. /help lists them; a message may begin with a space instead."
         )
     commands[command]()
+    if tell is not None and command != "/help":
+        tell(_effect(chat, command))
     return True
+
+
+def _effect(chat: Chat, command: str) -> str:
+    """Return what a command has changed, as a sentence."""
+    if command == "/reset":
+        return "The conversation is forgotten."
+    if command == "/system":
+        which = "with this" if chat.form.system_prompt else "without a"
+        return f"A new conversation {which} system prompt."
+    if chat.greedy:
+        return "Greedy from here on."
+    return f"Temperature {chat.sampling['temperature']:g} from here on."
 
 
 def temperature_of(text: str) -> float:

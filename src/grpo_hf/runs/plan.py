@@ -17,7 +17,7 @@ from ..errors import ConfigError, GrpoError
 from ..models import loading
 from ..models.precision import free_memory
 from ..models.shards import strategy_of
-from ..planning.cost import Cost, measured_rate
+from ..planning.cost import Cost, EarlierRun, earlier_run
 from ..planning.fitting import fit_into, usable
 from ..planning.geometry import Geometry
 from ..planning.known_shapes import known_models
@@ -40,9 +40,9 @@ class Question:
         gpus: how many GPUs train; by default as many as `accelerate` says, or one.
         accelerate: a configuration of accelerate, with the number of GPUs and the strategy.
         prompt_tokens: tokens of a prompt; by default those of the recipe's data.
-        completion_tokens: tokens of a completion; by default as many as a run allows.
+        completion_tokens: tokens of a completion; by default those of `like`, or the most allowed.
         rate: tokens per second of all GPUs together, as a run prints it.
-        like: the folder of an earlier run, for its rate.
+        like: the folder of an earlier run, for its rate and the length of its completions.
         dollars_per_hour: of one GPU.
         device: `cuda` or `cpu`; by default what the recipe says, and a CPU where there is no GPU.
     """
@@ -72,26 +72,47 @@ def plan_text(recipe: Recipe, question: Question) -> str:
     if run.device == "cpu":
         on_gpu = plan_facts(recipe, replace(question, device="cuda"))
     gpus = run.geometry.gpus
-    rate = question.rate
-    if question.like is not None:
-        rate = measured_rate(question.like)
+    earlier = None if question.like is None else earlier_run(question.like)
     steps = recipe.training.max_steps
     # For the cost a completion may be shorter than the longest, for which there has to be memory.
-    written = replace(
-        run.geometry,
-        prompt=lengths.mean,
-        completion=question.completion_tokens or run.geometry.completion,
-    )
+    completion, source = _mean_completion(recipe, question, earlier, run.geometry.completion)
     cost = Cost.of(
-        written,
+        replace(run.geometry, prompt=lengths.mean),
         steps=steps if steps > 0 else None,
-        rate=rate,
+        rate=question.rate if earlier is None else earlier.rate,
         dollars_per_hour=question.dollars_per_hour,
+        completion=completion,
     )
     file = recipe.file or "the flags"
     strategy_text = f", {run.strategy} on {gpus} GPUs" if gpus > 1 else ""
     title = f"plan of {file}: {name}{strategy_text}"
-    return page(Plan(title, run, on_gpu, cost, rate_hint(recipe), _notes(run, lengths.source)))
+    notes = _notes(run, lengths.source, source)
+    return page(Plan(title, run, on_gpu, cost, rate_hint(recipe), notes))
+
+
+def _mean_completion(
+    recipe: Recipe, question: Question, earlier: EarlierRun | None, longest: int
+) -> tuple[float | None, str]:
+    """Return the tokens of a completion on average, and a note on where the number is from.
+
+    It is None for the most that a run allows; `longest` is a guess where it allows any number.
+    """
+    limit = recipe.training.max_completion_length
+    if question.completion_tokens is not None:
+        given = question.completion_tokens
+        return given, f"for time and cost completions are taken to have {given} tokens"
+    if earlier is None or earlier.completion is None:
+        note = (
+            "completions that end earlier take less time and cost less (--completion_tokens N, "
+            "or --like RUN for the lengths of an earlier run)"
+        )
+        return None if limit else longest, note
+    mean = min(earlier.completion, limit or earlier.completion)
+    note = (
+        f"for time and cost completions are taken to have {mean:.1f} tokens on average, as in "
+        f"{question.like} (--completion_tokens for another number)"
+    )
+    return mean, note
 
 
 def device_of(recipe: Recipe, question: Question) -> str:
@@ -351,11 +372,17 @@ def _name_and_options(spec: Any) -> tuple[str, Mapping[str, Any]]:
     return split_spec(str(spec))
 
 
-def _notes(run: RunFacts, prompts: str) -> list[str]:
-    """Return what the plan takes for granted."""
+def _notes(run: RunFacts, prompts: str, completions: str) -> list[str]:
+    """Return what the plan takes for granted.
+
+    Args:
+        prompts: a note on their lengths.
+        completions: a note on their mean length.
+    """
     notes = [
         prompts,
         f"for the memory completions are taken to have {run.geometry.completion} tokens",
+        completions,
         *run.shape.notes,
     ]
     if run.device == "cpu":

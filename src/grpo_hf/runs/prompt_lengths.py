@@ -1,5 +1,6 @@
 """How long the prompts of a recipe's data are, for a plan: a sample of rows, and no download."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import prompts, rows
 from ..data.readers import EMBEDDED_PROBLEMS, Split, read_split
-from ..errors import GrpoError
+from ..errors import GrpoError, RewardError
+from ..scoring.registry import load_reward
+from ..scoring.reward import Reward
 from .recipe import Recipe
 from .run_data import dataset_of, form_of_prompts, tokenizer_at_hand
 
@@ -65,7 +68,7 @@ def _of_data(recipe: Recipe) -> PromptLengths:
     split, total = _sample(recipe)
     tokenizer = tokenizer_at_hand(recipe)
     form, _ = form_of_prompts(recipe, split, tokenizer)
-    dataset, _ = dataset_of(recipe, [], split, form)
+    dataset, _ = dataset_of(recipe, _readable_rewards(recipe, split), split, form)
     if tokenizer is None:
         lengths = [_guess(prompt) for prompt in dataset["prompt"]]
         how = f"a token for {_TOKEN_CHARACTERS} characters, as the tokenizer is not here"
@@ -103,6 +106,21 @@ def _sample(recipe: Recipe) -> tuple[Split, int]:
     spread = [split.rows[number * total // count] for number in range(count)]
     sample = Split(spread, [], split.source)
     return rows.rename_columns(sample, recipe.column_map), split.count
+
+
+def _readable_rewards(recipe: Recipe, split: Split) -> list[Reward]:
+    """Return the rewards that decide which rows are left out: those that find their columns.
+
+    What is wrong with another one, the run says.
+    """
+    columns = {"prompt", *rows.column_names(split.rows)}
+    found = []
+    for spec in recipe.task.rewards:
+        with suppress(RewardError):
+            reward = load_reward(spec, relative_to=recipe.folder)
+            if columns.issuperset(reward.columns):
+                found.append(reward)
+    return found
 
 
 def _counted(texts: list[Any], tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> list[int]:

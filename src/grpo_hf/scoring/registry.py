@@ -205,6 +205,18 @@ def _find(name: str, folder: Path) -> tuple[Any, str, str]:
     named = named_function(name, folder)
     if named is not None:
         return named
+    if name.endswith(".py") and (file := folder / Path(name).expanduser()).is_file():
+        own = _functions_of(import_file(file))
+        fitting = []
+        for key, function in own.items():
+            # Beside rewards a file has helpers, which take no completions.
+            with suppress(RewardError):
+                checked_reward(function, key, key, {}, name)
+                fitting.append(key)
+        choices = ", ".join(f"{name}:{key}" for key in fitting or own)
+        raise RewardNotFound(
+            f"reward {name!r} is a file; name one of its functions: {choices or 'none is there'}."
+        )
     known = _known_names()
     raise RewardNotFound(
         f"reward {name!r} is not known.{did_you_mean(name, known)} Installed: "
@@ -351,16 +363,27 @@ def _importing(what: str, module: str) -> Iterator[None]:
         raise RewardSpecError(message) from error
 
 
+def _functions_of(module: ModuleType) -> dict[str, Any]:
+    """Return the public functions of a module: its own ones, or where it has none those it imports.
+
+    What a module imports is seldom meant.
+    """
+    public = {}
+    for key, value in vars(module).items():
+        if inspect.isroutine(value) and not key.startswith("_"):
+            public[key] = value
+    own = {}
+    for key, value in public.items():
+        if getattr(value, "__module__", None) == module.__name__:
+            own[key] = value
+    return own or public
+
+
 def _attribute(module: ModuleType, name: str, what: str) -> Any:
     try:
         return attrgetter(name)(module)
     except AttributeError:
-        public = {}
-        for key, value in vars(module).items():
-            if inspect.isroutine(value) and not key.startswith("_"):
-                public[key] = getattr(value, "__module__", None) == module.__name__
-        # What a file imports is there as well, and is seldom meant.
-        own = [key for key, is_own in public.items() if is_own] or list(public)
+        own = _functions_of(module)
         raise RewardNotFound(
             f"{what}: no function {name!r} there.{did_you_mean(name, own)} Expected one "
             f"of: {', '.join(own) or 'none is there'}."
