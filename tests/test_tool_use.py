@@ -136,7 +136,12 @@ def test_programs_run_in_training_and_in_the_comparison(trained):
     assert [row["tools/call_frequency"] > 0.5 for row in metrics] == [True, True]
     compared = read_lines(run / "evaluation.jsonl")
     for row, conversation in zip(compared, CONVERSATIONS[:2], strict=True):
-        assert row["base"] == {"answer": conversation[1:], "right": True, "cut": False}
+        assert row["base"] == {
+            "answer": conversation[1:],
+            "right": True,
+            "cut": False,
+            "reward": 1.0,
+        }
 
 
 @pytest.mark.parametrize("none", [["--tools", ""], ["--tools="], ["--tools"]])

@@ -41,7 +41,7 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
     assert expected["adapter"] != expected["base"]
 
     # The base is right on the first two questions, the adapter on the last three.
-    golds = [*expected["base"][:2], "none", "none", *expected["adapter"][4:]]
+    golds = [*expected["base"][:2], "none", "half", *expected["adapter"][4:]]
     rows = [{"prompt": prompt, "answer": gold} for prompt, gold in zip(CHATS, golds, strict=True)]
     told = []
     answers = {}
@@ -74,6 +74,9 @@ def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tm
         assert [record[name]["right"] for record in records] == right
         assert getattr(found.cut, name) == sum(record[name]["cut"] for record in records) > 0
         assert getattr(found, name).right == sum(right)
+        earned = [record[name]["reward"] for record in records]
+        assert [value == 1.0 for value in earned] == right
+        assert getattr(found.part, name) == pytest.approx(sum(earned) / 7)
     assert found.difference == pytest.approx((found.adapter.right - found.base.right) / 7)
     assert [record["prompt"] for record in records] == CHATS
     assert one_by_one(policy, tokenizer, CHATS[:1], 6) == expected["adapter"][:1], (

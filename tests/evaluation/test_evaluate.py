@@ -122,6 +122,8 @@ def test_both_sides_answer_the_same_problems(run: Path, capsys: pytest.CaptureFi
     assert cut == [not ended for ended in endings(trained)]
     assert summary["cut"]["base"] == sum(cut) and summary["cut"]["limit"] == 12
     assert summary["cut"]["gained_cut"] == sum(cut[row] for row in gained)
+    # The reward pays all or nothing.
+    assert "part_marks" not in summary
 
 
 def test_what_a_terminal_shows_fits_80_columns(

@@ -32,9 +32,8 @@ from ..scoring.outcomes import Outcome
 from ..scoring.reward import Reward
 from ..scoring.run_rewards import isolate
 from ..scoring.scored_reward import ScoredReward
+from .part_marks import FULL_MARK
 
-# Rewards of right and wrong pay 1 for a right answer; anything below is partial credit.
-_FULL_MARK = 1.0
 # Batches of two seeds have different random numbers, in sets of fewer prompts than this.
 _SEEDS = 1_000_003
 
@@ -277,4 +276,4 @@ def is_right(outcome: Outcome) -> bool | None:
     """Return whether an outcome is the full mark; None where the reward failed."""
     if outcome.failure is not None:
         return None
-    return outcome.value is not None and outcome.value >= _FULL_MARK
+    return outcome.value is not None and outcome.value >= FULL_MARK

@@ -19,6 +19,7 @@ from ..scoring.outcomes import Outcome
 from ..scoring.scored_reward import ScoredReward
 from .answers import greedy_completions, is_right, judged, own_places
 from .cut_answers import CutAnswers, Marked
+from .part_marks import PartMarks
 from .statistics import LEAST_PAIRS, Comparison, compare
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,11 @@ class GreedyAnswers:
     def right(self) -> list[bool | None]:
         """Whether each is right; None where the reward failed."""
         return list(map(is_right, self.outcomes))
+
+    @property
+    def values(self) -> list[float | None]:
+        """What each earned; None where the reward failed."""
+        return [None if outcome.failure else outcome.value for outcome in self.outcomes]
 
 
 def answer_greedily(
@@ -152,7 +158,10 @@ def compare_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> Comparison |
         logger.warning(
             f"The reward failed on {failed} of {len(base.outcomes)} prompts, which are left out."
         )
-    return None if found is None else replace(found, cut=cut_answers(base, adapter))
+    if found is None:
+        return None
+    part = PartMarks.count(zip(base.values, adapter.values, strict=True))
+    return replace(found, cut=cut_answers(base, adapter), part=part)
 
 
 def cut_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> CutAnswers:
@@ -171,7 +180,7 @@ def cut_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> CutAnswers:
 def answer_at(answers: GreedyAnswers, place: int) -> Row:
     """Return the answer to one prompt as the files of a run keep it."""
     answer = {"answer": answers.completions[place], "right": answers.right[place]}
-    return answer | {"cut": answers.cut[place]}
+    return answer | {"cut": answers.cut[place], "reward": answers.values[place]}
 
 
 def write_answers(

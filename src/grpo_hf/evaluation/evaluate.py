@@ -266,7 +266,8 @@ def _summary(
     problems: ProblemSet, answering: Answering, lines: Sequence[Line], settings: dict[str, Any]
 ) -> dict[str, Any]:
     votes = problems.reward.reward.settings.answers is not None
-    summary = summary_of(lines, votes=votes, limit=answering.max_new_tokens)
+    reward = problems.reward.__name__
+    summary = summary_of(lines, votes=votes, limit=answering.max_new_tokens, reward=reward)
     failed = len(lines) - summary["problems"]
     if failed and PartialState().is_main_process:
         logger.warning(

@@ -10,6 +10,7 @@ import numpy as np
 
 from .cut_answers import CutAnswers
 from .intervals import Values, difference_estimates, share_estimates
+from .part_marks import PartMarks
 
 # Of fewer pairs not even a change of all is unlikely by chance: 2 / 2**5 is more than 5%.
 LEAST_PAIRS = 6
@@ -37,7 +38,8 @@ class Comparison:
     """The accuracies of base and adapter on the same prompts.
 
     `difference` is adapter − base; `low` and `high` are its paired 95% interval. `cut` says how
-    many answers were cut off, where that is known.
+    many answers were cut off, where that is known, and `part` what they earned, where some earned a
+    part of the mark.
     """
 
     base: Accuracy
@@ -46,6 +48,7 @@ class Comparison:
     low: float
     high: float
     cut: CutAnswers | None = None
+    part: PartMarks | None = None
 
     @property
     def doubt(self) -> str:

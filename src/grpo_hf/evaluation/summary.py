@@ -7,13 +7,14 @@ import numpy as np
 
 from .cut_answers import CutAnswers, Marked
 from .intervals import Estimate, Values, difference_estimates, share_estimates
+from .part_marks import PartMarks
 from .problem_set import SIDES
 from .statistics import maj_at_every_k, pass_at_every_k
 
 Line = dict[str, Any]
 
 
-def summary_of(lines: Sequence[Line], *, votes: bool, limit: int) -> dict[str, Any]:
+def summary_of(lines: Sequence[Line], *, votes: bool, limit: int, reward: str) -> dict[str, Any]:
     """Return the summary of the lines of an evaluation.
 
     A problem on which the reward failed is left out for both sides, since they are paired.
@@ -22,6 +23,7 @@ def summary_of(lines: Sequence[Line], *, votes: bool, limit: int) -> dict[str, A
         lines: with "row", "category" and what each side answered; see `evaluate`.
         votes: whether final answers are known, without which there is no maj@k.
         limit: tokens that an answer may have.
+        reward: the name of the one that says what is right.
     """
     judged = [line for line in lines if not _failed(line)]
     summary: dict[str, Any] = {"problems": len(judged)}
@@ -39,6 +41,10 @@ def summary_of(lines: Sequence[Line], *, votes: bool, limit: int) -> dict[str, A
     summary["by_category"] = _by_category(judged, columns, differences)
     summary["flips"] = _flips(judged)
     summary["cut"] = _cut(judged, limit).as_dict()
+    earned = [[line[side]["rewards"].get(reward) for side in SIDES] for line in judged]
+    part = PartMarks.count((base, adapter) for base, adapter in earned)
+    if part is not None:
+        summary["part_marks"] = part.as_dict()
     return summary
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from ..data.overlap_text import overlap_text
 from ..run_files import read_lines, reason_of
 from .cut_answers import CutAnswers
+from .part_marks import PartMarks
 from .problem_set import SIDES
 from .telling import cannot_tell
 
@@ -83,6 +84,9 @@ def report_of(summary: dict[str, Any], folder: Path) -> Group:
         parts.append(by_category)
     # The evaluations of a run are a folder in it.
     parts += _cut_off(summary, folder.parent)
+    part = PartMarks.of(summary.get("part_marks"))
+    if part is not None:
+        parts.append(Text(part.line + (f"; {part.doubt}" if part.doubt else "")))
     answers = folder / f"{summary['set']}.jsonl"
     parts += _flips(summary["flips"], answers)
     if summary["samples"] and not summary["base"]["maj_at"]:

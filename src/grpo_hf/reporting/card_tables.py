@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data.overlap_text import overlap_text
 from ..evaluation.cut_answers import CutAnswers
+from ..evaluation.part_marks import PartMarks
 from ..run_files import EVALUATIONS, HELD_OUT, HELD_OUT_SET
 
 Evaluation = dict[str, Any]
@@ -124,7 +125,7 @@ def result_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def cut_lines(results: dict[str, Any], evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return how many answers of each comparison were cut off, and where that is all of a gain."""
+    """Return how many answers of each comparison were cut off, and what a gain may be."""
     lines = []
     sets: list[tuple[str, Any, Any]] = []
     if results:
@@ -133,6 +134,9 @@ def cut_lines(results: dict[str, Any], evaluations: Sequence[Evaluation]) -> lis
         difference = (summary.get("difference") or {}).get("accuracy")
         sets.append((set_name(summary), summary, difference))
     for name, found, interval in sets:
+        part = PartMarks.of(found.get("part") or found.get("part_marks"))
+        if part is not None and part.doubt:
+            lines.append(f"{name}: {part.line}; {part.doubt}.")
         cut = CutAnswers.of(found.get("cut"))
         if cut is None or not cut.line:
             continue

@@ -70,6 +70,10 @@ def show(
     if comparison is not None:
         console.print(_comparison_table(comparison, reward_name))
         _show_cut(comparison, folder, console)
+        if comparison.part is not None:
+            doubt = comparison.part.doubt
+            said = comparison.part.line + (f"; {doubt}" if doubt else "")
+            console.print(said, soft_wrap=True, markup=False)
         total = comparison.base.total
         overlap = overlap_text(in_training, total)
         if overlap is not None:

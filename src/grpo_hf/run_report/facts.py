@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.overlap_text import overlap_text
 from ..evaluation.cut_answers import CutAnswers, Marked
+from ..evaluation.part_marks import PartMarks
 from ..evaluation.statistics import compare
 from ..run_files import HELD_OUT, HELD_OUT_SET
 from .points import number_text, points_of
@@ -49,6 +50,7 @@ class Result:
         summary: the file that it was read from, None for the comparison at the end of the run.
         in_training: how many of the prompts were trained on, if that is known.
         cut: how many answers were cut off, where that is known.
+        part: what the answers earned, where some earned a part of the mark.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Result:
     summary: Row | None
     in_training: int | None = None
     cut: CutAnswers | None = None
+    part: PartMarks | None = None
 
     @property
     def overlap(self) -> str | None:
@@ -99,7 +102,11 @@ def results_of(run: RunRecord) -> list[Result]:
             name += ", by grpo-hf eval"
         problems = int(summary.get("problems") or len(summary["rows"]))
         at_k, categories = _at_k(summary), _categories(summary)
-        known = _whole(summary.get("in_training")), CutAnswers.of(summary.get("cut"))
+        known = (
+            _whole(summary.get("in_training")),
+            CutAnswers.of(summary.get("cut")),
+            PartMarks.of(summary.get("part_marks")),
+        )
         results.append(
             Result(name, problems, base, adapter, difference, at_k, categories, summary, *known)
         )
@@ -144,7 +151,9 @@ def _final(run: RunRecord) -> Result | None:
     limit = run.answers[0].get("limit")
     # Runs of older versions have not noted it.
     cut = CutAnswers.count(marked, limit) if isinstance(limit, int) else None
-    return Result(HELD_OUT, len(base), before, after, difference, [], [], None, in_training, cut)
+    earned = [(row["base"].get("reward"), row["adapter"].get("reward")) for row in run.answers]
+    known = in_training, cut, PartMarks.count(earned)
+    return Result(HELD_OUT, len(base), before, after, difference, [], [], None, *known)
 
 
 def _whole(value: Any) -> int | None:

@@ -43,6 +43,9 @@ def verdict(results: Sequence[Result], findings: Mapping[str, str] = MappingProx
         word = "That is no difference that so few prompts can show"
     if first.cut is not None and first.doubt:
         word += f", but {first.doubt}. {first.cut.cure()}"
+    if first.part is not None:
+        doubt = f"; {first.part.doubt}" if first.part.doubt and difference.low > 0 else ""
+        word += f". {first.part.line.capitalize()}{doubt}"
     for name, learned in _LEARNED.items():
         if difference.low > 0 and name in findings:
             word += f". It may have learned {learned}: {findings[name].rstrip('.')}"
