@@ -696,8 +696,9 @@ class KLTerm:
 
         TRL appends a KL per micro-batch, reduced over processes.
         """
-        # Entries before these are of steps since the last logging step.
-        logged = self._trainer._metrics["train"]["kl"]
+        # Entries before these are of steps since the last logging step. A look must not make a list
+        # where there is none: TRL would log a KL without a value.
+        logged = self._trainer._metrics["train"].get("kl", [])
         return mean(logged[-self._trainer.current_gradient_accumulation_steps :])
 
     def log(self) -> None:

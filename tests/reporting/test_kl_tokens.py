@@ -127,6 +127,20 @@ def test_a_beta_that_a_callback_sets_to_0_ends_nothing(make_trainer: Any, tmp_pa
     assert lines[1].mean == pytest.approx(lines[1].total / lines[1].tokens, rel=1e-5)
 
 
+def test_a_loss_that_logs_no_kl_gets_none(make_trainer: Any, tmp_path: Path) -> None:
+    class Silent(GRPOTrainer):
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+            loss = super()._compute_loss(model, inputs)
+            self._metrics["train"].pop("kl")
+            return loss
+
+    trainer = make_trainer(max_steps=2)
+    trainer.__class__ = Silent
+    trainer.train()
+    steps = read_metrics(tmp_path / "run")
+    assert len(steps) == 2 and all("kl" not in row and "kl/max" in row for row in steps)
+
+
 @pytest.mark.parametrize("logged", [math.nan, math.inf])
 def test_a_mean_that_is_no_number_is_not_kept(
     make_trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: float
