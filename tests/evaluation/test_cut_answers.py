@@ -12,7 +12,7 @@ from grpo_hf.evaluation.comparison import GreedyAnswers, compare_answers, write_
 from grpo_hf.evaluation.cut_answers import CutAnswers
 from grpo_hf.evaluation.summary_text import report_of
 from grpo_hf.reporting import report
-from grpo_hf.reporting.card_tables import cut_lines
+from grpo_hf.reporting.card_tables import answer_lines
 from grpo_hf.reporting.gaming import findings
 from grpo_hf.run_report.facts import results_of
 from grpo_hf.run_report.page import write_report
@@ -89,7 +89,7 @@ def test_a_loss_is_in_doubt_where_answers_no_longer_end():
 
 def test_a_set_of_an_evaluation_and_the_card_say_the_same():
     found = compare_answers(**answers(ENDS)).as_dict()
-    (line,) = cut_lines(found, [])
+    (line,) = answer_lines(found, [])
     assert line.startswith(f"Held-out prompts: {LINE}. Beware: {WORDS}")
     share = {"value": 0.3, "low": 0.1, "high": 0.5}
     summary = {"set": "sums", "problems": 60, "reward": "gsm8k", "samples": 0, "by_category": {}}
@@ -99,7 +99,7 @@ def test_a_set_of_an_evaluation_and_the_card_say_the_same():
     shown.print(report_of(summary, Path("runs/a b/evaluations")))
     assert "grpo-hf eval 'runs/a b' --max_completion_length 136" in shown.file.getvalue()
     assert LINE in shown.file.getvalue() and WORDS in shown.file.getvalue()
-    assert cut_lines({}, [summary])[0].startswith(f"sums: {LINE}. Beware: {WORDS}")
+    assert answer_lines({}, [summary])[0].startswith(f"sums: {LINE}. Beware: {WORDS}")
 
 
 @pytest.mark.parametrize("row", [None, 3, {}, {"limit": "many"}])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grpo_hf.evaluation.part_marks import PartMarks
-from grpo_hf.reporting.card_tables import cut_lines
+from grpo_hf.reporting.card_tables import answer_lines
 from grpo_hf.run_report.facts import Interval, Result
 from grpo_hf.run_report.verdict import verdict
 
@@ -45,5 +45,5 @@ def test_the_verdict_and_the_card_say_it():
     said = verdict([result])
     assert "The adapter is better. Mean reward: base 0.278, adapter 0.889; of the 7" in said
     interval = {"low": 0.6, "high": 0.9}
-    (line,) = cut_lines({"part": part.as_dict(), **interval}, [])
+    (line,) = answer_lines({"part": part.as_dict(), **interval}, [])
     assert line.startswith("Held-out prompts: mean reward: base 0.278, adapter 0.889; of the 7")

@@ -1,8 +1,9 @@
 """Answers that were cut off at the limit of their tokens, and how much of a result they explain."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+
+from .counts import Counts
 
 # The sign of gaming that a comparison says by itself, as it counts these answers.
 ANSWERS_THAT_END = "answers that end"
@@ -23,7 +24,7 @@ class Marked:
 
 
 @dataclass(frozen=True)
-class CutAnswers:
+class CutAnswers(Counts):
     """How many of both sides' answers to the same prompts were cut off before their end.
 
     Args:
@@ -65,17 +66,6 @@ class CutAnswers:
             lost=len(lost),
             lost_cut=sum(each.adapter_cut for each in lost),
         )
-
-    @classmethod
-    def of(cls, row: Any) -> "CutAnswers | None":
-        """Return what a file holds, or None where it holds nothing of that kind."""
-        try:
-            return cls(**{name: int(row[name]) for name in cls.__dataclass_fields__})
-        except (TypeError, KeyError, ValueError):
-            return None
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
 
     @property
     def line(self) -> str:

@@ -1,8 +1,9 @@
 """What greedy answers earn beside full marks, which a share of right answers does not tell."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+
+from .counts import Counts
 
 # Rewards of right and wrong pay 1 for a right answer; anything below is partial credit.
 FULL_MARK = 1.0
@@ -11,7 +12,7 @@ _MOSTLY = 0.5
 
 
 @dataclass(frozen=True)
-class PartMarks:
+class PartMarks(Counts):
     """What both sides' answers to the same prompts earned.
 
     Args:
@@ -51,22 +52,6 @@ class PartMarks:
             gained_part=sum(base > 0 for base in gained),
         )
 
-    @classmethod
-    def of(cls, row: Any) -> "PartMarks | None":
-        """Return what a file holds, or None where it holds nothing of that kind."""
-        try:
-            return cls(
-                base=float(row["base"]),
-                adapter=float(row["adapter"]),
-                gained=int(row["gained"]),
-                gained_part=int(row["gained_part"]),
-            )
-        except (TypeError, KeyError, ValueError):
-            return None
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
     @property
     def line(self) -> str:
         """What both sides earn, in words."""
@@ -81,3 +66,8 @@ class PartMarks:
             f"of the {self.gained} answers that became right, {self.gained_part} of the base's had "
             "earned a part of the mark, so read both: it may be their form that changed"
         )
+
+    @property
+    def said(self) -> str:
+        """The line, with what a gain may be."""
+        return f"{self.line}; {self.doubt}" if self.doubt else self.line

@@ -124,7 +124,7 @@ def result_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def cut_lines(results: dict[str, Any], evaluations: Sequence[Evaluation]) -> list[str]:
+def answer_lines(results: dict[str, Any], evaluations: Sequence[Evaluation]) -> list[str]:
     """Return how many answers of each comparison were cut off, and what a gain may be."""
     lines = []
     sets: list[tuple[str, Any, Any]] = []
@@ -136,7 +136,7 @@ def cut_lines(results: dict[str, Any], evaluations: Sequence[Evaluation]) -> lis
     for name, found, interval in sets:
         part = PartMarks.of(found.get("part") or found.get("part_marks"))
         if part is not None and part.doubt:
-            lines.append(f"{name}: {part.line}; {part.doubt}.")
+            lines.append(f"{name}: {part.said}.")
         cut = CutAnswers.of(found.get("cut"))
         if cut is None or not cut.line:
             continue

@@ -21,7 +21,7 @@ from ..evaluation.telling import cannot_tell
 from ..run_files import GAMING_FILE, say, write_or_say
 from .card_code import code, example_prompt
 from .card_tables import (
-    cut_lines,
+    answer_lines,
     evaluation_notes,
     evaluation_results,
     evaluation_rows,
@@ -208,7 +208,7 @@ def _text(folder: Path, card: dict[str, Any]) -> str:
             "evaluation_rows": evaluation_rows(evaluations, results),
             "evaluation_notes": evaluation_notes(evaluations),
             "curves": _curves(folder),
-            "limits": cut_lines(results, evaluations) + _limits(folder, card),
+            "limits": answer_lines(results, evaluations) + _limits(folder, card),
             "citation": _CITATION,
             "table": table,
         }

@@ -71,9 +71,7 @@ def show(
         console.print(_comparison_table(comparison, reward_name))
         _show_cut(comparison, folder, console)
         if comparison.part is not None:
-            doubt = comparison.part.doubt
-            said = comparison.part.line + (f"; {doubt}" if doubt else "")
-            console.print(said, soft_wrap=True, markup=False)
+            console.print(comparison.part.said, soft_wrap=True, markup=False)
         total = comparison.base.total
         overlap = overlap_text(in_training, total)
         if overlap is not None:

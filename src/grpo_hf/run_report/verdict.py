@@ -44,8 +44,8 @@ def verdict(results: Sequence[Result], findings: Mapping[str, str] = MappingProx
     if first.cut is not None and first.doubt:
         word += f", but {first.doubt}. {first.cut.cure()}"
     if first.part is not None:
-        doubt = f"; {first.part.doubt}" if first.part.doubt and difference.low > 0 else ""
-        word += f". {first.part.line.capitalize()}{doubt}"
+        said = first.part.said if difference.low > 0 else first.part.line
+        word += f". {said[0].upper()}{said[1:]}"
     for name, learned in _LEARNED.items():
         if difference.low > 0 and name in findings:
             word += f". It may have learned {learned}: {findings[name].rstrip('.')}"
