@@ -7,6 +7,7 @@ import time
 from importlib.metadata import version
 
 import pytest
+from support.run_folders import write_run
 
 from grpo_hf.cli import main
 from grpo_hf.reporting.report import next_steps
@@ -348,3 +349,5 @@ def test_what_takes_seconds_is_said_and_what_ends_at_once_is_not(tmp_path):
     assert said("train", tmp_path / "mine.yaml", "--num_generations", "1").startswith(loading)
     assert said("settings", "beta") == loading
     assert loading not in said("eval", tmp_path / "none")
+    run = write_run(tmp_path / "run")
+    assert said("report", run) == "reading the run, drawing its charts ...\n"

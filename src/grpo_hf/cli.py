@@ -22,7 +22,7 @@ from .errors import ConfigError, did_you_mean
 from .recipe_keys import check_flags, check_keys
 from .run_files import METRICS_FILE
 from .run_folders import recipe_at
-from .runs.program import STOPPED_TRAINING, exit_on_error, quiet
+from .runs.program import LOADING, STOPPED_TRAINING, exit_on_error, quiet
 
 # Seconds after which a user wonders what a command does.
 _PATIENCE = 0.5
@@ -41,17 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_on_error(options.stopped):
         # Before the command imports what it needs, which takes longer.
         check_flags(rest, _flags_of(commands, given))
-        if options.takes_settings or options.loads:
-            _say_what_is_loaded()
+        _say_after_a_moment(LOADING if options.takes_settings else options.begins_with)
         options.command(options, rest)
 
 
-def _say_what_is_loaded() -> None:
+def _say_after_a_moment(said: str) -> None:
     """Say what a command is doing in its first seconds, unless it ends before: imports are slow."""
     # The launcher sets RANK.
-    if "trl" in sys.modules or os.environ.get("RANK", "0") != "0":
+    is_loaded = said == LOADING and "trl" in sys.modules
+    if not said or is_loaded or os.environ.get("RANK", "0") != "0":
         return
-    said = "loading torch, transformers and trl ..."
     timer = threading.Timer(_PATIENCE, print, (said,), {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()
@@ -92,7 +91,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     """Return the parser of the command, and those of its subcommands."""
     parser = argparse.ArgumentParser(prog="grpo-hf", description="GRPO on one frozen base model.")
     parser.add_argument("--version", action="version", version=f"grpo-hf {version('grpo-hf')}")
-    parser.set_defaults(takes_settings=False, loads=False, stopped="stopped.")
+    parser.set_defaults(takes_settings=False, begins_with="", stopped="stopped.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(

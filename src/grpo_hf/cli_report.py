@@ -15,7 +15,7 @@ def add_report_commands(commands: Any) -> None:
     report.add_argument("run", type=Path, nargs="+", help="output folder of a run")
     report.add_argument("--to", type=Path, metavar="FILE", help="the page (RUN/report.html)")
     report.add_argument("--no_pictures", action="store_true", help="write no PNG of each chart")
-    report.set_defaults(command=_report)
+    report.set_defaults(command=_report, begins_with="reading the run, drawing its charts ...")
 
     plot = commands.add_parser("plot", help="draw a run's rewards", description=_plot.__doc__)
     plot.add_argument("run", type=Path, help="output folder of a run")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .cli_rewards import check_recipe
 from .errors import ConfigError, DataError, GrpoError, did_you_mean_path
+from .runs.program import LOADING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,7 @@ def add_start_commands(commands: Any) -> None:
     init.add_argument("--prompt", metavar="COLUMN", help="column of the prompt")
     init.add_argument("--gold", metavar="COLUMN", help="column of the right answer; - for none")
     init.add_argument("--reward", help="a reward that is there, instead of a new file")
-    init.set_defaults(command=_init, loads=True)
+    init.set_defaults(command=_init, begins_with=LOADING)
 
     settings = commands.add_parser(
         "settings", help="every setting by topic, or one", description=_settings.__doc__
@@ -48,12 +49,12 @@ def add_start_commands(commands: Any) -> None:
     settings.add_argument(
         "name", nargs="?", help="a setting, a word of a topic, or `all` (default: names by topic)"
     )
-    settings.set_defaults(command=_settings, loads=True)
+    settings.set_defaults(command=_settings, begins_with=LOADING)
 
     schema = commands.add_parser(
         "schema", help="a JSON schema of recipes, for editors", description=_schema.__doc__
     )
-    schema.set_defaults(command=_schema, loads=True)
+    schema.set_defaults(command=_schema, begins_with=LOADING)
 
 
 # The docstrings of the commands are what `--help` shows as their descriptions.

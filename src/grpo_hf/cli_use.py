@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .run_folders import check_free, check_weights
+from .runs.program import LOADING
 
 # The flags of `grpo-hf export`, as its settings are called.
 _EXPORT = ["run", "to", "format", "dtype", "outtype", "converter", "base", "trust_remote_code"]
@@ -26,7 +27,7 @@ def add_use_commands(commands: Any) -> None:
     chat.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (0)")
     chat.add_argument("--system", metavar="TEXT", help="system prompt, instead of the run's")
     chat.add_argument("--json", action="store_true", help="of piped prompts: a JSON object each")
-    chat.set_defaults(command=_chat, loads=True)
+    chat.set_defaults(command=_chat, begins_with=LOADING)
 
     export = commands.add_parser(
         "export", help="a run's merged weights, or a GGUF file", description=_export.__doc__
@@ -48,7 +49,7 @@ def add_use_commands(commands: Any) -> None:
     export.add_argument(
         "--converter", type=Path, metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py"
     )
-    export.set_defaults(command=_export, loads=True)
+    export.set_defaults(command=_export, begins_with=LOADING)
 
     push = commands.add_parser("push", help="push a run to the Hub", description=_push.__doc__)
     push.add_argument("run", type=Path, help="output folder of a run")

@@ -1,6 +1,7 @@
 """What a page says first: is the adapter better, and how sure is that?"""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from support.run_folders import write_evaluation, write_run
 
 from grpo_hf.run_report.facts import HELD_OUT, HELD_OUT_SET, Interval, Result, results_of
+from grpo_hf.run_report.page import write_report
 from grpo_hf.run_report.record import read_run
 from grpo_hf.run_report.verdict import verdict
 
@@ -38,6 +40,25 @@ def test_where_greedy_answers_cannot_tell_samples_do() -> None:
     assert "Of answers that are sampled, 35.6% of the base's answers are right and 95.8%" in said
     assert "+60.2 points, 95% interval +50.2 to +70.2." in said
     assert HINT not in said
+
+
+def test_a_run_that_goes_on_is_not_told_that_nothing_was_evaluated(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert "not known" not in main_sentence(run)
+    (run / "evaluation.jsonl").unlink()
+    assert "not known: nothing was evaluated" in main_sentence(run)
+    log = run / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:4]))
+    assert "not known yet: the run has not ended, and stands at step 4" in main_sentence(run)
+
+
+def main_sentence(run: Path) -> str:
+    """The first sentences of the page of a run."""
+    page = write_report([run], run / "page.html", pictures=False)
+    found = re.search(r'<p class="verdict">(.*?)</p>', page.read_text(), re.DOTALL)
+    page.unlink()
+    assert found is not None
+    return " ".join(found[1].split())
 
 
 def test_samples_of_a_later_evaluation_of_the_same_prompts_count(tmp_path: Path) -> None:

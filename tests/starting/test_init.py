@@ -339,6 +339,12 @@ class TestColumns:
             ({"id": "{n}", "category": "kind {m}"}, None),
             ({"id": "{n}", "problem_type": "kind {m}"}, None),
             ({"id": "{n}", "lang": "l{m}"}, None),
+            # The only other column may be a kind that is asked for, but not the number of a row.
+            ({"category": "kind {m}"}, "category"),
+            ({"answerKey": "{m}"}, "answerKey"),
+            ({"id": "{m}"}, None),
+            ({"rowId": "x{n}"}, None),
+            ({"n": "{n}"}, None),
         ],
     )
     def test_the_only_column_of_short_texts_is_the_answer(self, data, more, gold):

@@ -228,6 +228,11 @@ def _without_rounding(kl: float) -> float:
     return 0.0 if abs(kl) < _ROUNDING else kl
 
 
+def standing_of(run: RunRecord) -> str:
+    """Return where a run stands that has not ended, as "step 4 of 40"; nothing of one that has."""
+    return "" if run.summary else f"step {run.steps[-1]['step']:,}{_of_all(run)}"
+
+
 def _of_all(run: RunRecord) -> str:
     """Return how many steps there were to be, of a run that has not ended."""
     settings = run.starts[-1].get("settings") if run.starts else None

@@ -186,7 +186,8 @@ def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
     findings = _findings(run.folder, prefix)
     nothing = why_nothing_was_learned(run.steps)
     failed = [f"{each} {LEFT_OUT}" for each in why_completions_were_left_out(run.steps)]
-    verdict = verdict_of(results, {found.name: found.text for found in findings or []})
+    signs = {found.name: found.text for found in findings or []}
+    verdict = verdict_of(results, signs, standing=facts.standing_of(run))
     return RunView(
         record=run,
         prefix=prefix,

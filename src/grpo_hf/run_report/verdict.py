@@ -15,12 +15,24 @@ _LEARNED = {
 }
 
 
-def verdict(results: Sequence[Result], findings: Mapping[str, str] = MappingProxyType({})) -> str:
+def verdict(
+    results: Sequence[Result],
+    findings: Mapping[str, str] = MappingProxyType({}),
+    *,
+    standing: str = "",
+) -> str:
     """Return in a sentence whether the adapter is better than the base, and how sure that is.
 
     Args:
         findings: what the watch for gaming says, by the name of the sign.
+        standing: the last step of a run that has not ended, as a text.
     """
+    if not results and standing:
+        return (
+            "Whether the adapter is better than the base is not known yet: the run has not ended, "
+            f"and stands at {standing}. A recipe compares them at the end (eval_rows), and grpo-hf "
+            "eval does it with the newest checkpoint."
+        )
     if not results:
         return (
             "Whether the adapter is better than the base is not known: nothing was evaluated "

@@ -14,6 +14,8 @@ from ..durability.launchers import leave_with_launcher
 from ..errors import GrpoError
 from ..run_files import say_first
 
+# What a command says that needs them, before it imports them.
+LOADING = "loading torch, transformers and trl ..."
 STOPPED_TRAINING = (
     "stopped while no run was training. The same command starts again, or goes on from the last "
     "checkpoint, if there is one, with --resume_from_checkpoint auto."

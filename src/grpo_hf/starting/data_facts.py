@@ -18,11 +18,14 @@ _ANSWER_COLUMNS = (
     *GOLD_COLUMNS,
     *("expected", "expected_answer", "correct_answer", "right_answer", "final_answer"),
     *("ground_truth", "reference", "answers", "output", "response", "completion", "result"),
-    *("class",),
+    *("class", "answerkey", "answer_key"),
 )
-# Words in the names of columns that say which row it is, or what kind of row.
+# Words in the names of columns that say which row it is.
+_WHICH_ROW = {"id", "ids", "uuid", "guid", "idx", "index", "key", "hash"}
+# Words in those that say what kind of row, or where from.
 _ABOUT_ROWS = {
-    *("id", "ids", "uuid", "guid", "idx", "index", "key", "hash", "split", "source", "origin"),
+    *_WHICH_ROW,
+    *("split", "source", "origin"),
     *("dataset", "subset", "category", "type", "topic", "subject", "domain", "difficulty"),
     *("level", "url", "uri", "link", "href", "file", "filename", "path", "date", "time"),
     *("timestamp", "created", "updated", "year", "lang", "language", "locale", "license"),
@@ -196,9 +199,9 @@ def guess_gold(facts: DataFacts, prompt: str) -> str | None:
         for name in others:
             if name.lower() == wanted:
                 return name
-    # With two columns there is not much to choose from.
+    # With two columns there is not much to choose from; "category" may be what is asked for.
     if len(others) == 1:
-        return others[0]
+        return None if _numbers_rows(facts, others[0]) else others[0]
     # A guess is easily taken for knowledge, so any other column that may matter forbids it.
     left = [name for name in others if not _is_about_rows(facts, name)]
     return left[0] if len(left) == 1 and left == possible_gold(facts, prompt) else None
@@ -217,16 +220,25 @@ def possible_gold(facts: DataFacts, prompt: str) -> list[str]:
 
 def _is_about_rows(facts: DataFacts, name: str) -> bool:
     """Return whether a column numbers or sorts rows, or says the same of each."""
-    values = [str(value).strip() for value in facts.values(name)]
-    if len(set(values)) == 1 or _ABOUT_ROWS.intersection(map(str.lower, _WORD.findall(name))):
+    values = facts.values(name)
+    if facts.columns[name].distinct == 1 or _ABOUT_ROWS & _words_of(name):
         return True
-    if len(set(values)) < len(values):
-        return False
-    if facts.columns[name].kind == "number":
-        # Numbers that differ may be answers, but not those that count.
-        return values == [str(place + int(values[0] == "1")) for place in range(len(values))]
+    if facts.columns[name].kind == "number" or facts.columns[name].distinct < len(values):
+        return _numbers_rows(facts, name)
     # Such as A-17.
-    return all(_CODE.fullmatch(value) for value in values)
+    return all(_CODE.fullmatch(str(value).strip()) for value in values)
+
+
+def _numbers_rows(facts: DataFacts, name: str) -> bool:
+    """Return whether a column says which row it is: by its name, or because it counts."""
+    values = [str(value).strip() for value in facts.values(name)]
+    # Numbers that differ may be answers, but not those that count.
+    counting = [str(place + int(values[0] == "1")) for place in range(len(values))]
+    return bool(_WHICH_ROW & _words_of(name)) or (len(values) > 1 and values == counting)
+
+
+def _words_of(name: str) -> set[str]:
+    return set(map(str.lower, _WORD.findall(name)))
 
 
 def holds_its_answers(facts: DataFacts, prompt: str, gold: str) -> bool:
