@@ -35,6 +35,11 @@ class RunContext:
     step: int
 
     @property
+    def logged_step(self) -> int:
+        """The step that the log shows this rollout under: of a training the one that it makes."""
+        return self.step + 1 if self.training else self.step
+
+    @property
     def rank(self) -> int:
         """The number of this process."""
         return self.accelerator.process_index

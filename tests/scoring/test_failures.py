@@ -89,7 +89,7 @@ def scored(values: list[list[float | str]]) -> tuple[Scores, torch.Tensor]:
 
 
 def settled(folder: Path, values: list[list[float | str]], size: int) -> Settled:
-    """What becomes of the rewards of one process at step 3."""
+    """What becomes of the rewards of one process after three steps."""
     scores, rewards = scored(values)
     run = RunContext(Accelerator(cpu=True), group_size=size, training=True, step=3)
     args = GRPOConfig(
@@ -113,7 +113,7 @@ def test_a_row_with_a_failure_is_left_out_and_one_that_cannot_be_judged_is_not(
     assert (metrics["rewards/reward1/failed"], metrics["rewards/reward1/judged"]) == (0.0, 0.75)
     (kept,) = (tmp_path / "failures.jsonl").read_text().splitlines()
     assert json.loads(kept) == {
-        "step": 3,
+        "step": 4,
         "reward": "reward0",
         "reason": "timeout",
         "detail": "it went wrong",
@@ -194,7 +194,7 @@ def test_the_share_that_may_fail(tmp_path: Path) -> None:
     settled(tmp_path, [["memory", "memory", 1.0, 0.0]], 4)
     with pytest.raises(
         RewardFailuresError,
-        match=r"failed on 3 of 4 completions at step 3, more(?s:.*)it went wrong",
+        match=r"failed on 3 of 4 completions at step 4, more(?s:.*)it went wrong",
     ):
         settled(tmp_path, [["memory", "timeout", "memory", 0.0]], 4)
 

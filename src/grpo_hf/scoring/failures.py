@@ -92,7 +92,7 @@ def settle_failures(scores: Scores, rewards: Tensor, run: RunContext, args: Any)
         return Settled(rewards, {})
     report = count_failures(scores, rewards, run)
     # Written before the run may end: the file is where the user looks for the reason.
-    write_failures(scores, Path(args.output_dir), run.step)
+    write_failures(scores, Path(args.output_dir), run.logged_step)
     stop_at_too_many(
         report,
         scores,
@@ -264,8 +264,8 @@ def stop_at_too_many(
         resume = " and continue with --resume_from_checkpoint auto" if run.step else ""
         raise RewardFailuresError(
             f"the reward {spec} failed on {counts.total} of {counts.rows} completions at step "
-            f"{run.step}, more than max_reward_failures {most:g}: such a reward must not train a "
-            "model. Mend it (`grpo-hf rewards check RECIPE` tries it on real rows)"
+            f"{run.logged_step}, more than max_reward_failures {most:g}: such a reward must not "
+            "train a model. Mend it (`grpo-hf rewards check RECIPE` tries it on real rows)"
             f"{resume}. The first failure:\n{detail}"
         )
 
