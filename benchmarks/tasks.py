@@ -161,33 +161,45 @@ def gsm8k_solutions(data: Path | None, split: str = "train") -> list[Problem]:
     rows = []
     for line in _lines(data, f"gsm8k/{split}.jsonl"):
         solution, _, answer = line["answer"].rpartition("####")
-        solution = _BRACKETS.sub("", solution)
+        solution, calculations = _BRACKETS.subn("", solution)
         rows.append(
             {
                 "prompt": _turns(line["question"]),
                 "solution": f"{solution}#### {answer.strip()}",
                 "answer": int(answer.replace(",", "")),
+                "calculations": calculations,
             }
         )
     return rows
 
 
-def _gsm8k(split: str, *example: str) -> Callable[[Path | None], list[Problem]]:
-    """Return what makes GSM8K's prompts, behind an example, and answers without the solutions."""
+def _gsm8k(
+    split: str, *example: str, calculations: tuple[int, ...] = (), rows: int | None = None
+) -> Callable[[Path | None], list[Problem]]:
+    """Return what makes GSM8K's prompts, behind an example, and answers without the solutions.
 
-    def rows(data: Path | None) -> list[Problem]:
-        return [
-            {"prompt": _turns(*example, _question(row)), "answer": row["answer"]}
-            for row in gsm8k_solutions(data, split)
-        ]
+    Args:
+        calculations: of the problems that are wanted; by default of any number.
+        rows: how many of those, by default all.
+    """
 
-    return rows
+    def make(data: Path | None) -> list[Problem]:
+        made = []
+        for row in gsm8k_solutions(data, split):
+            if not calculations or row["calculations"] in calculations:
+                made.append({"prompt": _turns(*example, _question(row)), "answer": row["answer"]})
+        return made[:rows]
+
+    return make
 
 
 _EXAMPLE = (
     "Tom has 3 boxes with 6 pens each. He gives 5 pens to Ann. How many pens does he have left?",
     "The boxes hold 3 * 6 = 18 pens.\nHe has 18 - 5 = 13 pens left.\n#### 13",
 )
+# In the words of the calculations alone, and as short.
+_SHORT_EXAMPLE = (_EXAMPLE[0], "3 times 6 is 18. 18 minus 5 is 13.")
+_SHORT = (1, 2)
 # A GPU's: 512 completions a step, in two updates.
 _ON_A_GPU = {
     "use_cpu": False,
@@ -231,6 +243,16 @@ _ALL = (
         "last_word",
         _last_arguments,
         {"max_completion_length": 14, "max_steps": 24},
+    ),
+    Task(
+        "gsm8k_short",
+        "GSM8K's problems of one or two calculations, after a worked one; right is the last "
+        "number.",
+        "The problems are GSM8K's, held out are 200 of its test split.",
+        "last_number",
+        _gsm8k("train", *_SHORT_EXAMPLE, calculations=_SHORT),
+        {"max_completion_length": 48},
+        _gsm8k("test", *_SHORT_EXAMPLE, calculations=_SHORT, rows=HELD_OUT),
     ),
     Task(
         "gsm8k",
