@@ -78,8 +78,19 @@ def run_commands(folder: Path, commands: Sequence[str], arguments: argparse.Name
             print(f"ended before, in {folder}: {command}", flush=True)
             continue
         print(command, flush=True)
+        # What a command took that was stopped on its way, and goes on now, nobody knows.
+        begun = folder / f"begun-{number}"
+        goes_on = begun.exists()
+        begun.touch()
         seconds = run_alone(words_of(command, arguments.data), folder, arguments.threads)
-        took.write_text(json.dumps(seconds), encoding="utf-8")
+        took.write_text(json.dumps({} if goes_on else seconds), encoding="utf-8")
+
+
+def time_of(took: Sequence[Row]) -> Row:
+    """Return the seconds of all commands, or nothing where those of one are not known."""
+    if not all(took):
+        return {}
+    return {"took": {kind: round(sum(each[kind] for each in took), 1) for kind in took[0]}}
 
 
 def record_of(experiment: Row, folder: Path, threads: int) -> Row:
@@ -96,7 +107,7 @@ def record_of(experiment: Row, folder: Path, threads: int) -> Row:
         "commands": experiment["commands"],
         "machine": {**started, "threads": threads},
         "seeds": experiment["seeds"],
-        "took": {kind: round(sum(each[kind] for each in took), 1) for kind in ("wall", "cpu")},
+        **time_of(took),
         "tables": tables,
     }
 

@@ -149,6 +149,11 @@ def test_an_experiment_runs_as_it_is_typed(
     experiments.main(["--run", "tiny", *cheap])
     assert "ended before, in " in capsys.readouterr().out
     assert (tmp_path / "records" / "tiny.json").read_text(encoding="utf-8") == written
+    # Of a command that was stopped on its way, the last part is no measure.
+    (tmp_path / "runs" / "tiny" / "took-0.json").unlink()
+    monkeypatch.setattr(experiments, "run_alone", lambda *_: {"wall": 1.0, "cpu": 1.0})
+    experiments.main(["--run", "tiny", *cheap])
+    assert "took" not in json.loads((tmp_path / "records" / "tiny.json").read_text("utf-8"))
 
 
 def test_what_fails_or_is_missing_is_said(tmp_path: Path, cheap: list[str]) -> None:
