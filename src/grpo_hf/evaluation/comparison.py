@@ -83,7 +83,7 @@ class GreedyAnswers:
 
     @property
     def values(self) -> list[float | None]:
-        """What each earned; None where the reward failed."""
+        """What each earned; None where the reward failed or could not judge it."""
         return [None if outcome.failure else outcome.value for outcome in self.outcomes]
 
 
@@ -160,8 +160,11 @@ def compare_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> Comparison |
         )
     if found is None:
         return None
-    part = PartMarks.count(zip(base.values, adapter.values, strict=True))
-    return replace(found, cut=cut_answers(base, adapter), part=part)
+    earned = []
+    for before, after in zip(base.outcomes, adapter.outcomes, strict=True):
+        if not before.failure and not after.failure:
+            earned.append((before.value, after.value))
+    return replace(found, cut=cut_answers(base, adapter), part=PartMarks.count(earned))
 
 
 def cut_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> CutAnswers:
