@@ -68,13 +68,13 @@ class GreedyAnswers:
     Args:
         outcomes: what the reward that decides says of each.
         cut: whether each was cut off.
-        limit: tokens that an answer may have.
+        limit: tokens that an answer may have; None where the run does not say it.
     """
 
     completions: list[Completion]
     outcomes: list[Outcome]
     cut: list[bool]
-    limit: int
+    limit: int | None
 
     @property
     def right(self) -> list[bool | None]:
@@ -167,8 +167,14 @@ def compare_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> Comparison |
     return replace(found, cut=cut_answers(base, adapter), part=PartMarks.count(earned))
 
 
-def cut_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> CutAnswers:
-    """Count the answers of both sides that were cut off, on the prompts that are compared."""
+def cut_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> CutAnswers | None:
+    """Count the answers of both sides that were cut off, on the prompts that are compared.
+
+    Returns:
+        The counts, or None where the limit is not known.
+    """
+    if adapter.limit is None:
+        return None
     known = []
     for right, cut in zip(
         zip(base.right, adapter.right, strict=True),
