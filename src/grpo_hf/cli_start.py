@@ -86,14 +86,13 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
         _Question("Column of the prompt", lambda: guess_prompt(facts, options.gold)),
         facts.checked,
     )
+    guessed = guess_gold(facts, prompt)
     gold = _settled(
         options.gold,
-        _Question(
-            "Column of the right answer (- for none)", lambda: guess_gold(facts, prompt) or "-"
-        ),
+        _Question("Column of the right answer (- for none)", lambda: guessed or "-"),
         lambda column: None if column == "-" else facts.checked(column),
     )
-    note = _note_on_gold(facts, prompt, gold) if options.gold is None else ""
+    note = _note_on_gold(facts, prompt, gold, guessed) if options.gold is None else ""
     # Of a flag it was checked above.
     model = options.model or _settled(
         None, _Question("Model: a folder, or a name on the Hub", _default_model), _checked_model
@@ -110,7 +109,7 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
     written = write_task(plan)
     console = _console()
     console.print(f"prompt: {prompt}; right answer: {gold or 'none'}{note}", markup=False)
-    if note and gold is None:
+    if note and gold is None and guessed is None:
         _say_second_try(plan, None if reward_there == _NEW else reward_there)
     console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
     recipe = options.folder / RECIPE
@@ -159,16 +158,19 @@ def _checked_reward(spec: str) -> str:
     return spec
 
 
-def _note_on_gold(facts: "DataFacts", prompt: str, gold: str | None) -> str:
-    """Return what to do about a right answer that nobody has named."""
+def _note_on_gold(facts: "DataFacts", prompt: str, gold: str | None, guessed: str | None) -> str:
+    """Return what to do about a right answer that no flag has named."""
     others = ", ".join(name for name in facts.columns if name not in (prompt, gold))
     if gold is not None:
         return f" (--gold COLUMN for another: {others}; - for none)" if others else ""
     if not others:
         return ""
+    note = ", so the reward looks at the form alone, and cannot tell what is right"
+    # In a terminal it was offered, and refused.
+    if guessed is not None:
+        return note
     return (
-        f", so the reward looks at the form alone, and cannot tell what is right. No column is "
-        f"called as right answers are: name it with --gold COLUMN ({others})"
+        f"{note}. No column is called as right answers are: name it with --gold COLUMN ({others})"
     )
 
 

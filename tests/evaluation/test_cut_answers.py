@@ -76,6 +76,16 @@ def test_the_verdict_is_in_doubt_where_answers_only_end(
         assert "18 of the base's were cut off" in finding.text and finding.samples
 
 
+def test_a_run_that_sets_no_limit_ends_with_its_comparison():
+    """`max_completion_length: null` is legal, and the model's own limit is not known here."""
+    none = {side: replace(found, limit=None) for side, found in answers(ENDS).items()}
+    found = compare_answers(**none)
+    assert found is not None and found.low > 0
+    shown = Console(file=io.StringIO(), width=200, highlight=False)
+    report.show(found, "runs/a", "gsm8k", shown)
+    assert "cut off" not in shown.file.getvalue()
+
+
 def test_a_loss_is_in_doubt_where_answers_no_longer_end():
     marks = [(True, False)] * 9 + [(True, True)] * 11
     base, adapter = zip(*marks, strict=True)

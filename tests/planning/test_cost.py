@@ -55,6 +55,20 @@ def test_what_an_earlier_run_measured(tmp_path: Path) -> None:
     assert earlier.completion == pytest.approx((1 * 20 + 3 * 10) / 4)
 
 
+def test_steps_that_a_resumed_run_made_anew_count_once(tmp_path: Path) -> None:
+    length = "completions/mean_length"
+    rows = []
+    # It got to step 8, and went on from step 4; the first step after a start is slow.
+    for step in (*range(1, 9), *range(5, 11)):
+        row = {"step": step, "num_tokens": 100.0 * step, "step_time": 1.0, length: 20.0}
+        rows.append(row)
+    rows[8] |= {"step_time": 11.0, length: 10.0}
+    write_metrics(tmp_path, *rows)
+    earlier = earlier_run(tmp_path)
+    assert earlier.rate == pytest.approx(1000 / (9 * 1.0 + 11.0))
+    assert earlier.completion == pytest.approx((9 * 20 + 10) / 10)
+
+
 def test_a_run_that_did_not_write_down_its_lengths(tmp_path: Path) -> None:
     write_metrics(tmp_path, {"step": 2, "num_tokens": 400.0, "step_time": 1.0})
     assert earlier_run(tmp_path).completion is None

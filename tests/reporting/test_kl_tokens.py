@@ -228,6 +228,17 @@ class TestSpikes:
         text = spike_text(line_of(30, climb[-1], 900.0), seen)
         assert text is not None and 'one token: " 7" after "#### 1"' in text
 
+    def test_a_spike_hides_no_other_one(self) -> None:
+        """Many are a reason to lower the learning rate, so each has to be said."""
+        seen = usual([0.02] * 8, [2.0] * 8)
+        found = []
+        for step in range(9, 19):
+            line = line_of(step, 1.0, 900.0) if step % 3 == 0 else line_of(step, 0.02, 2.0)
+            if spike_text(line, seen) is not None:
+                found.append(step)
+            seen.add(line)
+        assert found == [9, 12, 15, 18]
+
     def test_the_first_lines_have_nothing_to_be_compared_with(self) -> None:
         assert spike_text(line_of(2, 17.2, 17_100.0), usual([0.0], [0.0])) is None
 

@@ -175,12 +175,17 @@ class TestPromptLengths:
 
 
 @pytest.mark.parametrize(
-    ("flags", "mean"),
-    [([], 2.5), (["--max_completion_length", 2], 2), (["--completion_tokens", 8], 8)],
+    ("flags", "mean", "why"),
+    [
+        ([], 2.5, "2.5 tokens on average, as in {}"),
+        (["--max_completion_length", 2], 2, "the most they may have; those of {} had 2.5"),
+        (["--completion_tokens", 8], 8, "taken to have 8 tokens"),
+    ],
 )
 def test_completions_are_as_long_as_those_of_a_like_run(
     flags: list[object],
     mean: float,
+    why: str,
     tiny_checkpoint: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -194,6 +199,14 @@ def test_completions_are_as_long_as_those_of_a_like_run(
     assert f"40 steps write {40 * 32 * mean:,.0f} tokens" in text
     # The run itself took 3 seconds a step.
     assert f"a step takes {3 * (20 + mean) / 22.5:.1f} s" in text
+    assert why.format(tmp_path) in text
+    # Such as that of another machine.
+    given = plan_of(
+        capsys,
+        *(recipe, "--like", tmp_path, "--prompt_tokens", 20, *flags),
+        *("--tokens_per_second", 48),
+    )
+    assert f"a step takes {32 * (20 + mean) / 48:.1f} s" in given
 
 
 def test_without_a_limit_no_length_is_the_most(

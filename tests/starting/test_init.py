@@ -418,6 +418,20 @@ class TestAsking:
         reward = load_reward(f"./{second}/reward.py:right_words", relative_to=tmp_path)
         assert "first" in reward.columns
 
+    def test_a_right_answer_that_is_refused_in_a_terminal_is_not_asked_for_again(
+        self, data, tmp_path, tiny_checkpoint, monkeypatch, capsys
+    ):
+        file = data(lambda n: {"ask": f"Who is {n}?", "id": n, "answer": f"Ann Wu {n}"})
+        answers = iter([None, "-", None])
+        monkeypatch.setattr("rich.prompt.Prompt.ask", lambda _, default: next(answers) or default)
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        monkeypatch.chdir(tmp_path)
+        main(["init", "mine", "--data", str(file), "--model", str(tiny_checkpoint)])
+        printed = capsys.readouterr().out
+        assert "right answer: none, so the reward looks at the form alone" in printed
+        assert "No column is called" not in printed and "grpo-hf init" not in printed
+
     def test_where_nothing_can_be_the_answer_no_command_is_made_up(self, data, begun):
         file = data(lambda n: {"ask": f"Who is {n}?", "id": n, "source": f"book {n % 3}"})
         _, printed = begun(file)

@@ -32,7 +32,7 @@ from ..scoring.outcomes import Outcome
 from ..scoring.reward import Reward
 from ..scoring.run_rewards import isolate
 from ..scoring.scored_reward import ScoredReward
-from .part_marks import FULL_MARK
+from .part_marks import is_full_mark
 
 # Batches of two seeds have different random numbers, in sets of fewer prompts than this.
 _SEEDS = 1_000_003
@@ -276,4 +276,4 @@ def is_right(outcome: Outcome) -> bool | None:
     """Return whether an outcome is the full mark; None where the reward failed."""
     if outcome.failure is not None:
         return None
-    return outcome.value is not None and outcome.value >= FULL_MARK
+    return is_full_mark(outcome.value)

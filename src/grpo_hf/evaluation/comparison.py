@@ -68,13 +68,13 @@ class GreedyAnswers:
     Args:
         outcomes: what the reward that decides says of each.
         cut: whether each was cut off.
-        limit: tokens that an answer may have.
+        limit: tokens that an answer may have; None where the run does not say it.
     """
 
     completions: list[Completion]
     outcomes: list[Outcome]
     cut: list[bool]
-    limit: int
+    limit: int | None
 
     @property
     def right(self) -> list[bool | None]:
@@ -83,7 +83,7 @@ class GreedyAnswers:
 
     @property
     def values(self) -> list[float | None]:
-        """What each earned; None where the reward failed."""
+        """What each earned; None where the reward failed or could not judge it."""
         return [None if outcome.failure else outcome.value for outcome in self.outcomes]
 
 
@@ -160,12 +160,21 @@ def compare_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> Comparison |
         )
     if found is None:
         return None
-    part = PartMarks.count(zip(base.values, adapter.values, strict=True))
-    return replace(found, cut=cut_answers(base, adapter), part=part)
+    earned = []
+    for before, after in zip(base.outcomes, adapter.outcomes, strict=True):
+        if not before.failure and not after.failure:
+            earned.append((before.value, after.value))
+    return replace(found, cut=cut_answers(base, adapter), part=PartMarks.count(earned))
 
 
-def cut_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> CutAnswers:
-    """Count the answers of both sides that were cut off, on the prompts that are compared."""
+def cut_answers(base: GreedyAnswers, adapter: GreedyAnswers) -> CutAnswers | None:
+    """Count the answers of both sides that were cut off, on the prompts that are compared.
+
+    Returns:
+        The counts, or None where the limit is not known.
+    """
+    if adapter.limit is None:
+        return None
     known = []
     for right, cut in zip(
         zip(base.right, adapter.right, strict=True),

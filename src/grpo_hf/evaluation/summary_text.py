@@ -86,7 +86,7 @@ def report_of(summary: dict[str, Any], folder: Path) -> Group:
     parts += _cut_off(summary, folder.parent)
     part = PartMarks.of(summary.get("part_marks"))
     if part is not None:
-        parts.append(Text(part.said))
+        parts.append(Text(part.said(summary["difference"]["accuracy"]["low"])))
     answers = folder / f"{summary['set']}.jsonl"
     parts += _flips(summary["flips"], answers)
     if summary["samples"] and not summary["base"]["maj_at"]:

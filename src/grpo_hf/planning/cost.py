@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from ..run_files import METRICS_FILE, read_lines
+from ..run_files import METRICS_FILE, in_order, read_lines
 from .geometry import Geometry
 
 _HOUR = 3600
@@ -86,16 +86,19 @@ def earlier_run(run: Path) -> EarlierRun:
     written_steps = 0
     step = 0
     file = run / METRICS_FILE
+    rows = []
     for row in read_lines(file) if file.is_file() else []:
         if "step_time" in row and "num_tokens" in row:
-            # A row has the mean over the steps since the one before it.
-            steps = row["step"] - step
-            seconds += row["step_time"] * steps
-            tokens = row["num_tokens"]
-            step = row["step"]
-            if "completions/mean_length" in row:
-                written += row["completions/mean_length"] * steps
-                written_steps += steps
+            rows.append(row)
+    for row in in_order(rows, step_of=lambda row: int(row["step"])):
+        # A row has the mean over the steps since the one before it.
+        steps = row["step"] - step
+        seconds += row["step_time"] * steps
+        tokens = row["num_tokens"]
+        step = row["step"]
+        if "completions/mean_length" in row:
+            written += row["completions/mean_length"] * steps
+            written_steps += steps
     if not tokens or not seconds:
         raise DataError(
             f"{run}: no {METRICS_FILE} with step_time and num_tokens in it. Give the output folder "

@@ -129,20 +129,23 @@ def answer_lines(results: dict[str, Any], evaluations: Sequence[Evaluation]) -> 
     lines = []
     sets: list[tuple[str, Any, Any]] = []
     if results:
-        sets.append(("Held-out prompts", results, results))
+        sets.append((HELD_OUT, results, results))
     for summary in evaluations:
         difference = (summary.get("difference") or {}).get("accuracy")
         sets.append((set_name(summary), summary, difference))
-    for name, found, interval in sets:
+    for place, found, interval in sets:
+        # At the beginning of a sentence.
+        name = place.capitalize() if place == HELD_OUT else place
         part = PartMarks.of(found.get("part") or found.get("part_marks"))
-        if part is not None and part.doubt:
-            lines.append(f"{name}: {part.said}.")
+        if part is not None and interval and part.doubt(interval["low"]):
+            lines.append(f"{name}: {part.said(interval['low'])}.")
         cut = CutAnswers.of(found.get("cut"))
         if cut is None or not cut.line:
             continue
         doubt = cut.doubt(interval["low"], interval["high"]) if interval else ""
         lines.append(f"{name}: {cut.line}.{f' Beware: {doubt}.' if doubt else ''}")
-    return lines
+    # An evaluation of the held-out prompts may repeat the comparison.
+    return list(dict.fromkeys(lines))
 
 
 def evaluation_results(

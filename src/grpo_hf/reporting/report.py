@@ -71,7 +71,8 @@ def show(
         console.print(_comparison_table(comparison, reward_name))
         _show_cut(comparison, folder, console)
         if comparison.part is not None:
-            console.print(comparison.part.said, soft_wrap=True, markup=False)
+            said = comparison.part.said(comparison.low)
+            console.print(said, soft_wrap=True, markup=False)
         total = comparison.base.total
         overlap = overlap_text(in_training, total)
         if overlap is not None:

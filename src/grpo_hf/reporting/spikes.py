@@ -22,7 +22,8 @@ _RECENT = 10
 # A mean this many times the median of the recent lines is a spike, and so is a single token this
 # many times that of their largest ones, although the mean of many tokens hides it ...
 _TIMES = 8.0
-# ... which is this many times the highest of them, too: the last steps of a steep climb are near it
+# ... which is this many times the highest of them, too: the last steps of a steep climb are near
+# it. Spikes among them do not count, or one would hide the next ...
 _TIMES_HIGHEST = 2.0
 # ... and which is as large as this. In the first steps the KL grows from 0, and any mean is many
 # times it.
@@ -101,14 +102,15 @@ class Spike:
 
 
 class UsualKL:
-    """The KL of the last lines, by which a spike is known: its medians."""
+    """The KL of the last lines, by which a spike is known."""
 
     def __init__(self) -> None:
-        self._recent: deque[Line] = deque(maxlen=_RECENT)
+        # Each with whether it is a spike.
+        self._recent: deque[tuple[Line, bool]] = deque(maxlen=_RECENT)
 
     def add(self, line: Line) -> None:
         """Count a line."""
-        self._recent.append(line)
+        self._recent.append((line, self.far_exceeded_by(line)))
 
     @property
     def lines(self) -> int:
@@ -118,12 +120,21 @@ class UsualKL:
     @property
     def mean(self) -> float:
         """The median of their means."""
-        return median(line.mean for line in self._recent)
+        return median(line.mean for line, _ in self._recent)
 
-    def least(self, number: Callable[[Line], float]) -> float:
+    def far_exceeded_by(self, line: Line) -> bool:
+        """Return whether the mean of a line, or its largest token, stands out of the last lines."""
+        if self.lines < _FEWEST or not line.largest:
+            return False
+        by_mean = line.mean >= max(_LEAST_MEAN, self._least(lambda each: each.mean))
+        by_max = line.max >= max(_LEAST_MAX, self._least(lambda each: each.max))
+        return by_mean or by_max
+
+    def _least(self, number: Callable[[Line], float]) -> float:
         """Return from where on such a number of a line stands out of those of the last lines."""
-        numbers = [number(line) for line in self._recent]
-        return max(_TIMES * median(numbers), _TIMES_HIGHEST * max(numbers))
+        numbers = [number(line) for line, _ in self._recent]
+        calm = [number(line) for line, is_spike in self._recent if not is_spike]
+        return max(_TIMES * median(numbers), _TIMES_HIGHEST * max(calm, default=0.0))
 
 
 def spikes(run: Path) -> list[Spike]:
@@ -168,13 +179,7 @@ def spike_text(line: Line, usual: UsualKL) -> str | None:
         line: the line.
         usual: the KL of the lines before it.
     """
-    if usual.lines < _FEWEST or not line.largest:
-        return None
-    by_mean = line.mean >= max(_LEAST_MEAN, usual.least(lambda each: each.mean))
-    by_max = line.max >= max(_LEAST_MAX, usual.least(lambda each: each.max))
-    if not by_mean and not by_max:
-        return None
-    return _sentence(line, usual)
+    return _sentence(line, usual) if usual.far_exceeded_by(line) else None
 
 
 def _sentence(line: Line, usual: UsualKL) -> str:

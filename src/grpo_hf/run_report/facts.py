@@ -133,6 +133,7 @@ def _final(run: RunRecord) -> Result | None:
     adapter = []
     in_training = 0
     marked = []
+    earned = []
     for row in run.answers:
         pair = (row["base"].get("right"), row["adapter"].get("right"))
         # None says that the reward failed, which is nothing about the answer.
@@ -142,6 +143,7 @@ def _final(run: RunRecord) -> Result | None:
             in_training += row.get("in_training") is True
             was_cut = (bool(row[side].get("cut")) for side in ("base", "adapter"))
             marked.append(Marked(base[-1], adapter[-1], *was_cut))
+            earned.append((row["base"].get("reward"), row["adapter"].get("reward")))
     if not base:
         return None
     found = compare(base, adapter)
@@ -151,7 +153,6 @@ def _final(run: RunRecord) -> Result | None:
     limit = run.answers[0].get("limit")
     # Runs of older versions have not noted it.
     cut = CutAnswers.count(marked, limit) if isinstance(limit, int) else None
-    earned = [(row["base"].get("reward"), row["adapter"].get("reward")) for row in run.answers]
     known = in_training, cut, PartMarks.count(earned)
     return Result(HELD_OUT, len(base), before, after, difference, [], [], None, *known)
 

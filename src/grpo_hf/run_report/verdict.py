@@ -43,7 +43,9 @@ def verdict(
     both = _both(first.base.value, first.adapter.value)
     alike = cannot_tell(first.base.value, first.adapter.value, "The reward")
     if alike is not None:
-        return f"{where}, {both}. {alike}{_by_samples(results)}"
+        # A reward without full marks pays parts alone.
+        part = f" {_sentence(first.part.line)}." if first.part is not None else ""
+        return f"{where}, {both}. {alike}{part}{_by_samples(results)}"
     difference = first.difference
     if difference is None:
         return f"{where}, {both}."
@@ -56,14 +58,17 @@ def verdict(
     if first.cut is not None and first.doubt:
         word += f", but {first.doubt}. {first.cut.cure()}"
     if first.part is not None:
-        said = first.part.said if difference.low > 0 else first.part.line
-        word += f". {said[0].upper()}{said[1:]}"
+        word += f". {_sentence(first.part.said(difference.low))}"
     for name, learned in _LEARNED.items():
         if difference.low > 0 and name in findings:
             word += f". It may have learned {learned}: {findings[name].rstrip('.')}"
     overlap = f" {first.overlap}" if first.overlap else ""
     samples = _by_samples(results) if difference.low <= 0 <= difference.high else ""
     return f"{where}, {both}: {_points(difference)}. {word}.{samples}{overlap}"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _both(base: float, adapter: float) -> str:

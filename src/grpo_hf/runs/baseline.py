@@ -332,7 +332,7 @@ def _table(found: Baseline, right: str, limit: int | None) -> Table:
     count("prompts with a right answer", found.solved, prompts)
     count("prompts whose answers earn different rewards", found.differing, prompts)
     cut = sum(each.is_cut for each in found.answers)
-    count(f"answers cut off at {limit} tokens", cut, total)
+    count("answers cut off" if limit is None else f"answers cut off at {limit} tokens", cut, total)
     reward("reward of the sampled answers", found.earned)
     return table
 

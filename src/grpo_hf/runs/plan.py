@@ -42,7 +42,7 @@ class Question:
         prompt_tokens: tokens of a prompt; by default those of the recipe's data.
         completion_tokens: tokens of a completion; by default those of `like`, or the most allowed.
         rate: tokens per second of all GPUs together, as a run prints it.
-        like: the folder of an earlier run, for its rate and the length of its completions.
+        like: the folder of an earlier run, for its rate and completions where these are not given.
         dollars_per_hour: of one GPU.
         device: `cuda` or `cpu`; by default what the recipe says, and a CPU where there is no GPU.
     """
@@ -79,7 +79,7 @@ def plan_text(recipe: Recipe, question: Question) -> str:
     cost = Cost.of(
         replace(run.geometry, prompt=lengths.mean),
         steps=steps if steps > 0 else None,
-        rate=question.rate if earlier is None else earlier.rate,
+        rate=earlier.rate if question.rate is None and earlier is not None else question.rate,
         dollars_per_hour=question.dollars_per_hour,
         completion=completion,
     )
@@ -108,11 +108,13 @@ def _mean_completion(
         )
         return None if limit else longest, note
     mean = min(earlier.completion, limit or earlier.completion)
-    note = (
-        f"for time and cost completions are taken to have {mean:.1f} tokens on average, as in "
-        f"{question.like} (--completion_tokens for another number)"
+    why = f"as in {question.like}"
+    if mean < earlier.completion:
+        why = f"the most they may have; those of {question.like} had {earlier.completion:.1f}"
+    return mean, (
+        f"for time and cost completions are taken to have {mean:.1f} tokens on average, {why} "
+        "(--completion_tokens for another number)"
     )
-    return mean, note
 
 
 def device_of(recipe: Recipe, question: Question) -> str:
