@@ -2,7 +2,8 @@
 
 `make bench` runs all benchmarks.
 
-    common.py     timing, turns, tables, JSON
+    common.py     sides, flags, machine, tables, JSON
+    timing.py     clock and turns, rows of times
     sides.py      the trainers that are compared
     peer.py       PyPI's prefix-grouper as a third side of the update
     batches.py    crafted batches, recorded completions, forced lengths

@@ -16,9 +16,10 @@ from typing import Any
 
 from grpo_hf.runs.program import quiet
 
-from .common import OURS, alternate, options, prepare, timed
+from .common import OURS, options, prepare
 from .rollout import rollout
 from .sides import make_trainer
+from .timing import alternate, timed
 from .update import Case, names_of
 
 LENGTH = 64

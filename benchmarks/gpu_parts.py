@@ -19,12 +19,13 @@ from grpo_hf.update.kernel_check import distance_from_softmax, operator_for
 from grpo_hf.update.varlen_attention import Operator
 
 from . import memory, plan, rollout, step, update
-from .common import MEBIBYTE, OURS, ROOT, TRL, Row, dtype, machine, timed
+from .common import MEBIBYTE, OURS, ROOT, TRL, Row, dtype, machine
 from .engines import by_vllm
 from .gpu_correctness import PRECISE_BAR, free_memory
 from .gpu_models import FULL, LARGE, SMALL, checkpoint, config_of, random_model
 from .gpu_rows import Work, failed, guarded, left_out, one_gpu, verdict
 from .sides import make_trainer
+from .timing import timed
 from .update import Case
 
 GIBIBYTE = 2**30

@@ -31,7 +31,8 @@ from grpo_hf.reward_models.model import RewardModel
 from grpo_hf.runs.program import quiet
 
 from .batches import Group
-from .common import OURS, ROOT, TRL, Row, options, prepare, ratio_row, report
+from .common import OURS, ROOT, TRL, Row, options, prepare, report
+from .timing import ratio_row
 
 ALGORITHM = "algorithm 1"
 

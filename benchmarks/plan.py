@@ -26,7 +26,8 @@ from grpo_hf.models import measuring
 from grpo_hf.planning.memory import phases_of
 from grpo_hf.runs.program import quiet
 
-from .common import MEBIBYTE, ROOT, Row, options, prepare, ratio_row, report
+from .common import MEBIBYTE, ROOT, Row, options, prepare, report
+from .timing import ratio_row
 
 # The largest distance between plan and measurement, as a share of the measurement.
 BAR = 0.15

@@ -20,8 +20,9 @@ from typing import Any
 from grpo_hf.runs.program import quiet
 
 from .batches import forced_lengths
-from .common import OURS, TRL, Row, add_dtype, alternate, comparison, options, prepare, report
+from .common import OURS, TRL, Row, add_dtype, options, prepare, report
 from .sides import make_trainer
+from .timing import alternate, comparison
 from .update import Case, names_of
 
 CASES = [

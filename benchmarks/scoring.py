@@ -28,18 +28,8 @@ from grpo_hf.scoring.reward import Reward
 from grpo_hf.scoring.run_rewards import isolate
 from grpo_hf.scoring.scored_reward import ScoredReward
 
-from .common import (
-    OURS,
-    TRL,
-    Row,
-    Time,
-    alternate,
-    comparison,
-    options,
-    prepare,
-    ratio_row,
-    report,
-)
+from .common import OURS, TRL, Row, options, prepare, report
+from .timing import Time, alternate, comparison, ratio_row
 
 # Completions of a batch.
 COUNT = 512

@@ -32,23 +32,10 @@ from trl.trainer.utils import use_adapter
 from grpo_hf.runs.program import quiet
 
 from .batches import Group, crafted, ragged, recorded, to_batch
-from .common import (
-    OURS,
-    PEER,
-    TRL,
-    Row,
-    add_dtype,
-    alternate,
-    comparison,
-    dtype,
-    matmul_rate,
-    options,
-    prepare,
-    ratio_row,
-    report,
-)
+from .common import OURS, PEER, TRL, Row, add_dtype, dtype, options, prepare, report
 from .flops import Shape, useful_flops
 from .sides import OBJECTIVE, make_trainer
+from .timing import alternate, comparison, matmul_rate, ratio_row
 
 # The row `limit` has to reach this share of the machine's rate.
 LIMIT_BAR = 0.55

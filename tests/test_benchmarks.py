@@ -19,11 +19,13 @@ from benchmarks import (
     rollout,
     scoring,
     step,
+    timing,
     update,
 )
-from benchmarks.common import OURS, PEER, TRL, Time
+from benchmarks.common import OURS, PEER, TRL
 from benchmarks.flops import Shape, seen_pairs, useful_flops
 from benchmarks.sides import make_trainer
+from benchmarks.timing import Time
 from grpo_hf.update import cpu_products
 
 # Small enough for the embedded model.
@@ -157,7 +159,7 @@ def test_recorded_completions_are_ragged_and_fit_their_prompts() -> None:
 
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    taken = common.alternate(
+    taken = timing.alternate(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3
     )
     # The second repeat goes backwards.
@@ -169,8 +171,8 @@ def test_the_table_and_the_file_say_what_was_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
-        common.comparison("fast", "a row", times(6.0, 2.0), bar=2.5, equal={OURS: True}),
-        common.comparison("slow", "another", times(6.0, 4.0), bar=2.0),
+        timing.comparison("fast", "a row", times(6.0, 2.0), bar=2.5, equal={OURS: True}),
+        timing.comparison("slow", "another", times(6.0, 4.0), bar=2.0),
     ]
     common.report("example", rows, arguments(tmp_path))
     shown = capsys.readouterr().out
@@ -187,7 +189,7 @@ def test_the_table_and_the_file_say_what_was_measured(
 
 
 def test_the_speed_of_wrong_numbers_is_an_error(tmp_path: Path) -> None:
-    row = common.comparison("wrong", "a row", times(9.0, 1.0), equal={OURS: False})
+    row = timing.comparison("wrong", "a row", times(9.0, 1.0), equal={OURS: False})
     with pytest.raises(SystemExit, match="wrong; these times mean nothing"):
         common.report("example", [row], arguments(tmp_path))
 
