@@ -335,6 +335,8 @@ class TestColumns:
             ({"id": "{n}", "told": "It was once so that, in town {m}, all went"}, None),
             ({"id": "{n}", "price": "{m}.5"}, None),
             ({"id": "{n}", "code_of_it": "x{n}"}, None),
+            # Drawn by chance, so that two are the same; and a date may be that of the row.
+            ({"ticket": "TK-{drawn}", "iso_date": "2014-07-{m}"}, None),
             # Its name says that it is something else.
             ({"id": "{n}", "category": "kind {m}"}, None),
             ({"id": "{n}", "problem_type": "kind {m}"}, None),
@@ -349,7 +351,9 @@ class TestColumns:
     )
     def test_the_only_column_of_short_texts_is_the_answer(self, data, more, gold):
         def row(n):
-            of_row = {name: value.format(n=n, m=n % 5) for name, value in more.items()}
+            of_row = {
+                name: value.format(n=n, m=n % 5, drawn=max(n, 1)) for name, value in more.items()
+            }
             return {"sentence": f"Mr. no. {n} of so many went home. Who?"} | of_row
 
         assert guess_gold(look_at(str(data(row))), "sentence") == gold

@@ -38,6 +38,8 @@ _NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(\.\d+)?\s?%?")
 _VALUE = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 # A task is a choice where so many of its prompts hold the right answer.
 _MOST = 0.9
+# Codes that say which row it is differ in so many of them.
+_DIFFERENT = 0.9
 # Rows of a large file that say so as well as all of them.
 _LOOKED_AT = 1000
 # So many different answers of a few words each are the labels of a classification.
@@ -220,12 +222,12 @@ def possible_gold(facts: DataFacts, prompt: str) -> list[str]:
 
 def _is_about_rows(facts: DataFacts, name: str) -> bool:
     """Return whether a column numbers or sorts rows, or says the same of each."""
-    values = facts.values(name)
-    if facts.columns[name].distinct == 1 or _ABOUT_ROWS & _words_of(name):
+    column, values = facts.columns[name], facts.values(name)
+    if column.distinct == 1 or _ABOUT_ROWS & _words_of(name):
         return True
-    if facts.columns[name].kind == "number" or facts.columns[name].distinct < len(values):
+    if column.kind == "number" or column.distinct < _DIFFERENT * len(values):
         return _numbers_rows(facts, name)
-    # Such as A-17.
+    # Such as A-17. Those that were drawn by chance may meet.
     return all(_CODE.fullmatch(str(value).strip()) for value in values)
 
 
