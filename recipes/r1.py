@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hf.errors import ConfigError, DataError
+from grpo_hf.run_files import REPORT_FILE
 from grpo_hf.runs.program import exit_on_error, quiet
 from r1_stages.table import SAMPLES_FILE, show
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     with exit_on_error():
         recipe = read(recipe_flags)
         # These imports take seconds. They stand here so that a wrong flag is reported before them.
+        from grpo_hf.runs.finished import report
         from grpo_hf.runs.preflight import check_model, check_task
         from grpo_hf.runs.train import train
 
@@ -90,6 +92,9 @@ def main(arguments: Sequence[str]) -> None:
         adapter_flags = ("--adapter", str(out / "sft"))
         run_stage(out / "rl_again", lambda: train(stages.resumable("rl_again", *adapter_flags)))
         show(out, task.rewards, prompts.held_out.to_list(), recipe.training)
+        page = report(out / "rl", out / "rl_again", page=out / REPORT_FILE)
+        if page:
+            print(f"report: {page}", flush=True)
 
 
 def flags() -> argparse.ArgumentParser:

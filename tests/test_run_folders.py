@@ -63,6 +63,13 @@ def test_a_run_without_weights_yet_says_when_it_saves(refused, other, command):
     assert "It saves at its end, step 40 (save_steps is 500)." in refused(*command, run)
 
 
+def test_a_run_that_has_logged_nothing_yet_is_one(refused, other):
+    run, process = other
+    (run / "metrics.jsonl").unlink()
+    said = refused("report", run)
+    assert f"training there now (process {process}, step 0 of 40), and has logged no step" in said
+
+
 def test_a_run_that_has_ended_without_weights(refused, other):
     run, _ = other
     (run / ".run").unlink()

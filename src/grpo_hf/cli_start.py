@@ -181,6 +181,8 @@ def _say_second_try(plan: "Plan", reward: str | None) -> None:
     possible = possible_gold(plan.facts, plan.prompt)
     if not possible:
         return
+    # Of several the first is as likely a wrong one, and would be copied.
+    gold = possible[0] if len(possible) == 1 else "COLUMN"
     # Nothing is written over, so it needs a folder of its own.
     name = plan.folder.name.strip(".") or "again"
     number = 2
@@ -192,7 +194,7 @@ def _say_second_try(plan: "Plan", reward: str | None) -> None:
     if reward is not None:
         words += ["--reward", reward]
     # In one line, to be copied.
-    print(f"with a right answer:\n  {shlex.join([*words, '--gold', possible[0]])}")
+    print(f"with a right answer:\n  {shlex.join([*words, '--gold', gold])}")
 
 
 def _default_model() -> str:

@@ -89,6 +89,12 @@ def check_run(run: Path) -> None:
     """
     check_folder(run)
     if not (run / METRICS_FILE).is_file():
+        at_work = run_at_work(run)
+        if at_work is not None:
+            raise DataError(
+                f"{run}: a run is training there now ({at_work}), and has logged no step yet. Ask "
+                "again once it has."
+            )
         raise DataError(f"{run} is not the output folder of a run: it has no {METRICS_FILE}.")
 
 

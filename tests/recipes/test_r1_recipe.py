@@ -64,6 +64,10 @@ def test_stages_follow_each_other_and_a_finished_one_is_kept(
     said = capsys.readouterr()
     assert "stage rl: finished before" in said.out
     assert "8 of 8 answers have every full mark" in said.out
+    # Both stages of GRPO beside each other.
+    assert f"report: {out}/report.html" in said.out
+    page = (out / "report.html").read_text()
+    assert "rl_again" in page and "reward" in page
     pairs = list(map(json.loads, (out / "samples" / "samples.jsonl").read_text().splitlines()))
     assert len(pairs) == 8 and pairs[0][0][0]["role"] == "user"
     table = said.out[said.out.index("6 held-out prompts") :]

@@ -295,7 +295,8 @@ class TestFiles:
             write_report([run], run / "metrics.jsonl" / "page.html")
 
     def test_a_run_that_has_only_metrics_has_a_page(self, tmp_path: Path):
-        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+        ended = '{"step": 1, "train_runtime": 2.0}\n'
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n' + ended)
         page = Page(write_report([tmp_path], pictures=False).read_text())
         assert "nothing was evaluated" in page.text and "kept no rollouts" in page.text
 

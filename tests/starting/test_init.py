@@ -408,7 +408,7 @@ class TestAsking:
         self, data, tmp_path, tiny_checkpoint, capsys, monkeypatch, folder, second
     ):
         def row(n):
-            return {"id": n, "ask": f"Who is {n}?", "first": f"Ann {n}", "last": f"Wu {n}"}
+            return {"id": n, "ask": f"Who is {n}?", "name": f"Ann {n}", "age": 20 + n % 7}
 
         file = data(row, "the rows.jsonl")
         monkeypatch.chdir(tmp_path)
@@ -417,10 +417,17 @@ class TestAsking:
         # On a line of its own, to be copied.
         (command,) = (line for line in printed.splitlines() if "grpo-hf init" in line)
         words = shlex.split(command)
-        assert words[:2] == ["grpo-hf", "init"] and words[-2:] == ["--gold", "first"]
+        assert words[:2] == ["grpo-hf", "init"] and words[-2:] == ["--gold", "name"]
         main(words[1:])
         reward = load_reward(f"./{second}/reward.py:right_words", relative_to=tmp_path)
-        assert "first" in reward.columns
+        assert "name" in reward.columns
+
+    def test_of_several_possible_answers_a_second_try_names_none(self, data, begun):
+        """A copied command would have trained on the first: on numbers of tickets, in one case."""
+        file = data(lambda n: {"ask": f"Who is {n}?", "first": f"Ann {n}", "last": f"Wu {n}"})
+        _, printed = begun(file)
+        (command,) = (line for line in printed.splitlines() if "grpo-hf init" in line)
+        assert command.endswith("--gold COLUMN")
 
     def test_a_right_answer_that_is_refused_in_a_terminal_is_not_asked_for_again(
         self, data, tmp_path, tiny_checkpoint, monkeypatch, capsys

@@ -261,7 +261,7 @@ def _wall_time(run: RunRecord, last: float) -> tuple[str, str]:
         tokens -= max((count for step, count in counted if step <= began), default=0.0)
         said.append(f"since step {began:,}")
     elif began:
-        said.append("all starts; of the earlier ones their steps alone")
+        said.append("with the steps of earlier starts")
     seconds = last + (earlier or 0.0)
     if tokens and seconds > 0:
         said.insert(0, f"{tokens / seconds:,.0f} tokens/s")

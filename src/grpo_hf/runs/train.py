@@ -24,6 +24,7 @@ from . import finished, preflight, training_evaluations
 from .defaults import describe
 from .evaluation_sets import EvaluationSet, keep_held_out, keep_trained
 from .output_checks import first_checkpoint, step_of_its_end
+from .program import say_if_busy
 from .recipe import EMBEDDED_MODEL, Recipe
 from .trained import no_bars_in_a_file
 
@@ -182,6 +183,7 @@ def make_trainer(recipe: Recipe, task: preflight.Task, prompts: preflight.Prompt
 
 def base_of(recipe: Recipe) -> Any:
     """Load the base of a recipe."""
+    say_if_busy()
     return loading.load_base(
         recipe.model,
         gguf_file=recipe.task.gguf_file,

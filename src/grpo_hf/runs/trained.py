@@ -28,6 +28,7 @@ from ..reporting.environment import read_starts
 from ..rollout.sampling import sampling_of
 from ..run_files import RECIPE_FILE
 from ..run_folders import ADAPTER_FILE, MODEL_FILE, check_folder, no_weights_in
+from .program import say_if_busy
 from .recipe import Recipe, saved_settings
 from .task_arguments import TaskArguments
 
@@ -272,6 +273,7 @@ def load_weights(
     Raises:
         ModelError: they cannot be read, or do not fit each other.
     """
+    say_if_busy()
     if weights.base is None:
         whole = replace(args, model_name_or_path=str(weights.folder), model_revision="main")
         return loading.load_base(whole, trust_remote_code=trust_remote_code)

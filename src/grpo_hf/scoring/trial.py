@@ -142,8 +142,8 @@ def dry_run(
                 _warn_of_unpaid(entry, rows, outcomes, strict=strict)
                 continue
             message = (
-                f"reward {entry.reward.spec} was tried on a few rows of the dataset, and failed "
-                f"({failures[0].reason}): {failures[0].detail}"
+                f"reward {entry.reward.spec} was tried on a few rows of the dataset, with texts as "
+                f"{_PLACEHOLDER!r}, and failed ({failures[0].reason}): {failures[0].detail}"
             )
             # A wrong setting is wrong whatever comes later in a program.
             if strict or "settings" in [failure.reason for failure in failures]:
