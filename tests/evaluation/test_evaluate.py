@@ -80,8 +80,11 @@ def last(text: str) -> str | None:
 
 def test_both_sides_answer_the_same_problems(run: Path, capsys: pytest.CaptureFixture[str]):
     main(["eval", str(run), "--samples", "3", "--json"])
-    (summary,) = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    (summary,) = json.loads(said.out)
     assert summary == json.loads((run / "evaluations" / "held_out.json").read_text())
+    # A program reads the one, and its user the other.
+    assert "held_out: 7 problems, 4 parts" in said.err
     lines = lines_of(run)
     trained = open_run(run)
     expected = {"adapter": one_by_one(trained.model, trained.tokenizer, CHATS, 12)}

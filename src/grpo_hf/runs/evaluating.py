@@ -143,7 +143,7 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
                 answering,
                 home,
                 among_others=len(sets) > 1,
-                silent=question.as_json,
+                shown=not question.as_json,
             )
             summaries.append(summary)
     except KeyboardInterrupt:
@@ -208,7 +208,7 @@ def _evaluate(
     home: Path,
     *,
     among_others: bool,
-    silent: bool,
+    shown: bool,
 ) -> dict[str, Any]:
     folder = home / EVALUATIONS
     if trained.folder.name.startswith("checkpoint-"):
@@ -218,10 +218,8 @@ def _evaluate(
         trained.model, trained.tokenizer, trained.folder, recipe.training, TrainerState()
     )
     with _written(folder):
-        summary = evaluate_set(
-            policy, found, answering, folder, among_others=among_others, silent=silent
-        )
-        if not silent:
+        summary = evaluate_set(policy, found, answering, folder, among_others=among_others)
+        if shown:
             show_summary(summary, folder, home)
     return summary
 
@@ -286,7 +284,6 @@ def evaluate_set(
     *,
     answered: Mapping[str, GreedyAnswers] | None = None,
     among_others: bool = False,
-    silent: bool = False,
 ) -> dict[str, Any]:
     """Evaluate base and adapter on a set, and return the summary.
 
@@ -294,7 +291,6 @@ def evaluate_set(
         folder: of the evaluations of a run.
         answered: greedy answers that are there already, by side.
         among_others: whether other sets are evaluated as well, so that the progress names this one.
-        silent: whether no progress is shown.
 
     Raises:
         OSError: the results cannot be written.
@@ -306,7 +302,6 @@ def evaluate_set(
             len(found.rows),
             parts_of(answering),
             named=among_others,
-            silent=silent,
         ) as progress,
     ):
         return evaluate(
