@@ -34,7 +34,10 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def comparison(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    other = write_run(tmp_path_factory.mktemp("other") / "demo", learning_rate=5e-4)
+    # Its name is wider than a phone, in a sentence about what the runs were judged by.
+    reward = f"/{'home/somebody/' * 5}reward.py:right_words"
+    other = tmp_path_factory.mktemp("other") / "demo"
+    write_run(other, learning_rate=5e-4, rewards=[reward], eval_reward=reward)
     return write_report([run, other], run.parent / "comparison.html", pictures=False)
 
 
