@@ -1,11 +1,13 @@
 """Every command of the documents runs, or names what it needs.
 
 Those of `grpo-hf` are run here one after the other, as the README has them, on the embedded model.
-Of the others the program and each flag exist; the slow tests and `make` targets that run them are
-named in CONTRIBUTING.md. What needs a GPU, the Hub or another program is in `NEEDS`, and its page
-says so beside it.
+Of the others the program and each flag exist, and each is in one of three lists: `CHEAP` are run
+here, `ELSEWHERE` by another test, and `NEEDS` has what needs a GPU, the Hub, data, another program
+or more minutes than a test has. The page of such a command says so beside it, and the list names
+the tests of its program, which have less to do.
 """
 
+import importlib
 import io
 import json
 import re
@@ -31,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("grpo-hf", "make", "python", "accelerate", "echo", "pip", "lm_eval", "vllm", "ollama")
-# What a command needs that no test has; everything else has to run.
+# What a command needs that no test has, and where its program is tested; the first sign counts.
 NEEDS = {
     "--use_vllm": "vLLM: tests/real_vllm",
     "grpo-hf replay": "a step that was not finite: tests/durability/test_broken_runs.py",
@@ -49,7 +51,34 @@ NEEDS = {
     "make vllm-bench": "vLLM: tests/real_vllm",
     "make gpu-check": "GPU: tests/test_gpu_check.py",
     "benchmarks.gpu_check": "GPU: tests/test_gpu_check.py",
+    "--use_cpu false": "a GPU: tests/recipes/test_gsm8k_recipe.py",
+    "--task gsm8k": "a GPU: tests/test_learning.py",
+    "benchmarks.supervised": "a GPU: tests/test_learning.py",
+    "FOLDER/gsm8k": "GSM8K: tests/recipes/test_gsm8k_recipe.py",
+    "bigbench_mistake": "BIG-Bench Mistake: tests/recipes/test_process_reward_model_recipe.py",
+    "make bench": "an hour: tests/test_benchmarks.py",
+    "benchmarks.scoring": "a minute: tests/test_benchmarks.py",
+    "benchmarks.sweep ": "minutes: tests/test_benchmarks.py",
+    "benchmarks.update": "minutes: tests/test_benchmarks.py",
+    "benchmarks.plan": "minutes: tests/test_benchmarks.py",
+    "benchmarks.sweeps --task": "minutes: tests/test_sweeps.py",
+    "benchmarks.learning --task": "minutes: tests/test_learning.py",
+    "benchmarks.experiments --run": "minutes: tests/test_experiments.py",
+    "recipes/countdown.py": "minutes: tests/recipes/test_countdown_recipe.py",
+    "recipes/iterative.py": "minutes: tests/recipes/test_iterative_recipe.py",
+    "recipes/math_shepherd.py": "minutes: tests/recipes/test_math_shepherd_recipe.py",
+    "recipes/paradigm.py": "minutes: tests/recipes/test_paradigm_recipe.py",
+    "recipes/r1.py": "minutes: tests/recipes/test_r1_recipe.py",
 }
+# What another test runs.
+ELSEWHERE = {
+    "make demo": "tests/recipes/test_make_demo.py",
+    "make smollm2": "tests/recipes/test_smollm2.py",
+    # This is one of them.
+    "make test": "tests/test_commands.py",
+}
+# What is run here, and writes its pages and pictures to another folder.
+CHEAP = ("--list", "--page", "benchmarks.plot")
 # How far from a command its page may say what it needs, in characters.
 NEARBY = 500
 # A line of code with a flag or a usual program is a command; these lines are none.
@@ -188,13 +217,30 @@ def test_the_readme_s_code_asks_the_adapter_as_its_run_did(
     assert capsys.readouterr().out == f"{answer}\n"
 
 
-def other_commands() -> list[Any]:
+def other_commands(signs: tuple[str, ...] = ("",)) -> list[Any]:
+    """Return the commands of other programs that hold one of the signs, as parameters of a test."""
     found = []
     for document, command in commands():
         # The command's own flags are not in one file; what it does is run above.
-        if "grpo-hf" not in command and command.split()[0] in ("make", "python", "accelerate"):
+        other = "grpo-hf" not in command and command.split()[0] in ("make", "python", "accelerate")
+        if other and any(sign in command for sign in signs):
             found.append(pytest.param(command, id=f"{document}: {command[:60]}"))
     return found
+
+
+@pytest.mark.parametrize("command", other_commands(CHEAP))
+def test_cheap_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that they write is the one that is there: nobody has changed it by hand."""
+    _, _, name, *flags = shlex.split(command)
+    program = importlib.import_module(name)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    program.main(flags)
+    assert any(docs.iterdir()) or flags == ["--list"]
+    for page in docs.glob("*.md"):
+        there = (ROOT / "docs" / page.name).read_text(encoding="utf-8")
+        assert page.read_text(encoding="utf-8") == there, command
 
 
 @pytest.mark.parametrize("command", other_commands())
@@ -235,11 +281,15 @@ def check_flags(words: list[str], program: str) -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    """Each is run, or its flags are checked, or it is in the list of what needs more."""
-    checked = {parameter.values[0] for parameter in other_commands()}
-    found = {command for _, command in commands()}
-    run_or_checked = {*run_here(), *checked}
-    assert [each for each in found - run_or_checked if needed(each) is None] == []
+    """Each is run, here or by another test, or it is in the list of what needs more."""
+    run = {*run_here(), *(parameter.values[0] for parameter in other_commands(CHEAP))}
+    for document, command in commands():
+        elsewhere = any(sign in command for sign in ELSEWHERE)
+        settled = command in run or elsewhere or needed(command) is not None
+        assert settled, (
+            f"{document}: no test runs `{command}`. Name what it needs in NEEDS, and on its page, "
+            "or the test that runs it in ELSEWHERE."
+        )
     # A program that this file does not know would otherwise be no command.
     known = tuple(f"{program} " for program in PROGRAMS)
     for document, line in lines_of_code():
@@ -284,9 +334,9 @@ def test_servers_get_the_flags_that_are_tested() -> None:
             assert flag in tested, flag
 
 
-def test_what_a_command_needs_is_tested_elsewhere() -> None:
-    for why in NEEDS.values():
+def test_what_is_not_run_here_is_tested_elsewhere() -> None:
+    for why in (*NEEDS.values(), *ELSEWHERE.values()):
         assert (ROOT / why.rpartition(": ")[2]).exists(), why
     # A sign that no command has any more would hide a command of the future.
-    for sign in NEEDS:
+    for sign in (*NEEDS, *ELSEWHERE, *CHEAP):
         assert any(sign in command for _, command in commands()), sign
