@@ -348,6 +348,13 @@ class TestFiles:
         with pytest.raises(ConfigError):
             write_plot(run, tmp_path / "curve.gif")
 
+    def test_a_plot_of_a_long_run_names_each_line_once(self, tmp_path: Path):
+        """Its lines are told apart by their dashes, which had a legend for both charts as well."""
+        write_plot(write_run(tmp_path / "run", steps=80), tmp_path / "curve.svg")
+        picture = (tmp_path / "curve.svg").read_text()
+        for name in ("gsm8k", "weighted sum"):
+            assert picture.count(f">{name}<") == 1
+
 
 class TestSeveralRuns:
     def test_other_rewards_and_other_prompts_are_said(self, tmp_path: Path):

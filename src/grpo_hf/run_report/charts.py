@@ -339,6 +339,7 @@ def below_each_other(charts: Sequence[Chart], title: str) -> Chart:
         # What belongs to the whole.
         parts.append({name: part[name] for name in part if name not in ("config", "autosize")})
     # Each chart has a scale and a legend of its own.
-    resolve = {"scale": {"color": "independent", "shape": "independent"}}
+    own = ("color", "shape", "strokeDash")
+    resolve = {"scale": dict.fromkeys(own, "independent")}
     spec = {"vconcat": parts, "config": _CONFIG, "resolve": resolve}
     return Chart("plot", title, "", spec, "; ".join(chart.description for chart in charts))
