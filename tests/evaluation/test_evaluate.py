@@ -74,6 +74,32 @@ def lines_of(run: Path, name: str = "held_out") -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def test_the_beginning_of_an_answer_is_gone_on_with(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in training, whose recipe says nothing of it: 33 of 56 were right, and 13 by eval.
+
+    The training has the option from its data.
+    """
+    begun = [[*chat, {"role": "assistant", "content": "It is the"}] for chat in CHATS]
+    rows = [json.dumps({"prompt": prompt, "answer": "e"}) + "\n" for prompt in begun]
+    (run / "held_out.jsonl").write_text("".join(rows))
+    main(["eval", str(run), "--json"])
+    assert "7 of 7 prompts end with the beginning of an answer" in capsys.readouterr().err
+    trained = open_run(run)
+    texts = []
+    for prompt in begun:
+        texts.append(
+            trained.tokenizer.apply_chat_template(
+                prompt, continue_final_message=True, tokenize=False
+            )
+        )
+    expected = one_by_one(trained.model, trained.tokenizer, texts, 12)
+    assert [line["adapter"]["greedy"] for line in lines_of(run)] == expected
+    # It is no other turn's answer.
+    assert expected != one_by_one(trained.model, trained.tokenizer, begun, 12)
+
+
 def last(text: str) -> str | None:
     return text.strip()[-1:] or None
 

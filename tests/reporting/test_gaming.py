@@ -320,6 +320,31 @@ class TestCheats:
             '49 of 60 held-out answers are "delivery", 18 of them right; the base gave it 5 times.'
         )
 
+    @pytest.mark.parametrize("others", [0, 1])
+    def test_one_label_in_different_words(self, tmp_path: Path, others: int) -> None:
+        """A run of a user that says "Billing" to all, and is right for 12 of the 15 for it."""
+        run = Written(tmp_path, untrained, {"right": 1.0}, recipe={"max_completion_length": 36})
+        run.make()
+        adapter = [f"Billing: text {number}" for number in range(56)]
+        marks = [True] * 12 + [False] * (44 - others) + [True] * others
+        iterator = iter(marks + [False] * 56)
+        folder = run.answer(["I see."] * 56, adapter, lambda text: next(iterator))
+        file = folder / EVALUATION_FILE
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        golds = ["Billing"] * 15 + ["returns", "shipping"] * 20 + ["technical"]
+        for row, gold in zip(rows, golds, strict=True):
+            row["gold"] = gold
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = findings(folder)
+        if others:
+            # Whoever is right for another label as well does not say one to all.
+            assert "one answer everywhere" not in named(found)
+            return
+        assert only(found, "one answer everywhere").text == (
+            "All 12 held-out answers that are right are for the 15 prompts whose right answer is "
+            '"billing"; of the 41 others none is.'
+        )
+
     @pytest.mark.parametrize(("room", "said"), [(24, False), (48, True), (None, True)])
     def test_nobody_wants_a_working_for_which_there_is_no_room(
         self, tmp_path: Path, room: int | None, said: bool

@@ -24,6 +24,8 @@ _FEWEST_ANSWERS, _FEWEST_PROMPTS = 20, 6
 _SAME, _SAME_IN_TRAINING, _RIGHT = 0.25, 0.5, 0.5
 # The same answer that often is learned where the base gave it half as often at most.
 _LEARNED = 0.5
+# Right answers that are all for one of several golds, where chance would do so as seldom.
+_ACCIDENT = 1e-3
 # What may stand around an answer and says nothing.
 _AROUND = " .,:;!?*`'\"“”‘’()"
 # Characters of an answer that are quoted.
@@ -104,7 +106,11 @@ def repeated(text: str) -> float:
 
 def one_answer(evidence: Evidence) -> Seen | None:
     """Different problems get one answer, which is mostly wrong."""
-    return _one_held_out_answer(evidence) or _one_answer_in_training(evidence)
+    return (
+        _one_held_out_answer(evidence)
+        or _right_for_one_gold(evidence)
+        or _one_answer_in_training(evidence)
+    )
 
 
 def _one_held_out_answer(evidence: Evidence) -> Seen | None:
@@ -123,6 +129,33 @@ def _one_held_out_answer(evidence: Evidence) -> Seen | None:
         f"base gave it {base} times."
     )
     return text, count / total, wrong_answers(evidence, same)
+
+
+def _right_for_one_gold(evidence: Evidence) -> Seen | None:
+    """Of several right answers one alone is ever found: whatever is asked, that is said.
+
+    Texts may differ around it: "Billing: it is urgent", "Billing: this is a technical issue".
+    """
+    judged = []
+    for each in evidence.answers:
+        if each.gold is not None and each.adapter_right is not None:
+            judged.append((_plain_answer(each.gold), each))
+    right = [gold for gold, each in judged if each.adapter_right]
+    if len(judged) < _FEWEST_ANSWERS or len(set(right)) != 1:
+        return None
+    gold, count = right[0], len(right)
+    asked = sum(each == gold for each, _ in judged)
+    share = asked / len(judged)
+    # Right answers that have nothing to do with each other are all for it so seldom.
+    if share > _RIGHT or share**count > _ACCIDENT:
+        return None
+    if sum(bool(each.base_right) for known, each in judged if known == gold) > _LEARNED * count:
+        return None
+    text = (
+        f"All {count} held-out answers that are right are for the {asked} prompts whose right "
+        f'answer is "{_short(gold)}"; of the {len(judged) - asked} others none is.'
+    )
+    return text, count / asked, wrong_answers(evidence, [each for _, each in judged])
 
 
 def _one_answer_in_training(evidence: Evidence) -> Seen | None:

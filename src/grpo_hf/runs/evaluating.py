@@ -37,6 +37,7 @@ from ..trl_seam import name_or_path
 from .evaluation_sets import EvaluationSet, SetReader, check_names, trained_prompts
 from .preflight import judges_of, rewards_of
 from .recipe import Recipe, read_recipe, relocated
+from .run_data import continue_answers
 from .trained import TrainedModel, open_run, recipe_file
 
 # Completions that vLLM is asked for at a time. It takes as many of them at once as fit.
@@ -127,7 +128,9 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
     # All of them, so that a mistake in the last one shows before the first has taken its hour.
     sets = [reader.read(each).limited(question.limit) for each in asked]
     for found in sets:
-        for note in found.notes:
+        # As the training did, which had this option from its data and not from its recipe.
+        begun = continue_answers(recipe.training, [row["prompt"] for row in found.rows])
+        for note in (*found.notes, *begun):
             tell(f"note: {note}")
     engine = None
     if recipe.training.use_vllm:

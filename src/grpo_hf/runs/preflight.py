@@ -215,7 +215,7 @@ def check_model(recipe: Recipe, task: Task) -> Prompts:
         dataset, checked = dataset_of(recipe, task.rewards, split, form)
         if checked.bad:
             notes.append(checked.describe_bad())
-        notes.extend(continue_answers(recipe.training, dataset))
+        notes.extend(continue_answers(recipe.training, dataset["prompt"]))
         lengths.append(
             check_lengths(dataset, checked.source, tokenizer, config, recipe, task.tools)
         )

@@ -307,7 +307,7 @@ def dataset_of(
     return rows.build_dataset(split, column, build, needed_columns(rewards), gold_columns(rewards))
 
 
-def continue_answers(training: GRPOConfig, dataset: Dataset) -> list[str]:
+def continue_answers(training: GRPOConfig, asked: Sequence[Any]) -> list[str]:
     """Let the model continue the prompts that end with the beginning of an answer.
 
     A setting of the user stays: `chat_template_kwargs: {continue_final_message: false}` is TRL's
@@ -316,13 +316,13 @@ def continue_answers(training: GRPOConfig, dataset: Dataset) -> list[str]:
     Returns:
         A sentence about it, if there are such prompts.
     """
-    begun = _count(dataset["prompt"], prompts.begins_answer)
+    begun = _count(asked, prompts.begins_answer)
     options = dict(training.chat_template_kwargs or {})
     if not begun or CONTINUE in options:
         return []
     training.chat_template_kwargs = options | {CONTINUE: True}
     return [
-        f"{begun:,} of {len(dataset):,} prompts end with the beginning of an answer, which the "
+        f"{begun:,} of {len(asked):,} prompts end with the beginning of an answer, which the "
         f"model continues (chat_template_kwargs {{{CONTINUE}: false}} opens a new turn after it)."
     ]
 
