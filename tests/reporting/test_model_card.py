@@ -362,6 +362,7 @@ def card(tmp_path: Path) -> Callable[..., ModelCard]:
         *rewards: Any,
         results: dict[str, Any] | None = None,
         named: dict[str, Any] | None = None,
+        template_options: dict[str, Any] | None = None,
         **special: Any,
     ) -> ModelCard:
         specs = [load_reward(reward).spec for reward in rewards or ["gsm8k"]]
@@ -375,6 +376,7 @@ def card(tmp_path: Path) -> Callable[..., ModelCard]:
         }
         folder = tmp_path / "run"
         args = GRPOConfig(output_dir=str(folder), use_cpu=True, report_to="none")
+        args.chat_template_kwargs = template_options
         facts = CardFacts(**usual | special)
         write_model_card(folder, facts, args, results or {}, **named or {})
         return ModelCard.load(folder / "README.md")
@@ -386,6 +388,15 @@ def test_a_run_without_evaluation_claims_no_results(card):
     text = card().text
     assert "Results" not in text and "accuracy" not in text.lower()
     assert "## Citation" in text
+
+
+def test_a_prompt_that_began_the_answer_is_spoken_of(card, tiny_checkpoint: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    said = "In training the prompts ended with the beginning of an answer"
+    for continues in (True, False):
+        options = {"continue_final_message": continues}
+        text = card(template_options=options, tokenizer=tokenizer).text
+        assert (said in text) == continues
 
 
 def test_results_are_shown_with_their_intervals(card):

@@ -50,6 +50,42 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return type_lines
 
 
+def test_an_answer_begins_as_in_the_prompts_of_the_run(run: Path, trained: TrainedModel) -> None:
+    begun = {"role": "assistant", "content": "The sum is"}
+    rows = [{"prompt": [{"role": "user", "content": text}, begun]} for text in "ab"]
+    held_out = run / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chat = Chat(trained, greedy=True, max_new_tokens=12)
+    held_out.unlink()
+    tokenizer = trained.tokenizer
+    messages: list[dict[str, str]] = [{"role": "system", "content": "Be brief."}]
+    for text in ("1 + 1?", "2 + 2?"):
+        messages += [{"role": "user", "content": f"{text}\nShow your work."}, begun]
+        inputs = tokenizer.apply_chat_template(
+            messages, continue_final_message=True, return_tensors="pt", return_dict=True
+        )
+        with torch.no_grad():
+            output = trained.model.generate(
+                **inputs, max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id
+            )
+        new = output[0, inputs["input_ids"].size(1) :]
+        expected = tokenizer.decode(new, skip_special_tokens=True)
+        assert chat.ask(text)["adapter"] == expected
+        messages[-1] = {"role": "assistant", "content": f"The sum is{expected}"}
+
+
+def test_beginnings_that_differ_are_none_of_a_conversation(run: Path, trained: TrainedModel):
+    rows = []
+    for text in "ab":
+        begun = {"role": "assistant", "content": f"{text} is"}
+        rows.append({"prompt": [{"role": "user", "content": text}, begun]})
+    held_out = run / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert Chat(trained).beginning is None
+    held_out.unlink()
+    assert Chat(trained).beginning is None
+
+
 def greedy(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """What transformers answers, without anything of ours."""
     inputs = tokenizer.apply_chat_template(

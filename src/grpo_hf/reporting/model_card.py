@@ -93,7 +93,7 @@ def write_model_card(
     base = public_name(facts.base) or "unnamed model"
     options = dict(getattr(args, "chat_template_kwargs", None) or {})
     prompt, rendered = example_prompt(facts.prompt_form, facts.tokenizer, options)
-    options.pop("continue_final_message", None)
+    begins_answers = bool(options.pop("continue_final_message", False))
     card = {
         "title": model_name or (facts.repo or folder.name).split("/")[-1],
         "repo": facts.repo,
@@ -111,6 +111,7 @@ def write_model_card(
         "system_prompt": getattr(facts.prompt_form, "system_prompt", None),
         "instruction": getattr(facts.prompt_form, "instruction", None),
         "template_options": options,
+        "begins_answers": begins_answers,
         "max_new_tokens": args.max_completion_length or 256,
         "objective": _objective(args),
         "settings": _hyperparameters(facts, args),

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from ..data.prompts import prompt_builder, prompt_token_ids
+from ..data.prompts import CONTINUE, prompt_builder, prompt_token_ids
 from ..errors import DataError
 from ..models import adapters
 from ..models.positions import context_of
 from ..models.random_state import own_random_numbers
 from ..rollout.sampling import GREEDY, end_token_ids, generation_settings, is_cut
+from .evaluation_sets import common_beginning
 from .trained import TrainedModel
 
 BASE, ADAPTER, WHOLE = "base", "adapter", "model"
@@ -58,6 +59,11 @@ class Chat:
             self.set_temperature(temperature)
         self.max_new_tokens = max_new_tokens or trained.settings.max_new_tokens
         self.form = trained.settings.form(trained.tokenizer)
+        self.template_options = dict(trained.settings.training["chat_template_kwargs"] or {})
+        # As in training, where the prompts of the data began the answer.
+        self.beginning = None
+        if self.form.chat and self.template_options.setdefault(CONTINUE, True):
+            self.beginning = common_beginning(trained.folder)
         self.seed = seed
         self.speakers = (BASE, ADAPTER) if trained.has_adapter else (WHOLE,)
         # Whose last answer ended at the limit of its tokens.
@@ -106,13 +112,16 @@ class Chat:
         """Return what was said so far, with what the user says now."""
         said = self._said[name]
         if said is None:
-            return prompt_builder(self.form)(text)
-        return said + prompt_builder(replace(self.form, system_prompt=None))(text)
+            prompt = prompt_builder(self.form)(text)
+        else:
+            prompt = said + prompt_builder(replace(self.form, system_prompt=None))(text)
+        if self.beginning is None:
+            return prompt
+        return [*prompt, {"role": "assistant", "content": self.beginning}]
 
     def _token_ids(self, prompt: Any) -> list[int]:
         trained = self.trained
-        options = trained.settings.training["chat_template_kwargs"]
-        (token_ids,) = prompt_token_ids([prompt], trained.tokenizer, options)
+        (token_ids,) = prompt_token_ids([prompt], trained.tokenizer, self.template_options)
         context = context_of(adapters.causal_model(trained.model).config)
         if context is not None and len(token_ids) + self.max_new_tokens > context:
             raise DataError(
@@ -150,6 +159,8 @@ def _continued(prompt: Any, answer: str) -> Any:
     """Return a prompt with its answer, to go on from."""
     if isinstance(prompt, str):
         return f"{prompt}{answer}\n"
+    if prompt[-1]["role"] == "assistant":
+        return [*prompt[:-1], {"role": "assistant", "content": prompt[-1]["content"] + answer}]
     return [*prompt, {"role": "assistant", "content": answer}]
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data import rows
 from ..data.known_sets import KNOWN_SETS, KnownSet, name_and_path, read_known_set
 from ..data.overlap import which_are_in
-from ..data.prompts import PromptForm
+from ..data.prompts import PromptForm, begins_answer
 from ..data.readers import Split, read_split, split_file
 from ..errors import ConfigError, DataError, did_you_mean
 from ..run_files import HELD_OUT_SET, read_lines, write_or_say
@@ -65,6 +65,21 @@ def keep_held_out(run: Path, held_out: Sequence[dict[str, Any]]) -> None:
     for row in held_out:
         lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     write_or_say(run / HELD_OUT_FILE, "".join(lines))
+
+
+def common_beginning(run: Path) -> str | None:
+    """Return the beginning of an answer with which all held-out prompts of a run end, if it is one.
+
+    Args:
+        run: its folder, or that of one of its checkpoints.
+    """
+    files = [folder / HELD_OUT_FILE for folder in (run, run.parent)]
+    file = next(filter(Path.is_file, files), None)
+    prompts: list[Any] = [row.get("prompt") for row in read_lines(file)] if file else []
+    if not all(isinstance(each, list) and begins_answer(each) for each in prompts):
+        return None
+    beginnings = {str(prompt[-1]["content"]) for prompt in prompts}
+    return beginnings.pop() if len(beginnings) == 1 else None
 
 
 def keep_trained(run: Path, trained: Iterable[str] | None) -> None:

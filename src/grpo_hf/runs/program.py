@@ -39,25 +39,6 @@ def quiet() -> None:
     )
 
 
-def say_if_busy() -> None:
-    """Say that other programs use the cores on which the threads of this one are to work.
-
-    Threads wait for each other after every product, and all of them for one without a core.
-    """
-    import torch
-
-    # Windows has no such number.
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    cores = os.cpu_count() or 1
-    if load >= cores and torch.get_num_threads() > 1 and not torch.cuda.is_available():
-        say_first(
-            f"note: other programs use this machine (a load of {load:.1f} on {cores} cores). "
-            "Threads wait for each other there, and one is often faster: OMP_NUM_THREADS=1 before "
-            "the command.",
-            to_stderr=True,
-        )
-
-
 def train_recipe(arguments: Sequence[str], default: Path) -> None:
     """Train the recipe that flags describe, or `default`: a program that adds nothing of its own.
 

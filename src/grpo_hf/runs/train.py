@@ -21,10 +21,10 @@ from ..rollout import vllm_engine
 from ..run_files import say_first
 from ..trainer import GRPOTrainer
 from . import finished, preflight, training_evaluations
+from .busy import say_if_busy
 from .defaults import describe
 from .evaluation_sets import EvaluationSet, keep_held_out, keep_trained
 from .output_checks import first_checkpoint, step_of_its_end
-from .program import say_if_busy
 from .recipe import EMBEDDED_MODEL, Recipe
 from .trained import no_bars_in_a_file
 

@@ -28,7 +28,7 @@ from ..reporting.environment import read_starts
 from ..rollout.sampling import sampling_of
 from ..run_files import RECIPE_FILE
 from ..run_folders import ADAPTER_FILE, MODEL_FILE, check_folder, no_weights_in
-from .program import say_if_busy
+from .busy import say_if_busy
 from .recipe import Recipe, saved_settings
 from .task_arguments import TaskArguments
 

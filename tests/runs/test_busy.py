@@ -1,9 +1,9 @@
-"""What a program says before it works."""
+"""What is said on a machine whose cores other programs use."""
 
 import pytest
 import torch
 
-from grpo_hf.runs import program
+from grpo_hf.runs import busy
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
@@ -20,7 +20,7 @@ def test_threads_on_a_busy_machine(
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    program.say_if_busy()
+    busy.say_if_busy()
     said = capsys.readouterr()
     # A program may read what is on standard output.
     assert not said.out and ("OMP_NUM_THREADS=1" in said.err) == is_said
