@@ -4,6 +4,7 @@ Where prompts are texts, completions are texts; where prompts are lists of messa
 lists of messages.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,27 @@ def message_texts(completion: Completion) -> list[str]:
         if message.get("role") == "assistant":
             texts.append(message_text(message))
     return texts
+
+
+def last_said(prompt: Any) -> str:
+    """Return what a prompt ends with, which tells it from others.
+
+    Where that is the beginning of an answer, all prompts may end alike: what it answers is before.
+
+    >>> begun = {"role": "assistant", "content": "It is"}
+    >>> last_said([{"role": "user", "content": "1 + 1?"}, begun])
+    '1 + 1?\\nIt is'
+    """
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str):
+        return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+    messages = [each for each in prompt if isinstance(each, Mapping)]
+    is_begun = len(messages) > 1 and messages[-1].get("role") == "assistant"
+    return "\n".join(_content(each) for each in messages[-2 if is_begun else -1 :])
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def message_text(message: Mapping[str, Any]) -> str:

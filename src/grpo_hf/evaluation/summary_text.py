@@ -1,8 +1,6 @@
 """The summaries of an evaluation as tables of a terminal."""
 
-import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ..data.completions import last_said
 from ..data.overlap_text import overlap_text
 from ..run_files import read_lines, reason_of
 from .cut_answers import CutAnswers
@@ -157,14 +156,6 @@ def _flips(flips: dict[str, list[int]], answers: Path) -> list[Text]:
                 cut = " (cut off)" if line[side].get("greedy_cut") else ""
                 parts.append(Text(f"  {side + ':':9}{short(line[side]['greedy'])}{cut}"))
     return parts
-
-
-def last_said(prompt: Any) -> str:
-    """Return what a prompt ends with, which tells it from others."""
-    if isinstance(prompt, str):
-        return prompt
-    content: Any = prompt[-1]["content"] if isinstance(prompt, Sequence) and prompt else ""
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def short(text: str) -> str:

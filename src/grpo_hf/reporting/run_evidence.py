@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import run_files
-from ..data.completions import completion_text
+from ..data.completions import completion_text, last_said
 from ..run_files import EVALUATION_FILE
 from ..run_folders import settings_of
 from .metrics_file import read_metrics
@@ -202,7 +202,7 @@ def _held_out(run: Path) -> list[HeldOut]:
 def _pair(row: dict[str, Any]) -> HeldOut:
     base, adapter = row["base"], row["adapter"]
     return HeldOut(
-        prompt=_prompt_text(row.get("prompt")),
+        prompt=last_said(row.get("prompt")),
         base=completion_text(base["answer"]),
         adapter=completion_text(adapter["answer"]),
         base_right=base["right"],
@@ -211,16 +211,6 @@ def _pair(row: dict[str, Any]) -> HeldOut:
         base_cut=bool(base.get("cut")),
         adapter_cut=bool(adapter.get("cut")),
     )
-
-
-def _prompt_text(prompt: Any) -> str:
-    """Return a prompt as text: of messages, what the last one asks."""
-    if isinstance(prompt, str):
-        return prompt
-    try:
-        return str(prompt[-1]["content"])
-    except (KeyError, TypeError, IndexError):
-        return json.dumps(prompt, ensure_ascii=False)
 
 
 def final_answer(text: str) -> str:

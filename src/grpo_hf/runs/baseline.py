@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data.completions import completion_text
+from ..data.completions import completion_text, last_said
 from ..durability.dead_run import ALL_ALIKE, MOSTLY_CUT, NOTHING_EARNED
 from ..errors import ConfigError
 from ..evaluation.answers import completed_batches, is_right, judged, judging
 from ..evaluation.evaluation_progress import JUDGING, EvaluationProgress
 from ..evaluation.intervals import share_estimates
-from ..evaluation.summary_text import last_said, short
+from ..evaluation.summary_text import short
 from ..models import adapters
 from ..rollout.sampling import GREEDY, Written
 from ..run_files import say
@@ -180,8 +180,8 @@ def verdict(found: Baseline) -> str:
     if 0 < found.differing <= _FEW * count:
         parts.append(
             "These are few: most of a step is for nothing. More teach with prompts that it solves "
-            "now and then, more answers to each (--num_generations 16), or an instruction that "
-            "says plainly what is wanted."
+            "now and then, more answers to each (--num_generations 16), an instruction that says "
+            "plainly what is wanted, or prompts that begin the answer (docs/first_task.md)."
         )
     if found.right_greedily >= _NEARLY_ALL * count:
         parts.append(
