@@ -60,6 +60,7 @@ def test_the_verdict_is_in_doubt_where_answers_only_end(
 ):
     run = run_with(tmp_path / "run", base_cut)
     said = verdict(results_of(read_run(run, "run")))
+    assert ".." not in said
     assert "The adapter is better" in said
     assert (WORDS in said) == is_in_doubt
     assert ("grpo-hf eval RUN --max_completion_length 136" in said) == is_in_doubt

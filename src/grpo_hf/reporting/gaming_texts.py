@@ -126,7 +126,7 @@ def _one_held_out_answer(evidence: Evidence) -> Seen | None:
         return None
     text = (
         f'{count} of {total} held-out answers are "{_short(answer)}", {right} of them right; the '
-        f"base gave it {base} times."
+        f"base gave it {base} time{'' if base == 1 else 's'}."
     )
     return text, count / total, wrong_answers(evidence, same)
 

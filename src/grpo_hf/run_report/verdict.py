@@ -55,16 +55,18 @@ def verdict(
         word = "The adapter is worse"
     else:
         word = "That is no difference that so few prompts can show"
+    said = [word]
     if first.cut is not None and first.doubt:
-        word += f", but {first.doubt}. {first.cut.cure()}"
+        said = [f"{word}, but {first.doubt}", first.cut.cure()]
     if first.part is not None:
-        word += f". {_sentence(first.part.said(difference.low))}"
+        said.append(_sentence(first.part.said(difference.low)))
     for name, learned in _LEARNED.items():
         if difference.low > 0 and name in findings:
-            word += f". It may have learned {learned}: {findings[name].rstrip('.')}"
+            said.append(f"It may have learned {learned}: {findings[name]}")
     overlap = f" {first.overlap}" if first.overlap else ""
     samples = _by_samples(results) if difference.low <= 0 <= difference.high else ""
-    return f"{where}, {both}: {_points(difference)}. {word}.{samples}{overlap}"
+    sentences = " ".join(f"{each.rstrip('.')}." for each in said)
+    return f"{where}, {both}: {_points(difference)}. {sentences}{samples}{overlap}"
 
 
 def _sentence(text: str) -> str:
