@@ -399,6 +399,18 @@ def test_a_prompt_that_began_the_answer_is_spoken_of(card, tiny_checkpoint: Path
         assert (said in text) == continues
 
 
+def test_the_card_of_an_older_run_is_made_anew(card, tmp_path: Path):
+    """Whose facts lack what is noted since; an evaluation ended with a traceback."""
+    before = card().text
+    file = tmp_path / "run" / ".card.json"
+    facts = json.loads(file.read_text())
+    for name in ("begins_answers", "base_is_folder", "own_weights"):
+        facts.pop(name)
+    file.write_text(json.dumps(facts))
+    refresh_card(tmp_path / "run")
+    assert ModelCard.load(tmp_path / "run" / "README.md").text == before
+
+
 def test_results_are_shown_with_their_intervals(card):
     right = compare([True] * 81 + [False] * 182, [True] * 263)
     results = tables(card(results=right.as_dict()).text)["Results"]

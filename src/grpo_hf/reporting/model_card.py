@@ -198,6 +198,8 @@ def _text(folder: Path, card: dict[str, Any]) -> str:
         card
         | {
             "adapter": card["has_adapter"],
+            # The facts of an older run have not noted it.
+            "begins_answers": card.get("begins_answers", False),
             "base_link": _linked(card["base"], base_model, ""),
             "data_link": _linked(card["data"], next(iter(datasets), None), "datasets/"),
             "project_link": _project_link(),
