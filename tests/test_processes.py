@@ -154,7 +154,7 @@ def test_too_many_failures_on_one_process_stop_both(tiny_checkpoint: Path, tmp_p
     script = SCRIPT.with_name("failing_reward.py")
     said = launch(2, tiny_checkpoint, tmp_path / "run", script=script)
     assert "rank 0 stopped" in said and "rank 1 stopped" in said
-    assert said.count("failed on 4 of 8 completions at step 2") == 2
+    assert said.count("failed on 4 of 8 completions at step 3") == 2
     assert "the judge of the second process has gone" in said and "on another process" in said
     checkpoint = tmp_path / "run" / "checkpoint-2"
     assert {"adapter_model.safetensors", "rng_state_0.pth", "rng_state_1.pth"} <= {
