@@ -195,7 +195,7 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
 
     from grpo_hf.evaluation.answers import judging
     from grpo_hf.run_files import write_whole
-    from grpo_hf.runs.finished import report
+    from grpo_hf.runs.finished import say_report
 
     prompts = [row["prompt"] for row in rows]
     answers = []
@@ -220,9 +220,7 @@ def show(loop: Any, iterations: int, reward: Any, rows: list[dict[str, Any]]) ->
     # In one piece, so that the paths can be copied.
     console.print(f"policy: {loop.folder}/iteration-{iterations}/policy", soft_wrap=True)
     policies = [loop.folder / f"iteration-{number}/policy" for number in range(1, iterations + 1)]
-    page = report(*policies, page=loop.folder / REPORT_FILE) if policies else None
-    if page:
-        console.print(f"report: {page}", soft_wrap=True)
+    say_report(*policies, page=loop.folder / REPORT_FILE)
 
 
 def iteration_result(

@@ -162,15 +162,13 @@ def sampled(start: Start, model: Any) -> list[list[tuple[str, bool]]]:
 
 def write_report(results: Results, out: Path) -> None:
     """Write the methods that sample as they train beside each other, of the first seed on disk."""
-    from grpo_hf.runs.finished import report
+    from grpo_hf.runs.finished import say_report
 
     runs = []
     for name in ONLINE:
         for seed in sorted(results.get(name, {}))[:1]:
             runs.append(out / f"seed{seed}" / name)
-    page = report(*runs, page=out / REPORT_FILE) if runs else None
-    if page:
-        print(f"report: {page}", flush=True)
+    say_report(*runs, page=out / REPORT_FILE)
 
 
 if __name__ == "__main__":

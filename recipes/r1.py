@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     with exit_on_error():
         recipe = read(recipe_flags)
         # These imports take seconds. They stand here so that a wrong flag is reported before them.
-        from grpo_hf.runs.finished import report
+        from grpo_hf.runs.finished import say_report
         from grpo_hf.runs.preflight import check_model, check_task
         from grpo_hf.runs.train import train
 
@@ -92,9 +92,7 @@ def main(arguments: Sequence[str]) -> None:
         adapter_flags = ("--adapter", str(out / "sft"))
         run_stage(out / "rl_again", lambda: train(stages.resumable("rl_again", *adapter_flags)))
         show(out, task.rewards, prompts.held_out.to_list(), recipe.training)
-        page = report(out / "rl", out / "rl_again", page=out / REPORT_FILE)
-        if page:
-            print(f"report: {page}", flush=True)
+        say_report(out / "rl", out / "rl_again", page=out / REPORT_FILE)
 
 
 def flags() -> argparse.ArgumentParser:

@@ -42,18 +42,23 @@ def scalars_of_tensorboard(run: Path) -> dict[tuple[str, int], float]:
     return found
 
 
-def test_tensorboard_has_the_names_and_values_of_the_metrics(
-    make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
-):
+def train(make_trainer: Callable[..., GRPOTrainer], *loggers: str) -> None:
+    """Train two steps and evaluate after each, with the numbers going to loggers."""
     trainer = make_trainer(
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
         eval_dataset=Dataset.from_list([{"prompt": "2 + 2 = "}]),
         eval_strategy="steps",
         eval_steps=1,
         per_device_eval_batch_size=4,
-        report_to="tensorboard",
+        report_to=list(loggers),
     )
     trainer.train()
+
+
+def test_tensorboard_has_the_names_and_values_of_the_metrics(
+    make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
+):
+    train(make_trainer, "tensorboard")
     run = tmp_path / "run"
     expected = {}
     for row in read_lines(run / METRICS_FILE):
@@ -109,15 +114,7 @@ def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_other_loggers_have_the_names_and_values_that_tensorboard_has(
     package: Any, make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
 ):
-    trainer = make_trainer(
-        peft_config=LoraConfig(r=4, target_modules="all-linear"),
-        eval_dataset=Dataset.from_list([{"prompt": "2 + 2 = "}]),
-        eval_strategy="steps",
-        eval_steps=1,
-        per_device_eval_batch_size=4,
-        report_to=["tensorboard", package.__name__],
-    )
-    trainer.train()
+    train(make_trainer, "tensorboard", package.__name__)
     found = {}
     for logged in package.logged:
         metrics = dict(logged)

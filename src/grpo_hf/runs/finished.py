@@ -40,6 +40,13 @@ def report(*runs: Path, page: Path | None = None) -> Path | None:
         return None
 
 
+def say_report(*runs: Path, page: Path) -> None:
+    """Write the report of the runs of a program, if it has any, and say where it lies."""
+    written = report(*runs, page=page) if runs else None
+    if written is not None:
+        say(f"report: {written}")
+
+
 def write_page(runs: Sequence[Path], page: Path | None = None, *, pictures: bool = True) -> Path:
     """Write the report of runs and, of one, the card anew; arguments and errors of `write_report`.
 
