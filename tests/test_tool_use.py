@@ -39,14 +39,16 @@ def model(tokenizer):
     return tool_model(tokenizer)
 
 
-def answers(model, tokenizer, tokens, most_rounds=None):
+def answers(model, tokenizer, tokens, most_rounds=None, options=None):
     use = ToolUse([python], call_tool, most_rounds)
-    ids = prompt_token_ids(PROMPTS, tokenizer, use.template_options(tokenizer))
+    ids = prompt_token_ids(PROMPTS, tokenizer, use.template_options(tokenizer, options))
     with continuing(model, tokenizer, GREEDY) as sample:
         ends = end_token_ids(model, tokenizer)
-        converse = conversing(
-            sample, model, tokenizer, use, is_cut=lambda ids, room: is_cut(ids, ends, room, {})
-        )
+
+        def cut(ids, room):
+            return is_cut(ids, ends, room, {})
+
+        converse = conversing(sample, model, tokenizer, use, options, is_cut=cut)
         found = converse(ids, tokens)
     return [written.completion for written in found]
 
@@ -57,6 +59,12 @@ def test_what_it_calls_is_run_and_comes_back(model, tokenizer):
         assert messages == expected
     # The fourth conversation was learnt as far as the error, which the model reads.
     assert found[3][:2] == CONVERSATIONS[3][1:]
+
+
+def test_begun_answers_that_are_gone_on_with_change_no_turn_of_a_tool(model, tokenizer):
+    """An error of the template before: a tool's turn is rendered up to a new one."""
+    found = answers(model, tokenizer, 150, options={"continue_final_message": True})
+    assert found == answers(model, tokenizer, 150)
 
 
 @pytest.mark.parametrize("tokens", [150, 60, 45, 12])

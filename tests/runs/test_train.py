@@ -8,6 +8,7 @@ import pytest
 import yaml
 from datasets import Dataset
 from support.chats import SHAPES, USER
+from support.questions import CHATS, one_by_one
 from support.vllm import vllm_installed
 from trl.scripts import grpo as trl_grpo
 
@@ -19,6 +20,7 @@ from grpo_hf.run_report.record import read_run
 from grpo_hf.runs import preflight, training_evaluations
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.runs.train import train
+from grpo_hf.runs.trained import open_run
 
 # It notes what it sees, and pays for the length.
 REWARD = """
@@ -91,6 +93,35 @@ def greedy_passes(monkeypatch) -> list[list[str]]:
     for module in (answers, evaluate):
         monkeypatch.setattr(module, "completed_batches", noted)
     return passes
+
+
+def test_another_set_may_begin_its_answers_where_the_training_data_does_not(make, tmp_path):
+    """The set at the end of the training opened a new turn, and `grpo-hf eval` went on."""
+    (tmp_path / "whole.py").write_text(ACCURACY)
+    rows = [{"prompt": f"Say {number}.", "answer": str(number)} for number in range(12)]
+    begun = []
+    for chat in CHATS:
+        prompt = [*chat, {"role": "assistant", "content": "It is the"}]
+        begun.append({"prompt": prompt, "answer": "e"})
+    (tmp_path / "begun.jsonl").write_text("\n".join(map(json.dumps, begun)))
+    recipe = make(
+        {"train": rows[:8], "test": rows[8:]},
+        rewards=["./whole.py:whole"],
+        eval_data=[f"begun={tmp_path}/begun.jsonl"],
+        eval_samples=0,
+    )
+    train(recipe)
+    trained = open_run(tmp_path / "run")
+    texts = []
+    for row in begun:
+        texts.append(
+            trained.tokenizer.apply_chat_template(
+                row["prompt"], continue_final_message=True, tokenize=False
+            )
+        )
+    expected = one_by_one(trained.model, trained.tokenizer, texts, 8)
+    lines = read_lines(tmp_path / "run" / "evaluations" / "begun.jsonl")
+    assert [line["adapter"]["greedy"] for line in lines] == expected
 
 
 def test_accuracies_during_the_training_and_more_sets_at_its_end(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.prompts import CONTINUE
 from ..models.positions import context_of
 from ..trl_seam import prepare_tool_calls, read_answer, tool_turn_ids
 from .sampling import Sample, Written
@@ -64,8 +65,10 @@ def conversing(
         template_options: other arguments of the chat template.
         is_cut: whether tokens that were written, of so many at most, were cut off.
     """
-    # A tool's turn is rendered without the description of the tools, as in TRL.
+    # A tool's turn is rendered without the description of the tools, as in TRL, and a new one of
+    # the model opens after it.
     options = {**(template_options or {}), "chat_template": prepare_tool_calls(tokenizer)}
+    options.pop(CONTINUE, None)
     context = context_of(model.config) or math.inf
 
     def converse(asked: list[list[int]], tokens: int) -> list[Written]:

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import TrainerState
 
+from ..data.prompts import CONTINUE
 from ..errors import ConfigError, DataError, OutputExistsError
 from ..evaluation.answers import judging
 from ..evaluation.comparison import GreedyAnswers
@@ -257,7 +258,8 @@ def answering_of(
         samples=samples,
         sampling=sampling_of(training),
         seed=training.seed,
-        template_options=training.chat_template_kwargs,
+        # As the training continues the begun answers of its data, in any other set, too.
+        template_options={CONTINUE: True} | (training.chat_template_kwargs or {}),
         tool_use=use,
     )
 
