@@ -84,6 +84,34 @@ def test_another_set_says_nothing_of_these_prompts() -> None:
     assert HINT in verdict([result(-0.01, 0.11), other])
 
 
+@pytest.mark.parametrize(
+    ("golds", "said"),
+    [
+        # 19 of 20 are right, which is at least 0.785 of such prompts.
+        (["a"] * 8 + ["b"] * 7 + ["c"] * 5, 'Always saying "a" would be right for 40.0%.'),
+        (["a"] * 16 + ["b"] * 4, "right for 80.0%, and nothing shows that the adapter beats that"),
+        ([str(place) for place in range(20)], ""),
+        (["a"] * 19 + [None], ""),
+        (["work\n#### 7"] * 20, ""),
+        ([["a"]] * 20, ""),
+    ],
+)
+def test_what_one_answer_to_everything_would_get(
+    tmp_path: Path, golds: list[Any], said: str
+) -> None:
+    """Of tickets for four teams a third was for one, which no page said."""
+    run = write_run(tmp_path / "run")
+    answers = []
+    for place, gold in enumerate(golds):
+        sides = {"base": {"answer": "x", "right": place < 2}, "adapter": {"answer": "x"}}
+        sides["adapter"]["right"] = place > 0
+        answers.append(json.dumps({"prompt": str(place), "gold": gold, **sides}) + "\n")
+    (run / "evaluation.jsonl").write_text("".join(answers))
+    found = verdict(results_of(read_run(run, "run")))
+    assert "The adapter is better." in found
+    assert said in found if said else "Always" not in found
+
+
 @pytest.mark.parametrize(("low", "high", "word"), [(0.02, 0.1, "better"), (-0.2, -0.1, "worse")])
 def test_a_difference_needs_no_samples(low: float, high: float, word: str) -> None:
     said = verdict([result(low, high, sampled=(0.3, 0.9))])

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from ..data.overlap_text import overlap_text
+from ..evaluation.common_gold import said_of_common_gold
 from ..evaluation.cut_answers import CutAnswers, Marked
 from ..evaluation.part_marks import PartMarks
 from ..evaluation.statistics import compare
@@ -51,6 +52,7 @@ class Result:
         in_training: how many of the prompts were trained on, if that is known.
         cut: how many answers were cut off, where that is known.
         part: what the answers earned, where some earned a part of the mark.
+        common: a sentence on an answer that is right for many of the problems, if there is one.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Result:
     in_training: int | None = None
     cut: CutAnswers | None = None
     part: PartMarks | None = None
+    common: str = ""
 
     @property
     def overlap(self) -> str | None:
@@ -106,6 +109,7 @@ def results_of(run: RunRecord) -> list[Result]:
             _whole(summary.get("in_training")),
             CutAnswers.of(summary.get("cut")),
             PartMarks.of(summary.get("part_marks")),
+            said_of_common_gold([row.get("gold") for row in summary["rows"]], adapter.low),
         )
         results.append(
             Result(name, problems, base, adapter, difference, at_k, categories, summary, *known)
@@ -134,6 +138,7 @@ def _final(run: RunRecord) -> Result | None:
     in_training = 0
     marked = []
     earned = []
+    golds = []
     for row in run.answers:
         pair = (row["base"].get("right"), row["adapter"].get("right"))
         # None says that the reward failed, which is nothing about the answer.
@@ -144,6 +149,7 @@ def _final(run: RunRecord) -> Result | None:
             was_cut = (bool(row[side].get("cut")) for side in ("base", "adapter"))
             marked.append(Marked(base[-1], adapter[-1], *was_cut))
             earned.append((row["base"].get("reward"), row["adapter"].get("reward")))
+            golds.append(row.get("gold"))
     if not base:
         return None
     found = compare(base, adapter)
@@ -153,7 +159,7 @@ def _final(run: RunRecord) -> Result | None:
     limit = run.answers[0].get("limit")
     # Runs of older versions have not noted it.
     cut = CutAnswers.count(marked, limit) if isinstance(limit, int) else None
-    known = in_training, cut, PartMarks.count(earned)
+    known = in_training, cut, PartMarks.count(earned), said_of_common_gold(golds, after.low)
     return Result(HELD_OUT, len(base), before, after, difference, [], [], None, *known)
 
 

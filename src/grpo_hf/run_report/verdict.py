@@ -64,6 +64,8 @@ def verdict(
         if difference.low > 0 and name in findings:
             said.append(f"It may have learned {learned}: {findings[name]}")
     overlap = f" {first.overlap}" if first.overlap else ""
+    if first.common:
+        said.append(first.common)
     samples = _by_samples(results) if difference.low <= 0 <= difference.high else ""
     sentences = " ".join(f"{each.rstrip('.')}." for each in said)
     return f"{where}, {both}: {_points(difference)}. {sentences}{samples}{overlap}"
