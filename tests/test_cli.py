@@ -242,7 +242,7 @@ class TestRewardsTest:
         text = refused(
             "rewards", "test", f"{tmp_path}/mine.py:score", "--completion", "a", "--completion", "b"
         )
-        assert "score failed (wrong length): it returned 3 values for 1 completions" in text
+        assert "score failed (wrong length): it returned 3 values for 1 completion" in text
 
 
 class TestPlot:

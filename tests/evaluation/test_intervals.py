@@ -105,6 +105,33 @@ def test_intervals_hold_the_truth(a: float, b: float, monkeypatch: pytest.Monkey
     assert np.all(np.abs(found - 0.95) < 0.066), found
 
 
+@pytest.mark.parametrize("prompts", [6, 8, 20, 30, 60])
+def test_of_equal_models_few_comparisons_call_one_better(
+    prompts: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Count out every outcome: so many prompts won, so many lost, each as often as the other."""
+    monkeypatch.setattr("grpo_hf.evaluation.intervals._DRAWS", 4000)
+    found: dict[tuple[int, int], float] = {}
+    for won in range(1, prompts + 1):
+        for lost in range(min(won, prompts - won + 1)):
+            # From 5 standard errors on it is clear.
+            clear = won - lost > 5 * math.sqrt(won + lost)
+            if clear or _is_above(won, lost, prompts):
+                found[won, lost] = math.comb(prompts, won) * math.comb(prompts - won, lost)
+    for changed in np.linspace(0.02, 0.98, 49):
+        called_better = 0.0
+        for (won, lost), ways in found.items():
+            same = prompts - won - lost
+            called_better += ways * (changed / 2) ** (won + lost) * (1 - changed) ** same
+        assert 2 * called_better < 0.08, changed
+
+
+def _is_above(won: int, lost: int, prompts: int) -> bool:
+    values = np.array([1.0] * won + [-1.0] * lost + [0.0] * (prompts - won - lost))
+    (estimate,) = difference_estimates(values[:, None])
+    return estimate.low > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("problems", [50, 100, 300])
 def test_intervals_hold_the_truth_in_1000_evaluations(

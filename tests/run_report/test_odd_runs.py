@@ -47,6 +47,10 @@ class TestShortRuns:
     def test_it_says_that_the_watch_needs_more_steps(self, tmp_path: Path):
         page = page_of(write_run(tmp_path / "short", steps=8))
         assert "8 logged rollouts" in page.text and "Nothing was found." not in page.text
+        # Each was logged, so that no setting would show more of them.
+        assert "logs each" not in page.text
+        few = log(tmp_path, *({"step": step, "reward": 0.5} for step in (5, 10)))
+        assert "--logging_steps 1 logs each" in page_of(few).text
 
     def test_tiny_numbers_have_an_axis_without_a_row_of_zeros(self, tmp_path: Path):
         run = log(tmp_path, *({"step": s, "reward": 1.0, "entropy": 3e-6 * s} for s in (1, 2)))
@@ -177,7 +181,7 @@ class TestSeveralRuns:
         page = page_of(one, two)
         ids = page.values("id")
         assert len(ids) == len(set(ids))
-        assert "KL, median step" in page.text
+        assert "KL of a step, median" in page.text
         assert "Reward: 长度" in page.text and "Reward: 格式" in page.text
 
     def test_charts_of_one_set_say_whose_they_are(self, tmp_path: Path):

@@ -125,7 +125,7 @@ class TestPage:
         lines = [json.dumps(row | {"kl": -5.99e-10} if "kl" in row else row) for row in rows]
         (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         (record,) = read_runs([run])
-        assert ("KL, median step", "0", "largest 0") in figures(record)
+        assert ("KL of a step, median", "0", "largest 0") in figures(record)
 
     def test_a_reward_is_that_of_several_steps(self, tmp_path: Path):
         run = write_run(tmp_path / "run")

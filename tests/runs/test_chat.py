@@ -211,6 +211,16 @@ def test_prompts_of_a_pipe_are_answered_each_by_itself(run: Path, capsys, monkey
     assert shown == expected
 
 
+def test_what_is_added_to_the_words_of_a_user_is_said(run: Path, capsys, monkeypatch):
+    """Who did not know it typed the instruction a second time."""
+    for flags, drawn in (([], "drawn at temperature 1"), (["--greedy"], "greedy")):
+        monkeypatch.setattr("sys.stdin", iter_stdin(["What?\n"]))
+        main(["chat", str(run), "--max_new_tokens", "2", *flags])
+        said = capsys.readouterr().err
+        assert "each message ends with the instruction 'Show your work.'" in said
+        assert f"answers are {drawn}." in said
+
+
 def iter_stdin(lines: list[str]) -> Any:
     class Lines(list):
         def isatty(self) -> bool:

@@ -269,6 +269,23 @@ def test_too_many_failures_stop_the_run_after_a_checkpoint(
     assert again.state.global_step == 5
 
 
+def test_a_reward_that_fails_in_the_first_step_says_how_to_begin_anew(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """The folder has a run without a checkpoint, and the same command is refused there."""
+
+    def broken(completions: list[str], trainer_state: Any) -> list[float]:
+        raise ConnectionError("the judge has gone")
+
+    with pytest.raises(RewardFailuresError) as caught:
+        make_trainer(reward_funcs=broken, peft_config=LORA, max_steps=2).train()
+    assert "begin anew in the same folder with --resume_from_checkpoint auto" in str(caught.value)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    again = make_trainer(peft_config=LORA, max_steps=2)
+    again.train(resume_from_checkpoint="auto")
+    assert again.state.global_step == 2
+
+
 def test_the_progress_line_says_what_failed() -> None:
     of = {
         "mean": 0.5,

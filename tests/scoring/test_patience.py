@@ -47,6 +47,6 @@ def test_it_is_said_who_is_waited_for(
     said = [record.getMessage() for record in caplog.records]
     # After 0.1 s, 0.2 s and 0.4 s.
     assert 2 <= len(said) <= 3
-    assert all(line.startswith("Waiting for the reward 'judge' since 0 s") for line in said)
+    assert all(line.startswith("Waiting for the reward 'judge' for 0 s so far") for line in said)
     time.sleep(0.5)
     assert len(caplog.records) == len(said)

@@ -99,7 +99,7 @@ class TestSignature:
     @pytest.mark.parametrize("spec", ["pathlib:Path", "math:pi", "builtins:max"])
     def test_what_is_no_function(self, spec):
         with pytest.raises(
-            RewardSpecError, match=r"expected a function fn\(prompts, completions, completion_ids"
+            RewardSpecError, match=r"expected a function fn\(completions, COLUMN, \*\*columns\)"
         ):
             load_reward(spec)
 
@@ -117,9 +117,7 @@ class TestSignature:
         with pytest.raises(RewardSpecError) as caught:
             load_reward(score)
         assert "score(prediction, *, scale: float = 1.0)" in str(caught.value)
-        assert "fn(prompts, completions, completion_ids, **columns) -> list[float | None]" in str(
-            caught.value
-        )
+        assert "fn(completions, COLUMN, **columns) -> list[float | None]" in str(caught.value)
 
     def test_completions_by_position_only(self):
         def score(completions, /):
@@ -132,7 +130,7 @@ class TestSignature:
         "function", [lambda prompt, **columns: [], lambda completion, **columns: []]
     )
     def test_singular_of_what_the_trainer_passes(self, function):
-        with pytest.raises(RewardSpecError, match="has the signature"):
+        with pytest.raises(RewardSpecError, match=r"Did you mean (prompts|completions)\?"):
             load_reward(function)
 
 

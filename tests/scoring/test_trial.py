@@ -107,6 +107,17 @@ def test_what_fails_is_said_beside_what_works() -> None:
     assert finding.pays["empty"] is None and not sound.notes()
 
 
+def test_a_reward_of_a_wrong_length_is_not_said_to_compare() -> None:
+    """Called alone its one value is right, and among others it is missing the rest."""
+
+    def one(completions: list[Any], **_: Any) -> list[float]:
+        return [1.0]
+
+    (finding,) = found(one)
+    notes = " ".join(finding.notes())
+    assert "it returned 1 value for 6 completions" in notes and "compares" not in notes
+
+
 def test_a_failure_is_a_line_with_its_place_and_the_kinds_it_is_on() -> None:
     def typo(completions: list[Any], **_: Any) -> list[float]:
         return [float(len(completons)) for _ in completions]  # type: ignore[name-defined]  # noqa: F821

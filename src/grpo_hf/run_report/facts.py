@@ -223,7 +223,7 @@ def figures(run: RunRecord) -> list[tuple[str, str, str]]:
     kl = sorted(_without_rounding(value) for _, value in points_of(run.steps, "kl"))
     if kl:
         middle = number_text(kl[len(kl) // 2])
-        rows.append(("KL, median step", middle, f"largest {number_text(kl[-1])}"))
+        rows.append(("KL of a step, median", middle, f"largest {number_text(kl[-1])}"))
     seconds = run.summary.get("train_runtime")
     if isinstance(seconds, int | float):
         rows.append(("wall time of training", *_wall_time(run, seconds)))

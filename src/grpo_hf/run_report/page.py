@@ -67,6 +67,7 @@ class RunView:
         over_time: held-out prompts, answered at each evaluation.
         again: prompts of the training that came back.
         rollouts: how many were logged with a reward.
+        left_out_steps: whether steps were made and not logged.
     """
 
     record: RunRecord
@@ -77,6 +78,7 @@ class RunView:
     results: list[ResultView]
     findings: list[Finding] | None
     rollouts: int
+    left_out_steps: bool
     spikes: list[Finding]
     moments: list[samples.Shown]
     over_time: list[samples.Shown]
@@ -197,6 +199,7 @@ def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
         results=[_result_view(run, result, prefix, is_alone=is_alone) for result in results],
         findings=findings,
         rollouts=len(points_of(run.steps, "reward")),
+        left_out_steps=bool(run.steps) and run.steps[-1]["step"] > len(run.steps),
         spikes=_spikes(run.folder, prefix),
         moments=samples.moments(run, f"{prefix}moment-"),
         over_time=samples.over_time(run, f"{prefix}over-time"),

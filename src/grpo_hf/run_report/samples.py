@@ -163,7 +163,10 @@ def _ends_of(rollout: Rollout, title: str, prefix: str) -> Shown:
     if judged:
         best = max(judged, key=lambda one: (one[0], -one[1]))
         worst = min(judged)
-        chosen = [best[1]] if best[0] == worst[0] else [best[1], worst[1]]
+        chosen = [best[1], worst[1]]
+        if best[0] == worst[0]:
+            chosen = [best[1]]
+            title += f": all {len(judged)} earned the same"
     ends = [_sample(rollout, index, prefix) for index in chosen]
     return Shown(title, _shown_prompt(rollout.prompt), ends)
 

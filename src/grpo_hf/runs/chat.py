@@ -71,6 +71,18 @@ class Chat:
         self._asked = 0
         self.reset()
 
+    @property
+    def manner(self) -> str:
+        """What is asked beside the user's words, and how tokens are chosen, in words."""
+        said = []
+        if self.form.instruction:
+            said.append(f"each message ends with the instruction {self.form.instruction!r}")
+        if self.beginning is not None:
+            said.append(f"each answer goes on from {self.beginning!r}")
+        temperature = self.sampling.get("temperature", 1.0)
+        drawn = "are greedy" if self.greedy else f"are drawn at temperature {temperature:g}"
+        return "; ".join([*said, f"answers {drawn}"])
+
     def reset(self) -> None:
         """Forget the conversation."""
         self._said: dict[str, Any] = dict.fromkeys(self.speakers)

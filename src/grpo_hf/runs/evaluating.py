@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -157,6 +158,9 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
         close_engines()
     if PartialState().is_main_process:
         refresh_card(home)
+    # On a line of its own, so that it can be copied.
+    command = f"  grpo-hf report {shlex.quote(str(home))}"
+    tell(f"The model card has this now, and the page of the run after\n{command}")
     if question.as_json:
         say_first(json.dumps(summaries, indent=1, ensure_ascii=False))
     return summaries

@@ -261,12 +261,12 @@ def stop_at_too_many(
         if wrong_settings:
             raise RewardFailuresError(f"the reward {spec} cannot be used as it is set up: {detail}")
         # There is a checkpoint only where a step was made; see `lacks_checkpoint`.
-        resume = " and continue with --resume_from_checkpoint auto" if run.step else ""
+        go_on = "continue" if run.step else "begin anew in the same folder"
         raise RewardFailuresError(
             f"the reward {spec} failed on {counts.total} of {counts.rows} completions at step "
             f"{run.logged_step}, more than max_reward_failures {most:g}: such a reward must not "
             "train a model. Mend it (`grpo-hf rewards check RECIPE` tries it on real rows)"
-            f"{resume}. The first failure:\n{detail}"
+            f" and {go_on} with --resume_from_checkpoint auto. The first failure:\n{detail}"
         )
 
 

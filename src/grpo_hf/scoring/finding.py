@@ -133,7 +133,8 @@ class Finding:
                 f"{name} gave the same answers different rewards the second time: it counts or is "
                 "random."
             )
-        if not self.alone:
+        # Of what a failing call returned, another call is no comparison.
+        if not self.alone and not self.failures:
             notes.append(
                 f"{name} gives a completion another reward alone than among others: it compares "
                 "them, so it must not be called with batched=False."

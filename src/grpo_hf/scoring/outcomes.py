@@ -243,7 +243,7 @@ def outcomes_of(values: Any, expected: int) -> list[Outcome]:
     >>> [outcome.value for outcome in outcomes_of((True, None, 0.5), 3)]
     [1.0, None, 0.5]
     >>> outcomes_of([1.0], 2)[0].failure
-    Failure(reason='wrong length', detail='it returned 1 values for 2 completions')
+    Failure(reason='wrong length', detail='it returned 1 value for 2 completions')
     """
     # A numpy array or a torch tensor, told without importing either.
     if hasattr(values, "tolist") and getattr(values, "ndim", 1) == 1:
@@ -255,9 +255,14 @@ def outcomes_of(values: Any, expected: int) -> list[Outcome]:
         return [Outcome(None, failure)] * expected
     values = list(entries)
     if len(values) != expected:
-        detail = f"it returned {len(values)} values for {expected} completions"
+        detail = f"it returned {_counted(len(values), 'value')} for "
+        detail += _counted(expected, "completion")
         return [Outcome(None, Failure("wrong length", detail))] * expected
     return [_outcome_of(value) for value in values]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _entries_of(values: Any) -> Iterator[Any] | None:

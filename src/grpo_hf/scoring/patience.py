@@ -83,7 +83,7 @@ def said_to_be_waited_for(what: str, limit: float | None = None) -> Iterator[Non
     def say() -> None:
         wait = _FIRST_WORD
         while not done.wait(wait):
-            logger.warning(f"Waiting for {what} since {time.monotonic() - start:.0f} s.{end}")
+            logger.warning(f"Waiting for {what} for {time.monotonic() - start:.0f} s so far.{end}")
             # The wait so far, so that the next word comes after twice the time.
             wait = time.monotonic() - start
 

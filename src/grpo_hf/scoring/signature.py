@@ -14,7 +14,10 @@ from .reward import (
 )
 from .settings import SETTINGS, RewardSettings, checked_settings
 
-_EXPECTED = "fn(prompts, completions, completion_ids, **columns) -> list[float | None]"
+_EXPECTED = (
+    "fn(completions, COLUMN, **columns) -> list[float | None], with prompts and columns of the "
+    "data by name where it reads them"
+)
 
 
 def checked_reward(
@@ -51,8 +54,9 @@ def checked_reward(
     never_arrives = {"prompt", "completion"} & set(reward.columns)
     if not takes_completions or never_arrives:
         signature = inspect.signature(function)
+        plural = "".join(f" Did you mean {each}s?" for each in sorted(never_arrives))
         raise RewardSpecError(
-            f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}."
+            f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}.{plural}"
         )
     known = reward.known_options
     _check_gold(reward)
