@@ -13,6 +13,7 @@ from support.data_files import ROWS, as_text, jsonl
 
 from grpo_hf.data.readers import EMBEDDED, EMBEDDED_PROBLEMS, SUFFIXES, read_split
 from grpo_hf.data.rows import build_dataset, column_names
+from grpo_hf.data.streams import open_stream
 from grpo_hf.errors import DataError, HubUnreachable
 
 
@@ -112,6 +113,44 @@ def test_csv_that_breaks_off_inside_quotes(write):
     file = write("train.csv", 'question,answer\nq,a\n"never closed,a\n')
     with pytest.raises(DataError, match=r"train\.csv:3: not CSV .*nothing was read"):
         read_split(path=str(file))
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("verb;sentence;past", "2 semicolons;"),
+        ('"verb";"past"', "1 semicolon;"),
+        ("verb\tpast;tense\tperson", "2 tabs;"),
+        ("sep=;", "1 semicolon;"),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_csv_with_another_separator_is_refused(write, header, said, newline):
+    """Read with commas, the rows that hold none would be one column of everything."""
+    file = write("train.csv", newline.join([header, "go;I go;went", "be;No, I am;was", ""]))
+    with pytest.raises(DataError) as read_whole:
+        read_split(path=str(file))
+    with pytest.raises(DataError) as streamed:
+        open_stream(path=str(file), name=None, config=None, split="train")
+    message = str(read_whole.value)
+    assert message.startswith(f"{file}:1: the header has no comma between columns and {said}")
+    assert "Save it with commas, or as JSON lines" in message
+    assert str(streamed.value) == message
+
+
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        ("question", ["question"]),
+        ("the question: one, or two?", ["the question: one", " or two?"]),
+        ('"ask; answer"', ["ask; answer"]),
+        ("a;b,c", ["a;b", "c"]),
+    ],
+)
+def test_csv_with_commas_or_one_column_is_read(write, header, columns):
+    rows = "".join(["x;y" + ",z" * (len(columns) - 1) + "\n"] * 2)
+    split = read_split(path=str(write("train.csv", f"\ufeff{header}\n{rows}")))
+    assert column_names(split.rows) == columns and len(split.rows) == 2 and not split.bad
 
 
 def test_a_column_that_only_some_rows_have_is_kept(write):

@@ -32,6 +32,10 @@ _EMBEDDED_ROWS = 4096
 _NAMED_BAD_ROWS = 5
 # Characters of a broken line.
 _SHOWN = 40
+# Characters of a header that are looked at; the csv module takes twice as many for one field.
+_HEADER = 65_536
+# What spreadsheets put between columns where a comma is the decimal point.
+_OTHER_SEPARATORS = {";": "semicolon", "\t": "tab"}
 # This key travels with a raw row until its prompt is built, to name the row by file and line.
 PLACE = "__place__"
 
@@ -272,7 +276,35 @@ def _object(row: Any) -> Row | str:
     return row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
 
 
+def check_separator(file: Path) -> None:
+    """Check that commas are between the columns of a CSV file, and not semicolons or tabs.
+
+    Raises:
+        DataError: its header is one column by commas, and several by one of those.
+    """
+    # What cannot be decoded is said where the rows are read.
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        header = lines.readline(_HEADER)
+    if _count_between(header, ",") > 0:
+        return
+    separator = max(_OTHER_SEPARATORS, key=lambda each: _count_between(header, each))
+    count = _count_between(header, separator)
+    if count > 0:
+        name = _OTHER_SEPARATORS[separator]
+        raise DataError(
+            f"{file}:1: the header has no comma between columns and {count} "
+            f"{name}{'' if count == 1 else 's'}; expected commas. Save it with commas, or as JSON "
+            "lines (.jsonl)."
+        )
+
+
+def _count_between(header: str, separator: str) -> int:
+    """Return how often a separator is between columns, and not within quotes."""
+    return len(next(csv.reader([header], delimiter=separator), ())) - 1
+
+
 def _csv_lines(file: Path) -> _Rows:
+    check_separator(file)
     # newline="" leaves newlines inside quotes to the csv module.
     with file.open(encoding="utf-8-sig", newline="") as lines:
         # Without `strict`, a quote that is never closed swallows the rest of the file silently.

@@ -9,7 +9,16 @@ from typing import Any
 from datasets import IterableDataset, load_dataset
 
 from ..errors import DataError, ModelError
-from .readers import EMBEDDED_PROBLEMS, PLACE, Row, Split, check_filled, hub_split, split_file
+from .readers import (
+    EMBEDDED_PROBLEMS,
+    PLACE,
+    Row,
+    Split,
+    check_filled,
+    check_separator,
+    hub_split,
+    split_file,
+)
 from .rows import with_prompt
 
 logger = logging.getLogger(__name__)
@@ -47,7 +56,11 @@ def open_stream(
         return None
     files = {split: str(file)}
     try:
+        if file.suffix == ".csv":
+            check_separator(file)
         return load_dataset(_FORMATS[file.suffix], data_files=files, streaming=True)[split]
+    except DataError:
+        raise
     # datasets 5.2 lets StopIteration out where a file has no row.
     except (ValueError, OSError, StopIteration) as error:
         raise DataError(f"{file} cannot be read ({str(error) or 'it has no rows'}).") from error
