@@ -342,7 +342,7 @@ class TestData:
             **model,
         )
         assert "one.jsonl has 1 prompt, and a generation batch needs 2 different ones" in said
-        assert "Give at least 2 rows, or lower per_device_train_batch_size" in said
+        assert "Give at least 2 rows to train on, or lower per_device_train_batch_size" in said
 
     def test_nothing_to_evaluate_on(self, run):
         said = run(eval_rows=0, eval_strategy="steps", eval_steps=1)

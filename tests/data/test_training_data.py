@@ -51,7 +51,7 @@ def test_refused_exactly_where_the_sampler_draws_nothing(tmp_path, settings, kin
         said = str(refused.value)
         assert f"train.jsonl has {count} prompt" in said
         assert f"needs {needed} different ones: {settings.generation_batch_size} comp" in said
-        assert f"Give at least {needed} rows" in said
+        assert f"Give at least {needed} rows to train on" in said
         if count:
             assert f"at most {count * settings.num_generations} completions" in said
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from grpo_hf.cli import main
+from grpo_hf.errors import DataError
 from grpo_hf.runs import preflight
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.scoring.registry import load_reward
@@ -470,6 +471,28 @@ class TestAsking:
         file = data(lambda n: {"question": f"{n}?", "answer": n})
         main(["init", "mine", "--data", str(file), "--model", "smollm"])
         assert "note: smollm is no folder here" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("count", [2, 3, 4, 5])
+    def test_too_few_rows_for_a_training_are_said_as_it_says_them(self, count, tmp_path, begun):
+        file = tmp_path / "few.jsonl"
+        rows = [json.dumps({"question": f"{n} + {n}?", "answer": 2 * n}) for n in range(count)]
+        file.write_text("\n".join(rows))
+        # By its name alone, since a terminal breaks long lines.
+        folder, printed = begun(file.name)
+        recipe = read_recipe(["--config", str(folder / "recipe.yaml"), "--use_cpu"])
+        refusal = ""
+        try:
+            preflight.check_model(recipe, preflight.check_task(recipe))
+        except DataError as error:
+            refusal = str(error)
+        # One of five is held out, and a step takes four.
+        assert bool(refusal) == (count < 5)
+        said = " ".join(printed.split())
+        assert ("note: `grpo-hf train` would refuse this data: " in said) == bool(refusal)
+        assert refusal in said
+        if refusal:
+            assert f"few.jsonl has {count - 1} prompt" in refusal
+            assert "Give at least 4 rows to train on, or " in refusal
 
     def test_in_a_terminal_it_asks_and_offers_what_it_sees(
         self, data, tiny_checkpoint, tmp_path, monkeypatch, capsys

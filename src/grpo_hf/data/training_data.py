@@ -60,7 +60,8 @@ def check_prompt_count(count: int, args: Any, *, source: str) -> None:
 
 
 def _advice(count: int, args: Any, needed: int) -> str:
-    more = f"Give at least {needed} rows"
+    # A file needs more, where some of its rows are held out.
+    more = f"Give at least {needed} rows to train on"
     if not count:
         return f"{more}."
     return (

@@ -14,9 +14,9 @@ from ..config import GRPOConfig
 from ..data import prompts, rows
 from ..data.overlap import digests_of
 from ..data.readers import Split
-from ..data.training_data import check_training_data
+from ..data.training_data import check_prompt_count, check_training_data
 from ..demo.tiny_model import tiny_config, tiny_tokenizer
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, DataError, did_you_mean
 from ..models import adapters, loading
 from ..models.adapter_trial import check_adapter_fits
 from ..reporting.report_to import check_report_to
@@ -154,6 +154,9 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
     needed, gold = needed_columns(rewards), gold_columns(rewards)
     # All rows, and not only those that are tried: a run leaves out the same ones.
     checked = rows.usable_rows(train, column, build, needed, gold)
+    # Of a stream these are the first rows, which were counted as they were read.
+    if data.stream is None:
+        notes = [*_notes_on_count(checked, recipe.training), *notes]
     splits = [checked]
     if data.held_out is not None:
         splits.append(rows.usable_rows(data.held_out, column, build, needed, gold))
@@ -161,6 +164,15 @@ def sample_rows(recipe: Recipe, count: int) -> tuple[list[Reward], list[dict[str
         if split.bad:
             notes.append(split.describe_bad())
     return rewards, checked.rows[:count], notes + notes_on_form
+
+
+def _notes_on_count(train: Split, training: GRPOConfig) -> list[str]:
+    """Return why a training would refuse rows, where they are too few for one."""
+    try:
+        check_prompt_count(len(train.rows), training, source=train.source)
+    except DataError as error:
+        return [f"`grpo-hf train` would refuse this data: {error}"]
+    return []
 
 
 def check_embedded(recipe: Recipe, task: Task) -> None:
