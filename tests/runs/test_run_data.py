@@ -204,6 +204,28 @@ class TestHeldOut:
         if count == 5:
             assert few[0].startswith("4 rows for training and 1 for the comparison")
 
+    @pytest.mark.parametrize("left_out", ['{"prompt": ', '{"prompt": " ", "number": 9}'])
+    def test_rows_are_counted_as_usable_whatever_is_wrong_with_the_others(
+        self, recipe, tmp_path, left_out
+    ):
+        made = recipe(repeated("What is 2 + 3?", 30))
+        lines = (tmp_path / "train.jsonl").read_text().splitlines()
+        blank_ones = set()
+        for place in range(31):
+            broken = [*lines[:place], left_out, *lines[place:]]
+            (tmp_path / "train.jsonl").write_text("\n".join(broken))
+            made.task.eval_rows = 6
+            task = preflight.check_task(made)
+            usable = sum(bool(row["prompt"].strip()) for row in task.held_out.rows)
+            assert f"{usable} of the 30 usable rows of" in task.notes[0]
+            few = [note for note in task.notes if "which says nothing" in note]
+            assert bool(few) == (usable < 6)
+            if few:
+                assert few[0].startswith("25 rows for training and 5 for the comparison")
+            blank_ones.add(len(task.held_out.rows) - usable)
+        # Of the row that is read, both were seen: that it is held out, and that it is not.
+        assert blank_ones == ({0, 1} if "number" in left_out else {0})
+
     def test_every_count_of_a_file_has_the_same_total(self, recipe, tmp_path):
         made = recipe([*repeated("What is 2 + 3?", 20), {"prompt": None, "number": 20}])
         with (tmp_path / "train.jsonl").open("a") as file:
@@ -211,7 +233,7 @@ class TestHeldOut:
         made.given.pop("eval_rows")
         made.task.eval_rows = 200
         task = preflight.check_task(made)
-        assert "4 of the 21 usable rows of" in task.notes[0]
+        assert "4 of the 20 usable rows of" in task.notes[0]
         notes = checked(made).notes
         _, _, of_check = preflight.sample_rows(made, 4)
         for said in (task.train.describe_bad(), *notes, *of_check):

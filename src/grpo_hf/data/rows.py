@@ -177,6 +177,13 @@ def is_usable(raw: Row, column: str, needed: Iterable[str], gold: Container[str]
     return True
 
 
+def count_usable(
+    split: Split, column: str, needed: Iterable[str], gold: Container[str] = ()
+) -> int:
+    """Return how many rows of a split stay; arguments of `is_usable`."""
+    return sum(is_usable(raw, column, needed, gold) for raw in split.rows)
+
+
 def missing_column(raw: Row, needed: Iterable[str], gold: Container[str]) -> str | None:
     """Return the first needed column in which a raw row has nothing; arguments of `build_dataset`.
 

@@ -85,16 +85,19 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
     # The run's seed chooses the rows, so a resumed run holds out the same ones.
     column = rows.prompt_column(train, recipe.task.prompt_column)
     held_out, rest = rows.hold_out(train, held_out_count, recipe.training.seed, column)
-    usable = " usable" if train.bad else ""
+    # Rows that lack a prompt or an answer are left out later, as broken lines were before.
+    asked_rows = rows.count_usable(held_out, column, needed, gold)
+    trained_rows = rows.count_usable(rest, column, needed, gold)
+    count = asked_rows + trained_rows
+    usable = " usable" if count < train.count else ""
     note = (
-        f"{len(held_out.rows)} of the {len(train.rows)}{usable} rows of {train.source} are held "
-        f"out, as it has no split {task.dataset_test_split!r}."
+        f"{asked_rows} of the {count}{usable} rows of {train.source} are held out, as it has no "
+        f"split {task.dataset_test_split!r}."
     )
     if held_out_count != task.eval_rows:
         note += " That is a fifth of them, as they are few (--eval_rows for another number)."
     note += note_on_equal_rows(held_out, rest, column, needed, gold)
-    few = too_few(len(held_out.rows), len(rest.rows))
-    return RunData(rest, held_out, [note, *few, *notes])
+    return RunData(rest, held_out, [note, *too_few(asked_rows, trained_rows), *notes])
 
 
 def _rows_to_hold_out(recipe: Recipe, train: Split) -> int:
