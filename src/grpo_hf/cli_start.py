@@ -141,11 +141,14 @@ def _checked_model(name: str) -> str:
     """Check that the folder of a model is there; a name that may be on the Hub is noted."""
     if name.startswith("embedded:"):
         return name
-    from .models.places import check_local, is_at_hand
+    from .models.places import check_local, folder_meant, is_at_hand
 
     check_local(name, "model", "config.json")
     if not is_at_hand(name):
-        print(f"note: {name} is no folder here, so `grpo-hf train` will fetch it from the Hub.")
+        print(
+            f"note: {name} is no folder here, so `grpo-hf train` will fetch it from the Hub."
+            f"{folder_meant(name)}"
+        )
     return name
 
 

@@ -35,6 +35,17 @@ class TestNamesThatAreNoFolders:
         meant = "Did you mean 'models/smollm2-135m-instruct'?"
         assert f"no such model folder here. {meant}" in str(caught.value)
 
+    @pytest.mark.parametrize("known", [None, False])
+    @pytest.mark.parametrize(
+        "typed", ["model/smollm2-135m-instruct", "./modles/smollm2-135m-instuct"]
+    )
+    def test_a_misspelled_folder_of_the_folder_is_said_at_once(
+        self, typed: str, known: bool | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("grpo_hf.models.places.is_on_hub", lambda name: known)
+        with pytest.raises(ModelError, match="Did you mean 'models/smollm2-135m-instruct'"):
+            read_model_config(typed)
+
     def test_what_the_hub_may_have_is_left_to_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -51,9 +62,12 @@ class TestNamesThatAreNoFolders:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         (tmp_path / "models--models--third").mkdir()
         check_local("models/third", "model", "config.json")
-        # Without such a folder nobody is asked.
+        # Without such a folder, or one that is called like it, nobody is asked.
         check_local("owner/fourth", "model", "config.json")
+        check_local("model/fifth", "model", "config.json")
         assert asked == ["models/other"]
+        check_local("model/smollm2-135m-instruct", "model", "config.json")
+        assert asked == ["models/other", "model/smollm2-135m-instruct"]
 
 
 class TestNamesOnTheHub:

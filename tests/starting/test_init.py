@@ -468,9 +468,15 @@ class TestAsking:
             main(["init", "mine", "--data", "nowhere.jsonl", "--model", "models/smollm"])
         said = capsys.readouterr().err
         assert "models/smollm: no such model folder here. Did you mean 'models/smollm2'?" in said
+        with pytest.raises(SystemExit):
+            main(["init", "mine", "--data", "nowhere.jsonl", "--model", "model/smollm2"])
+        said = capsys.readouterr().err
+        assert "model/smollm2: no such model folder here. Did you mean 'models/smollm2'?" in said
         file = data(lambda n: {"question": f"{n}?", "answer": n})
-        main(["init", "mine", "--data", str(file), "--model", "smollm"])
-        assert "note: smollm is no folder here" in capsys.readouterr().out
+        main(["init", "mine", "--data", str(file), "--model", "modls"])
+        said = capsys.readouterr().out
+        assert "note: modls is no folder here, so `grpo-hf train` will fetch it from the" in said
+        assert "Hub. Did you mean 'models'?" in said
 
     @pytest.mark.parametrize("count", [2, 3, 4, 5])
     def test_too_few_rows_for_a_training_are_said_as_it_says_them(self, count, tmp_path, begun):

@@ -3,10 +3,11 @@
 Nothing heavy is imported, so that a mistake in a name is reported at once.
 """
 
+import difflib
 import os
 from pathlib import Path
 
-from ..errors import HubUnreachable, ModelError, did_you_mean, did_you_mean_path
+from ..errors import HubUnreachable, ModelError, did_you_mean_path
 
 LOCAL_HELP = (
     "Without a network, point --model_name_or_path at a local folder (`make smollm2` makes one "
@@ -38,21 +39,45 @@ def check_local(name: str, what: str, expected: str) -> None:
                 f"{', '.join(names) or 'nothing'}."
             )
         return
-    siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
+    meant = folder_meant(name)
     # A name on the Hub is `name` or `owner/name`; everything else is a path.
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
-            f"{name}: no such {what} folder.{did_you_mean_path(folder, siblings)} Expected a "
-            f"folder with {expected}, or a Hub name."
+            f"{name}: no such {what} folder.{meant} Expected a folder with {expected}, or a Hub "
+            "name."
         )
-    # `models/mine` beside other models: the libraries would look for it on the Hub, for a minute
-    # where there is no network.
-    if folder.parent != Path() and siblings and not is_at_hand(name) and not is_on_hub(name):
+    # `models/mine` beside other models, or `model/mine` where `models/mine` is: the libraries would
+    # look for it on the Hub, for a minute where there is no network.
+    is_likely_here = folder.parent != Path() and (meant or any(folder.parent.glob("*")))
+    if is_likely_here and not is_at_hand(name) and not is_on_hub(name):
         raise ModelError(
-            f"{name}: no such {what} folder here.{did_you_mean_path(folder, siblings)} Expected a "
-            f"folder with {expected}, or a name on the Hub, which has none of that name or does "
-            "not answer."
+            f"{name}: no such {what} folder here.{meant} Expected a folder with {expected}, or a "
+            "name on the Hub, which has none of that name or does not answer."
         )
+
+
+def folder_meant(name: str) -> str:
+    """Return "Did you mean" with the folder that is called like one that is not there.
+
+    The folder that it lies in may be misspelled as well. Without one that is close the text is
+    empty; else it starts with a space, so that it can follow a sentence.
+    """
+    folder = Path(name).expanduser()
+    parents = [folder.parent]
+    if not folder.parent.is_dir():
+        above = folder.parent.parent
+        close = difflib.get_close_matches(folder.parent.name, _names_in(above))
+        parents = [above / parent for parent in close]
+    for parent in parents:
+        hint = did_you_mean_path(parent / folder.name, _names_in(parent))
+        if hint:
+            return hint
+    return ""
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder; none if there is no such folder."""
+    return sorted(each.name for each in folder.glob("*") if each.is_dir())
 
 
 def check_found(name: str, what: str) -> None:
@@ -65,7 +90,7 @@ def check_found(name: str, what: str) -> None:
     if is_at_hand(name):
         return
     known = is_on_hub(name)
-    hint = did_you_mean(name, [each.name for each in Path().iterdir() if each.is_dir()])
+    hint = folder_meant(name)
     if known is None:
         raise HubUnreachable(
             f"{what} {name!r} could not be fetched from the Hub, which does not answer, and there "
