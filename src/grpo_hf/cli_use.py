@@ -99,7 +99,7 @@ def _chat(options: argparse.Namespace, rest: list[str]) -> None:
     )
     if options.system is not None:
         chat.set_system_prompt(options.system)
-    print(f"note: as in the run, {chat.manner}.", file=sys.stderr, flush=True)
+    print(f"note: {chat.manner}.", file=sys.stderr, flush=True)
     if sys.stdin.isatty():
         talk(chat)
     else:

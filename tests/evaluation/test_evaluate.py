@@ -111,7 +111,7 @@ def test_both_sides_answer_the_same_problems(run: Path, capsys: pytest.CaptureFi
     assert summary == json.loads((run / "evaluations" / "held_out.json").read_text())
     # A program reads the one, and its user the other.
     assert "held_out: 7 problems, 4 parts" in said.err
-    assert said.err.endswith(f"and the page of the run after\n  grpo-hf report {run}\n")
+    assert said.err.endswith(f"The page of the run has this after\n  grpo-hf report {run}\n")
     lines = lines_of(run)
     trained = open_run(run)
     expected = {"adapter": one_by_one(trained.model, trained.tokenizer, CHATS, 12)}

@@ -9,6 +9,8 @@ from grpo_hf.evaluation.intervals import Estimate, difference_estimates, share_e
 
 SAMPLES = 8
 KS = (1, 4, 8)
+# Of 4,000 evaluations a share has a standard error of 0.34%.
+_MANY = 4000
 
 
 def beta_quantile(a: float, b: float, probability: float) -> float:
@@ -105,9 +107,11 @@ def test_intervals_hold_the_truth(a: float, b: float, monkeypatch: pytest.Monkey
     assert np.all(np.abs(found - 0.95) < 0.066), found
 
 
-@pytest.mark.parametrize("prompts", [6, 8, 20, 30, 60])
+@pytest.mark.parametrize(
+    ("prompts", "most"), [(6, 0.08), (9, 0.085), (10, 0.115), (16, 0.085), (21, 0.085), (60, 0.08)]
+)
 def test_of_equal_models_few_comparisons_call_one_better(
-    prompts: int, monkeypatch: pytest.MonkeyPatch
+    prompts: int, most: float, monkeypatch: pytest.MonkeyPatch
 ):
     """Count out every outcome: so many prompts won, so many lost, each as often as the other."""
     monkeypatch.setattr("grpo_hf.evaluation.intervals._DRAWS", 4000)
@@ -118,12 +122,15 @@ def test_of_equal_models_few_comparisons_call_one_better(
             clear = won - lost > 5 * math.sqrt(won + lost)
             if clear or _is_above(won, lost, prompts):
                 found[won, lost] = math.comb(prompts, won) * math.comb(prompts - won, lost)
-    for changed in np.linspace(0.02, 0.98, 49):
+    shares = []
+    # From a change of a fiftieth of the prompts to one of all.
+    for changed in np.linspace(0.02, 1.0, 50):
         called_better = 0.0
         for (won, lost), ways in found.items():
             same = prompts - won - lost
             called_better += ways * (changed / 2) ** (won + lost) * (1 - changed) ** same
-        assert 2 * called_better < 0.08, changed
+        shares.append(2 * called_better)
+    assert 0.04 < max(shares) < most
 
 
 def _is_above(won: int, lost: int, prompts: int) -> bool:
@@ -134,7 +141,7 @@ def _is_above(won: int, lost: int, prompts: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problems", [50, 100, 300])
-def test_intervals_hold_the_truth_in_1000_evaluations(
+def test_intervals_hold_the_truth_in_thousands_of_evaluations(
     problems: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Check hard, mixed and equally hard problems, and problems that are nearly all solved.
@@ -144,15 +151,15 @@ def test_intervals_hold_the_truth_in_1000_evaluations(
     and only that they do not hold it less often is checked.
     """
     monkeypatch.setattr("grpo_hf.evaluation.intervals._DRAWS", 4000)
-    mixed = np.array([coverage(problems, a, b, 1000) for a, b in ((1, 4), (2, 2))])
-    even = coverage(problems, 20, 20, 1000)
-    solved = coverage(problems, 8, 2, 1000)
+    mixed = np.array([coverage(problems, a, b, _MANY) for a, b in ((1, 4), (2, 2))])
+    even = coverage(problems, 20, 20, _MANY)
+    solved = coverage(problems, 8, 2, _MANY)
     for found in (mixed, even, solved):
-        print(problems, np.round(found, 3).tolist())
+        print(problems, np.round(found, 4).tolist())
     # pass@8 of equally hard problems is apart.
     measured = np.concatenate([mixed.reshape(-1), even[:, :-1].reshape(-1)])
-    # Two standard errors of 1,000 evaluations more: each number is an estimate itself.
-    assert np.all(np.abs(measured - 0.95) <= 0.02 + 0.014), measured
+    # Two standard errors more: each number is an estimate itself.
+    assert np.all(np.abs(measured - 0.95) <= 0.02 + 0.007), measured
     assert np.abs(measured.mean() - 0.95) <= 0.005
     assert np.all(even[:, -1] >= 0.93), even
     assert np.all(solved >= 0.93), solved

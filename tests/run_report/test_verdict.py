@@ -85,30 +85,34 @@ def test_another_set_says_nothing_of_these_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("golds", "said"),
+    ("golds", "answer", "said"),
     [
         # 19 of 20 are right, which is at least 0.785 of such prompts.
-        (["a"] * 8 + ["b"] * 7 + ["c"] * 5, 'Always saying "a" would be right for 40.0%.'),
-        (["a"] * 16 + ["b"] * 4, "right for 80.0%, and nothing shows that the adapter beats that"),
-        ([str(place) for place in range(20)], ""),
-        (["a"] * 19 + [None], ""),
-        (["work\n#### 7"] * 20, ""),
-        ([["a"]] * 20, ""),
+        (["a"] * 8 + ["b"] * 7 + ["c"] * 5, "A or b.", 'saying "a" would be right for 40.0%.'),
+        (["Yes", "yes"] * 8 + ["no"] * 4, "Yes!", "right for 80.0%, and nothing shows that the"),
+        # What is right does not say them: a limit of words, a word that is forbidden.
+        ([20] * 12 + [30] * 8, "Short.", ""),
+        (["sorry"] * 20, "Of course.", ""),
+        # Five different answers, one of which has to come first.
+        ([str(place) for place in range(4)] + ["9"] * 1, "9", ""),
+        ([str(place) for place in range(20)], "1", ""),
+        (["a"] * 8 + [None] * 12, "a", ""),
+        (["work\n#### 7"] * 12 + ["work\n#### 8"] * 8, "work\n#### 7", ""),
+        ([["a"]] * 12 + [["b"]] * 8, "a", ""),
     ],
 )
 def test_what_one_answer_to_everything_would_get(
-    tmp_path: Path, golds: list[Any], said: str
+    tmp_path: Path, golds: list[Any], answer: str, said: str
 ) -> None:
     """Of tickets for four teams a third was for one, which no page said."""
     run = write_run(tmp_path / "run")
     answers = []
     for place, gold in enumerate(golds):
-        sides = {"base": {"answer": "x", "right": place < 2}, "adapter": {"answer": "x"}}
+        sides = {"base": {"answer": "?", "right": False}, "adapter": {"answer": answer}}
         sides["adapter"]["right"] = place > 0
         answers.append(json.dumps({"prompt": str(place), "gold": gold, **sides}) + "\n")
     (run / "evaluation.jsonl").write_text("".join(answers))
     found = verdict(results_of(read_run(run, "run")))
-    assert "The adapter is better." in found
     assert said in found if said else "Always" not in found
 
 

@@ -217,6 +217,7 @@ def test_what_is_added_to_the_words_of_a_user_is_said(run: Path, capsys, monkeyp
         monkeypatch.setattr("sys.stdin", iter_stdin(["What?\n"]))
         main(["chat", str(run), "--max_new_tokens", "2", *flags])
         said = capsys.readouterr().err
+        assert "note: a conversation begins with the system prompt 'Be brief.'; each" in said
         assert "each message ends with the instruction 'Show your work.'" in said
         assert f"answers are {drawn}." in said
 

@@ -10,10 +10,11 @@ from datasets import Dataset
 from support.chats import SHAPES, USER
 from support.questions import CHATS, one_by_one
 from support.vllm import vllm_installed
+from transformers import AutoTokenizer
 from trl.scripts import grpo as trl_grpo
 
 from grpo_hf.cli import main
-from grpo_hf.errors import ConfigError, GrpoError
+from grpo_hf.errors import ConfigError, DataError, GrpoError
 from grpo_hf.evaluation import answers, evaluate
 from grpo_hf.run_files import METRICS_FILE, OVER_TIME_FILE, read_lines
 from grpo_hf.run_report.record import read_run
@@ -122,6 +123,33 @@ def test_another_set_may_begin_its_answers_where_the_training_data_does_not(make
     expected = one_by_one(trained.model, trained.tokenizer, texts, 8)
     lines = read_lines(tmp_path / "run" / "evaluations" / "begun.jsonl")
     assert [line["adapter"]["greedy"] for line in lines] == expected
+
+
+def test_a_begun_answer_that_the_template_drops_is_refused_before_the_training(
+    make, tmp_path, tiny_checkpoint
+):
+    """Nobody rendered it before the evaluation, which comes when the training has been paid for."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    thoughtless = "{{ message['content'].split('</think>')[-1] }}"
+    tokenizer.chat_template = f"{{% for message in messages %}}{thoughtless}{{% endfor %}}"
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    tokenizer.save_pretrained(model)
+    begun = {"role": "assistant", "content": "<think>\n\n</think>\n\nIt is the"}
+    rows = [{"prompt": f"Say {number}.", "answer": "e"} for number in range(8)]
+    (tmp_path / "begun.jsonl").write_text(
+        json.dumps({"prompt": [{"role": "user", "content": "Say a."}, begun], "answer": "e"})
+    )
+    (tmp_path / "whole.py").write_text(ACCURACY)
+    recipe = make(
+        {"train": rows},
+        rewards=["./whole.py:whole"],
+        model_name_or_path=str(model),
+        eval_data=[f"begun={tmp_path}/begun.jsonl"],
+    )
+    with pytest.raises(DataError, match=r"begun.jsonl: the model's chat template cannot render"):
+        train(recipe)
+    assert not (tmp_path / "run" / METRICS_FILE).exists()
 
 
 def test_accuracies_during_the_training_and_more_sets_at_its_end(

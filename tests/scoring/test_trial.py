@@ -118,6 +118,15 @@ def test_a_reward_of_a_wrong_length_is_not_said_to_compare() -> None:
     assert "it returned 1 value for 6 completions" in notes and "compares" not in notes
 
 
+def test_what_fails_on_an_empty_text_may_compare_all_the_same() -> None:
+    def shorter(completions: list[Any], **_: Any) -> list[float]:
+        return [len(text) / max(map(len, completions)) for text in completions]
+
+    rows = [{**row, "answer": row["answer"] * (place + 1)} for place, row in enumerate(ROWS)]
+    (finding,) = found(shorter, rows=rows)
+    assert finding.failures and "it compares them" in " ".join(finding.notes())
+
+
 def test_a_failure_is_a_line_with_its_place_and_the_kinds_it_is_on() -> None:
     def typo(completions: list[Any], **_: Any) -> list[float]:
         return [float(len(completons)) for _ in completions]  # type: ignore[name-defined]  # noqa: F821

@@ -294,7 +294,7 @@ def check_separator(file: Path) -> None:
         raise DataError(
             f"{file}:1: the header has no comma between columns and {count} "
             f"{name}{'' if count == 1 else 's'}; expected commas. Save it with commas, or as JSON "
-            "lines (.jsonl)."
+            "lines (.jsonl); the name of a single column may stand in quotes."
         )
 
 

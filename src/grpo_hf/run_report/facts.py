@@ -109,7 +109,7 @@ def results_of(run: RunRecord) -> list[Result]:
             _whole(summary.get("in_training")),
             CutAnswers.of(summary.get("cut")),
             PartMarks.of(summary.get("part_marks")),
-            said_of_common_gold([row.get("gold") for row in summary["rows"]], adapter.low),
+            said_of_common_gold(summary["rows"], "greedy", adapter.low),
         )
         results.append(
             Result(name, problems, base, adapter, difference, at_k, categories, summary, *known)
@@ -138,7 +138,6 @@ def _final(run: RunRecord) -> Result | None:
     in_training = 0
     marked = []
     earned = []
-    golds = []
     for row in run.answers:
         pair = (row["base"].get("right"), row["adapter"].get("right"))
         # None says that the reward failed, which is nothing about the answer.
@@ -149,7 +148,6 @@ def _final(run: RunRecord) -> Result | None:
             was_cut = (bool(row[side].get("cut")) for side in ("base", "adapter"))
             marked.append(Marked(base[-1], adapter[-1], *was_cut))
             earned.append((row["base"].get("reward"), row["adapter"].get("reward")))
-            golds.append(row.get("gold"))
     if not base:
         return None
     found = compare(base, adapter)
@@ -159,7 +157,8 @@ def _final(run: RunRecord) -> Result | None:
     limit = run.answers[0].get("limit")
     # Runs of older versions have not noted it.
     cut = CutAnswers.count(marked, limit) if isinstance(limit, int) else None
-    known = in_training, cut, PartMarks.count(earned), said_of_common_gold(golds, after.low)
+    common = said_of_common_gold(run.answers, "answer", after.low)
+    known = in_training, cut, PartMarks.count(earned), common
     return Result(HELD_OUT, len(base), before, after, difference, [], [], None, *known)
 
 

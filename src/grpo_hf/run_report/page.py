@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
         results=[_result_view(run, result, prefix, is_alone=is_alone) for result in results],
         findings=findings,
         rollouts=len(points_of(run.steps, "reward")),
-        left_out_steps=bool(run.steps) and run.steps[-1]["step"] > len(run.steps),
+        left_out_steps=_left_out(run.steps),
         spikes=_spikes(run.folder, prefix),
         moments=samples.moments(run, f"{prefix}moment-"),
         over_time=samples.over_time(run, f"{prefix}over-time"),
@@ -209,6 +210,15 @@ def _view(run: RunRecord, prefix: str, *, is_alone: bool) -> RunView:
         starts=facts.starts_of(run),
         numbers=all_numbers(run),
     )
+
+
+def _left_out(steps: Sequence[Row]) -> bool:
+    """Return whether steps between those that were logged were not."""
+    numbers = [row["step"] for row in steps]
+    # A log may begin with the step that a run was resumed at.
+    if len(numbers) == 1:
+        return bool(numbers[0] > 1)
+    return any(after - before > 1 for before, after in pairwise(numbers))
 
 
 def _result_view(

@@ -10,6 +10,7 @@ There is one base in memory; its adapter is switched off for the answers of the 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from .evaluation_sets import common_beginning
 from .trained import TrainedModel
 
 BASE, ADAPTER, WHOLE = "base", "adapter", "model"
+# Characters of a system prompt that are shown.
+_SHOWN_CHARACTERS = 80
 # What is called with the name of who speaks and the next piece of text.
 Listener = Callable[[str, str], None]
 
@@ -75,6 +78,9 @@ class Chat:
     def manner(self) -> str:
         """What is asked beside the user's words, and how tokens are chosen, in words."""
         said = []
+        if self.form.system_prompt:
+            shown = shorten(self.form.system_prompt, _SHOWN_CHARACTERS, placeholder=" ...")
+            said.append(f"a conversation begins with the system prompt {shown!r}")
         if self.form.instruction:
             said.append(f"each message ends with the instruction {self.form.instruction!r}")
         if self.beginning is not None:

@@ -39,7 +39,6 @@ from ..trl_seam import name_or_path
 from .evaluation_sets import EvaluationSet, SetReader, check_names, trained_prompts
 from .preflight import judges_of, rewards_of
 from .recipe import Recipe, read_recipe, relocated
-from .run_data import continue_answers
 from .trained import TrainedModel, open_run, recipe_file
 
 # Completions that vLLM is asked for at a time. It takes as many of them at once as fit.
@@ -130,9 +129,7 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
     # All of them, so that a mistake in the last one shows before the first has taken its hour.
     sets = [reader.read(each).limited(question.limit) for each in asked]
     for found in sets:
-        # As the training did, which had this option from its data and not from its recipe.
-        begun = continue_answers(recipe.training, [row["prompt"] for row in found.rows])
-        for note in (*found.notes, *begun):
+        for note in found.notes:
             tell(f"note: {note}")
     engine = None
     if recipe.training.use_vllm:
@@ -158,9 +155,10 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
         close_engines()
     if PartialState().is_main_process:
         refresh_card(home)
-    # On a line of its own, so that it can be copied.
-    command = f"  grpo-hf report {shlex.quote(str(home))}"
-    tell(f"The model card has this now, and the page of the run after\n{command}")
+    # Of a checkpoint neither has anything.
+    if not _is_of_checkpoint(trained):
+        # On a line of its own, so that it can be copied.
+        tell(f"The page of the run has this after\n  grpo-hf report {shlex.quote(str(home))}")
     if question.as_json:
         say_first(json.dumps(summaries, indent=1, ensure_ascii=False))
     return summaries
@@ -208,6 +206,10 @@ def _answering(
     return replace(answering, engine=engine)
 
 
+def _is_of_checkpoint(trained: TrainedModel) -> bool:
+    return trained.folder.name.startswith("checkpoint-")
+
+
 def _evaluate(
     trained: TrainedModel,
     recipe: Recipe,
@@ -219,7 +221,7 @@ def _evaluate(
     shown: bool,
 ) -> dict[str, Any]:
     folder = home / EVALUATIONS
-    if trained.folder.name.startswith("checkpoint-"):
+    if _is_of_checkpoint(trained):
         # Beside each other, so that two checkpoints can be compared.
         folder /= trained.folder.name
     policy = Policy(

@@ -17,6 +17,7 @@ from ..errors import ConfigError, DataError, did_you_mean
 from ..run_files import HELD_OUT_SET, read_lines, write_or_say
 from ..scoring.registry import load_reward
 from ..scoring.reward import Reward
+from .prompt_checks import check_rendered, notes_on_begun
 from .recipe import Recipe
 from .run_data import dataset_of, form_of_prompts
 
@@ -39,7 +40,7 @@ class EvaluationSet:
         rewards: an answer is right where the first of them gives its full mark.
         category: the column by which results are shown apart, if any.
         source: where the rows come from.
-        notes: sentences about rows that were left out.
+        notes: sentences about rows that were left out, and about prompts that begin an answer.
         trained: whether the prompt of each row is in the training data; None if nobody knows.
     """
 
@@ -178,7 +179,7 @@ class SetReader:
                 f"{self._run} has no {HELD_OUT_FILE}: the run held out no rows. Say what to "
                 "evaluate on: --data gsm8k, or --data NAME=PATH."
             )
-        return self.held_out(read_lines(file), str(file))
+        return self._with_notes(self.held_out(read_lines(file), str(file)))
 
     def held_out(self, found: list[dict[str, Any]], source: str) -> EvaluationSet:
         """Return the set of held-out rows, which have their prompts."""
@@ -228,7 +229,19 @@ class SetReader:
         task = replace(self._recipe.task, prompt_column=column)
         dataset, checked = dataset_of(replace(self._recipe, task=task), [first], split, form)
         made = self._set(name, checked, dataset.to_list(), rewards, form, category)
-        return replace(made, notes=(checked.describe_bad(),) if checked.bad else ())
+        if checked.bad:
+            made = replace(made, notes=(checked.describe_bad(),))
+        return self._with_notes(made)
+
+    def _with_notes(self, found: EvaluationSet) -> EvaluationSet:
+        """Check that the prompts of a set can be rendered, and say which begin an answer.
+
+        The set of an evaluation at the end of a training is read before it, and so is its mistake.
+        """
+        asked = [row["prompt"] for row in found.rows]
+        training = self._recipe.training
+        check_rendered(asked, found.source, self._tokenizer, training)
+        return replace(found, notes=(*found.notes, *notes_on_begun(training, asked)))
 
     def _set(
         self,

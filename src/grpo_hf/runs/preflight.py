@@ -34,10 +34,9 @@ from ..scoring.trial import dry_run, first_rows, untried
 from ..trl_seam import prepare_tool_calls
 from .output_checks import check_hub_login, checkpoint_to_resume
 from .plan import warn_if_too_large
+from .prompt_checks import check_lengths, continue_answers
 from .recipe import EMBEDDED_MODEL, Recipe
 from .run_data import (
-    check_lengths,
-    continue_answers,
     dataset_of,
     form_of_prompts,
     model_source,

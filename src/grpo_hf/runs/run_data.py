@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..config import GRPOConfig
 from ..data import prompts, rows
 from ..data.overlap import note_on_equal_rows, notes_on_overlap
 from ..data.prompts import ANSWERED_COLUMN, CONTINUE, PromptForm
@@ -20,7 +18,6 @@ from ..demo.tiny_model import tiny_tokenizer
 from ..errors import ConfigError, DataError
 from ..evaluation.comparison import too_few
 from ..models import loading
-from ..models.positions import context_of
 from ..scoring.reward import Reward
 from ..scoring.signature import gold_columns, needed_columns, require_columns
 from .blank_answers import blank_notes
@@ -80,7 +77,9 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
         notes += blank_notes(asked, rewards, task.prompt_column, "held-out rows")
         shared = notes_on_overlap(held_out, train, task.prompt_column, needed, gold)
         notes = [*shared, *notes]
-        return RunData(train, held_out, [*notes, *too_few(len(held_out.rows), len(train.rows))])
+        column = rows.prompt_column(train, task.prompt_column)
+        counts = [rows.count_usable(each, column, needed, gold) for each in (held_out, train)]
+        return RunData(train, held_out, [*notes, *too_few(*counts)])
     held_out_count = _rows_to_hold_out(recipe, train)
     # The run's seed chooses the rows, so a resumed run holds out the same ones.
     column = rows.prompt_column(train, recipe.task.prompt_column)
@@ -95,7 +94,7 @@ def read_data(recipe: Recipe, rewards: Sequence[Reward]) -> RunData:
         f"split {task.dataset_test_split!r}."
     )
     if held_out_count != task.eval_rows:
-        note += " That is a fifth of them, as they are few (--eval_rows for another number)."
+        note += " As they are few, a fifth of all rows was taken (--eval_rows for another number)."
     note += note_on_equal_rows(held_out, rest, column, needed, gold)
     return RunData(rest, held_out, [note, *too_few(asked_rows, trained_rows), *notes])
 
@@ -308,93 +307,3 @@ def dataset_of(
     column = rows.prompt_column(split, recipe.task.prompt_column)
     build = prompts.prompt_builder(form)
     return rows.build_dataset(split, column, build, needed_columns(rewards), gold_columns(rewards))
-
-
-def continue_answers(training: GRPOConfig, asked: Sequence[Any]) -> list[str]:
-    """Let the model continue the prompts that end with the beginning of an answer.
-
-    A setting of the user stays: `chat_template_kwargs: {continue_final_message: false}` is TRL's
-    way, which closes such a turn and opens another one.
-
-    Returns:
-        A sentence about it, if there are such prompts.
-    """
-    begun = _count(asked, prompts.begins_answer)
-    options = dict(training.chat_template_kwargs or {})
-    if not begun or CONTINUE in options:
-        return []
-    training.chat_template_kwargs = options | {CONTINUE: True}
-    return [
-        f"{begun:,} of {len(asked):,} prompts end with the beginning of an answer, which the "
-        f"model continues (chat_template_kwargs {{{CONTINUE}: false}} opens a new turn after it)."
-    ]
-
-
-def check_lengths(
-    dataset: Dataset,
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    config: Any,
-    recipe: Recipe,
-    tools: Sequence[Any] = (),
-) -> int:
-    """Check that every prompt can be rendered, and fits the context with a full completion.
-
-    A length that the recipe leaves to this library is shortened, so that they fit.
-
-    Args:
-        tools: what the model may call; the prompts describe them.
-
-    Returns:
-        The tokens of the longest prompt.
-
-    Raises:
-        DataError: names the first prompt that cannot, or the longest.
-    """
-    training = recipe.training
-    lengths = []
-    for token_ids in _token_ids(dataset, source, tokenizer, training, tools):
-        lengths.append(len(token_ids))
-    context = context_of(config)
-    longest = max(lengths)
-    if context is None:
-        return longest
-    # TRL takes None as no limit of its own; then only the prompts themselves can be checked.
-    recipe.shorten_completions(context - longest)
-    completion = training.max_completion_length or 0
-    if longest + completion > context:
-        too_long = sum(length + completion > context for length in lengths)
-        raise DataError(
-            f"{source}: {too_long} of {len(lengths)} prompts do not fit the model's context of "
-            f"{context} tokens: the longest (usable row {lengths.index(longest)}) has {longest}, "
-            f"and max_completion_length adds {completion}. Shorten or leave out those rows, lower "
-            "--max_completion_length, or take a model with a longer context."
-        )
-    return longest
-
-
-def _token_ids(
-    dataset: Dataset,
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    training: GRPOConfig,
-    tools: Sequence[Any],
-) -> list[list[int]]:
-    options = dict(training.chat_template_kwargs or {})
-    if tools:
-        options["tools"] = list(tools)
-    try:
-        return prompts.prompt_token_ids(dataset["prompt"], tokenizer, options)
-    except (TemplateError, ValueError, TypeError):
-        # All at once are faster, and one by one show which it is.
-        for index, prompt in enumerate(dataset["prompt"]):
-            try:
-                prompts.prompt_token_ids([prompt], tokenizer, options)
-            except (TemplateError, ValueError, TypeError) as error:
-                reason = str(error).partition("\n")[0]
-                raise DataError(
-                    f"{source}: the model's chat template cannot render the prompt of usable row "
-                    f"{index} ({reason}). Mend or leave out such rows, or render the prompts "
-                    "yourself and give --rendered_prompts true."
-                ) from error
-        raise

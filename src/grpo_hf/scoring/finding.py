@@ -133,8 +133,7 @@ class Finding:
                 f"{name} gave the same answers different rewards the second time: it counts or is "
                 "random."
             )
-        # Of what a failing call returned, another call is no comparison.
-        if not self.alone and not self.failures:
+        if not self.alone:
             notes.append(
                 f"{name} gives a completion another reward alone than among others: it compares "
                 "them, so it must not be called with batched=False."

@@ -54,7 +54,10 @@ def checked_reward(
     never_arrives = {"prompt", "completion"} & set(reward.columns)
     if not takes_completions or never_arrives:
         signature = inspect.signature(function)
-        plural = "".join(f" Did you mean {each}s?" for each in sorted(never_arrives))
+        meant = [
+            f"{each}s" for each in sorted(never_arrives) if f"{each}s" not in reward.parameters
+        ]
+        plural = f" Did you mean {' and '.join(meant)}?" if meant else ""
         raise RewardSpecError(
             f"reward {spec!r} has the signature {name}{signature}; expected {_EXPECTED}.{plural}"
         )

@@ -231,10 +231,11 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
     for kind, texts in kinds.items():
         deterministic &= values_of(_score(entry, rows, texts)) == values_of(outcomes[kind])
     at_once = _score(together, rows, gold)
-    alone = values_of(at_once) == values_of(outcomes[GOLD])
-    pays = {}
-    for kind, of_kind in outcomes.items():
-        pays[kind] = _mean(of_kind) if gold_column or kind != GOLD else None
+    # Where a call failed, the other is no comparison with it.
+    failed = failures_among([*at_once, *outcomes[GOLD]])
+    alone = bool(failed) or values_of(at_once) == values_of(outcomes[GOLD])
+    pays = {kind: _mean(of_kind) for kind, of_kind in outcomes.items()}
+    pays[GOLD] = pays[GOLD] if gold_column else None
     differ = [own != other for own, other in zip(gold, kinds[OTHER], strict=True)]
     # Another row's answer may happen to be right.
     both = _paid_for_both(entry, rows, gold, kinds[OTHER])
@@ -245,8 +246,7 @@ def _examine(entry: ScoredReward, together: ScoredReward, rows: Sequence[Row]) -
     seconds = []
     for of_kind in outcomes.values():
         values += _numbers(of_kind)
-        for outcome in of_kind:
-            seconds.append(outcome.seconds)
+        seconds += [outcome.seconds for outcome in of_kind]
     seconds.sort()
     return Finding(
         entry.reward,
