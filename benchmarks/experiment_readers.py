@@ -187,6 +187,21 @@ def samples(
     return table(columns, rows, signed=["difference (paired)"])
 
 
+def evaluations(folder: Path, runs: Mapping[str, str]) -> Row:
+    """Read the greedy answers of an evaluation of each run, and how many were cut off.
+
+    Args:
+        runs: the folder of each run, by its name in the table.
+    """
+    rows = []
+    for name, run in runs.items():
+        summary = read_json(folder / run / "evaluations" / "held_out.json")
+        cells = [summary[side]["accuracy"] for side in ("base", "adapter", "difference")]
+        rows.append([name, *cells, *(summary["cut"][side] for side in ("base", "adapter"))])
+    columns = ["", "base", "adapter", "difference (paired)", "cut off: base", "cut off: adapter"]
+    return table(columns, rows, signed=["difference (paired)"])
+
+
 def of_paradigm(read: Callable[..., tuple[Any, ...]]) -> Callable[..., Row]:
     """Return a reader that makes a table of the columns and rows of another."""
 
@@ -200,6 +215,7 @@ def of_paradigm(read: Callable[..., tuple[Any, ...]]) -> Callable[..., Row]:
 READERS: dict[str, Callable[..., Row]] = {
     "blocks": blocks,
     "comparison": comparison,
+    "evaluations": evaluations,
     "first_mistakes": first_mistakes,
     "iterations": iterations,
     "paradigm_accuracies": of_paradigm(experiment_paradigm.accuracies),

@@ -163,6 +163,18 @@ def test_samples_by_seed(tmp_path: Path) -> None:
     assert cells(table, "adapter")[-1] == {"value": 9.5, "low": 0.0, "high": 9.0}
 
 
+def test_greedy_answers_of_an_evaluation(tmp_path: Path) -> None:
+    sides = {}
+    for side, value in (("base", 0.1), ("adapter", 0.3), ("difference", 0.2)):
+        sides[side] = {"accuracy": {"value": value, "low": 0.0, "high": 0.5}}
+    summary = {**sides, "cut": {"base": 7, "adapter": 2, "limit": 128}}
+    write(tmp_path / "run" / "evaluations" / "held_out.json", summary)
+    table = READERS["evaluations"](tmp_path, runs={"a run": "run"})
+    assert table["signed"] == ["difference (paired)"]
+    assert [cell["value"] for cell in table["rows"][0][1:4]] == [0.1, 0.3, 0.2]
+    assert table["rows"][0][0] == "a run" and table["rows"][0][4:] == [7, 2]
+
+
 @dataclass(frozen=True)
 class Method:
     """A method's final accuracy on each seed, and its updates, tokens and seconds."""
