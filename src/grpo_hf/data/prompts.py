@@ -5,7 +5,7 @@ none, or where the data holds text that was rendered with the template before. M
 trainer as they are in the data: calls of tools, their results, and empty contents among them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,6 +185,11 @@ def begins_answer(prompt: Any) -> bool:
         return False
     # After the call of a tool comes the tool's answer; there is no text to go on with.
     return prompt[-1]["content"] is not None and not prompt[-1].get("tool_calls")
+
+
+def continuing_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return options of the chat template that continue begun answers, if these do not decide."""
+    return {CONTINUE: True} | dict(options or {})
 
 
 def split_options(args: Any, traits: RunTraits) -> tuple[dict[str, Any], dict[str, Any] | None]:

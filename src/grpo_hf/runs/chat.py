@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from ..data.prompts import CONTINUE, prompt_builder, prompt_token_ids
+from ..data.prompts import CONTINUE, continuing_options, prompt_builder, prompt_token_ids
 from ..errors import DataError
 from ..models import adapters
 from ..models.positions import context_of
@@ -62,10 +62,11 @@ class Chat:
             self.set_temperature(temperature)
         self.max_new_tokens = max_new_tokens or trained.settings.max_new_tokens
         self.form = trained.settings.form(trained.tokenizer)
-        self.template_options = dict(trained.settings.training["chat_template_kwargs"] or {})
+        options = trained.settings.training["chat_template_kwargs"]
+        self.template_options = continuing_options(options)
         # As in training, where the prompts of the data began the answer.
         self.beginning = None
-        if self.form.chat and self.template_options.setdefault(CONTINUE, True):
+        if self.form.chat and self.template_options[CONTINUE]:
             self.beginning = common_beginning(trained.folder)
         self.seed = seed
         self.speakers = (BASE, ADAPTER) if trained.has_adapter else (WHOLE,)

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import TrainerState
 
-from ..data.prompts import CONTINUE
+from ..data.prompts import continuing_options
 from ..errors import ConfigError, DataError, OutputExistsError
 from ..evaluation.answers import judging
 from ..evaluation.comparison import GreedyAnswers
@@ -155,7 +155,7 @@ def evaluate_run(run: Path, question: Question, settings: Sequence[str]) -> list
         close_engines()
     if PartialState().is_main_process:
         refresh_card(home)
-    # Of a checkpoint neither has anything.
+    # The page has the evaluations of the run, and none of its checkpoints.
     if not _is_of_checkpoint(trained):
         # On a line of its own, so that it can be copied.
         tell(f"The page of the run has this after\n  grpo-hf report {shlex.quote(str(home))}")
@@ -265,7 +265,7 @@ def answering_of(
         sampling=sampling_of(training),
         seed=training.seed,
         # As the training continues the begun answers of its data, in any other set, too.
-        template_options={CONTINUE: True} | (training.chat_template_kwargs or {}),
+        template_options=continuing_options(training.chat_template_kwargs),
         tool_use=use,
     )
 

@@ -26,8 +26,7 @@ def continue_answers(training: GRPOConfig, asked: Sequence[Any]) -> list[str]:
     """
     notes = notes_on_begun(training, asked)
     if notes:
-        options = training.chat_template_kwargs or {}
-        training.chat_template_kwargs = options | {CONTINUE: True}
+        training.chat_template_kwargs = prompts.continuing_options(training.chat_template_kwargs)
     return notes
 
 
@@ -50,7 +49,7 @@ def check_rendered(
     Raises:
         DataError: names the first prompt that cannot.
     """
-    options = {CONTINUE: True} | (training.chat_template_kwargs or {})
+    options = prompts.continuing_options(training.chat_template_kwargs)
     _token_ids(asked, source, tokenizer, options)
 
 

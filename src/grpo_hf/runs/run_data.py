@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data import prompts, rows
 from ..data.overlap import note_on_equal_rows, notes_on_overlap
-from ..data.prompts import ANSWERED_COLUMN, CONTINUE, PromptForm
+from ..data.prompts import ANSWERED_COLUMN, PromptForm
 from ..data.readers import Split, read_split
 from ..data.streams import first_rows_of, open_stream, stream_with_prompts
 from ..data.training_data import check_prompt_count, check_training_data
@@ -197,8 +197,8 @@ def stream_of(
     """
     column = rows.prompt_column(data, recipe.task.prompt_column)
     # Any row may turn out to begin an answer.
-    options = recipe.training.chat_template_kwargs or {}
-    recipe.training.chat_template_kwargs = {CONTINUE: True} | options
+    options = prompts.continuing_options(recipe.training.chat_template_kwargs)
+    recipe.training.chat_template_kwargs = options
     build = prompts.prompt_builder(form)
     needed, gold = needed_columns(rewards), gold_columns(rewards)
     return stream_with_prompts(stream, recipe.column_map, column, build, needed, gold)
