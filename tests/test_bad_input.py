@@ -87,6 +87,7 @@ def test_without_a_mistake_the_model_is_loaded(run):
         run()
 
 
+@pytest.mark.long
 def test_as_a_user_sees_it():
     done = in_a_process(str(PROGRAM), "--reward", "gsm8k")
     assert done.returncode == 2
@@ -550,6 +551,7 @@ class TestHubNotReachable:
         text = run(dataset_path=None, dataset_name="org/data")
         assert all(part in text for part in self.DATASET)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("what", ["model", "dataset"])
     def test_nothing_answers(self, tmp_path, what):
         """In a process of its own: Hugging Face's libraries read their environment once."""

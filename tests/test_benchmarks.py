@@ -268,6 +268,7 @@ def test_rollouts_have_the_lengths_they_are_told(trainers, side: str) -> None:
         assert ids[-1] in trainers[side].eos_token_ids
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", hybrids.MODELS)
 def test_hybrids_are_compared_with_equal_numbers(
     tiny_checkpoint: Path,
@@ -324,6 +325,7 @@ def test_the_sweep_becomes_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_scoring_compares_equal_values(monkeypatch: pytest.MonkeyPatch) -> None:
     # A short batch and a short timeout, so that the hanging completion costs a second.
     monkeypatch.setattr(scoring, "COUNT", 12)

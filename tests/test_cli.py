@@ -337,6 +337,7 @@ class TestCredit:
         assert f"{finished} is not the output folder of a run" in refused("credit", finished)
 
 
+@pytest.mark.long
 def test_what_takes_seconds_is_said_and_what_ends_at_once_is_not(tmp_path):
     program = "import sys; from grpo_hf.cli import main; main(sys.argv[1:])"
 

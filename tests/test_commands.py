@@ -183,6 +183,7 @@ def run(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert not end.code, f"{command}: exit code {end.code}"
 
 
+@pytest.mark.long
 def test_the_commands_of_the_documents_run(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +204,7 @@ def test_the_commands_of_the_documents_run(
     assert (desk / "curve.png").stat().st_size > 0
 
 
+@pytest.mark.long
 def test_the_readme_s_code_asks_the_adapter_as_its_run_did(
     tiny_checkpoint: Path,
     tmp_path: Path,

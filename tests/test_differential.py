@@ -12,6 +12,8 @@ from support.differential_cases import case_of
 
 from grpo_hf.demo.tiny_model import tiny_tokenizer
 
+pytestmark = pytest.mark.long
+
 # Seeds that found something, with the kind of model that they had then: more kinds do not change
 # what these are.
 FOUND = [

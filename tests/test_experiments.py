@@ -121,6 +121,7 @@ def cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
 
 
+@pytest.mark.long
 def test_an_experiment_runs_as_it_is_typed(
     tmp_path: Path,
     cheap: list[str],

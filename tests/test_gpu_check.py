@@ -93,6 +93,7 @@ def test_parts_see_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert "CUDA_VISIBLE_DEVICES" not in check.environment("two GPUs")
 
 
+@pytest.mark.long
 def test_a_failure_and_a_hang_end_their_part_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +169,7 @@ def test_without_a_gpu_it_says_how_to_try_it() -> None:
         gpu_check.main([])
 
 
+@pytest.mark.long
 def test_the_command_itself_on_a_cpu(tmp_path: Path) -> None:
     flags = ["--device", "cpu", "--size", "tiny", "--json", str(tmp_path / "x.json")]
     # This machine may be busy.
@@ -202,6 +204,7 @@ def test_the_kernel_s_rows(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["status"] for row in rows} == {"failed"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [FP32, AUTOCAST], ids=lambda mode: mode.name)
 def test_both_sides_learn_the_same_and_a_difference_is_found(
     work: Work, mode: Any, monkeypatch: pytest.MonkeyPatch
@@ -234,12 +237,14 @@ def test_windows_are_windows() -> None:
         assert batch["prompt_ids"].shape[1] > config.sliding_window
 
 
+@pytest.mark.long
 def test_a_base_in_4_bits(work: Work) -> None:
     precise, half = gpu_correctness.four_bit(work)
     assert precise["status"] == "met", precise
     assert half["status"] == "left out"
 
 
+@pytest.mark.long
 def test_benchmarks_beside_trl(work: Work) -> None:
     rows = [*gpu_parts.updates(work), *gpu_parts.rollouts(work)]
     assert [row["status"] for row in rows] == ["measured", "measured", "met"], rows
@@ -270,6 +275,7 @@ def test_what_is_not_installed_is_left_out(work: Work, monkeypatch: pytest.Monke
     assert row["note"] == "this machine has 1 GPU"
 
 
+@pytest.mark.long
 def test_vllm_by_adapter(work: Work) -> None:
     with vllm_installed():
         try:

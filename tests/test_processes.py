@@ -13,6 +13,8 @@ from support.processes import SCRIPT, launch, launch_with_accelerate
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.reporting.spikes import read_lines
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def one_process(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -73,6 +73,7 @@ def test_trl_says_once_that_no_reward_judged_a_completion(caplog: pytest.LogCapt
     assert caplog.messages == ["in short", *["another line"] * 3]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "program",
     [
@@ -85,6 +86,7 @@ def test_importing_prints_nothing(program: str):
     assert_quiet(program)
 
 
+@pytest.mark.long
 def test_the_readme_s_script_is_quiet_before_its_first_line_of_work():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = readme[readme.index("```python\nfrom grpo_hf import GRPOConfig") :]

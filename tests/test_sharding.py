@@ -15,6 +15,8 @@ from support.processes import SCRIPTS, launch
 from support.sharding import environment_of
 from torch import Tensor
 
+pytestmark = pytest.mark.long
+
 ZERO = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 OURS: dict[str, Any] = {}
 TRLS = {"library": "trl"}

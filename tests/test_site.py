@@ -48,6 +48,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(named) == sorted(PAGES | {MADE})
 
 
+@pytest.mark.long
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     loading = []
     for page in site.glob("*.html"):
@@ -56,6 +57,7 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     assert loading == []
 
 
+@pytest.mark.long
 def test_links_into_the_repository_became_names(site: Path) -> None:
     """The site has no folder above it."""
     for page in site.glob("*.html"):

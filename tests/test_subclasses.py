@@ -231,6 +231,7 @@ def other_advantages(base: type) -> type:
     return OtherAdvantages
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "subclass",
     [
@@ -262,12 +263,14 @@ def test_and_so_it_does_without_a_kl_term(learned: Callable[..., Any], subclass:
     assert_same(learned, subclass, beta=0.0)
 
 
+@pytest.mark.long
 def test_shaping_counts_where_the_rewards_alone_say_nothing(learned: Callable[..., Any]):
     found = assert_same(learned, shaped, reward=constant, beta=0.0)
     without, _ = learned(grpo_hf.GRPOTrainer, plain, reward=constant, beta=0.0)
     assert (found - without).abs().max().item() > 10 * SAME
 
 
+@pytest.mark.long
 def test_two_rewards_of_one_name_are_two(learned: Callable[..., Any]):
     """TRL logs both into one column; the second alone would say nothing of any group."""
 
@@ -296,6 +299,7 @@ def test_tokens_that_the_policy_did_not_write(
     assert_same(learned, plain, env_mask=True, **settings)
 
 
+@pytest.mark.long
 def test_noise_on_embeddings_is_trls(learned: Callable[..., Any]):
     """NEFTune's noise depends on the length of the padded rows; both draw the same."""
     found = assert_same(learned, plain, neftune_noise_alpha=5.0)

@@ -25,6 +25,8 @@ from grpo_hf.runs.preflight import check_model, check_task
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.scoring.model_tools import call_tool, python
 
+pytestmark = pytest.mark.long
+
 TOOLS_RECIPE = RECIPES / "tool_integrated.yaml"
 PROMPTS = [conversation[:1] for conversation in CONVERSATIONS]
 

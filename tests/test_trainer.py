@@ -37,6 +37,7 @@ def trained_weights(trainer: Any) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.long
 def test_it_learns_what_trl_learns_from_the_same_script(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_it_learns_what_trl_learns_from_the_same_script(
         assert torch.equal(weight, theirs[name]), name
 
 
+@pytest.mark.long
 def test_rewards_are_taken_by_every_name(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
@@ -102,6 +104,7 @@ def test_rewards_are_taken_by_every_name(make_trainer: MakeTrainer, tmp_path: Pa
     assert first["reward"] == pytest.approx(weighted, abs=1e-5)
 
 
+@pytest.mark.long
 def test_async_rewards_and_none_are_scored(make_trainer: MakeTrainer) -> None:
     async def judge_some(completions: list[str], **_: Any) -> list[float | None]:
         return [None if index % 2 else 1.0 for index, _ in enumerate(completions)]
@@ -141,6 +144,7 @@ def test_functions_of_one_name_are_taken_as_in_trl(make_trainer: MakeTrainer) ->
     assert trainer.reward_func_names == ["<lambda>", "<lambda>"]
 
 
+@pytest.mark.long
 def test_streaming_data_trains(make_trainer: MakeTrainer) -> None:
     rows = Dataset.from_list([{"prompt": f"{n}: "} for n in range(64)]).to_iterable_dataset()
     make_trainer(train_dataset=rows, peft_config=LORA).train()
@@ -193,6 +197,7 @@ def test_a_reward_that_returns_too_few_stops_the_run_and_is_named(
         make_trainer(reward_funcs=short, peft_config=LORA).train()
 
 
+@pytest.mark.long
 def test_a_cell_of_a_notebook_that_is_run_twice(make_trainer: MakeTrainer) -> None:
     make_trainer(peft_config=LORA, max_steps=1, save_strategy="steps", save_steps=1)
     # A trainer that did not train holds no folder.
@@ -217,6 +222,7 @@ def test_another_run_is_never_overwritten(make_trainer: MakeTrainer, tmp_path: P
     assert contents() == before
 
 
+@pytest.mark.long
 def test_resuming_into_the_folder_of_another_run_is_refused(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
@@ -230,6 +236,7 @@ def test_resuming_into_the_folder_of_another_run_is_refused(
         )
 
 
+@pytest.mark.long
 def test_a_run_resumes_where_it_stopped(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     make_trainer(peft_config=LORA, max_steps=2, save_strategy="steps", save_steps=1).train()
     resumed = make_trainer(peft_config=LORA, max_steps=4)
@@ -270,6 +277,7 @@ def test_without_an_adapter_it_is_trl_with_its_second_model(
     )
 
 
+@pytest.mark.long
 def test_trl_configurations_are_taken_as_they_are(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:

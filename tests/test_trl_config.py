@@ -135,6 +135,7 @@ def test_every_field_is_in_a_run() -> None:
     assert own - tried == ELSEWHERE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RUNS)
 def test_fields_do_what_they_do_with_trl(name: str, tmp_path: Path) -> None:
     training = PLAIN | RUNS[name]
@@ -260,6 +261,7 @@ def test_reward_models_have_their_own_tokenizers(
         run_of_trl(**constructor | {"reward_funcs": [str(reward_model)] * 2})
 
 
+@pytest.mark.long
 def test_each_step_gets_the_rows_of_its_rollout(run_of_trl: MakeTrainer) -> None:
     rows = [{"prompt": f"{number}: "} for number in range(9)]
     trainer = run_of_trl(

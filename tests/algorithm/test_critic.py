@@ -64,6 +64,7 @@ class TestCritic:
     def trainer(self, make_trainer: MakeTrainer) -> GRPOTrainer:
         return make_trainer(advantage_estimator="gae", peft_config=LORA, critic_learning_rate=3e-3)
 
+    @pytest.mark.long
     def test_advantages_are_whitened_gae_with_the_reward_at_the_last_token(
         self, trainer: GRPOTrainer
     ) -> None:
@@ -92,6 +93,7 @@ class TestCritic:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert not batch["advantages"][~batch["completion_mask"].bool()].any()
 
+    @pytest.mark.long
     def test_it_learns_what_completions_earn(self, trainer: GRPOTrainer) -> None:
         batch, _ = rollout_of(trainer)
         rewards = torch.tensor(
@@ -173,6 +175,7 @@ class TestCritic:
             not torch.equal(*pair) for pair in zip(state, trainer.critic._weights, strict=True)
         )
 
+    @pytest.mark.long
     def test_a_resumed_run_takes_up_its_adapter_and_learns_on(
         self, make_trainer: MakeTrainer
     ) -> None:

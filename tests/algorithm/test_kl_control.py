@@ -89,6 +89,7 @@ class StepMetrics(TrainerCallback):
         self.kls.append(sum(kls) / len(kls))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("target", "clip"), [(1e-7, 0.2), (1e3, 0.2), (1e-2, 1e9)])
 def test_a_run_steers_beta_by_the_kl_of_each_optimizer_step(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, target: float, clip: float
@@ -111,6 +112,7 @@ def test_a_run_steers_beta_by_the_kl_of_each_optimizer_step(
     assert logged(trainer, "beta") == pytest.approx([sum(betas[:2]) / 2, sum(betas[2:4]) / 2])
 
 
+@pytest.mark.long
 def test_the_losses_have_the_beta_that_is_logged(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     """The first losses are equal with and without a target; of the second only β differs.
 
@@ -133,6 +135,7 @@ def test_the_losses_have_the_beta_that_is_logged(make_trainer: MakeTrainer, tmp_
     assert not logged(trainer, "beta")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restore", [False, True])
 def test_a_resumed_run_goes_on_with_its_beta(make_trainer: MakeTrainer, restore: bool) -> None:
     settings = FAST | {
@@ -154,6 +157,7 @@ def test_a_resumed_run_goes_on_with_its_beta(make_trainer: MakeTrainer, restore:
     )
 
 
+@pytest.mark.long
 def test_a_run_that_is_resumed_with_a_target_starts_at_its_beta(make_trainer: MakeTrainer) -> None:
     saving = {"peft_config": LORA, "save_strategy": "steps", "save_steps": 1}
     make_trainer(**FAST | saving | {"max_steps": 1}).train()
@@ -202,6 +206,7 @@ class SavedReference(TrainerCallback):
         assert not any(w.requires_grad for name, w in model.named_parameters() if ".ref." in name)
 
 
+@pytest.mark.long
 def test_a_reset_reference_is_a_copy_of_the_policy(
     make_trainer: MakeTrainer, start: dict[str, Any]
 ) -> None:
@@ -225,6 +230,7 @@ def test_a_reset_reference_is_a_copy_of_the_policy(
     assert same(policy(trainer.model), policy(other.model))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("start", "killed_after"), [("new", 3), ("continued", 2)], indirect=["start"]
 )
@@ -377,6 +383,7 @@ def test_a_reference_that_is_not_reset_is_still_checked(
         trainer.train()
 
 
+@pytest.mark.long
 def test_the_saved_policy_is_used_as_ever(
     make_trainer: MakeTrainer, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -403,6 +410,7 @@ def test_the_saved_policy_is_used_as_ever(
     assert logged(going_on, "kl")[0] <= 1e-6
 
 
+@pytest.mark.long
 def test_a_run_resumed_without_resets_keeps_the_last_reference(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_the_loss_is_the_paper_s_with_an_advantage_per_token(run: Run) -> None:
     assert abs(loss.item()) > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo"]
 )

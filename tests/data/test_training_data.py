@@ -84,6 +84,7 @@ def test_the_trainer_refuses_before_it_loads_a_model(tmp_path, length, count):
 
 
 class TestEvaluation:
+    @pytest.mark.long
     def test_before_the_training(self, make_trainer):
         trainer = make_trainer(eval_dataset=rows(3), per_device_eval_batch_size=4)
         before = trainer.evaluate()

@@ -95,6 +95,7 @@ def test_an_interrupted_stage_leaves_nothing_to_be_found(
     assert not list(tmp_path.glob("cold_start-*"))
 
 
+@pytest.mark.long
 def test_a_signal_while_it_trains_or_writes_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_run_that_begins_at_the_same_time_and_is_faster_costs_nothing(
     assert list(tmp_path.iterdir()) == [other]
 
 
+@pytest.mark.long
 def test_settings_have_a_checkpoint_each_and_the_second_run_finds_it(tmp_path: Path) -> None:
     first = cold_start(tmp_path, steps=1, use_cpu=True)
     written = (first / "model.safetensors").stat().st_mtime_ns

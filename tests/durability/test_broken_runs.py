@@ -12,6 +12,8 @@ from grpo_hf import GRPOTrainer
 from grpo_hf.cli import main
 from grpo_hf.durability.kept_batch import KEPT_FOLDER
 
+pytestmark = pytest.mark.long
+
 REWARD = """
 def length(completions, **_):
     return [float(len(text)) for text in completions]

@@ -73,6 +73,7 @@ def break_rollout(trainer: GRPOTrainer, name: str, row: int) -> None:
     trainer._generate_and_score_completions = broken
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by", [float("nan"), float("inf")])
 def test_a_broken_loss_in_the_last_step_ends_the_run_before_its_weights(
     make_trainer: MakeTrainer, tmp_path: Path, by: float
@@ -91,6 +92,7 @@ def test_a_broken_loss_in_the_last_step_ends_the_run_before_its_weights(
     assert all(weight.isfinite().all() for weight in weights_of(trainer).values())
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(peft_config=LORA, max_steps=3, **SAVES)
     break_loss(trainer, {3})
@@ -173,6 +175,7 @@ def test_a_gradient_that_overflows_stops_a_step_whose_losses_are_finite(
     assert equal(before, weights_of(trainer))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch"])
 def test_a_step_that_is_left_out_moves_nothing(
     make_trainer: MakeTrainer, optimizer: str, caplog: pytest.LogCaptureFixture
@@ -193,6 +196,7 @@ def test_a_step_that_is_left_out_moves_nothing(
     assert sum("Step 2 is left out" in message for message in caplog.messages) == 1
 
 
+@pytest.mark.long
 def test_steps_are_not_left_out_for_ever(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(peft_config=LORA, max_steps=20, non_finite="skip")
     break_loss(trainer, set(range(3, 20)))

@@ -78,6 +78,7 @@ def test_a_run_that_cannot_learn_says_so_once(
     assert all("max_completion_length" in message for message in others)
 
 
+@pytest.mark.long
 def test_saying_so_changes_nothing(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

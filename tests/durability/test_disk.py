@@ -29,6 +29,7 @@ def train(model: Path, folder: Path, fills: int, saves: str) -> str:
     return said
 
 
+@pytest.mark.long
 def test_a_full_disk_costs_log_lines_and_no_run(tiny_checkpoint: Path, tmp_path: Path):
     said = train(tiny_checkpoint, tmp_path / "disk", 1, "no")
     assert "exit code 0\nadapter saved: True" in said
@@ -38,6 +39,7 @@ def test_a_full_disk_costs_log_lines_and_no_run(tiny_checkpoint: Path, tmp_path:
         assert "torn" not in said
 
 
+@pytest.mark.long
 def test_a_full_disk_in_a_save_says_what_to_free(tiny_checkpoint: Path, tmp_path: Path):
     said = train(tiny_checkpoint, tmp_path / "disk", 3, "steps")
     run = tmp_path / "disk" / "run"
@@ -59,6 +61,7 @@ class Vandal(TrainerCallback):
             self.act(Path(args.output_dir))
 
 
+@pytest.mark.long
 def test_a_folder_that_vanishes_costs_what_it_held(make_trainer, tmp_path: Path, caplog):
     warn_once.cache_clear()
     trainer = make_trainer(peft_config=LoraConfig(target_modules="all-linear"), max_steps=4)
@@ -71,6 +74,7 @@ def test_a_folder_that_vanishes_costs_what_it_held(make_trainer, tmp_path: Path,
     assert caplog.text.count(f"{run} has vanished, and is made again") == 1
 
 
+@pytest.mark.long
 def test_completions_that_cannot_be_logged_end_no_run(make_trainer, tmp_path: Path, caplog):
     warn_once.cache_clear()
 

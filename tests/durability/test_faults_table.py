@@ -21,6 +21,7 @@ def test_every_fault_has_its_row() -> None:
         assert "**" not in page[name] and "a traceback" not in page[name].replace("no tr", "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", QUICK)
 def test_what_the_page_says_happens(name: str, tmp_path: Path) -> None:
     fault = FAULTS[name]

@@ -93,11 +93,13 @@ def test_a_script_of_a_user_leaves_too(
     assert watched
 
 
+@pytest.mark.long
 def test_a_program_without_a_launcher_outlives_its_shell(tmp_path: Path) -> None:
     program = started(PROGRAM, tmp_path / "state", {})
     assert not ends(program, 1.5)
 
 
+@pytest.mark.long
 def test_the_process_that_scores_leaves_with_the_trainer(tmp_path: Path) -> None:
     """Although its end of the connection stays open, and it waits there."""
     scorer = started(SCORER, tmp_path / "state", {})

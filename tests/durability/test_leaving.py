@@ -20,6 +20,8 @@ from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.durability import signals
 from grpo_hf.durability.leaving import Departure, Leaving
 
+pytestmark = pytest.mark.long
+
 STEPS = 4
 CLOCKS = re.compile("time|latency|seconds|waited|per_second")
 SIGNALS = {

@@ -90,6 +90,7 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path):
             claim_output_folder(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("was_there", [True, False])
 def test_a_program_that_never_begins_leaves_nothing(tmp_path: Path, was_there: bool):
     folder = tmp_path / "run"
@@ -133,6 +134,7 @@ def holder(folder: Path, *how: str) -> Iterator[ForkServerProcess]:
             process.join()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["prepares", "begins"])
 def test_a_folder_belongs_to_a_run_from_its_first_moment(tmp_path: Path, stage: str):
     folder = tmp_path / "run"

@@ -87,6 +87,7 @@ def check_resuming(
         assert numbers_of(again) == logged, step
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_from_some_checkpoints(
     make_trainer: Callable[..., GRPOTrainer], tmp_path: Path, settings: dict[str, Any]

@@ -128,6 +128,7 @@ def test_a_disk_that_fails_under_a_folder_is_an_error(
             whole_checkpoints.seal(checkpoint, {"step": 1, "settings": {}})
 
 
+@pytest.mark.long
 def test_processes_go_on_from_the_same_checkpoint(three: Path, tmp_path: Path) -> None:
     """One of two has a torn file, on a disk of its own."""
     runs = [tmp_path / f"machine-{rank}" for rank in range(2)]
@@ -169,6 +170,7 @@ def test_a_process_may_be_killed_at_any_line(three: Path, tmp_path: Path) -> Non
         assert not (run / ".unfinished").exists() and not (run / ".replaced").exists()
 
 
+@pytest.mark.long
 def test_the_limit_keeps_the_last_whole_one(
     make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
 ) -> None:
@@ -205,6 +207,7 @@ def test_what_was_just_written_and_the_best_stay(
     assert names == {f"checkpoint-{step}" for step in kept} | {"checkpoint-notes"}
 
 
+@pytest.mark.long
 def test_the_best_checkpoint_has_its_name(
     make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
 ) -> None:
@@ -221,6 +224,7 @@ def test_the_best_checkpoint_has_its_name(
     assert newest["best_model_checkpoint"] == str(best)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -260,6 +264,7 @@ def test_weights_alone_do_not_go_on(
         make_trainer(peft_config=LORA, max_steps=2, **settings).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.long
 def test_a_run_begins_where_none_has_saved(
     make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
 ) -> None:
@@ -279,6 +284,7 @@ def test_a_run_begins_where_none_has_saved(
         make_trainer(**settings).train(resume_from_checkpoint="auto")
 
 
+@pytest.mark.long
 def test_a_run_that_died_before_its_first_checkpoint_says_that_it_begins_again(
     make_trainer: Callable[..., GRPOTrainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +311,7 @@ def test_a_finished_run_is_found_finished(three: Path, tmp_path: Path, make_trai
     assert trainer.state.global_step == 3
 
 
+@pytest.mark.long
 def test_a_run_of_more_epochs_goes_on(make_trainer: Any, tmp_path: Path) -> None:
     rows = Dataset.from_list([{"prompt": f"{n} + 1 = "} for n in range(2)])
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": -1}
@@ -315,6 +322,7 @@ def test_a_run_of_more_epochs_goes_on(make_trainer: Any, tmp_path: Path) -> None
         assert trainer.train(resume_from_checkpoint="auto").global_step == steps
 
 
+@pytest.mark.long
 def test_what_is_left_of_another_geometry_is_not_taken_up(
     make_trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -328,6 +336,7 @@ def test_what_is_left_of_another_geometry_is_not_taken_up(
     assert "What was left of its rollout" in caplog.text
 
 
+@pytest.mark.long
 def test_another_adapter_does_not_go_on(make_trainer: Any) -> None:
     def trainer(**adapter: Any) -> Any:
         config = LoraConfig(**{"r": 2, "target_modules": ["q_proj", "v_proj"]} | adapter)
@@ -347,6 +356,7 @@ def test_another_adapter_does_not_go_on(make_trainer: Any) -> None:
     )
 
 
+@pytest.mark.long
 def test_settings_that_may_change_are_said(
     make_trainer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,6 +37,7 @@ def test_greedy_completions_are_those_of_each_prompt_alone(model, tokenizer, pro
     assert [written.completion for written in found] == expected
 
 
+@pytest.mark.long
 def test_greedy_of_run_has_the_limit_and_the_template_of_a_run(model, tmp_path):
     styled, brief = tiny_tokenizer(), tiny_tokenizer()
     styled.chat_template = "{{ style }}" + styled.chat_template
@@ -70,6 +71,7 @@ def test_a_completion_without_an_end_was_cut_off(tokens, sampling, expected: boo
     assert is_cut(tokens, [2], 2, sampling) == expected
 
 
+@pytest.mark.long
 def test_a_completion_ends_at_its_own_end_token(model, tokenizer):
     """Check a batch whose answers have different lengths; what follows an end is not used."""
     ends = LlamaForCausalLM(model.config).eval()
@@ -106,6 +108,7 @@ def test_the_model_answers_without_dropout_and_keeps_its_mode(model, tokenizer, 
         model.eval()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_samples_are_those_of_each_prompt_and_of_their_seed(model, tokenizer, batch_size):
     settings = {"max_new_tokens": 12, "batch_size": batch_size}

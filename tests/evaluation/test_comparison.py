@@ -25,6 +25,7 @@ def model(tokenizer) -> LlamaForCausalLM:
     return varied_model(tokenizer)
 
 
+@pytest.mark.long
 def test_base_and_adapter_are_compared_on_their_own_answers(model, tokenizer, tmp_path: Path):
     base = LlamaForCausalLM(model.config).eval()
     base.load_state_dict(model.state_dict())

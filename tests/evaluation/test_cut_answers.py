@@ -54,6 +54,7 @@ def test_a_terminal_says_nothing_where_nothing_was_cut_off():
     assert "cut off" not in shown.file.getvalue()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("base_cut", "is_in_doubt"), [(ENDS, True), (LEARNS, False)])
 def test_the_verdict_is_in_doubt_where_answers_only_end(
     tmp_path: Path, base_cut: list[bool], is_in_doubt: bool

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model_state_dict, load_peft_weights
+
+pytestmark = pytest.mark.long
 
 
 def rows(count: int) -> Dataset:

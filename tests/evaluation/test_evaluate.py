@@ -31,6 +31,8 @@ from grpo_hf.runs.evaluation_sets import check_names, keep_trained
 from grpo_hf.runs.trained import TrainedModel, open_run
 from grpo_hf.scoring.registry import load_reward
 
+pytestmark = pytest.mark.long
+
 REWARD = """
 from grpo_hf.scoring.reward import reward_settings
 

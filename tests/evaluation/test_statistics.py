@@ -36,6 +36,7 @@ def test_a_share_has_the_interval_that_every_evaluation_gives_it(right: int, tot
     assert (share.right, share.total, share.value) == (right, total, right / total)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("total", [10, 50, 200])
 def test_the_interval_of_a_share_covers_the_truth_95_times_in_100(total: int):
     """Compute the coverage exactly from the binomial distribution, averaged over accuracies."""

@@ -29,6 +29,7 @@ def moved_adapter(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_kl_term_needs_no_second_model_in_memory(
     tiny_checkpoint: Path, make_trainer: MakeTrainer
 ) -> None:
@@ -45,6 +46,7 @@ def test_kl_term_needs_no_second_model_in_memory(
     assert parameters_alive() - others == base + adapter
 
 
+@pytest.mark.long
 def test_reference_of_a_new_adapter_is_the_base(
     tiny_checkpoint: Path, make_trainer: MakeTrainer
 ) -> None:
@@ -58,6 +60,7 @@ def test_reference_of_a_new_adapter_is_the_base(
         assert is_as(logits(model), base)
 
 
+@pytest.mark.long
 def test_reference_of_a_continued_adapter_is_its_frozen_copy(
     tiny_checkpoint: Path, tmp_path: Path, make_trainer: MakeTrainer
 ) -> None:
@@ -76,6 +79,7 @@ def test_reference_of_a_continued_adapter_is_its_frozen_copy(
     assert any(p.requires_grad for n, p in trainer.model.named_parameters() if ".default." in n)
 
 
+@pytest.mark.long
 def test_reference_of_a_continued_adapter_can_be_the_base(
     tiny_checkpoint: Path, tmp_path: Path, make_trainer: MakeTrainer
 ) -> None:

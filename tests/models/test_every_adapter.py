@@ -191,6 +191,7 @@ def check(folder: Path, caplog: pytest.LogCaptureFixture, name: str, *, continue
     assert kept_weights(trainer.model).start is None or continued
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("continued", [False, True], ids=["new", "continued"])
 @pytest.mark.parametrize("name", FEW)
 def test_an_adapter_trains_with_its_reference(

@@ -123,6 +123,7 @@ def test_the_base_has_the_dtype_that_was_asked_for(
     assert {p.dtype for p in load(tiny_checkpoint, dtype=name).parameters()} == {dtype}
 
 
+@pytest.mark.long
 def test_a_4_bit_base_takes_an_adapter_and_trains(
     tiny_checkpoint: Path, make_trainer: MakeTrainer
 ) -> None:

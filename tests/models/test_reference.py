@@ -154,6 +154,7 @@ def test_copies_that_were_written_to_are_noticed(make_trainer: MakeTrainer) -> N
         trainer.train()
 
 
+@pytest.mark.long
 def test_a_resumed_run_has_the_same_reference(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     settings = FAST | {
         "save_strategy": "steps",
@@ -176,6 +177,7 @@ def test_a_resumed_run_has_the_same_reference(make_trainer: MakeTrainer, tmp_pat
         assert torch.equal(weight, other)
 
 
+@pytest.mark.long
 def test_another_role_sees_the_base_as_it_was(make_trainer: MakeTrainer) -> None:
     """A reward model's scores do not move with the policy's biases."""
     trainer = make_trainer(model=qwen2(), peft_config=lora(bias="all"), **FAST)
@@ -210,6 +212,7 @@ def test_the_base_under_trained_biases_is_unknown(make_trainer: MakeTrainer) -> 
 # Adapters that go on
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["default", "sft", "model", "layers", "ref"])
 def test_an_adapter_of_any_name_has_its_start_as_reference(
     make_trainer: MakeTrainer, name: str
@@ -228,6 +231,7 @@ def test_an_adapter_of_any_name_has_its_start_as_reference(
     assert not torch.allclose(logits(trainer.model), logits(original))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [{"advantage_estimator": "gae"}, {"reference_reset_every": 1}])
 def test_a_run_goes_on_under_another_name_as_under_default(
     make_trainer: MakeTrainer, tmp_path: Path, settings: dict[str, Any]
@@ -253,6 +257,7 @@ def test_a_run_goes_on_under_another_name_as_under_default(
         assert torch.equal(weight, other)
 
 
+@pytest.mark.long
 def test_an_adapter_of_another_name_takes_the_fast_ways(
     make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,6 +296,7 @@ def test_an_adapter_of_any_kind_has_its_start_as_reference(
     torch.testing.assert_close(seen_as_reference(trainer), start)
 
 
+@pytest.mark.long
 def test_a_continued_adapter_learns_what_it_learns_with_trl(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ class WriteIntoTheBase(TrainerCallback):
         ] += 1e-3
 
 
+@pytest.mark.long
 def test_a_base_that_was_written_to_is_noticed(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(peft_config=lora())
     trainer.add_callback(WriteIntoTheBase())
@@ -86,6 +87,7 @@ def test_without_a_kl_term_a_base_that_was_written_to_is_said(
     assert "a base that is not the one on disk" in caplog.text
 
 
+@pytest.mark.long
 def test_frozen_weights_may_be_sparse_or_infinite(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(peft_config=lora())
     base = trainer.model.get_base_model().model
@@ -148,6 +150,7 @@ def test_dropout_is_said_without_an_adapter_too(
     assert sum("Dropout is on" in text for text in caplog.messages) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "all"}, None])
 def test_the_guards_are_quiet_under_autocast(
     make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, settings: dict[str, Any] | None

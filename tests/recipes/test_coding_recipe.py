@@ -55,6 +55,7 @@ def test_rows_of_another_form_are_refused(recipe: ModuleType, row: dict[str, Any
         recipe.with_prompt(row)
 
 
+@pytest.mark.long
 def test_a_step_on_local_rows(
     recipe: ModuleType, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

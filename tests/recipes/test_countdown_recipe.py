@@ -138,6 +138,7 @@ def test_a_difficulty_that_is_none(recipe: ModuleType, text: str, expected: str)
         recipe.Difficulty.read(text)
 
 
+@pytest.mark.long
 def test_a_short_run_from_cold_start_to_table(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

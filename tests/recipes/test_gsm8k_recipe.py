@@ -12,6 +12,8 @@ from support.programs import RECIPES, load_recipe
 
 from grpo_hf.runs.recipe import read_recipe
 
+pytestmark = pytest.mark.long
+
 # The flags answer the questions of `accelerate config`.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 LAUNCH += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]

@@ -66,6 +66,7 @@ def write_times(folder: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.long
 def test_two_iterations_and_a_second_call(
     flags: list[str],
     tmp_path: Path,
@@ -108,6 +109,7 @@ def test_two_iterations_and_a_second_call(
     assert "was begun with replay 0.1, and this is 0.5" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_an_adapter_is_gone_on_with(
     flags: list[str], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(make: list[str], tmp_p
     assert f"step {step + 1}/{step + 1} " in done.stdout
 
 
+@pytest.mark.long
 def test_ctrl_c_in_the_cold_start_leaves_nothing_half_made(make: list[str], tmp_path: Path) -> None:
     said = interrupted(make, "cold start", SHORT.replace("steps 4", "steps 4000"))
     assert "Ctrl-C: stopped while no run was training" in said

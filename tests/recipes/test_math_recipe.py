@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support.programs import RECIPES, load_recipe
 
+pytestmark = pytest.mark.long
+
 
 def test_a_step_on_local_rows(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -45,6 +45,7 @@ def test_what_is_known_of_a_step_from_its_number(recipe: ModuleType) -> None:
     assert found["before the last"]["correlation"] == pytest.approx(expected)
 
 
+@pytest.mark.long
 def test_a_run_from_cold_start_to_table(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,7 @@ def templated(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
+@pytest.mark.long
 def test_every_method_spends_the_budget_and_is_run_once(
     recipe: ModuleType,
     flags: list[str],
@@ -148,6 +149,7 @@ def test_every_method_spends_the_budget_and_is_run_once(
     assert "holds results of other settings" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_answers_that_prompts_begin_are_evaluated_as_they_are_trained(
     recipe: ModuleType, flags: list[str], tmp_path: Path
 ) -> None:

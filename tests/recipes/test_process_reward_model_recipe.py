@@ -106,6 +106,7 @@ def test_tasks_share_no_trace_between_training_and_held_out(recipe: ModuleType, 
     assert split(read(data), settings) == (train, held_out)
 
 
+@pytest.mark.long
 def test_a_run_learns_to_find_mistakes(
     recipe: ModuleType,
     data: Path,

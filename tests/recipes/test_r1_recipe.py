@@ -12,6 +12,8 @@ from grpo_hf.rewards.language import language
 from grpo_hf.rewards.math import math
 from grpo_hf.rewards.think_format import think_format
 
+pytestmark = pytest.mark.long
+
 STAGES = ("cold_start", "rl", "samples", "sft", "rl_again")
 
 

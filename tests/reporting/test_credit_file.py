@@ -74,6 +74,7 @@ class OtherProcess(Accelerator):
 
 
 class TestRuns:
+    @pytest.mark.long
     def test_a_run_keeps_what_it_trained_on(
         self, make_trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
@@ -116,6 +117,7 @@ class TestRuns:
                 found.append(place)
         return found
 
+    @pytest.mark.long
     def test_rewards_are_those_of_the_completions_when_groups_are_replaced(
         self, make_trainer: Any, tmp_path: Path
     ):
@@ -148,6 +150,7 @@ class TestRuns:
             assert [end for end, _ in steps][-1] in (length - 1, length)
             assert all(0 <= end < len(one["tokens"]) for end, _ in steps)
 
+    @pytest.mark.long
     def test_a_resumed_run_appends(self, make_trainer: Any, tmp_path: Path):
         make_trainer(peft_config=LORA, max_steps=2, save_strategy="steps", save_steps=1).train()
         before = (tmp_path / "run" / CREDIT_FILE).read_bytes()
@@ -159,6 +162,7 @@ class TestRuns:
         make_trainer(peft_config=LORA, max_steps=1, log_credit=False).train()
         assert read_metrics(tmp_path / "run") and not (tmp_path / "run" / CREDIT_FILE).exists()
 
+    @pytest.mark.long
     def test_an_evaluation_writes_nothing(self, make_trainer: Any, tmp_path: Path):
         """Evaluate between two steps; a rollout for training would then be credited to the next."""
         trainer = make_trainer(peft_config=LORA, max_steps=2)

@@ -457,6 +457,7 @@ class TestTheRightReward:
 
 
 class TestLongRuns:
+    @pytest.mark.long
     def test_a_part_of_many_groups_is_read(self, tmp_path: Path) -> None:
         run = Written(tmp_path, cheat_by_length, {"long": 1.0}, steps=1200).make()
         with (run / CREDIT_FILE).open("a") as lines:
@@ -539,6 +540,7 @@ def ending_model(tiny_checkpoint: Path) -> Any:
     return model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rewards", "rate", "expected"),
     [

@@ -44,6 +44,7 @@ def found(
     return [said[name] for name in said if name == "answer by place"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize(("habit", "place"), [(first, "first"), (last, "last")])
 def test_always_the_same_place_is_found_out(tmp_path: Path, habit: Answer, place: str, words: bool):

@@ -59,6 +59,7 @@ def measuring(make_trainer: Any, **settings: Any) -> Measuring:
     return trainer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_spread_is_that_of_the_tokens_of_a_step(
@@ -98,6 +99,7 @@ def check_largest(line: Line, found: list[Any]) -> None:
             assert token.reference == pytest.approx(reference, rel=1e-3)
 
 
+@pytest.mark.long
 def test_a_line_of_several_steps_has_their_largest_token(make_trainer: Any, tmp_path: Path) -> None:
     trainer = measuring(make_trainer, logging_steps=2, max_steps=4)
     trainer.train()
@@ -157,12 +159,14 @@ def test_without_a_kl_term_nothing_happens(make_trainer: Any, tmp_path: Path) ->
     assert not any("kl" in row for row in read_metrics(tmp_path / "run"))
 
 
+@pytest.mark.long
 def test_no_tokens_are_kept_where_no_credit_is(make_trainer: Any, tmp_path: Path) -> None:
     make_trainer(**MOVES, log_credit=False).train()
     assert not (tmp_path / "run" / KL_FILE).exists()
     assert read_metrics(tmp_path / "run")[-1]["kl/max"] > 0
 
 
+@pytest.mark.long
 def test_noting_changes_no_weight(
     make_trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +252,7 @@ class TestSpikes:
         assert spikes(tmp_path) == []
 
 
+@pytest.mark.long
 def test_a_run_says_its_spike_and_keeps_the_texts(
     make_trainer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

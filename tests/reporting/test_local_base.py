@@ -74,6 +74,7 @@ def project(
     return here
 
 
+@pytest.mark.long
 def test_the_code_of_the_card_runs_in_the_folder_of_the_run(project: Path):
     run = project / "runs" / "mine"
     card = (run / "README.md").read_text()
@@ -87,6 +88,7 @@ def test_the_code_of_the_card_runs_in_the_folder_of_the_run(project: Path):
     assert python(run, "-c", code_of(card)) == f"{answer}\n"
 
 
+@pytest.mark.long
 def test_peft_finds_the_base_of_a_run_and_its_checkpoints_from_anywhere(project: Path):
     run = project / "runs" / "mine"
     for folder in (run, run / "checkpoint-1", run / "checkpoint-2"):

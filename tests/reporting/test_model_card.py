@@ -151,6 +151,7 @@ def tables(card: str) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+@pytest.mark.long
 def test_the_adapter_its_tokenizer_and_the_run_s_record_are_pushed_and_nothing_else(pushed: Pushed):
     assert {file.name for file in pushed.folder.iterdir()} >= KEPT_HERE
     curves = {f"report/{file.name}" for file in pushed.folder.glob("report/*.png")}
@@ -160,6 +161,7 @@ def test_the_adapter_its_tokenizer_and_the_run_s_record_are_pushed_and_nothing_e
         assert pushed.files[name] == (pushed.folder / name).read_bytes(), name
 
 
+@pytest.mark.long
 def test_the_pushed_set_is_listed_before_and_the_address_after(pushed: Pushed):
     before, _, after = pushed.output.rpartition(f"pushing {len(pushed.files)} files of ")
     assert "answers:" in before, "the push is the last of all"
@@ -202,6 +204,7 @@ def test_no_commit_holds_the_token(pushed: Pushed):
     assert leaks == set()
 
 
+@pytest.mark.long
 def test_the_pushed_adapter_on_the_base_answers_as_the_local_one(pushed: Pushed, tmp_path: Path):
     python(pushed.hub, "-c", READ_BACK, pushed.base, REPO, tmp_path / "answer.pt")
     read_back = torch.load(tmp_path / "answer.pt")
@@ -216,6 +219,7 @@ def test_the_pushed_adapter_on_the_base_answers_as_the_local_one(pushed: Pushed,
     assert read_back["words"] == tokenizer.convert_ids_to_tokens(QUESTION[0])
 
 
+@pytest.mark.long
 def test_the_code_of_the_card_loads_the_pushed_files_and_answers(pushed: Pushed):
     code = code_of(pushed.card.text)
     assert f'name = "{REPO}"' in code
@@ -237,6 +241,7 @@ def answer_of(base: Path, run: Path) -> str:
     return tokenizer.decode(output[0, inputs["input_ids"].size(1) :], skip_special_tokens=True)
 
 
+@pytest.mark.long
 def test_a_stranger_needs_nothing_but_the_card_where_the_base_is_on_the_hub(
     tiny_checkpoint: Path, tmp_path: Path, fake_hub: FakeHub
 ):

@@ -61,6 +61,7 @@ def run(module_trainer: Any) -> tuple[Path, Any]:
 
 
 class TestRuns:
+    @pytest.mark.long
     def test_the_phases_of_a_step_are_logged(self, run: tuple[Path, Any]):
         rows = read_metrics(run[0])
         assert [row["step"] for row in rows] == [2, 4]
@@ -86,6 +87,7 @@ class TestRuns:
         assert start["command"] == command_line(sys.orig_argv)
         assert start["machine"]["cores"] > 0 and start["folder"] == str(Path.cwd())
 
+    @pytest.mark.long
     def test_each_start_has_its_line_and_no_secret(self, make_trainer: Any, tmp_path: Path):
         for steps in (1, 2):
             trainer = make_trainer(

@@ -110,6 +110,7 @@ def test_a_run_is_pushed_without_its_samples_and_folders(fake_hub: FakeHub, run:
     assert address.endswith(f"pushed to {fake_hub.url}/{REPO} (private)\n")
 
 
+@pytest.mark.long
 def test_samples_and_the_public_are_asked_for(fake_hub: FakeHub, run: Path):
     done = push(fake_hub, run, REPO, "--samples", "--public")
     assert done.returncode == 0, done.stderr
@@ -144,6 +145,7 @@ def test_a_hub_that_stays_away_names_the_command_for_later(fake_hub: FakeHub, ru
     assert done.stderr.endswith(f"All files are in {run}. Push them later: {command}\n")
 
 
+@pytest.mark.long
 def test_a_refusal_is_not_tried_again(fake_hub: FakeHub, run: Path):
     refused = push(fake_hub, run, REPO, HF_TOKEN="hf_wrong")
     assert refused.returncode == 2 and "trying again" not in refused.stdout
@@ -169,6 +171,7 @@ def test_what_cannot_be_pushed_says_why(
     assert f"error: {message}" in done.stderr or message in done.stderr
 
 
+@pytest.mark.long
 def test_a_push_that_was_interrupted_goes_on_with_what_is_missing(fake_hub: FakeHub, run: Path):
     (run / "second").mkdir()
     large = {"adapter_model.safetensors": "a", "second/adapter_model.safetensors": "b"}
@@ -221,6 +224,7 @@ def killed(run: Path) -> Path:
     return run
 
 
+@pytest.mark.long
 def test_of_a_run_that_has_not_ended_the_newest_whole_checkpoint_goes(
     fake_hub: FakeHub, killed: Path
 ):

@@ -55,6 +55,7 @@ def train(make_trainer: Callable[..., GRPOTrainer], *loggers: str) -> None:
     trainer.train()
 
 
+@pytest.mark.long
 def test_tensorboard_has_the_names_and_values_of_the_metrics(
     make_trainer: Callable[..., GRPOTrainer], tmp_path: Path
 ):
@@ -110,6 +111,7 @@ def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return package
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("package", ["wandb", "trackio"], indirect=True)
 def test_other_loggers_have_the_names_and_values_that_tensorboard_has(
     package: Any, make_trainer: Callable[..., GRPOTrainer], tmp_path: Path

@@ -69,6 +69,7 @@ def test_a_step_descends_bradley_terry_with_margins_as_an_independent_loop_does(
     assert model.scores(PROMPTS, COMPLETIONS).tolist() == pytest.approx(after, abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tokens_at_once", [12, 2048])
 def test_steps_descend_binary_cross_entropy_with_soft_labels(
     tokens_at_once: int, tiny_checkpoint: Path, tokenizer: Any
@@ -100,6 +101,7 @@ def test_steps_descend_binary_cross_entropy_with_soft_labels(
     assert (learned - torch.tensor([1.0, 0.0, 0.25, 1.0, 0.5])).abs().max() < 0.1
 
 
+@pytest.mark.long
 def test_the_seed_decides_everything(tiny_checkpoint: Path, tokenizer: Any) -> None:
     def fitted(seed: int, disturb: int) -> tuple[list[float], torch.Tensor]:
         model = RewardModel.on(policy_on(tiny_checkpoint), tokenizer, seed=seed)

@@ -418,6 +418,7 @@ def test_a_run_on_step_rewards_trains_on_their_process_advantages(
         assert expected.abs().max() > 0.5
 
 
+@pytest.mark.long
 def test_a_run_beside_a_reward_model_resumes_and_leaves_nothing_that_looks_like_one(
     make_trainer: Callable[..., Any], tiny_checkpoint: Path, tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_accuracy_calibration_and_brier_by_hand() -> None:
     )
 
 
+@pytest.mark.long
 def test_probabilities_that_are_true_are_calibrated_and_exaggerated_ones_are_not() -> None:
     generator = torch.Generator().manual_seed(0)
     odds = torch.randn(20_000, generator=generator) * 2

@@ -66,6 +66,7 @@ def ends_by_hand(tokenizer: Any, ids: list[int]) -> list[int]:
     return [*written, len(ids) - 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [ROWS, CHAT], ids=["text", "chat"])
 def test_values_are_those_of_greedy_continuations(
     erratic_model: Any, tokenizer: Any, rows: list[dict[str, Any]]

@@ -400,6 +400,7 @@ TOKENS += r" \sqrt \tan^{-1} \log_ \binom \text{ \% ^\circ \{ \} \begin{pmatrix}
 TOKENS += r" \mid : p.m. million \overline{3} 10^{10} ' \setminus \mathbb{R} \approx \pmod 7 apples"
 
 
+@pytest.mark.long
 def test_any_text_has_a_reward():
     rng = random.Random(0)
     for _ in range(3000):
@@ -436,6 +437,7 @@ def test_every_real_gold_answer_is_right_in_every_frame():
         assert math(completions, [gold] * len(frames)) == [1.0] * len(frames), gold
 
 
+@pytest.mark.long
 def test_conditions_joined_by_and_or_or_hold_where_python_says_so():
     signs = {"<": "__lt__", r"\le": "__le__", ">": "__gt__", r"\ge": "__ge__", r"\ne": "__ne__"}
     points = [point / 2 for point in range(-4, 5)]

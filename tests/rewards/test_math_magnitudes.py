@@ -83,6 +83,7 @@ def polynomial(coefficients):
     return "+".join(f"{factor}x^{{{power}}}" for power, factor in coefficients.items())
 
 
+@pytest.mark.long
 def test_polynomials_are_the_same_where_their_coefficients_are():
     rng = random.Random(0)
     for _ in range(60):

@@ -120,6 +120,7 @@ def test_a_function_under_test_may_be_called_like_a_builtin():
     assert score("def sum(a, b): return 6", ["assert sum(10, 15) == 6"]) == 1.0
 
 
+@pytest.mark.long
 def test_the_neighbours_keep_their_scores():
     good = f"```python\n{DOUBLE}```"
     bad = [
@@ -139,6 +140,7 @@ def test_the_neighbours_keep_their_scores():
     ]
 
 
+@pytest.mark.long
 def test_tests_that_passed_before_the_timeout_count():
     code = "def double(x):\n    while x == -1: pass\n    return x * 2"
     start = time.monotonic()
@@ -327,6 +329,7 @@ def check_mbpp(step):
     assert paid_stubs == []
 
 
+@pytest.mark.long
 def test_mbpp_solutions_pass_and_stubs_fail():
     check_mbpp(25)
 

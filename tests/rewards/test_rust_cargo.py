@@ -39,12 +39,14 @@ def score(code, tests=TESTS, **options):
     return reward
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", [BEST, "none"])
 def test_right_solution(level):
     assert score(DOUBLE, sandbox=level) == 1.0
     assert score(DOUBLE.replace("pub ", ""), sandbox=level) == 1.0
 
 
+@pytest.mark.long
 def test_parts():
     assert score(DOUBLE.replace("x * 2", "x * x")) == pytest.approx(0.2 + 0.1 + 0.35)
     assert score(DOUBLE.replace("x * 2", "return x * 2;")) == pytest.approx(0.9)
@@ -62,6 +64,7 @@ def test_what_does_not_compile_scores_zero(code):
     assert score(code) == 0.0
 
 
+@pytest.mark.long
 def test_an_endless_test_costs_its_share_only():
     start = time.monotonic()
     code = "pub fn double(x: i32) -> i32 {\n    while x == 2 {}\n    x * 2\n}\n"
@@ -99,6 +102,7 @@ def test_forged_passes_are_no_passes(code):
     assert score(code) == 0.0
 
 
+@pytest.mark.long
 def test_own_tests_count_for_nothing():
     own = "#[cfg(test)]\nmod tests {\n    use super::*;\n    #[test]\n    fn a() {}\n    #[test]\n    fn b() { double(1); }\n}\n"
     wrong = DOUBLE.replace("x * 2", "x * x")

@@ -61,6 +61,7 @@ def run(
     return seen, read_metrics(folder)
 
 
+@pytest.mark.long
 def test_silent_groups_give_way_and_the_planned_prompts_stay(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_step_values_of_fresh_prompts_are_paid_for_as_well(
     assert read_metrics(tmp_path / "run")[0]["monte_carlo/tokens"] == sum(paid)
 
 
+@pytest.mark.long
 def test_no_more_rounds_than_allowed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     seen: list[list[str]] = []
     trainer = make_trainer(
@@ -133,6 +135,7 @@ def test_no_more_rounds_than_allowed(make_trainer: MakeTrainer, tmp_path: Path) 
     assert [row["signal/kept_fraction"] for row in read_metrics(tmp_path / "run")] == [0, 0]
 
 
+@pytest.mark.long
 def test_fresh_groups_are_the_ones_that_train(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +207,7 @@ def test_a_stream_is_refused(make_trainer: MakeTrainer) -> None:
         make_trainer(train_dataset=stream, dynamic_sampling=True, peft_config=LORA)
 
 
+@pytest.mark.long
 def test_two_processes_refill_together_and_one_may_have_nothing_left(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def test_greedy_tokens_are_trls(sampler: Callable[..., GRPOTrainer], architectur
     assert len({len(row) for row in expected}) > 1
 
 
+@pytest.mark.long
 def test_samples_have_the_models_distribution(sampler: Callable[..., GRPOTrainer]) -> None:
     """Pearson's chi-squared over pairs of tokens, each pair's probability from a forward pass;
     99.9% quantile.

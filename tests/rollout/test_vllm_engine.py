@@ -22,6 +22,8 @@ from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.rollout import vllm_engine
 from grpo_hf.rollout.vllm_merged import merged_copies
 
+pytestmark = pytest.mark.long
+
 MakeTrainer = Callable[..., GRPOTrainer]
 
 LORA = {"r": 4, "target_modules": "all-linear"}

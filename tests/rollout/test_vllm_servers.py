@@ -53,6 +53,7 @@ def greedy(policy: Any, prompt: list[int]) -> list[int]:
     return output[0, len(prompt) :].tolist()
 
 
+@pytest.mark.long
 def test_prompts_are_dealt_and_come_back_in_order(
     servers: list[FakeServer], policy: Any, tmp_path: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_fewer_prompts_than_servers(servers: list[FakeServer]) -> None:
     assert ASK not in servers[1].paths()
 
 
+@pytest.mark.long
 def test_a_new_version_takes_the_place_of_the_one_before(
     servers: list[FakeServer], policy: Any, tmp_path: Path
 ) -> None:

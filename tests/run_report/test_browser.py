@@ -41,6 +41,7 @@ def comparison(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([run, other], run.parent / "comparison.html", pictures=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("kind", ["one run", "two runs"])
 def test_it_opens_quietly_and_fits(
@@ -62,6 +63,7 @@ def test_it_opens_quietly_and_fits(
     assert tab.requests == [page.as_uri()]
 
 
+@pytest.mark.long
 def test_all_of_it_is_on_paper(chromium: Browser, run: Path, tmp_path: Path) -> None:
     tab = chromium.tab()
     tab.open(run / "report.html", 820)
@@ -90,6 +92,7 @@ def test_all_of_it_is_on_paper(chromium: Browser, run: Path, tmp_path: Path) -> 
 class TestWhatIsLookedFor:
     """Each of these would be seen."""
 
+    @pytest.mark.long
     def test_a_request_that_the_page_forbids(
         self, chromium: Browser, run: Path, tmp_path: Path
     ) -> None:

@@ -44,6 +44,7 @@ class TestShortRuns:
         log(tmp_path, {"step": 5, "reward": 0.1}, {"step": 8, "train_runtime": 3.0})
         assert 'class="value">8<' in write_report([tmp_path], pictures=False).read_text()
 
+    @pytest.mark.long
     def test_it_says_that_the_watch_needs_more_steps(self, tmp_path: Path):
         page = page_of(write_run(tmp_path / "short", steps=8))
         assert "8 logged rollouts" in page.text and "Nothing was found." not in page.text
@@ -139,6 +140,7 @@ class TestResumedRuns:
         EnvironmentFile().on_train_begin(arguments(run), state(10), None)
         assert re.search(r"at step 10, \S+: grpo-hf train --resume", page_of(run).text)
 
+    @pytest.mark.long
     def test_old_findings_are_not_those_of_a_run_that_went_on(self, tmp_path: Path):
         run = write_run(tmp_path / "run", steps=12)
         old = {"name": "length", "text": "An old finding.", "strength": 1.0, "samples": []}
@@ -184,6 +186,7 @@ class TestSeveralRuns:
         assert "KL of a step, median" in page.text
         assert "Reward: 长度" in page.text and "Reward: 格式" in page.text
 
+    @pytest.mark.long
     def test_charts_of_one_set_say_whose_they_are(self, tmp_path: Path):
         runs = [write_run(tmp_path / name, steps=3) for name in ("one", "two")]
         for run in runs:

@@ -52,6 +52,7 @@ def again(run: Path, *, first_right: bool = True) -> None:
 
 
 class TestPage:
+    @pytest.mark.long
     def test_it_says_whether_it_got_better(self, page: Page):
         # 7 of 8 against 4 of 8.
         assert "On 8 held-out prompts, 50.0% of the base's answers are right and 87.5%" in page.text
@@ -60,6 +61,7 @@ class TestPage:
         for kind, count in (("Right only with the adapter", 3), ("Wrong with both", 1)):
             assert re.search(rf"{kind}\s+{count}\b", page.text)
 
+    @pytest.mark.long
     def test_prompts_that_were_trained_on_are_named_at_the_verdict(self, tmp_path: Path):
         run = write_run(tmp_path / "run")
         rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
@@ -79,6 +81,7 @@ class TestPage:
         assert "The reward gives its full mark, 1.0, to all answers, so this says nothing" in text
         assert "no difference that so few prompts can show" not in text
 
+    @pytest.mark.long
     def test_answers_that_were_judged_again_stand_once(self, tmp_path: Path):
         run = write_run(tmp_path / "run")
         again(run)
@@ -144,6 +147,7 @@ class TestPage:
         (record,) = read_runs([run])
         assert figures(record)[0][:2] == ("steps", "9 of 40")
 
+    @pytest.mark.long
     def test_a_sign_of_gaming_says_what_to_try(self, page: Page):
         assert "Lower its weight." in page.text
 
@@ -201,6 +205,7 @@ class TestPage:
         assert {"--s:1.00", "--s:0.50", "--s:0.70"} <= {attrs["style"] for attrs in spans}
         assert "2 + 2\nstep 0.9: +1#### 4step 0.25" in page.text
 
+    @pytest.mark.long
     def test_held_out_prompts_are_shown_over_time(self, tmp_path: Path):
         run = write_run(tmp_path / "run")
         write_over_time(run, [1, 2, 3, 2, 4])
@@ -224,6 +229,7 @@ class TestPage:
         assert "base, cut off before its end" in page.text
         assert "the adapter at evaluations 2" in " ".join(page.text.split())
 
+    @pytest.mark.long
     def test_of_many_evaluations_some_are_shown(self, tmp_path: Path):
         run = write_run(tmp_path / "run")
         write_over_time(run, range(5, 500, 5), prompts=1)
@@ -284,6 +290,7 @@ class TestFiles:
         for file in (run / "report").iterdir():
             assert file.read_bytes().startswith(PNG) and file.stat().st_size < 200_000
 
+    @pytest.mark.long
     def test_it_is_written_anew_but_not_over_another_file(self, run: Path, tmp_path: Path):
         write_report([run], pictures=False)
         own = tmp_path / "mine.html"
@@ -324,12 +331,14 @@ class TestFiles:
         (folder / "answers_over_time.jsonl").write_text(lines)
         assert "8 held-out prompts" in write_report([folder], pictures=False).read_text()
 
+    @pytest.mark.long
     def test_a_run_on_which_no_watch_has_looked_is_looked_at(self, tmp_path: Path):
         folder = write_run(tmp_path / "run")
         page = Page(write_report([folder], pictures=False).read_text())
         assert "could not be looked at" not in page.text
         assert ("Nothing was found." in page.text) == (findings(folder) == [])
 
+    @pytest.mark.long
     def test_a_long_run_has_a_light_page(self, tmp_path: Path):
         folder = write_run(tmp_path / "run", steps=2000)
         page = write_report([folder], pictures=False)
@@ -357,6 +366,7 @@ class TestFiles:
 
 
 class TestSeveralRuns:
+    @pytest.mark.long
     def test_other_rewards_and_other_prompts_are_said(self, tmp_path: Path):
         first = write_run(tmp_path / "a", rewards=["../one.py:right", "answer_format"])
         second = write_run(tmp_path / "b", rewards=["../two.py:right"])
@@ -376,6 +386,7 @@ class TestSeveralRuns:
         page = write_report([run, tmp_path / "." / "a"], pictures=False)
         assert page == run / "report.html" and "2 runs" not in page.read_text()
 
+    @pytest.mark.long
     def test_they_lie_beside_each_other(self, run: Path, tmp_path: Path):
         other = write_run(tmp_path / "other" / "demo", learning_rate=5e-4)
         page_file = write_report([run, other], pictures=False)

@@ -42,6 +42,7 @@ def test_where_greedy_answers_cannot_tell_samples_do() -> None:
     assert HINT not in said
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_is_not_told_that_nothing_was_evaluated(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     assert "not known" not in main_sentence(run)

@@ -178,6 +178,7 @@ def test_several_processes_are_refused(
     assert "start it without a launcher" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_an_adapter_that_is_trained_on_answers(
     recipe: Callable[..., list[str]], tmp_path: Path, tiny_checkpoint: Path
 ) -> None:

@@ -228,6 +228,7 @@ def test_ollama_s_template_writes_what_the_chat_template_does(template: str):
     assert written.rpartition("So.")[0] == asked
 
 
+@pytest.mark.long
 def test_most_templates_have_a_form_there():
     form = PromptForm(chat=True, system_prompt="Be brief.")
     found = [name for name in TEMPLATES if form_there(tokenizer_with(name), form, {})[0]]

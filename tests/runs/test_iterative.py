@@ -127,6 +127,7 @@ def steps_of(folder: Path, number: int) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if "kl" in row]
 
 
+@pytest.mark.long
 def test_each_iteration_holds_the_policy_to_the_last_one(finished: Path) -> None:
     weights = results(finished)
     for number in (1, 2):
@@ -141,6 +142,7 @@ def test_each_iteration_holds_the_policy_to_the_last_one(finished: Path) -> None
         assert compared
 
 
+@pytest.mark.long
 def test_the_policy_earns_what_the_reward_model_says(finished: Path, make: Make) -> None:
     """Check the first step of iteration 1, where the policy is still the one of iteration 0."""
     row = json.loads((finished / "iteration-1/policy/credit.jsonl").read_text().splitlines()[0])
@@ -154,6 +156,7 @@ def test_the_policy_earns_what_the_reward_model_says(finished: Path, make: Make)
         assert completion["reward"] == pytest.approx(score, abs=1e-3)
 
 
+@pytest.mark.long
 def test_the_reward_model_goes_on_with_a_tenth_of_old_pairs(finished: Path, make: Make) -> None:
     loop = make(finished)
     report = json.loads((finished / "iteration-0/report.json").read_text())
@@ -217,6 +220,7 @@ def cut_after(ticks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "clip_grad_norm_", ticking(fitting.clip_grad_norm_))
 
 
+@pytest.mark.long
 def test_a_run_that_is_cut_off_five_times_ends_the_same(
     make: Make, finished: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +257,7 @@ def cut_at(owner: type, method: str, calls: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(owner, method, cut)
 
 
+@pytest.mark.long
 def test_a_run_that_is_cut_off_while_it_writes_a_checkpoint_ends_the_same(
     make: Make, finished: Path, tmp_path: Path
 ) -> None:
@@ -325,6 +330,7 @@ def sampled(loop: IterativeGRPO, folder: Path) -> list[Any]:
     return read_samples(folder / "run", 0)
 
 
+@pytest.mark.long
 def test_samples_are_drawn_as_in_training(make: Make, tmp_path: Path) -> None:
     """Check that top_k 1 makes all samples of a prompt equal, also through `generation_kwargs`."""
     cases = [({}, 4), ({"top_k": 1}, 1), ({"generation_kwargs": {"top_k": 1}}, 1)]
@@ -333,6 +339,7 @@ def test_samples_are_drawn_as_in_training(make: Make, tmp_path: Path) -> None:
         assert {len(set(group.completions)) for group in groups} == {texts}
 
 
+@pytest.mark.long
 def test_a_4_bit_base_can_still_learn_after_the_first_samples(make: Make, tmp_path: Path) -> None:
     loop = make(tmp_path / "run", load_in_4bit=True)
     sampled(loop, tmp_path)
@@ -345,6 +352,7 @@ def test_a_4_bit_base_can_still_learn_after_the_first_samples(make: Make, tmp_pa
     assert linears
 
 
+@pytest.mark.long
 def test_a_judge_that_dies_costs_what_it_judged(make: Make, tmp_path: Path) -> None:
     @reward_settings(batched=False)
     def deadly(completions: list[str], answer: list[str], **_: Any) -> list[float]:
@@ -371,6 +379,7 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["samples.jsonl"]
 
 
+@pytest.mark.long
 def test_a_policy_of_another_name_goes_through_the_same_iterations(
     make: Make, tmp_path: Path
 ) -> None:

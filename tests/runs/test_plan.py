@@ -266,6 +266,7 @@ def test_a_recipe_for_several_gpus_is_planned_on_one_machine(
     assert "4 GPUs x 2 rows x 1 micro-batch = 8 completions of 1 prompt" in text
 
 
+@pytest.mark.long
 def test_the_table_in_the_documentation_is_what_the_command_prints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

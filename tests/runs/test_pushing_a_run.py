@@ -18,6 +18,8 @@ from grpo_hf.reporting import pushing
 from grpo_hf.runs.recipe import read_recipe
 from grpo_hf.runs.train import train
 
+pytestmark = pytest.mark.long
+
 REPO = "tester/demo"
 SAMPLES = {"credit.jsonl", "evaluation.jsonl"}
 REWARD = """

@@ -310,6 +310,7 @@ class TestBlankAnswers:
         assert sorted(notes) == sorted([*task.notes, *prompts.notes])
         return len(samples), notes
 
+    @pytest.mark.long
     def test_stay_and_are_named(self, recipe, tmp_path):
         count, (note,) = self.notes(recipe, tmp_path, "@reward_settings(batched=False)")
         assert count == 8

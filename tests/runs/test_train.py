@@ -96,6 +96,7 @@ def greedy_passes(monkeypatch) -> list[list[str]]:
     return passes
 
 
+@pytest.mark.long
 def test_another_set_may_begin_its_answers_where_the_training_data_does_not(make, tmp_path):
     """The set at the end of the training opened a new turn, and `grpo-hf eval` went on."""
     (tmp_path / "whole.py").write_text(ACCURACY)
@@ -152,6 +153,7 @@ def test_a_begun_answer_that_the_template_drops_is_refused_before_the_training(
     assert not (tmp_path / "run" / METRICS_FILE).exists()
 
 
+@pytest.mark.long
 def test_accuracies_during_the_training_and_more_sets_at_its_end(
     make, tmp_path, capsys, greedy_passes
 ):
@@ -217,6 +219,7 @@ def test_accuracies_during_the_training_and_more_sets_at_its_end(
     assert again[0]["difference"] == summary["difference"]
 
 
+@pytest.mark.long
 def test_a_resumed_run_shows_each_evaluation_once(make, tmp_path):
     """Of many held-out prompts six are followed, and a step that is made again replaces itself."""
     rows = [{"prompt": f"Say {number}.", "answer": str(number)} for number in range(21)]
@@ -236,6 +239,7 @@ def test_a_resumed_run_shows_each_evaluation_once(make, tmp_path):
     assert [[row["row"] for row in line["rows"]] for line in kept] == [[0, 2, 4, 6, 8, 10]] * 4
 
 
+@pytest.mark.long
 def test_an_evaluation_that_cannot_be_written_costs_nothing_else(
     make, tmp_path, caplog, monkeypatch
 ):
@@ -250,6 +254,7 @@ def test_an_evaluation_that_cannot_be_written_costs_nothing_else(
     assert (tmp_path / "run/README.md").is_file()
 
 
+@pytest.mark.long
 def test_evaluations_during_the_training(make, tmp_path, capsys, greedy_passes):
     splits = {
         "train": [{"prompt": f"train {number}"} for number in range(8)],
@@ -285,6 +290,7 @@ def test_evaluations_during_the_training(make, tmp_path, capsys, greedy_passes):
     }
 
 
+@pytest.mark.long
 def test_vllm_ends_before_base_and_adapter_are_compared(make, tmp_path):
     with vllm_installed() as engine:
         splits = {"train": [{"prompt": "train"}] * 4, "test": [{"prompt": "test"}]}
@@ -309,6 +315,7 @@ def seen_lines(folder):
     return (folder / "noting.py.seen").read_text().splitlines()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", ["user", "beginning"])
 def test_without_a_strategy_nothing_is_evaluated_in_between(make, tmp_path, shape):
     recipe = make(
@@ -320,6 +327,7 @@ def test_without_a_strategy_nothing_is_evaluated_in_between(make, tmp_path, shap
 
 
 class TestStreams:
+    @pytest.mark.long
     def test_train_and_are_evaluated(self, make, tmp_path):
         rows = [{"question": f"train {number}", "gold": str(number)} for number in range(70)]
         # A row that cannot be used comes after those that are read ahead.
@@ -430,6 +438,7 @@ class TestAgainstTRLsScript:
             "lora_target_modules": "all-linear",
         }
 
+    @pytest.mark.long
     def test_conversations_with_tools(self, tmp_path, tiny_checkpoint, monkeypatch, make):
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         monkeypatch.chdir(tmp_path)
@@ -453,6 +462,7 @@ class TestAgainstTRLsScript:
         assert sorted(map(json.dumps, expected)) == sorted(seen)
 
 
+@pytest.mark.long
 def test_a_finished_run_is_not_compared_again(make, tmp_path, capsys):
     rows = [{"prompt": f"What is {number} + 3?", "solution": "5"} for number in range(8)]
     make({"train": rows, "test": rows[:2]}, save_strategy="steps", save_steps=1, eval_rows=2)
@@ -472,6 +482,7 @@ def test_a_finished_run_is_not_compared_again(make, tmp_path, capsys):
     assert "the run has finished, at step 3" in run("--eval_rows", "1", "--max_steps", "3")
 
 
+@pytest.mark.long
 def test_a_run_that_may_not_go_on_leaves_the_recipe_that_is_there(make, tmp_path):
     rows = [{"prompt": f"What is {number} + 3?", "solution": "5"} for number in range(8)]
     make({"train": rows}, save_strategy="steps", save_steps=1)

@@ -272,6 +272,7 @@ def reward_model(tokenizer: Any) -> Any:
     return transformers.LlamaForSequenceClassification(config)
 
 
+@pytest.mark.long
 def test_every_shape_of_reward_is_paid_and_learnt_as_in_trl(
     tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -129,6 +129,7 @@ def test_declarations_are_believed(isolated: Any, tmp_path: Path) -> None:
             file.unlink()
 
 
+@pytest.mark.long
 def test_rewards_do_not_wait_for_each_other(isolated: Any) -> None:
     """Three judges on two workers, as TRL would await them."""
 
@@ -158,6 +159,7 @@ def test_a_reward_may_have_its_own_threads_and_processes(isolated: Any) -> None:
     assert entry(completions=TEXTS) == LENGTHS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "reason"), [("raise", "exception"), ("hang", "timeout"), ("die", "killed")]
 )
@@ -180,6 +182,7 @@ def test_a_lost_call_is_made_again_by_groups(isolated: Any, fault: str, reason: 
     assert reasons(outcomes) == [None] * 4 + [reason, None]
 
 
+@pytest.mark.long
 def test_what_is_slow_for_the_first_time_has_time_by_groups(
     isolated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,6 +246,7 @@ def test_advantages_are_those_of_the_completions_that_were_scored(
     torch.testing.assert_close(rollout.batch["advantages"], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_too_many_failures_stop_the_run_after_a_checkpoint(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
@@ -269,6 +270,7 @@ def test_too_many_failures_stop_the_run_after_a_checkpoint(
     assert again.state.global_step == 5
 
 
+@pytest.mark.long
 def test_a_reward_that_fails_in_the_first_step_says_how_to_begin_anew(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
@@ -306,6 +308,7 @@ def test_the_progress_line_says_what_failed() -> None:
     assert "judge 1.000±0.00  " in progress_line(1, 2, {"reward": 1.0} | quick, ["judge"], 1.0, 1.0)
 
 
+@pytest.mark.long
 def test_weights_follow_their_schedule_in_a_run(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     rewards = ["overlong(max_length=64, cache=64, weight='linear(1, 0, steps=2)')", "answer_format"]
     make_trainer(reward_funcs=rewards, peft_config=LORA, max_steps=3).train()
@@ -381,6 +384,7 @@ def run_with_faults(
     return read_metrics(folder / "run"), seconds, reasons["timeout"]
 
 
+@pytest.mark.long
 def test_a_run_survives_faults_of_every_kind(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     rows, _, _ = run_with_faults(make_trainer, tmp_path, 25)
     assert len(rows) == 25 and any(row["rewards/faulty/failed"] for row in rows)

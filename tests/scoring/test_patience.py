@@ -38,6 +38,7 @@ def test_a_hang_in_a_large_batch_of_a_quick_reward_costs_a_minute() -> None:
     assert given.for_all(512) == 60
 
 
+@pytest.mark.long
 def test_it_is_said_who_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -87,6 +87,7 @@ def trained(
     return train
 
 
+@pytest.mark.long
 def test_values_are_those_of_continuations(trained: Any) -> None:
     """With top_k 1 all continuations are the greedy one, which `generate` writes as well."""
     trainer, (call, *_) = trained(generation_kwargs={"top_k": 1})
@@ -117,6 +118,7 @@ def test_values_are_those_of_continuations(trained: Any) -> None:
     assert several > 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "data", [{}, {"train_dataset": Dataset.from_list(CHAT)}], ids=["text", "chat"]
 )
@@ -289,6 +291,7 @@ def test_the_first_reward_keeps_its_own_metrics(trained: Any) -> None:
     assert row["rewards/monte_carlo/mean"] == pytest.approx(sum(means) / 8)
 
 
+@pytest.mark.long
 def test_it_trains(trained: Any) -> None:
     trainer, calls = trained(
         max_steps=3, num_iterations=2, gradient_accumulation_steps=2, per_device_train_batch_size=4

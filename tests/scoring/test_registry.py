@@ -118,6 +118,7 @@ class TestWaysIn:
         assert as_trl_calls(load_reward(f"{folder / 'old (copy).py'}:score")) == [1]
         assert as_trl_calls(load_reward(f"{folder / 'old (copy).py'}:score(by=2)")) == [2]
 
+    @pytest.mark.long
     def test_package_that_somebody_installs(self, tmp_path):
         """A stranger's package, built and installed by pip, is found by its entry point in a new
         process.

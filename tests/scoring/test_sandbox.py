@@ -62,6 +62,7 @@ def test_large_input_and_output_do_not_block(level):
     assert run("print(1)", level, stdin="x" * 900_000).stdout == "1\n"
 
 
+@pytest.mark.long
 @every_level
 def test_ends_at_the_time_limit(level):
     start = time.monotonic()
@@ -144,6 +145,7 @@ def test_ends_with_a_caller_that_is_killed(level, tmp_path):
     wait_until_gone(marker)
 
 
+@pytest.mark.long
 @every_level
 def test_ends_with_a_caller_that_is_killed_while_it_starts_a_run(level, tmp_path):
     """Killed after 0, 2, ... 62 ms, which is before, in and after each part of a tier's start."""
@@ -201,6 +203,7 @@ def breaches(results):
     return found
 
 
+@pytest.mark.long
 @needs_a_tier
 def test_no_quick_attack_succeeds_in_the_tier_that_is_taken():
     results = attacks("--quick", "--only", sandbox.confinement())
@@ -293,6 +296,7 @@ def test_another_user_cannot_reach_what_is_in_a_closed_folder(tmp_path):
     assert sandbox_jail.open_to_all("/usr")
 
 
+@pytest.mark.long
 def test_a_copy_of_python_that_was_cleaned_away_in_part_is_made_again(monkeypatch, tmp_path):
     """Systems remove from /tmp what nobody has opened for days."""
     monkeypatch.setattr(sandbox_jail, "folder_for_all", lambda: str(tmp_path))

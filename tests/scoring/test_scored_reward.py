@@ -13,6 +13,8 @@ from grpo_hf import GRPOTrainer, reward_settings
 from grpo_hf.reporting.metrics_file import read_metrics
 from grpo_hf.update import log_probs
 
+pytestmark = pytest.mark.long
+
 MakeTrainer = Callable[..., GRPOTrainer]
 
 

@@ -49,6 +49,7 @@ def test_the_limit_of_a_run_stays_behind_a_timeout_of_the_reward(
     assert checked.time_limit(run_timeout) == limit
 
 
+@pytest.mark.long
 def test_a_process_waits_as_long_as_the_reward_s_own_timeout_says():
     @reward_settings(timeout=0.3)
     def patient(completions, *, timeout=0.1, **columns):

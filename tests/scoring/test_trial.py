@@ -158,6 +158,7 @@ def as_text(completions: list[Any], answer: list[Any], **_: Any) -> list[float]:
     return right
 
 
+@pytest.mark.long
 def test_a_reward_that_pays_nothing_for_right_answers_is_named() -> None:
     (finding,) = found(as_text, rows=FLOATS)
     (note,) = finding.notes()
@@ -282,6 +283,7 @@ def test_where_a_reward_is_called_is_said() -> None:
     assert "called in the trainer's process: it refers to words, a list" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("column", ["label", "target", "gold", "Reading"])
 def test_the_gold_answer_is_found_under_any_name_that_a_reward_reads(column: str) -> None:
     source = (

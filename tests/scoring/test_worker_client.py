@@ -92,6 +92,7 @@ def test_a_fault_costs_its_own_completion(
     assert [outcome.value for outcome in outcomes] == [1.0, None, 3.0, 0.0]
 
 
+@pytest.mark.long
 def test_a_reward_that_imports_when_it_is_called_is_told_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_the_traceback_names_file_and_line(faulty: ScoredReward) -> None:
     assert 'raise ValueError("no")' in outcome.failure.detail
 
 
+@pytest.mark.long
 def test_time_is_what_the_time_outs_explain(faulty: ScoredReward) -> None:
     start = time.monotonic()
     outcomes = faulty.score(["hang"] * 4 + ["good"] * 40, {})
@@ -157,6 +159,7 @@ def _faulty_by_value() -> Callable[..., Any]:
     return faulty
 
 
+@pytest.mark.long
 def test_functions_of_scripts_partials_and_objects_travel() -> None:
     @reward_settings(in_process=False)
     class Scaled:
@@ -225,6 +228,7 @@ def test_batched_rewards_get_one_call() -> None:
     process.close()
 
 
+@pytest.mark.long
 def test_async_rewards_wait_together_and_one_that_blocks_is_found() -> None:
     @reward_settings(batched=False)
     async def waits(completions: list[str], **columns: Any) -> list[float]:
@@ -246,6 +250,7 @@ def test_async_rewards_wait_together_and_one_that_blocks_is_found() -> None:
     process.close()
 
 
+@pytest.mark.long
 def test_what_they_log_comes_back() -> None:
     def talks(
         completions: list[str], log_extra: Any, log_metric: Any, trainer_state: Any
@@ -270,6 +275,7 @@ def test_what_they_log_comes_back() -> None:
     process.close()
 
 
+@pytest.mark.long
 def test_memory_that_others_leaked_is_not_a_completion_s_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -306,6 +312,7 @@ def test_the_process_starts_again_when_it_has_died() -> None:
     process.close()
 
 
+@pytest.mark.long
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     """Neither by a trainer that ends, nor by one that is killed while a reward hangs."""
     program = """
@@ -341,6 +348,7 @@ if sys.argv[1] == "hang":
         assert not alive
 
 
+@pytest.mark.long
 def test_file_handles_do_not_pile_up() -> None:
     def count(completions: list[str], **columns: Any) -> list[float]:
         return [1.0]
@@ -391,6 +399,7 @@ def test_signals_without_a_name_are_a_reason_too(faulty: ScoredReward) -> None:
     process.close()
 
 
+@pytest.mark.long
 def test_what_a_late_reward_has_started_ends_with_it() -> None:
     def starts(completions: list[str], **columns: Any) -> list[float]:
         subprocess.run(["sleep", "7777"])
@@ -488,6 +497,7 @@ def test_no_more_async_rewards_under_way_than_allowed(workers: int, tmp_path: Pa
     process.close()
 
 
+@pytest.mark.long
 def test_slow_imports_are_not_a_completion_s_time(tmp_path: Path) -> None:
     (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1.5)\n")
     (tmp_path / "mine.py").write_text(

@@ -64,6 +64,7 @@ def module_of(file: Path):
     return module
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_what_is_written_works(kind, data, begun):
     function, answer = ANSWERS[kind]
@@ -157,6 +158,7 @@ def test_equal_answers_vote_together(kind, texts, votes, data, begun):
 NO_ANSWER = {3: "", 5: " \t", 7: None}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [kind for kind in ANSWERS if kind != "none"])
 def test_rows_without_a_right_answer_are_named_whatever_stands_there(kind, data, begun):
     function, answer = ANSWERS[kind]
@@ -404,6 +406,7 @@ class TestAsking:
         assert "prompt: ask; right answer: none, so the reward looks at the form alone" in printed
         assert "--gold COLUMN (first, larger)" in printed
 
+    @pytest.mark.long
     @pytest.mark.parametrize("folder, second", [("mine", "mine-2"), (".", "again-2")])
     def test_without_a_right_answer_the_second_try_is_a_command(
         self, data, tmp_path, tiny_checkpoint, capsys, monkeypatch, folder, second
@@ -500,6 +503,7 @@ class TestAsking:
             assert f"few.jsonl has {count - 1} prompt" in refusal
             assert "Give at least 4 rows to train on, or " in refusal
 
+    @pytest.mark.long
     def test_in_a_terminal_it_asks_and_offers_what_it_sees(
         self, data, tiny_checkpoint, tmp_path, monkeypatch, capsys
     ):

@@ -57,6 +57,7 @@ def push(hub: FakeHub, folder: Path) -> str:
     )
 
 
+@pytest.mark.long
 def test_a_pushed_folder_comes_back_byte_for_byte(fake_hub, folder, tmp_path):
     sha = push(fake_hub, folder)
     assert fake_hub.files("tester/tiny") == FOLDER
@@ -75,6 +76,7 @@ def test_a_pushed_folder_comes_back_byte_for_byte(fake_hub, folder, tmp_path):
     assert {path: (Path(snapshot) / path).read_bytes() for path in FOLDER} == FOLDER
 
 
+@pytest.mark.long
 def test_a_second_push_replaces_adds_and_deletes(fake_hub, folder):
     first = push(fake_hub, folder)
     (folder / "README.md").write_bytes(b"# Tiny, again\n")
@@ -96,6 +98,7 @@ def test_a_second_push_replaces_adds_and_deletes(fake_hub, folder):
     )
 
 
+@pytest.mark.long
 def test_the_client_raises_what_it_raises_for_the_real_hub(fake_hub, folder):
     push(fake_hub, folder)
     expected = {

@@ -148,6 +148,7 @@ def test_logits_that_are_capped_keep_trls_head(module_trainer: MakeTrainer) -> N
     assert_equal(*both_ways(trainer, block(*BLOCKS["two ragged groups"])))
 
 
+@pytest.mark.long
 def test_dropout_of_the_adapter_leaves_the_mean_where_it_was(module_trainer: MakeTrainer) -> None:
     """Rows of a group share the mask of their prompt, so single draws differ; the expectation is
     TRL's.

@@ -588,6 +588,7 @@ def test_attention_of_the_users_choice_is_used_or_said(
     assert trainer.packs and not said
 
 
+@pytest.mark.long
 def test_packed_updates_of_a_compiled_model_are_trls(
     module_trainer: MakeTrainer, said: list[str], tmp_path: Path
 ) -> None:
