@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from inspect import signature
 from pathlib import Path
@@ -22,6 +23,9 @@ from grpo_hf.demo.tiny_model import tiny_model, tiny_tokenizer
 # A test that reaches for the network fails at once. The library has read the variable by now.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 constants.HF_HUB_OFFLINE = True
+# As Python does by itself, and no machine's setting decides what lies beside a file.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # TRL warns of what is experimental there, and a warning of ours would be an error.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 # A shell's background ignores Ctrl-C, nohup SIGHUP, and every child would inherit it.

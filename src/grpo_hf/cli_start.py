@@ -297,7 +297,7 @@ def _show_columns(facts: "DataFacts") -> None:
 def _run_examples(reward: Path) -> None:
     """Run the examples of a reward file, as its author will."""
     done = subprocess.run(
-        [sys.executable, "-m", "doctest", str(reward)], capture_output=True, text=True
+        [sys.executable, "-B", "-m", "doctest", str(reward)], capture_output=True, text=True
     )
     said = "hold" if done.returncode == 0 else f"do not hold:\n{done.stdout}{done.stderr}"
     print(f"the examples in {reward} {said}")

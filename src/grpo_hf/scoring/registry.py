@@ -1,15 +1,13 @@
 """The one door for rewards: every way to name one ends in the same checked `Reward`."""
 
 import ast
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from operator import attrgetter
@@ -22,15 +20,13 @@ from ..errors import (
     RewardNotFound,
     RewardSpecError,
     did_you_mean,
-    did_you_mean_path,
 )
 from .reward import Reward, address, callable_name, definition_of
 from .signature import checked_reward
+from .user_files import import_file, importing
 
 # The entry points by which installed packages provide rewards, ours among them.
 _GROUP = "grpo_hf.rewards"
-# How the modules begin that are made of reward files.
-_FILE_MODULE = "grpo_hf_file"
 # What YAML and JSON call these, also inside of a list or a mapping.
 _CONSTANTS = {"true": True, "false": False, "null": None}
 
@@ -290,77 +286,9 @@ def _providers(name: str) -> dict[str, str]:
 
 def _imported(target: str, what: str) -> Any:
     module_name, _, attribute = target.rpartition(":")
-    with _importing(what, module_name):
+    with importing(what, module_name):
         module = importlib.import_module(module_name)
     return _attribute(module, attribute, what)
-
-
-def import_file(file: Path, kind: str = "reward") -> ModuleType:
-    """Import a file as a module, once per process, under a name on which all processes agree.
-
-    Raises:
-        RewardNotFound: there is no such file.
-        RewardSpecError: it cannot be imported.
-    """
-    path = file.resolve()
-    if not path.is_file():
-        raise RewardNotFound(f"there is no {kind} file {path}.{_file_hint(path)}")
-    # hash() of a text differs from process to process.
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    name = "_".join([_FILE_MODULE, re.sub(r"\W", "_", path.stem), digest])
-    if name in sys.modules:
-        return sys.modules[name]
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    # The path ends in .py, for which there always is a loader.
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    # Before the module runs: dataclasses and pickle look it up by its name.
-    sys.modules[name] = module
-    with _importing(f"{kind} {path}", name):
-        try:
-            module_spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return module
-
-
-def _file_hint(path: Path) -> str:
-    """Return where the file may be meant to be, as a sentence or nothing."""
-    here = Path(path.name).resolve()
-    if here.is_file():
-        return (
-            f" In a recipe it is relative to the recipe, as a flag to the current folder; the one "
-            f"in the current folder is {here}."
-        )
-    return did_you_mean_path(path, [sibling.name for sibling in path.parent.glob("*.py")])
-
-
-def file_modules() -> list[str]:
-    """Return the files that rewards of this process come from.
-
-    Another process imports them before it unpickles a reward.
-    """
-    files = []
-    for name, module in list(sys.modules.items()):
-        if name.startswith(_FILE_MODULE):
-            files.append(str(module.__file__))
-    return files
-
-
-@contextmanager
-def _importing(what: str, module: str) -> Iterator[None]:
-    try:
-        yield
-    # The module is the user's, and its import may raise anything, or call sys.exit().
-    except (Exception, SystemExit) as error:
-        message = f"{what} cannot be imported: {type(error).__name__}: {error}."
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        # A module that is there and lacks one of its own imports was found; it is broken.
-        if missing is not None and f"{module}.".startswith(f"{missing}."):
-            hint = " Install its package; a file is named as './my_rewards.py:my_function'."
-            raise RewardNotFound(message + hint) from error
-        raise RewardSpecError(message) from error
 
 
 def _functions_of(module: ModuleType) -> dict[str, Any]:

@@ -26,8 +26,8 @@ import psutil
 
 from .calling import Job, Scored
 from .outcomes import Failure, Outcome
-from .registry import file_modules
 from .reward import Reward
+from .user_files import file_modules
 
 # Bytes of a reward that travels by value; a larger one has caught a dataset or a model.
 _HEAVY = 32 * 2**20

@@ -28,8 +28,8 @@ from pebble import CONSTS, ProcessPool
 
 from .calling import Job, Scored
 from .parents import when_parent_ends
-from .registry import import_file
 from .reward import Reward
+from .user_files import import_file
 from .worker_calls import enter_worker, rewards
 from .worker_jobs import Pools, Scoring, adopt_orphans, end_orphans
 
