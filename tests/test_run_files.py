@@ -1,5 +1,6 @@
 """Logs and printed lines of a run: what a disk that fails costs, and what torn lines cost."""
 
+import io
 import os
 import subprocess
 import sys
@@ -130,6 +131,18 @@ def test_output_that_nobody_can_take_ends_nothing(monkeypatch, warnings):
         with pytest.raises(OSError):
             full.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", "0.5?0.1 | ?"), ("latin-1", "0.5±0.1 | ?"), ("utf-8", "0.5±0.1 | ┃")],
+)
+def test_what_a_locale_lacks_is_a_question_mark(monkeypatch, encoding: str, shown: str):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    say("0.5±0.1 | ┃")
+    say("half a \ud83d")
+    assert written.getvalue().decode(encoding).splitlines() == [shown, "half a ?"]
 
 
 def test_a_reader_that_left_costs_no_exit_code():

@@ -144,16 +144,25 @@ def in_order(rows: Iterable[Row], step_of: Callable[[Row], int]) -> list[Row]:
 
 
 def say(text: str) -> None:
-    """Print a line at once; where nobody can read it any more, the run goes on."""
+    """Print a line at once; where nobody can read it, or not all of it, the run goes on."""
     try:
-        # Flushed, so that a file or a pipe shows a line when its step is done.
-        print(text, flush=True)
+        _print(text)
     except BrokenPipeError:
         warn_once("Nobody reads the output any more. The run goes on without its lines.")
         # Python would flush the broken pipe at the end, and leave with an error code for that.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         warn_once(f"The output cannot be written ({reason_of(error)}). The run goes on.")
+
+
+def _print(text: str) -> None:
+    # Flushed, so that a file or a pipe shows a line when its step is done.
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:
+        # Half a character of the data, or one that the locale lacks, as Latin-1 does boxes.
+        encoding = sys.stdout.encoding
+        print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
 
 
 def say_first(text: str, *, to_stderr: bool = False) -> None:

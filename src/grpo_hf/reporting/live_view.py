@@ -43,7 +43,10 @@ _shown: list["LiveView"] = []
 
 def is_wanted(args: Any) -> bool:
     """Whether a run is watched in a terminal, and nothing but warnings is logged there."""
-    is_terminal = sys.stdout.isatty() and Console().is_terminal and not Console().is_dumb_terminal
+    console = Console()
+    is_terminal = sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
+    # Sparklines are in no other encoding.
+    is_terminal = is_terminal and console.encoding.startswith("utf")
     is_normal = args.get_process_log_level() >= logging.WARNING
     return bool(option(args, "live_view")) and is_terminal and is_normal
 

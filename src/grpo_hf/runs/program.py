@@ -3,9 +3,11 @@
 import logging
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ def exit_on_error(stopped: str = STOPPED_TRAINING) -> Iterator[None]:
         stopped: what is said after a signal where no run trains.
     """
     leave_with_launcher()
+    _print_what_can_be_printed()
     try:
         with signals.handled(_stop), signals.sent_again(_stop):
             yield
@@ -82,6 +85,13 @@ def exit_on_error(stopped: str = STOPPED_TRAINING) -> Iterator[None]:
         if not isinstance(error, signals.Interrupted):
             say_first(f"{signals.name_of(number)}: {stopped}", to_stderr=True)
         raise SystemExit(signals.exit_code(number)) from None
+
+
+def _print_what_can_be_printed() -> None:
+    """Put a question mark in the place of what standard output cannot show, such as ± in ASCII."""
+    # A notebook's output has another class, and takes everything.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _stop(number: int, frame: Any) -> None:
