@@ -64,6 +64,7 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
     """Begin a task: look at the data, write a recipe with comments, a reward with examples that are
     a test, and a schema for editors; try them, and say what comes next. Nothing is written over. In
     a terminal it asks for what is not given."""
+    from .starting.next_steps import next_steps
     from .starting.task_folder import RECIPE, REWARD, refuse_existing
 
     # Before the imports, which take longer.
@@ -123,9 +124,8 @@ def _init(options: argparse.Namespace, rest: list[str]) -> None:
             "reward pays for, unless your prompts do."
         )
     is_guessed = plan.instruction is not None and not plan.reward
-    _say_what_comes_next(
-        recipe, plan.output_dir, reward if reward in written else None, is_guessed=is_guessed
-    )
+    examples = reward if reward in written else None
+    print(next_steps(recipe, Path(plan.output_dir), examples, is_guessed=is_guessed))
 
 
 def _checked_data_file(name: str) -> str:
@@ -301,31 +301,6 @@ def _run_examples(reward: Path) -> None:
     )
     said = "hold" if done.returncode == 0 else f"do not hold:\n{done.stdout}{done.stderr}"
     print(f"the examples in {reward} {said}")
-
-
-def _say_what_comes_next(recipe: Path, run: str, reward: Path | None, *, is_guessed: bool) -> None:
-    """Print the commands that come next.
-
-    Args:
-        is_guessed: whether the recipe has an instruction that nobody has read yet.
-    """
-    steps = []
-    if is_guessed:
-        steps.append((f"read `instruction` in {recipe}", "a guess: say plainly what is asked"))
-    if reward is not None:
-        steps.append((f"python -m doctest {reward}", "after a change of the reward"))
-    steps.append((f"grpo-hf rewards check {recipe}", "what the reward pays for"))
-    steps.append((f"grpo-hf plan {recipe}", "memory, what fits where, tokens"))
-    steps.append((f"grpo-hf baseline {recipe}", "what the base earns: can it learn this"))
-    steps.append((f"grpo-hf train {recipe}", "train, and compare with the base"))
-    steps.append((f"grpo-hf report {run}", "did it get better, why, how sure is that"))
-    steps.append((f"grpo-hf eval {run} --samples 8", "how often is it right: pass@k, maj@k"))
-    steps.append((f"grpo-hf chat {run}", "ask base and adapter"))
-    steps.append((f"grpo-hf export {run}", "merged weights or GGUF"))
-    width = max(len(command) for command, _ in steps)
-    print("next:")
-    for command, what in steps:
-        print(f"  {command:{width}}  # {what}")
 
 
 def _settings(options: argparse.Namespace, rest: list[str]) -> None:
