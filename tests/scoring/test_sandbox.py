@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -238,6 +239,7 @@ def test_a_machine_without_a_tier_runs_nothing_and_says_what_helps(monkeypatch):
 
 
 def test_the_next_tier_is_taken_and_said_once(monkeypatch, caplog):
+    monkeypatch.delenv(sandbox_tiers._SAID, raising=False)
     faults = {"bubblewrap": "bwrap is not installed"}
     monkeypatch.setattr(sandbox_tiers, "fault", lambda tier, attempt: faults.get(tier, ""))
     sandbox_tiers._best_tier.cache_clear()
@@ -321,3 +323,42 @@ def test_unknown_level_names_the_known_ones():
         match=r"'bubblewarp' is not known. Did you mean 'bubblewrap'\?.*auto, bubblewrap.*none",
     ):
         run("print(1)", "bubblewarp")
+
+
+def test_threads_that_begin_together_try_the_tiers_once(monkeypatch, caplog):
+    """As the completions of a batch do. Each of them tried, and said what came."""
+    monkeypatch.delenv(sandbox_tiers._SAID, raising=False)
+    tried = []
+
+    def attempt(command, tier):
+        tried.append(tier)
+        time.sleep(0.1)
+        return "[]\n", ""
+
+    with ThreadPoolExecutor(4) as threads:
+        chosen = list(threads.map(sandbox_tiers.chosen_tier, ["auto"] * 4, [attempt] * 4))
+    assert len(set(chosen)) == 1 and tried == [chosen[0]]
+    assert caplog.text.count("Code that the model writes is confined") == 1
+
+
+@needs_a_tier
+@pytest.mark.long
+def test_how_code_is_confined_is_said_once_whatever_scores_it(tmp_path):
+    """The command's process looks when it loads the reward, and each of two that score, too."""
+    row = {"completion": "```python\ndef f(): return 1\n```", "test_list": ["assert f() == 1"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    command = [
+        "-m",
+        "grpo_hf.cli",
+        "rewards",
+        "test",
+        "python_tests",
+        "--completions",
+        "rows.jsonl",
+    ]
+    environment = {name: said for name, said in os.environ.items() if name != sandbox_tiers._SAID}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.count("1.000") == 2
+    assert done.stderr.count("Code that the model writes is confined") == 1

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from ..errors import RewardSpecError, did_you_mean
 from .sandbox_jail import python_is_open_to_all
@@ -55,6 +56,10 @@ print(json.dumps(could), flush=True)
 attempt("", lambda: os.kill(told["victim"], signal.SIGKILL))
 """
 Attempt = Callable[[list[str], str], tuple[str, str]]
+# Completions are judged in threads: one of them tries the tiers, and the others wait for it.
+_choosing = Lock()
+# What was said last. Processes that score inherit it, and have the same to say.
+_SAID = "GRPO_HF_SANDBOX_SAID"
 
 
 def chosen_tier(level: str, attempt: Attempt) -> str:
@@ -72,12 +77,13 @@ def chosen_tier(level: str, attempt: Attempt) -> str:
             f"sandbox {level!r} is not known.{did_you_mean(str(level), LEVELS)} Choose one of: "
             f"{', '.join(LEVELS)}."
         )
-    if level == "none":
-        _say_what_is_open()
-        return level
-    if level == "auto":
-        return _best_tier(attempt)
-    found = fault(level, attempt)
+    with _choosing:
+        if level == "none":
+            _say_what_is_open()
+            return level
+        if level == "auto":
+            return _best_tier(attempt)
+        found = fault(level, attempt)
     if found:
         raise RewardSpecError(
             f"sandbox={level!r} does not work here: {found}. sandbox='auto' takes the best way "
@@ -107,7 +113,10 @@ def _say_how(tier: str, faults: list[str]) -> None:
     packages = ""
     if tier == "jail" or (tier == "landlock" and needs_a_copy()):
         packages = " It has a copy of Python with the standard library, and no other packages."
-    logger.warning(f"Code that the model writes is confined {_WORDS[tier]}{because}.{packages}")
+    said = f"Code that the model writes is confined {_WORDS[tier]}{because}.{packages}"
+    if os.environ.get(_SAID) != said:
+        os.environ[_SAID] = said
+        logger.warning(said)
 
 
 @cache
