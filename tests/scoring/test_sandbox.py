@@ -239,7 +239,7 @@ def test_a_machine_without_a_tier_runs_nothing_and_says_what_helps(monkeypatch):
 
 
 def test_the_next_tier_is_taken_and_said_once(monkeypatch, caplog):
-    monkeypatch.delenv(sandbox_tiers._SAID, raising=False)
+    monkeypatch.setattr(sandbox_tiers, "_said", set())
     faults = {"bubblewrap": "bwrap is not installed"}
     monkeypatch.setattr(sandbox_tiers, "fault", lambda tier, attempt: faults.get(tier, ""))
     sandbox_tiers._best_tier.cache_clear()
@@ -253,8 +253,8 @@ def test_the_next_tier_is_taken_and_said_once(monkeypatch, caplog):
     assert "bwrap is not installed" in record.message
 
 
-def test_no_protection_is_said_once(caplog):
-    sandbox_tiers._say_what_is_open.cache_clear()
+def test_no_protection_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(sandbox_tiers, "_said", set())
     with caplog.at_level("WARNING"):
         assert run("print(1)", "none").stdout == "1\n"
         assert run("print(1)", "none").stdout == "1\n"
@@ -327,7 +327,7 @@ def test_unknown_level_names_the_known_ones():
 
 def test_threads_that_begin_together_try_the_tiers_once(monkeypatch, caplog):
     """As the completions of a batch do. Each of them tried, and said what came."""
-    monkeypatch.delenv(sandbox_tiers._SAID, raising=False)
+    monkeypatch.setattr(sandbox_tiers, "_said", set())
     tried = []
 
     def attempt(command, tier):
@@ -339,26 +339,25 @@ def test_threads_that_begin_together_try_the_tiers_once(monkeypatch, caplog):
         chosen = list(threads.map(sandbox_tiers.chosen_tier, ["auto"] * 4, [attempt] * 4))
     assert len(set(chosen)) == 1 and tried == [chosen[0]]
     assert caplog.text.count("Code that the model writes is confined") == 1
+    # Another run that this program starts has a log of its own.
+    assert sandbox_tiers._SAID not in os.environ
 
 
-@needs_a_tier
 @pytest.mark.long
-def test_how_code_is_confined_is_said_once_whatever_scores_it(tmp_path):
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        pytest.param("python_tests", "the model writes is confined", marks=needs_a_tier),
+        ("python_tests(sandbox='none')", "sandbox: none was chosen"),
+    ],
+)
+def test_how_code_is_confined_is_said_once_whatever_scores_it(tmp_path, reward, said):
     """The command's process looks when it loads the reward, and each of two that score, too."""
     row = {"completion": "```python\ndef f(): return 1\n```", "test_list": ["assert f() == 1"]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    command = [
-        "-m",
-        "grpo_hf.cli",
-        "rewards",
-        "test",
-        "python_tests",
-        "--completions",
-        "rows.jsonl",
-    ]
-    environment = {name: said for name, said in os.environ.items() if name != sandbox_tiers._SAID}
+    command = ["grpo_hf.cli", "rewards", "test", reward, "--completions", "rows.jsonl"]
     done = subprocess.run(
-        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.count("1.000") == 2
-    assert done.stderr.count("Code that the model writes is confined") == 1
+    assert done.stderr.count(said) == 1

@@ -58,8 +58,9 @@ attempt("", lambda: os.kill(told["victim"], signal.SIGKILL))
 Attempt = Callable[[list[str], str], tuple[str, str]]
 # Completions are judged in threads: one of them tries the tiers, and the others wait for it.
 _choosing = Lock()
-# What was said last. Processes that score inherit it, and have the same to say.
+# Tells a process that scores what the trainer's has said.
 _SAID = "GRPO_HF_SANDBOX_SAID"
+_said = set(os.environ.get(_SAID, "").splitlines())
 
 
 def chosen_tier(level: str, attempt: Attempt) -> str:
@@ -113,21 +114,28 @@ def _say_how(tier: str, faults: list[str]) -> None:
     packages = ""
     if tier == "jail" or (tier == "landlock" and needs_a_copy()):
         packages = " It has a copy of Python with the standard library, and no other packages."
-    said = f"Code that the model writes is confined {_WORDS[tier]}{because}.{packages}"
-    if os.environ.get(_SAID) != said:
-        os.environ[_SAID] = said
-        logger.warning(said)
+    _say_once(f"Code that the model writes is confined {_WORDS[tier]}{because}.{packages}")
 
 
-@cache
 def _say_what_is_open() -> None:
     who = "root" if os.geteuid() == 0 else "the user who started this program"
-    logger.warning(
+    _say_once(
         f"sandbox: none was chosen, so code that the model writes runs as {who}. It can read and "
         "change every file of that user (keys, checkpoints, Python itself), use the network, end "
         "any process of that user, and fill the disk elsewhere than in its folder. Only time, "
         "memory of each process, output and its own folder are limited."
     )
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        logger.warning(text)
+
+
+def said_so_far() -> dict[str, str]:
+    """Return what a process that scores for this one is told in its environment."""
+    return {_SAID: "\n".join(sorted(_said))}
 
 
 def needs_a_copy() -> bool:

@@ -27,6 +27,7 @@ import psutil
 from .calling import Job, Scored
 from .outcomes import Failure, Outcome
 from .reward import Reward
+from .sandbox_tiers import said_so_far
 from .user_files import file_modules
 
 # Bytes of a reward that travels by value; a larger one has caught a dataset or a model.
@@ -168,7 +169,7 @@ class RewardProcess:
             # Ctrl-C is for the trainer, which then closes the connection.
             start_new_session=True,
             # Workers share the cores.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **said_so_far()},
         )
         theirs.close()
         self._connection = Connection(ours.detach())
